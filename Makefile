@@ -1,0 +1,46 @@
+# make demo   the main job on the music that ships with the project, about five minutes
+# make test   every test that this machine allows (real corpora through MIDIBERT_CORPORA)
+# make lint   ruff and mypy
+# Each creates .venv and installs requirements.txt when they are missing or older; a second call installs nothing.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+OUT ?= $(CURDIR)/output
+FAST := not ray and not corpora and not slow
+
+# Ray's usage statistics need a network, and its tests none.
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test test-fast lint format clean
+
+demo: $(READY)
+	$(BIN)/python jobs/pipeline.py --preset debug storage.root=$(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "$(FAST)"
+	$(BIN)/python -m pytest -m "not ($(FAST))"
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "$(FAST)"
+
+lint: $(READY)
+	$(BIN)/ruff check midibert_ray jobs tests benchmarks
+	$(BIN)/ruff format --check midibert_ray jobs tests benchmarks
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix midibert_ray jobs tests benchmarks
+	$(BIN)/ruff format midibert_ray jobs tests benchmarks
+
+clean:
+	rm -rf $(VENV) $(OUT)
+
+# torch first: a build that is there must not be replaced by what another package would pull in.
+$(READY): requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	echo "$(CURDIR)" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/midibert_ray.pth"
+	touch $(READY)

@@ -1,0 +1,307 @@
+"""Pre-training steps on one GPU: are the numbers right, then how fast.
+
+    python benchmarks/gpu.py --write              # the paper's 12 layers x 768 in bf16, at most eight minutes
+    python benchmarks/gpu.py --minutes 3          # leaves out what the time does not suffice for
+    python benchmarks/gpu.py --cpu-dry-run        # the same code on the CPU with a tiny model; its rates mean nothing
+
+Without a GPU it says so and ends. It needs torch, transformers, numpy and pyarrow; rows with DeepSpeed are left out
+where DeepSpeed is not installed.
+
+Checks, with random weights and without dropout: masks drawn on the GPU equal those drawn on the CPU; hidden states of
+the GPU in fp32 against the CPU in fp32, and bf16 against fp32 on the GPU, as |a - b| / |b| over all values; the loss
+as its relative difference.
+
+Rates: masking, forward, backward, clipping and AdamW (fused, on an fp32 copy of bf16 weights) with dropout and an
+attention mask, as in training; the median of three timings of several steps each, after a warm-up. Micro-batches
+grow until more brings less than one percent or memory is full; the best one is shown and then used for
+torch.compile (of the layers), for DeepSpeed's ZeRO stages, and for rope without an attention mask, which lets torch
+pick a faster kernel where nothing is padded. One super token is one position of 512.
+
+MFU is rate * flops / peak, with 989 TFLOP/s for H100 and H200 (bf16, dense) and, per super token,
+    flops = 3 * forward, forward = 2 * weights + layers * 4 * t * h * (2 if relative_key_query else 1),
+t the length and h the width: scores and values take 4 t h in a layer, the two relative terms as much again. `weights`
+counts the matrices; those behind the last attention, and the heads, at the 15 % of positions that need them.
+Dropout, norms, softmax, masking and the optimizer count as time but not as work.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
+
+import argparse
+import gc
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.steps import SIZES, Updater, random_batch
+from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+
+TARGETS = {"rope": 520_000, "relative_key_query": 250_000}
+"""Super tokens a second of one H100."""
+
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
+HIDDEN_BF16, LOSS_BF16, HIDDEN_CPU = 3e-2, 1e-2, 1e-3
+HEAD = ("one GPU, bf16", "result", "MFU", "micro-batch", "GiB", "target", "holds")
+MASKED = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is measured, and on what."""
+
+    device: torch.device
+    layers: int = 12
+    hidden: int = 768
+    heads: int = 12
+    length: int = 512
+    micro_batches: tuple[int, ...] = (16, 32, 64, 128, 256)
+    steps: int = 8
+    compiler: str = "inductor"
+
+    def config(self, attention: str) -> MidiBertConfig:
+        """The shape of the model."""
+        return MidiBertConfig(
+            attention=attention,
+            num_hidden_layers=self.layers,
+            hidden_size=self.hidden,
+            num_attention_heads=self.heads,
+            intermediate_size=4 * self.hidden,
+            max_length=self.length,
+        )
+
+    def flops(self, attention: str) -> float:
+        """Arithmetic of a training step per super token; see the head of this file."""
+        h, t, layer = self.hidden, self.length, 12 * self.hidden**2
+        spared = (1 - MASKED) * 9 * h**2  # output projection and feed-forward of the last layer
+        weights = 1024 * h + self.layers * layer - spared + MASKED * sum(SIZES) * h
+        products = self.layers * 4 * t * h * (2 if attention == "relative_key_query" else 1)
+        return 3 * (2 * weights + products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Super tokens a second at a micro-batch, and the largest memory that torch held."""
+
+    tokens: float
+    micro_batch: int
+    gib: float
+
+
+def main() -> None:
+    options = _options()
+    if not options.cpu_dry_run and not torch.cuda.is_available():
+        print(f"gpu: {harness.NOT_MEASURED}, torch {torch.__version__} sees no GPU on this machine")
+        return
+    tiny = {"layers": 2, "hidden": 32, "heads": 2, "length": 64, "micro_batches": (2, 4), "steps": 1}
+    setting = Setting(device=torch.device("cuda"))
+    if options.cpu_dry_run:
+        setting = Setting(device=torch.device("cpu"), compiler="aot_eager", **tiny)
+    until, rows = time.monotonic() + 60 * options.minutes, []
+    for row in (*_checks(setting), *_rates(setting, until)):
+        rows.append(row)
+        print("  ".join(row), flush=True)
+    name = "CPU, dry run" if options.cpu_dry_run else torch.cuda.get_device_name()
+    software = harness.versions("torch", "transformers", *(["deepspeed"] if _has_deepspeed() else []))
+    harness.publish("gpu", harness.table(HEAD, rows), options, hardware=f"one {name}", software=software)
+
+
+def _options() -> argparse.Namespace:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=7.5, help="after these no further row is begun")
+    parser.add_argument("--cpu-dry-run", action="store_true", help="show that the script runs, on the CPU")
+    options = parser.parse_args()
+    if options.cpu_dry_run and options.write:
+        parser.error("--write is for measurements; a dry run has none")
+    return options
+
+
+def _has_deepspeed() -> bool:
+    return importlib.util.find_spec("deepspeed") is not None
+
+
+def _masked(tokens: torch.Tensor, number: int = 0) -> Any:
+    b, t = tokens.shape[:2]
+    keys = row_keys(0, 0, number, torch.arange(b, device=tokens.device))
+    return mask_batch(tokens, torch.full((b,), t, device=tokens.device), protocol="clean", keys=keys)
+
+
+def _checks(setting: Setting) -> Iterator[list[str]]:
+    tokens = random_batch(2, setting.length)
+    here, there = _masked(tokens), _masked(tokens.to(setting.device))
+    same = all(
+        torch.equal(getattr(here, name), getattr(there, name).cpu()) for name in ("inputs", "where", "attention_mask")
+    )
+    yield ["masks, GPU = CPU", "equal" if same else "DIFFERENT", "", "", "", "equal", "yes" if same else "NO"]
+    for attention in TARGETS:
+        torch.manual_seed(0)
+        model = MidiBertForMaskedLM(setting.config(attention)).eval()
+        cpu, _ = _outputs(model, here)
+        exact, loss = _outputs(model.to(setting.device), there)
+        rough, rough_loss = _outputs(model.bfloat16(), there)
+        yield _check(f"{attention}, hidden states fp32, GPU − CPU", _distance(exact, cpu), HIDDEN_CPU)
+        yield _check(f"{attention}, hidden states, bf16 − fp32", _distance(rough, exact), HIDDEN_BF16)
+        yield _check(f"{attention}, loss, bf16 − fp32", abs(rough_loss / loss - 1), LOSS_BF16)
+
+
+@torch.no_grad()
+def _outputs(model: MidiBertForMaskedLM, batch: Any) -> tuple[torch.Tensor, float]:
+    """Hidden states on the CPU in float64, and the loss."""
+    hidden = model.midibert(batch.inputs, batch.attention_mask).last_hidden_state
+    logits = model(batch.inputs, batch.attention_mask, batch.where)
+    return hidden.double().cpu(), mlm_loss(logits, batch.targets[batch.where])["loss"].item()
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def _check(name: str, value: float, most: float) -> list[str]:
+    return [name, f"{value:.1e}", "", "", "", f"≤ {most:.0e}", harness.verdict(value, most=most)]
+
+
+def _rates(setting: Setting, until: float) -> Iterator[list[str]]:
+    """Rows of both attentions: plain, then compiled and with DeepSpeed at the best micro-batch."""
+    best: dict[str, Rate] = {}
+    for attention in TARGETS:
+        found = _sweep(setting, attention)
+        if isinstance(found, Rate):
+            best[attention] = found
+        yield _row(setting, attention, attention, found)
+    for attention, rate in best.items():
+        for name, make in _variants(setting, attention, rate.micro_batch).items():
+            reason = "deepspeed is not installed" if "DeepSpeed" in name and not _has_deepspeed() else ""
+            reason = reason or ("time is up" if time.monotonic() > until else "")
+            found = f"{harness.NOT_MEASURED}: {reason}" if reason else _measured(setting, rate.micro_batch, make)
+            yield _row(setting, f"{attention}, {name}", attention, found)
+
+
+def _variants(setting: Setting, attention: str, micro: int) -> dict[str, Callable[[], Callable[[int], object]]]:
+    """What is tried at the best micro-batch of an attention."""
+    variants = {"torch.compile": partial(plain_step, setting, attention, micro, compiled=True)}
+    if attention == "rope":
+        variants["no attention mask"] = partial(plain_step, setting, attention, micro, padded=False)
+    for stage in range(3):
+        variants[f"DeepSpeed, ZeRO {stage}"] = partial(deepspeed_step, setting, attention, micro, stage)
+    return variants
+
+
+def _row(setting: Setting, name: str, attention: str, found: Rate | str) -> list[str]:
+    target = TARGETS[attention]
+    if isinstance(found, str):
+        return [name, found, "", "", "", f"≥ {target:,}", ""]
+    device = torch.cuda.get_device_name() if setting.device.type == "cuda" else ""
+    peak = next((flops for chip, flops in PEAK_FLOPS.items() if chip in device), None)
+    mfu = f"{found.tokens * setting.flops(attention) / peak:.1%}" if peak else ""
+    result, holds = f"{found.tokens:,.0f} super tokens/s", harness.verdict(found.tokens, least=target)
+    return [name, result, mfu, str(found.micro_batch), f"{found.gib:.1f}", f"≥ {target:,}", holds]
+
+
+def _sweep(setting: Setting, attention: str) -> Rate | str:
+    """The best of growing micro-batches, or why there is none."""
+    best: Rate | str = ""
+    for micro in setting.micro_batches:
+        found = _measured(setting, micro, partial(plain_step, setting, attention, micro))
+        print(f"  {attention}, micro-batch {micro}: {found}", flush=True)
+        if isinstance(found, str):
+            return best or found
+        if isinstance(best, Rate) and found.tokens < 1.01 * best.tokens:
+            return max(best, found, key=lambda rate: rate.tokens)
+        best = found
+    return best
+
+
+def _measured(setting: Setting, micro: int, make: Callable[[], Callable[[int], object]]) -> Rate | str:
+    """Rate of the steps that `make` gives, or why they cannot be taken."""
+    cuda = setting.device.type == "cuda"
+    try:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = _seconds(setting, make())
+        gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else harness.peak_gib()
+        return Rate(tokens=micro * setting.length / seconds, micro_batch=micro, gib=gib)
+    except RuntimeError as error:  # full memory, and whatever a compiler complains of
+        return f"failed: {str(error).strip().splitlines()[0][:80]}"
+    finally:
+        gc.collect()
+        torch._dynamo.reset()
+        if cuda:
+            torch.cuda.empty_cache()
+
+
+def _seconds(setting: Setting, step: Callable[[int], object]) -> float:
+    """Seconds a step: the median of three stretches, each closed by waiting for the device."""
+
+    def stretch(first: int) -> float:
+        start = time.perf_counter()
+        for number in range(first, first + setting.steps):
+            step(number)
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / setting.steps
+
+    stretch(0)
+    return median(stretch(turn * setting.steps) for turn in (1, 2, 3))
+
+
+def plain_step(
+    setting: Setting, attention: str, micro: int, *, compiled: bool = False, padded: bool = True
+) -> Callable[[int], object]:
+    """A step in plain torch."""
+    torch.manual_seed(0)
+    model = MidiBertForMaskedLM(setting.config(attention)).to(setting.device, torch.bfloat16).train()
+    if compiled:
+        # Layer by layer: one compilation serves all but the last, and choosing positions stays outside.
+        for layer in model.midibert.layers:
+            layer.compile(backend=setting.compiler)
+    updater = Updater(model.parameters(), fused=setting.device.type == "cuda")
+    tokens = random_batch(micro, setting.length).to(setting.device)
+
+    def step(number: int) -> None:
+        batch = _masked(tokens, number)
+        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where)
+        mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
+        updater.step()
+
+    return step
+
+
+def deepspeed_step(setting: Setting, attention: str, micro: int, stage: int) -> Callable[[int], object]:
+    """A step of the library's DeepSpeed engine, in a process group of one."""
+    import torch.distributed as dist
+
+    from midibert_ray.overrides import replace
+    from midibert_ray.presets import preset
+    from midibert_ray.training import engine as engines
+
+    if not dist.is_initialized():
+        os.environ |= {"LOCAL_RANK": "0"}
+        backend = "nccl" if setting.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    changes = {"pretrain.batch": micro, "compute.precision": "bf16", "compute.zero_stage": stage}
+    torch.manual_seed(0)
+    model = MidiBertForMaskedLM(setting.config(attention)).train()
+    engine = engines.build(model, replace(preset("base"), changes), steps=1000, device=setting.device)
+    tokens = random_batch(micro, setting.length).to(setting.device)
+
+    def step(number: int) -> None:
+        batch = _masked(tokens, number)
+        logits = engine(batch.inputs, batch.attention_mask, batch.where)
+        engine.backward(mlm_loss(logits, batch.targets[batch.where])["loss"])
+        engine.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""What Ray Train and DeepSpeed cost: a step of our pre-training run beside the same step in a plain torch loop.
+
+    python benchmarks/overhead.py --write                          # about twenty-five minutes on two cores
+    python benchmarks/overhead.py --workers 1 --rounds 5 --write   # two workers need two idle cores
+    python benchmarks/overhead.py --rounds 1 --intervals 2 --log-every 2 --size 32 --segment 64
+
+Ours is `launch.pretrain` on the 32 songs of the package: Ray Train, DeepSpeed (ZeRO stage 1, the default), a report
+to MLflow every few steps, checkpoint and validation at the end only. Plain is the shortest loop that takes the same
+steps: the same model, batches, masks, loss, clipping and AdamW; with two workers torch's
+DistributedDataParallel over gloo. One thread a worker on both sides.
+
+Only the steady state counts. Both sides measure the wall time of intervals of `--log-every` steps, reports
+included: ours are those that the run itself reports (`throughput/steps_per_s` in MLflow), the first of each run is
+dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own daemons weigh on our side only.
+`overhead` is the median over rounds of (median of our intervals / median of the plain ones) - 1, and what the target
+is held against; `by fastest` compares the fastest interval of each side, which a busy neighbour disturbs least.
+`spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
+
+import argparse
+import json
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+from benchmarks import harness
+
+TARGET = 0.025
+SIDES = ("plain", "ray")
+
+Turn = dict[str, list[float]]
+"""Seconds a step of each interval that counts, by side."""
+
+
+def main() -> None:
+    options = _options()
+    if options.worker:
+        print(json.dumps(WORKERS[options.worker](options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        store = harness.measure([*_command(options, "store", 1), "--root", folder])
+        found: dict[int, list[Turn]] = {workers: [] for workers in options.workers}
+        for number in range(options.rounds):
+            for workers, turns in found.items():
+                turns.append(_turn(options, workers, store, Path(folder, f"{number}-{workers}")))
+                shown = "  ".join(f"{side} {median(seconds):.3f} s/step" for side, seconds in turns[-1].items())
+                print(f"round {number + 1}  {workers} worker(s)  {shown}", flush=True)
+    software = harness.versions("torch", "ray", "deepspeed")
+    harness.publish("overhead", _table(found, options), options, hardware=harness.machine(), software=software)
+
+
+def _options() -> argparse.Namespace:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=3, help="turns of both sides")
+    parser.add_argument(
+        "--intervals", type=int, default=3, help="intervals of a run that count, after one that does not"
+    )
+    parser.add_argument("--log-every", type=int, default=10, help="steps of an interval")
+    parser.add_argument("--attention", default="rope", help="the faster one, as overhead weighs more there")
+    parser.add_argument("--size", type=int, default=256, help="width of the four layers")
+    parser.add_argument("--segment", type=int, default=512, help="time steps of a segment")
+    for hidden in ("--worker", "--root", "--store"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _turn(options: argparse.Namespace, workers: int, store: str, root: Path) -> Turn:
+    """One run of each side."""
+    turn = {}
+    for side in SIDES:
+        command = [*_command(options, side, workers), "--store", store, "--root", root / side]
+        turn[side] = harness.measure(command)[1:]
+    return turn
+
+
+def _command(options: argparse.Namespace, worker: str, workers: int) -> list[object]:
+    names = ("intervals", "log_every", "attention", "size", "segment")
+    settings = [x for name in names for x in (f"--{name.replace('_', '-')}", getattr(options, name))]
+    return [sys.executable, __file__, "--worker", worker, "--workers", workers, *settings]
+
+
+def _config(options: argparse.Namespace) -> Any:
+    from midibert_ray.overrides import replace
+    from midibert_ray.presets import preset
+
+    return replace(
+        preset("small"),
+        {
+            "corpora.names": ("sample",),
+            "tokens.segment": options.segment,
+            "model.attention": options.attention,
+            "model.hidden": options.size,
+            "model.feed_forward": 4 * options.size,
+            "optimizer.schedule": "constant",
+            "pretrain.epochs": 1000,
+            "pretrain.valid_every": 1000,
+            "pretrain.patience": 0,
+            "compute.workers": options.workers[0],
+            "compute.log_every": options.log_every,
+            "storage.root": options.root,
+            "storage.cache": str(Path(options.root, "cache")),
+        },
+    )
+
+
+def _data(config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
+    """The segments, and the configuration with as many epochs as the wanted intervals take."""
+    from midibert_ray.data.store import TokenStore
+    from midibert_ray.overrides import replace
+    from midibert_ray.training.pretrain import PretrainData
+
+    data = PretrainData(config, [TokenStore.open(options.store, config.storage.cache)])
+    epochs = -(-(options.intervals + 1) * options.log_every // data.order.batches_per_epoch)
+    return data, replace(config, {"pretrain.epochs": epochs})
+
+
+def make_store(options: argparse.Namespace) -> str:
+    """Tokenize the sample; its address."""
+    import ray
+
+    from midibert_ray import cli, pipeline
+
+    ray.init(**cli.ray_options())
+    config = _config(options)
+    return pipeline.tokenize(config, config.corpora.names)[0].address
+
+
+def with_ray(options: argparse.Namespace) -> list[float]:
+    """Seconds a step of each interval of a run under Ray Train and DeepSpeed."""
+    import ray
+
+    from midibert_ray import cli, tracking
+    from midibert_ray.training.launch import pretrain, run_key
+
+    ray.init(**cli.ray_options())
+    _, config = _data(_config(options), options)
+    pretrain(config, [options.store])
+    tracker = tracking.Tracker(tracking.address(config))
+    run = tracker.find(tracking.PRETRAINING, run_key(config, [options.store]))
+    rates = [rate for _, rate in tracker.curve(run.info.run_id, "throughput/steps_per_s")]
+    return [1 / rate for rate in rates[: options.intervals + 1]]
+
+
+def in_plain_torch(options: argparse.Namespace) -> list[float]:
+    """Seconds a step of each interval of the plain loop."""
+    import torch.multiprocessing
+
+    root = Path(options.root)
+    root.mkdir(parents=True)
+    if options.workers[0] == 1:
+        plain_worker(0, options)
+    else:
+        torch.multiprocessing.spawn(plain_worker, (options,), nprocs=options.workers[0])
+    return json.loads((root / "seconds.json").read_text())
+
+
+def plain_worker(rank: int, options: argparse.Namespace) -> None:
+    """One process of the plain loop; the first one writes down the seconds."""
+    import torch
+    import torch.distributed as dist
+
+    from midibert_ray.training.engine import adamw
+    from midibert_ray.training.pretrain import new_model
+
+    torch.set_num_threads(1)
+    data, config = _data(_config(options), options)
+    model, world, root = new_model(config).train(), options.workers[0], Path(options.root).resolve()
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=world)
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer, seconds = adamw(model, config.optimizer), []
+    per_epoch, since = data.order.batches_per_epoch, time.perf_counter()
+    for step in range((options.intervals + 1) * options.log_every):
+        loss = _loss(model, data, config, step, rank, step // per_epoch, step % per_epoch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
+        optimizer.step()
+        if (step + 1) % options.log_every == 0:
+            seconds.append((time.perf_counter() - since) / options.log_every)
+            since = time.perf_counter()
+    if rank == 0:
+        (root / "seconds.json").write_text(json.dumps(seconds))
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, k: int) -> Any:
+    """Loss of this worker's rows; the mean over workers is that over all masked positions of the batch."""
+    import torch
+
+    from midibert_ray.data.masking import mask_batch, masked_count, row_keys
+    from midibert_ray.model.midibert import mlm_loss
+
+    settings = {"protocol": config.tokens.protocol, "fraction": config.mask.fraction}
+    rows = data.train_rows[data.order.indices(epoch, k)]
+    lengths = torch.from_numpy(data.train.lengths(rows))
+    total = int(masked_count(lengths, segment=config.tokens.segment, **settings).sum())
+    keys, share = row_keys(config.seed, epoch, step, torch.arange(len(rows))), len(rows) // config.compute.workers
+    mine = slice(rank * share, (rank + 1) * share)
+    batch = data.train.gather(rows[mine])
+    tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
+    masked = mask_batch(tokens, length, keys=keys[mine], **settings)
+    logits = model(masked.inputs, masked.attention_mask, masked.where)
+    return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
+
+
+WORKERS = {"store": make_store, "ray": with_ray, "plain": in_plain_torch}
+
+
+def _table(found: dict[int, list[Turn]], options: argparse.Namespace) -> str:
+    rows = []
+    for workers, turns in found.items():
+        plain, ours = ([median(turn[side]) for turn in turns] for side in SIDES)
+        fastest, our_fastest = (min(min(turn[side]) for turn in turns) for side in SIDES)
+        overhead = median(own / other for own, other in zip(ours, plain, strict=True)) - 1
+        row = [f"{workers}", f"{median(plain):.3f}", f"{median(ours):.3f}", f"{overhead:+.1%}"]
+        row += [f"{our_fastest / fastest - 1:+.1%}", f"{max(plain) / min(plain) - 1:.1%}"]
+        rows.append([*row, f"≤ {TARGET:.1%}", harness.verdict(overhead, most=TARGET)])
+    shape = f"workers (4x{options.size} {options.attention}, 12 × {options.segment})"
+    head = (shape, "plain s/step", "ours s/step", "overhead", "by fastest", "spread", "target", "holds")
+    return harness.table(head, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""A pre-training step on the CPU: ours beside the authors' way, in one run.
+
+    python benchmarks/pretrain_step.py --size 4x256 --write       # about six minutes on two cores
+    python benchmarks/pretrain_step.py --size 12x768 --write      # about ten minutes, and 16 GiB of memory
+    python benchmarks/pretrain_step.py --size 4x256 --rounds 1 --steps 1 --length 64
+
+The authors' way is `transformers==4.40.2` with `position_embedding_type="relative_key_query"` in an environment
+that this script makes (see peer_authors.py): fp32, masks drawn in a Python loop, heads over every position.
+Ours is the library's model, masking and loss; `bf16` holds the weights in bf16 and updates an fp32 copy. Both
+sides mask, go forward and backward, clip the gradient and step AdamW, on the same tokens with as many threads.
+
+Each variant runs in a process of its own, so that its largest memory is its own; the variants take turns, round
+after round. `s/step` is the median over the rounds' medians, `faster` the median over rounds of the authors'
+time over the variant's in the same round. Memory is the largest resident memory of the process, with Python and
+torch themselves.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
+
+import argparse
+import json
+from statistics import median
+from typing import Any
+
+from benchmarks import harness
+
+AUTHORS = "authors, relative_key_query fp32"
+REQUIREMENTS = ("torch==2.13.0", "transformers==4.40.2", "numpy<2")
+SIZES = {"4x256": (4, 256, 4, 1024), "12x768": (12, 768, 12, 3072)}
+"""Layers, width, heads, width of the feed-forward layers."""
+
+TARGETS = {
+    "4x256": {
+        "relative_key_query fp32": 2.2,
+        "relative_key_query bf16": 3.5,
+        "rope fp32": 4.0,
+        "rope bf16": 5.0,
+    },
+    "12x768": dict.fromkeys(("relative_key_query fp32", "relative_key_query bf16", "rope fp32", "rope bf16"), 2.5),
+}
+"""Ours, by how many times it must be faster than the authors' way."""
+
+MEMORY_TARGET = 0.5
+
+
+def main() -> None:
+    options = _options()
+    if options.worker:
+        print(json.dumps(ours(options)))
+        return
+    python = harness.environment("authors", REQUIREMENTS, options.environments)
+    variants = (AUTHORS, *TARGETS[options.size])
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for number in range(options.rounds):
+        for variant in variants:
+            result = harness.measure(_command(variant, python, options))
+            found[variant].append(result)
+            seconds = " ".join(f"{value:.2f}" for value in result["seconds"])
+            print(f"round {number + 1}  {variant:<32}  {seconds} s  {result['peak_gib']:.1f} GiB", flush=True)
+    software = f"ours: {harness.versions('torch', 'transformers')}; authors' way: " + harness.versions(
+        "torch", "transformers", python=python
+    )
+    hardware = f"{harness.machine()}, {options.threads} threads"
+    harness.publish(
+        f"pretrain_step {options.size}", _table(found, options), options, hardware=hardware, software=software
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = harness.parser(__doc__)
+    parser.add_argument("--size", choices=SIZES, default="4x256", help="layers x width")
+    parser.add_argument("--rounds", type=int, help="turns of all variants (default: 4, of 12x768 2)")
+    parser.add_argument("--steps", type=int, help="counted steps of a turn, after one that is not (default: 3 or 1)")
+    parser.add_argument("--batch", type=int, default=12, help="segments a step")
+    parser.add_argument("--length", type=int, default=512, help="time steps of a segment")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--environments", default=harness.ENVIRONMENTS, help="where the authors' packages go")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    large = options.size == "12x768"
+    options.rounds = options.rounds or (2 if large else 4)
+    options.steps = options.steps or (1 if large else 3)
+    return options
+
+
+def _command(variant: str, python: Path, options: argparse.Namespace) -> list[object]:
+    shared = [x for name in ("batch", "length", "threads", "steps") for x in (f"--{name}", getattr(options, name))]
+    if variant != AUTHORS:
+        return [sys.executable, __file__, "--worker", variant, "--size", options.size, *shared]
+    names = ("--layers", "--hidden", "--heads", "--feed-forward")
+    shape = [word for pair in zip(names, SIZES[options.size], strict=True) for word in pair]
+    return [python, Path(__file__).with_name("peer_authors.py"), *shape, *shared]
+
+
+def ours(options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of one of our variants, in this process."""
+    import torch
+
+    from benchmarks.steps import Updater, random_batch, timed
+    from midibert_ray.data.masking import mask_batch, row_keys
+    from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
+
+    attention, precision = options.worker.split()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = MidiBertForMaskedLM(model_config(attention, options)).train()
+    model = model.bfloat16() if precision == "bf16" else model
+    updater, tokens = Updater(model.parameters()), random_batch(options.batch, options.length)
+    length, rows = torch.full((options.batch,), options.length), torch.arange(options.batch)
+
+    def step(number: int) -> None:
+        batch = mask_batch(tokens, length, protocol="paper", keys=row_keys(0, 0, number, rows))
+        logits = model(batch.inputs, batch.attention_mask, batch.where)
+        mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
+        updater.step()
+
+    seconds = timed(step, warmup=1, steps=options.steps)
+    return {"seconds": seconds, "peak_gib": harness.peak_gib()}
+
+
+def model_config(attention: str, options: argparse.Namespace) -> Any:
+    """The shape of our model at the size asked for."""
+    from midibert_ray.model.midibert import MidiBertConfig
+
+    layers, hidden, heads, feed_forward = SIZES[options.size]
+    return MidiBertConfig(
+        attention=attention,
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
+        max_length=options.length,
+    )
+
+
+def _table(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> str:
+    times = {variant: [median(turn["seconds"]) for turn in turns] for variant, turns in found.items()}
+    peaks = {variant: max(turn["peak_gib"] for turn in turns) for variant, turns in found.items()}
+    rows = []
+    for variant, turns in found.items():
+        least = min(min(turn["seconds"]) for turn in turns)
+        row = [variant, f"{least:.2f}", f"{median(times[variant]):.2f}"]
+        if variant == AUTHORS:
+            rows.append([*row, "1", "", "", f"{peaks[variant]:.2f}", "1", ""])
+            continue
+        target = TARGETS[options.size][variant]
+        faster = median(theirs / own for theirs, own in zip(times[AUTHORS], times[variant], strict=True))
+        share = peaks[variant] / peaks[AUTHORS]
+        row += [f"{faster:.2f} ×", f"≥ {target} ×", harness.verdict(faster, least=target)]
+        rows.append([*row, f"{peaks[variant]:.2f}", f"{share:.2f}", harness.verdict(share, most=MEMORY_TARGET)])
+    head = (f"{options.size}, {options.batch} × {options.length}", "s/step min", "s/step", "faster", "target", "holds")
+    return harness.table((*head, "peak GiB", "of theirs", "≤ half"), rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Tokenize corpora of MIDI files into token stores; a store that is there already is left alone.
+
+    python jobs/tokenize.py --preset debug                        # the 32 pieces inside the package
+    python jobs/tokenize.py corpora.root=DATA storage.root=OUT    # the five corpora of the paper
+    python jobs/tokenize.py corpora.names=folder:/music/my-midi   # all MIDI files below a folder
+    ray job submit --working-dir . -- python jobs/tokenize.py corpora.root=s3://bucket/corpora
+
+Files that cannot be read are quarantined with a reason and end nothing; `--dry-run` prints the addresses.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose tokenize.py would hide Python's own
+
+import ray
+
+from midibert_ray import cli, pipeline
+from midibert_ray.data.tokenize import Summary
+
+
+def main() -> None:
+    wanted = cli.parse(__doc__)
+    names = wanted.config.corpora.names
+    if wanted.dry_run:
+        print("\n".join(f"{name}  {address}" for name, address in pipeline.addresses(wanted.config, names).items()))
+        return
+    ray.init(**cli.ray_options())
+    print(Summary.table(pipeline.tokenize(wanted.config, names)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

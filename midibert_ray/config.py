@@ -1,0 +1,331 @@
+"""One configuration for every job: frozen dataclasses, checked when they are made.
+
+A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
+MLflow and in `config.json`. Two kinds of field exist:
+
+* *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
+* *runtime* fields change only where and how fast it is computed (workers, storage, tracking ...).
+  They never change a name, so a run started on a laptop goes on under the same name on a cluster.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Protocol = Literal["paper", "clean"]
+Freeze = Literal["none", "backbone", "attention"]
+Init = Literal["pretrained", "scratch"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the key, the value and what is allowed."""
+
+
+def runtime(default: Any) -> Any:
+    """A field that never changes a result and therefore stays out of the identity hash."""
+    return field(default=default, metadata={"runtime": True})
+
+
+def require(condition: bool, key: str, value: object, allowed: str) -> None:
+    """Refuse a value that is not allowed.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    if not condition:
+        raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorporaConfig:
+    names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
+    """Corpora to tokenize and to pre-train on; `folder:/path` takes any folder of MIDI files."""
+
+    root: str = runtime("")
+    """Folder or URI that holds the publishers' folders (POP909, asap-dataset, ...)."""
+
+    def __post_init__(self) -> None:
+        require(len(self.names) > 0, "corpora.names", self.names, "at least one corpus")
+        require(len(set(self.names)) == len(self.names), "corpora.names", self.names, "each corpus once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    protocol: Protocol = "clean"
+    """`paper` repeats the authors' code, flaws included; `clean` repairs them."""
+
+    segment: int = 512
+    """Time steps (super tokens) in a segment."""
+
+    def __post_init__(self) -> None:
+        require(8 <= self.segment <= 8192, "tokens.segment", self.segment, "a length from 8 to 8192")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    fraction: float = 0.15
+    """Share of a segment's positions chosen for prediction; 80 % become MASK, 10 % random, 10 % stay."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction < 1, "mask.fraction", self.fraction, "a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    representation: Literal["cp", "remi"] = "cp"
+    """`cp`: one super token of four ids a note; `remi`: a flat sequence of single ids."""
+
+    attention: Literal["relative_key_query", "rope"] = "relative_key_query"
+    """`relative_key_query` is the paper's; `rope` is faster and just as good on short runs."""
+
+    layers: int = 12
+    """Transformer layers."""
+
+    hidden: int = 768
+    """Width of the hidden states."""
+
+    heads: int = 12
+    """Attention heads; must divide `model.hidden`."""
+
+    feed_forward: int = 3072
+    """Width of the feed-forward layers."""
+
+    dropout: float = 0.1
+    """Dropout of hidden states and of attention weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "feed_forward"):
+            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a positive number")
+        require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    lr: float = 2e-5
+    """Peak learning rate of AdamW in pre-training."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+
+    decay: Literal["all", "matrices"] = "all"
+    """`all` decays every parameter as the authors do; `matrices` spares biases and LayerNorm."""
+
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+
+    clip: float = 3.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
+
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "a positive rate")
+        for name in ("weight_decay", "clip", "warmup_steps"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        require(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    batch: int = 12
+    """Global batch in segments; micro-batches are derived from it and from the workers."""
+
+    epochs: int = 500
+    """Largest number of epochs."""
+
+    patience: int = 30
+    """Validations without a better score before the run stops early; 0 never stops early."""
+
+    valid_every: int = 1
+    """Epochs between two validations, each of which saves a checkpoint."""
+
+    valid_fraction: float = 0.15
+    """Share held out for validation: of the segments under `paper`, of the pieces under `clean`."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "valid_every"):
+            require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "a positive number")
+        require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
+        require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    task: Literal["melody", "velocity", "composer", "emotion"] = "melody"
+    """Downstream task of one trial; a study varies it."""
+
+    corpus: str = ""
+    """Labelled corpus; empty takes the task's own (melody and velocity: pop909 ...)."""
+
+    init: Init = "pretrained"
+    """Start from the pre-trained encoder or from random weights."""
+
+    freeze: Freeze = "none"
+    """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
+
+    lr: float = 2e-5
+    """Learning rate of AdamW."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay, of every parameter."""
+
+    batch: int = 12
+    """Segments a step."""
+
+    epochs: int = 10
+    """Largest number of epochs."""
+
+    patience: int = 3
+    """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "lr"):
+            require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
+        for name in ("patience", "weight_decay"):
+            require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    name: str = "ablation"
+    """Name of the study: its experiment in MLflow and the prefix of its address."""
+
+    tasks: tuple[str, ...] = ("melody", "velocity")
+    """Downstream tasks, one column each of the result table."""
+
+    variants: tuple[str, ...] = ("pretrained", "freeze-backbone", "freeze-attention", "scratch")
+    """Rows of the result table: how each trial starts and what it freezes."""
+
+    seeds: int = 1
+    """Seeds a cell: seed, seed + 1, ..."""
+
+    def __post_init__(self) -> None:
+        require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
+        require(len(self.tasks) > 0, "study.tasks", self.tasks, "at least one task")
+        require(len(self.variants) > 0, "study.variants", self.variants, "at least one variant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward and backward pass; part of the identity, as it changes results."""
+
+    workers: int = runtime(1)
+    """Workers of the pre-training run."""
+
+    micro_batch: int = runtime(0)
+    """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
+
+    zero_stage: int = runtime(1)
+    """DeepSpeed ZeRO stage, 0 to 3."""
+
+    gpu: bool = runtime(False)
+    """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
+
+    cpus_per_worker: int = runtime(1)
+    """CPUs of a pre-training worker, used as threads when there is no GPU."""
+
+    cpus_per_trial: float = runtime(1)
+    """CPUs of a fine-tuning trial."""
+
+    gpus_per_trial: float = runtime(0)
+    """GPUs of a fine-tuning trial; a fraction lets trials share one."""
+
+    max_concurrent_trials: int = runtime(0)
+    """Trials that run side by side; 0 lets the cluster's resources decide."""
+
+    max_failures: int = runtime(3)
+    """Times that a run or a trial starts again from its last checkpoint after a failure."""
+
+    log_every: int = runtime(10)
+    """Steps between two progress lines, each of which is one point of every curve."""
+
+    keep_checkpoints: int = runtime(2)
+    """Checkpoints kept on storage: the best ones, and the latest."""
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every", "keep_checkpoints"):
+            require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
+        for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):
+            require(getattr(self, name) >= 0, f"compute.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    root: str = runtime("~/midibert")
+    """Folder or URI below which every artifact is written: tokens, runs, studies."""
+
+    cache: str = runtime("~/.cache/midibert_ray")
+    """Folder on each node for memory-mapped copies of token stores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    uri: str = runtime("")
+    """MLflow tracking URI; empty takes sqlite below `storage.root`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of every job. `config.optimizer.lr` is `optimizer.lr` everywhere else."""
+
+    seed: int = 2021
+    """Seed from which every random draw descends."""
+
+    corpora: CorporaConfig = CorporaConfig()
+    tokens: TokensConfig = TokensConfig()
+    mask: MaskConfig = MaskConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    study: StudyConfig = StudyConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is put together; `str()` gives the line printed at the start of a run."""
+
+    batch: int
+    """Segments a step, all workers together."""
+
+    workers: int
+    micro_batch: int
+    """Segments that a worker holds at once."""
+
+    accumulation: int
+    """Micro-batches a worker adds up before it steps."""
+
+    def __str__(self) -> str:
+        parts = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
+        return f"{self.batch} segments a step = {parts}"
+
+
+def plan_batch(config: Config) -> BatchPlan:
+    """The one place of batch arithmetic: batch = micro × accumulation × workers.
+
+    Raises:
+        ConfigError: where the global batch cannot be divided evenly.
+    """
+    batch, workers = config.pretrain.batch, config.compute.workers
+    require(batch % workers == 0, "compute.workers", workers, f"a divisor of pretrain.batch={batch}")
+    share = batch // workers
+    micro = config.compute.micro_batch or share
+    require(
+        share % micro == 0,
+        "compute.micro_batch",
+        micro,
+        f"a divisor of {share} (pretrain.batch={batch} over {workers} workers)",
+    )
+    return BatchPlan(batch, workers, micro, share // micro)

@@ -1,0 +1,177 @@
+"""The token store on disk, and the memory-mapped copy that every node makes of it.
+
+    {root}/tokens/<corpus>-<hash>/part-00000.parquet ...    one row a piece, pieces in the order of their ids
+    {root}/tokens/<corpus>-<hash>/manifest.json             written last: a folder without it is no store
+    {cache}/<corpus>-<hash>-<digest>/*.npy, pieces.arrow    the node's copy, one array a column
+
+A copy is built part by part, so that its memory does not depend on the size of the store, under a lock and
+under another name, so that a reader finds all of it or nothing.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from midibert_ray import storage
+from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+SCHEMA = pa.schema(
+    [
+        pa.field("piece", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("tokens", pa.list_(pa.uint8())),
+        pa.field("onset", pa.list_(pa.int32())),
+        pa.field("velocity", pa.list_(pa.uint8())),
+        pa.field("part", pa.list_(pa.uint8())),
+    ]
+)
+
+PIECE_SCHEMA = pa.schema([SCHEMA.field(name) for name in ("piece", "split", "label")])
+
+
+def part_name(number: int) -> str:
+    """The file name of a part."""
+    return f"part-{number:05d}.parquet"
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """The manifest of the store at an address.
+
+    Raises:
+        FileNotFoundError: if no finished store stands there.
+        ValueError: if it was written in a format that this version does not read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no token store at {uri}: it has no {MANIFEST}; make it with `python jobs/tokenize.py`"
+        ) from error
+    version = manifest["settings"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"the token store at {uri} has format {version}, but {FORMAT_VERSION} is needed; tokenize again"
+        )
+    return manifest
+
+
+def node_copy(uri: str, manifest: dict[str, Any], cache_dir: str | None) -> Path:
+    """The folder of this node's copy of a store; built first if the node has none.
+
+    Of several processes on a node one builds and the others wait. `cache_dir` must lie on a disk of the node;
+    without it, the user's cache folder is used.
+
+    Raises:
+        ValueError: if the content of the store is not what its manifest says.
+    """
+    root = Path(cache_dir).expanduser() if cache_dir else _default_cache()
+    name = Path(uri.partition("?")[0]).name
+    target = root / f"{name}-{manifest['digest'][:16]}-v{FORMAT_VERSION}"
+    if target.is_dir():
+        return target
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when the builder dies
+        if not target.is_dir():
+            building = root / f".{target.name}.building"
+            shutil.rmtree(building, ignore_errors=True)
+            try:
+                _build(uri, manifest, building)
+                building.replace(target)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "midibert_ray" / "tokens"
+
+
+def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
+    """Write every column of the store as one array, and compare counts and digest with the manifest."""
+    logger.info("copying the token store %s to %s", uri, folder.parent)
+    folder.mkdir()
+    notes = manifest["counts"]["notes"]
+    digests: list[tuple[str, str]] = []
+    lengths: list[NDArray[np.int64]] = []
+    bars: list[NDArray[np.int32]] = []
+    with contextlib.ExitStack() as files:
+        arrays = {
+            name: files.enter_context(_array_file(folder / f"{name}.npy", notes, dtype, width))
+            for name, (dtype, width) in COLUMNS.items()
+        }
+        sink = files.enter_context(pa.OSFile(str(folder / "pieces.arrow"), "wb"))
+        pieces = files.enter_context(pa.ipc.new_file(sink, PIECE_SCHEMA))
+        for batch in _batches(uri):
+            pieces.write_batch(batch.select(PIECE_SCHEMA.names))
+            length = batch.column("velocity").value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+            values = {name: batch.column(name).flatten().to_numpy() for name in COLUMNS}
+            for name, (dtype, _) in COLUMNS.items():
+                arrays[name].write(values[name].astype(dtype, copy=False).tobytes())
+            digests += _digests(batch, values, length)
+            bars.append(_bar_counts(values["tokens"], length))
+            lengths.append(length)
+    found = store_digest(digests)
+    if found != manifest["digest"]:
+        raise ValueError(
+            f"the token store at {uri} is damaged: its {len(digests)} pieces have digest {found[:16]}, its "
+            f"manifest says {manifest['counts']['pieces']} pieces and {manifest['digest'][:16]}; "
+            "delete it and tokenize again"
+        )
+    ends = np.cumsum(np.concatenate(lengths))
+    np.save(folder / "offsets.npy", np.concatenate([np.zeros(1, np.int64), ends]))
+    np.save(folder / "bars.npy", np.concatenate(bars))
+
+
+def _batches(uri: str) -> Iterator[pa.RecordBatch]:
+    """The rows of all parts in their order, some at a time."""
+    system, path = storage.filesystem(uri)
+    files = [info.path for info in system.get_file_info(fs.FileSelector(path)) if info.extension == "parquet"]
+    for file in sorted(files):
+        with system.open_input_file(file) as source:
+            yield from pq.ParquetFile(source).iter_batches(batch_size=64, columns=SCHEMA.names)
+
+
+def _digests(
+    batch: pa.RecordBatch, values: dict[str, NDArray[Any]], length: NDArray[np.int64]
+) -> Iterator[tuple[str, str]]:
+    ends = np.cumsum(length)
+    rows = zip(*(batch.column(name).to_pylist() for name in ("piece", "split", "label")), strict=True)
+    for (piece, split, label), end, count in zip(rows, ends, length, strict=True):
+        spans = (
+            values[name][(end - count) * width : end * width].astype(dtype, copy=False).tobytes()
+            for name, (dtype, width) in COLUMNS.items()
+        )
+        yield piece, piece_digest(piece, split, label, spans)
+
+
+def _bar_counts(tokens: NDArray[np.uint8], length: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Notes that open a bar (Bar New has id 0), piece by piece; REMI has one Bar token for each."""
+    opened = np.concatenate([[0], np.cumsum(tokens.reshape(-1, 4)[:, 0] == 0)])
+    ends = np.cumsum(length)
+    return (opened[ends] - opened[ends - length]).astype(np.int32)
+
+
+def _array_file(path: Path, rows: int, dtype: str, width: int) -> BinaryIO:
+    """An .npy file of known shape whose values are appended bit by bit, without a map of the whole."""
+    file = path.open("wb")
+    shape = (rows, width) if width > 1 else (rows,)
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file

@@ -1,0 +1,156 @@
+"""Which index comes when: permutations, batches and held-out parts as pure functions of a seed.
+
+Nothing here keeps state, so a resumed run asks for step k and gets it, and one worker or sixty-four
+see the same global order.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+_ROUNDS = 8
+
+
+def keyed_hash(*key: int | str) -> int:
+    """A 64-bit hash of a key, the same on every machine and in every process."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Permutation:
+    """A pseudo-random bijection on [0, n) in O(1) memory.
+
+    A Feistel network over pairs (left, right) with left < a, right < b and a * b just above n; a pair that
+    stands for a number outside [0, n) goes through the network again until it falls inside (cycle walking).
+    """
+
+    def __init__(self, n: int, key: tuple[int | str, ...]) -> None:
+        """The permutation of n numbers that belongs to a key.
+
+        Raises:
+            ValueError: if n is not positive.
+        """
+        if n < 1:
+            raise ValueError(f"a permutation needs at least one element, got n={n}")
+        self.n = n
+        left = math.isqrt(n - 1) + 1
+        self._left = np.uint64(left)
+        self._right = np.uint64(-(-n // left))
+        self._keys = [np.uint64(keyed_hash("permutation", n, *key, turn)) for turn in range(_ROUNDS)]
+
+    def __call__(self, index: Indices) -> Indices:
+        """Where each index (int64, any shape, all in [0, n)) is sent; int64 of the same shape.
+
+        Raises:
+            IndexError: if an index lies outside [0, n).
+        """
+        index = np.asarray(index, dtype=np.int64)
+        if index.size and (index.min() < 0 or index.max() >= self.n):
+            raise IndexError(f"index outside [0, {self.n}): {index.min()}..{index.max()}")
+        value = self._network(index.astype(np.uint64).ravel())
+        outside = np.flatnonzero(value >= self.n)
+        while outside.size:
+            value[outside] = self._network(value[outside])
+            outside = outside[value[outside] >= self.n]
+        return value.astype(np.int64).reshape(index.shape)
+
+    def _network(self, value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = value // self._right, value % self._right
+        for turn, key in enumerate(self._keys):
+            if turn % 2:
+                right = (right + _mix(left, key) % self._right) % self._right
+            else:
+                left = (left + _mix(right, key) % self._left) % self._left
+        return left * self._right + right
+
+
+def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+    """Spread the bits of value ^ key over 64 bits (the finaliser of splitmix64)."""
+    value = value ^ key
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """The global batches of every epoch over n segments, as a pure function of (seed, epoch, k)."""
+
+    n: int
+    """Number of segments, at least 1."""
+
+    batch_size: int
+    """Segments of a global batch, over all workers."""
+
+    seed: int
+    """Every epoch has its own permutation, drawn from (seed, epoch)."""
+
+    drop_last: bool = True
+    """True: every batch is full; what is left of an epoch is left out, others in each epoch, and where
+    n < batch_size the one batch repeats segments. False: each segment once, and a shorter last batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("n", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of an epoch, at least 1."""
+        if self.drop_last:
+            return max(1, self.n // self.batch_size)
+        return -(-self.n // self.batch_size)
+
+    def indices(self, epoch: int, k: int) -> Indices:
+        """The segments of batch k of an epoch: int64[batch_size] (shorter at the end without drop_last).
+
+        Raises:
+            IndexError: if the epoch is negative or has no batch k.
+        """
+        if epoch < 0 or not 0 <= k < self.batches_per_epoch:
+            raise IndexError(f"no batch {k} in epoch {epoch}: an epoch has {self.batches_per_epoch} batches")
+        place = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.int64)
+        place = place % self.n if self.drop_last else place[place < self.n]
+        return Permutation(self.n, (self.seed, epoch))(place)
+
+
+def shard(indices: Indices, rank: int, world: int) -> Indices:
+    """The contiguous share of one worker; the shares of all ranks, put together, are `indices` again.
+
+    Raises:
+        ValueError: if the rank does not lie in [0, world).
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must lie in [0, {world}), got {rank}")
+    return indices[len(indices) * rank // world : len(indices) * (rank + 1) // world]
+
+
+def split_rows(n: int, *, seed: int, fraction: float = 0.15) -> tuple[Indices, Indices]:
+    """Rows for training and rows held out, both ascending (int64).
+
+    The rule of the authors' code and of protocol `paper`: segments of all corpora are shuffled and the first
+    85 % train, so that one piece may stand on both sides. (The authors' shuffle has no seed; this one does.)
+    """
+    _check_fraction(fraction)
+    shuffled = Permutation(n, ("rows", seed))(np.arange(n))
+    train = int(n * (1 - fraction))
+    return np.sort(shuffled[:train]), np.sort(shuffled[train:])
+
+
+def holdout_piece(piece: str, *, corpus: str, seed: int, fraction: float = 0.15) -> bool:
+    """Whether a piece is held out from pre-training (protocol `clean`), about `fraction` of all pieces.
+
+    It depends on the piece's own id alone: a corpus that grows moves no piece to the other side.
+    """
+    _check_fraction(fraction)
+    return keyed_hash("holdout", seed, corpus, piece) < fraction * 2.0**64
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is the held-out share and must lie in (0, 1), got {fraction}")

@@ -1,0 +1,109 @@
+"""A token store appears whole or not at all.
+
+A job writes into a hidden folder beside the address, `.<store>.<host>.<pid>.<random>`, and publishes it when
+the manifest is in it: by a rename, or, in an object store, which has none, by copying the manifest last.
+What a killed job leaves behind is no store, and the next job removes it.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from midibert_ray import storage
+from midibert_ray.data.layout import MANIFEST
+
+logger = logging.getLogger(__name__)
+
+_FORGOTTEN = timedelta(days=1)  # a job on another host that has written nothing for so long is dead
+
+
+def create(address: str) -> str:
+    """The address of a new, empty staging folder beside a store's address."""
+    parent, name = _split(address)
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    staging = storage.join(parent, f".{name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    system, path = storage.filesystem(staging)
+    system.create_dir(path)
+    return staging
+
+
+def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
+    """Write the manifest and make the staging folder the store; another job's store that came first stays."""
+    storage.write_bytes(storage.join(staging, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+    if not storage.is_local(address):
+        _copy(staging, address)
+        return discard(staging)
+    source, target = Path(storage.resolve(staging)), Path(storage.resolve(address))
+    for leftover in source.glob(".*"):  # temporary files of tasks that were killed and repeated
+        leftover.unlink()
+    if target.exists() and not (target / MANIFEST).exists():
+        shutil.rmtree(target)
+    try:
+        source.rename(target)
+    except OSError:
+        if not (target / MANIFEST).exists():
+            raise
+        logger.info("%s was published by another job in the meantime", address)
+        discard(staging)
+    return None
+
+
+def discard(staging: str) -> None:
+    """Remove a staging folder, if it is still there."""
+    system, path = storage.filesystem(staging)
+    if system.get_file_info(path).type is fs.FileType.Directory:
+        system.delete_dir(path)
+
+
+def remove_stale(parent: str) -> None:
+    """Remove the staging folders of dead jobs below the folder of all stores."""
+    system, path = storage.filesystem(parent)
+    for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        parts = info.base_name.rsplit(".", 3)
+        if info.type is fs.FileType.Directory and parts[0].startswith(".") and len(parts) == 4:
+            host, pid = parts[1], parts[2]
+            if _is_dead(system, info, host, pid):
+                logger.info("removing %s, which a dead job left behind", info.base_name)
+                system.delete_dir(info.path)
+
+
+def _is_dead(system: fs.FileSystem, info: fs.FileInfo, host: str, pid: str) -> bool:
+    if host == re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) and pid.isdigit():
+        return not _runs(int(pid))
+    files = [info, *system.get_file_info(fs.FileSelector(info.path, recursive=True))]
+    times = [file.mtime for file in files if file.mtime is not None]
+    return bool(times) and datetime.now(UTC) - max(times) > _FORGOTTEN
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _split(address: str) -> tuple[str, str]:
+    """The folder that an address lies in, and its last name; a query stays with the folder."""
+    base, mark, query = address.partition("?")
+    parent, _, name = base.rpartition("/")
+    return parent + mark + query, name
+
+
+def _copy(staging: str, address: str) -> None:
+    system, source = storage.filesystem(staging)
+    _, target = storage.filesystem(address)
+    names = [info.base_name for info in system.get_file_info(fs.FileSelector(source)) if info.is_file]
+    for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
+        system.copy_file(f"{source}/{name}", f"{target}/{name}")

@@ -1,0 +1,235 @@
+"""Any model as a folder that transformers opens: a finished pre-training, a checkpoint, a file of the authors' code.
+
+    config.json  model.safetensors  vocabulary.json  README.md (the model card)
+
+Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from midibert_ray import pipeline, storage, tracking
+from midibert_ray.config import Config, ConfigError
+from midibert_ray.model.card import CARD, About, output_names, render
+from midibert_ray.model.checkpoint import (
+    WEIGHT_FILES,
+    CheckpointError,
+    check_free,
+    load_checkpoint,
+    load_reference,
+    save_export,
+)
+from midibert_ray.model.midibert import MidiBertPreTrainedModel
+from midibert_ray.music.corpora import corpus
+from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
+from midibert_ray.training.checkpoints import FIRST_DIGESTS
+from midibert_ray.training.engine import PROGRESS_FILE
+from midibert_ray.training.launch import SECTIONS, PretrainRun, run_address
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = {
+    "output": "Folder to write; it must be new or empty.",
+    "run": "Address of a checkpoint to export, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120; without it and "
+    "without reference, the best checkpoint of the finished pre-training of these settings is exported.",
+    "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export instead. "
+    "It is a pickle, and is refused if it holds anything but tensors and plain values.",
+}
+"""What an export takes beside the configuration: name -> meaning."""
+
+PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
+REFERENCE_NOTE = (
+    "The file does not say what it was trained on. These are the corpora of the paper, which the weights that its "
+    "authors published were pre-trained on; weights that others trained with their code may come from other music."
+)
+
+
+def export(config: Config, *, output: str = "", run: str = "", reference: str = "") -> Path:
+    """Write a model as a folder, whole or not at all, and return the folder.
+
+    Args:
+        config: describes the pre-training to export, where neither `run` nor `reference` is given.
+        output: folder to write.
+        run: address of a checkpoint to export instead.
+        reference: path of a file of the authors' code to export instead.
+
+    Raises:
+        ConfigError: for no output, an output that is not a local folder, or two sources.
+        OutputError: where something is at the output already.
+        CheckpointError: for a source that is no whole model, or a pickle that holds more than tensors.
+        FileNotFoundError: where the source is not there; MissingInputError where no such pre-training has finished.
+    """
+    final = check_free(_folder(output))
+    if run and reference:
+        raise ConfigError(f"run={run} and reference={reference} are two sources; give one of them")
+    if reference:
+        model, about = _from_reference(Path(storage.resolve(reference)))
+    elif run:
+        model, about = _from_checkpoint(config, storage.resolve(run))
+    else:
+        model, about = _from_settings(config)
+    if names := output_names(model):
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+    return save_export(model, final, {CARD: render(model, about)})
+
+
+def plan(config: Config, *, output: str = "", run: str = "", reference: str = "") -> str:
+    """What `--dry-run` prints: where the weights come from, and where the folder goes."""
+    source = reference or run or _best(config)[0]
+    return f"{'from':<8}{source}\n{'to':<8}{_folder(output)}"
+
+
+def _folder(output: str) -> str:
+    if not output or not storage.is_local(output):
+        raise ConfigError(f"output={output!r} is not allowed; name the folder to write, such as output=exports/mine")
+    return storage.resolve(output)
+
+
+def _from_reference(path: Path) -> tuple[MidiBertPreTrainedModel, About]:
+    model, info = load_reference(path)
+    epoch = info.scores.get("epoch")
+    about = About(
+        origin="Converted by `midibert_ray` from a checkpoint of the "
+        f"[authors' code](https://github.com/wazenmai/MIDI-BERT), kind: {info.kind}; sha256 of the file "
+        f"`{_sha256(path)}`. Left out are {len(info.dropped)} tensors that never got a gradient (BERT's word table, "
+        "absolute positions and pooler).",
+        protocol="paper",
+        corpora=tuple(map(corpus, PAPER_CORPORA)),
+        corpora_note=REFERENCE_NOTE,
+        figures=_numbers(info.scores, model.config.vocabulary.families),
+        measured_on="As the file states them" + (f", after epoch {epoch}." if isinstance(epoch, int) else "."),
+    )
+    return model, about
+
+
+def _numbers(scores: Mapping[str, Any], families: Mapping[str, Any]) -> dict[str, float]:
+    """The losses and accuracies of an authors' file; whatever else it holds is left out."""
+    figures: dict[str, float] = {}
+    for name in ("train_loss", "train_acc", "valid_loss", "valid_acc"):
+        value = scores.get(name)
+        parts = value if isinstance(value, list) else []
+        spread = {f"{name}/{family.lower()}": part for family, part in zip(families, parts, strict=False)}
+        known = {key: part for key, part in ({name: value} | spread).items() if isinstance(part, float | int)}
+        figures |= {key: float(part) for key, part in known.items() if math.isfinite(part)}
+    return figures
+
+
+def _best(config: Config) -> tuple[str, PretrainRun]:
+    done = pipeline.pretrained(config)
+    # A storage root may have been copied elsewhere since; the folder's name stays.
+    name = done.checkpoint.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return storage.join(run_address(config, done.key), name), done
+
+
+def _from_settings(config: Config) -> tuple[MidiBertPreTrainedModel, About]:
+    address, done = _best(config)
+    return _open(address), _about(config, key=done.key, step=done.step, figures=done.metrics)
+
+
+def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedModel, About]:
+    model, step = _open(address), _step(address)
+    root, key = _run_of(address)
+    recorded = _recorded(config, root, key, step)
+    if recorded:
+        trained, figures = recorded
+        return model, _about(trained, key=key, step=step, figures=figures)
+    logger.warning("MLflow has no run of %s: the model card will say that its training is not known", address)
+    return model, About(origin="Weights of whose training nothing is known.", protocol=None, corpora=())
+
+
+def _run_of(address: str) -> tuple[str, str]:
+    """Storage root and key of the run that a checkpoint `{root}/runs/<key>/<checkpoint>` belongs to, or nothing."""
+    place, mark, query = address.partition("?")
+    found = re.fullmatch(r"(.+)/runs/([^/]+)/[^/]+/?", place)
+    return (found[1] + mark + query, found[2]) if found else ("", "")
+
+
+def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Config, dict[str, float]] | None:
+    """The configuration of a run, and its validation figures at a step, as MLflow holds them."""
+    if not key:
+        return None
+    where = tracking.address(replace(config, {"storage.root": root}))
+    if where.uri.startswith("sqlite:///") and not Path(where.uri.removeprefix("sqlite:///")).exists():
+        return None  # looking would make an empty database
+    tracker = tracking.Tracker(where)
+    run = tracker.find(tracking.PRETRAINING, key)
+    if run is None:
+        return None
+    known = flatten(Config()).keys() & run.data.params.keys()
+    trained = from_flat({name: value for name, value in run.data.params.items() if name in known})
+    names = sorted(name for name in run.data.metrics if name.startswith("valid/"))
+    points = {name: dict(tracker.curve(run.info.run_id, name)) for name in names}
+    return trained, {name: curve[step] for name, curve in points.items() if step in curve}
+
+
+def _about(config: Config, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
+    steps = "" if step is None else f" after {step:,} optimizer steps"
+    unit = "pieces" if config.tokens.protocol == "clean" else "segments"
+    part = f"{config.pretrain.valid_fraction:.0%} of the {unit} of the corpora, held out for validation"
+    return About(
+        origin=f"Pre-trained by masked language modelling with `midibert_ray`: run `{key}`{steps}.",
+        protocol=config.tokens.protocol,
+        corpora=tuple(map(corpus, config.corpora.names)),
+        figures={name: value for name, value in sorted(figures.items()) if name != "valid/score"},
+        measured_on=f"How well masked tokens ({config.mask.fraction:.0%} of the positions) are recovered in {part}; "
+        "not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and totals weigh "
+        "token types by their number of ids.",
+        settings={name: value for name, value in flatten(config).items() if _shapes_weights(name)},
+    )
+
+
+def _shapes_weights(name: str) -> bool:
+    """Whether a setting changes the weights of a pre-training."""
+    return name.partition(".")[0] in SECTIONS and name not in runtime_keys()
+
+
+def _open(address: str) -> MidiBertPreTrainedModel:
+    if not storage.exists(storage.join(address, WEIGHT_FILES[-1])):
+        raise FileNotFoundError(
+            f"no model in {address}: it has no {WEIGHT_FILES[-1]}; give the checkpoint of a pre-training, such as "
+            "OUT/runs/pretrain-1a2b3c4d5e/step_000000120 (a study keeps no weights of its trials)"
+        )
+    with _local(address) as folder:
+        _check_digests(address, folder)
+        return load_checkpoint(folder)
+
+
+def _check_digests(address: str, folder: Path) -> None:
+    """Compare weights with what the first worker noted when it wrote them; a folder without notes passes."""
+    place = storage.join(address, FIRST_DIGESTS)
+    noted = json.loads(storage.read_bytes(place))["files"] if storage.exists(place) else {}
+    for name in noted.keys() & set(WEIGHT_FILES):
+        if _sha256(folder / name) != noted[name]["sha256"]:
+            raise CheckpointError(f"{address}/{name} is not what the run wrote; export another of its checkpoints")
+
+
+@contextmanager
+def _local(address: str) -> Iterator[Path]:
+    """A checkpoint's weights as a local folder; those of a bucket are fetched."""
+    if storage.is_local(address):
+        yield Path(storage.resolve(address))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in WEIGHT_FILES:
+            Path(scratch, name).write_bytes(storage.read_bytes(storage.join(address, name)))
+        yield Path(scratch)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _step(address: str) -> int | None:
+    """Optimizer steps behind a checkpoint, if it says so."""
+    place = storage.join(address, PROGRESS_FILE)
+    return int(json.loads(storage.read_bytes(place))["step"]) if storage.exists(place) else None

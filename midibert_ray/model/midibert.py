@@ -1,0 +1,266 @@
+"""MidiBERT: CP or REMI tokens -> a bidirectional Transformer encoder, and its heads for masked tokens.
+
+The paper's model (paper §V): BERT-base fed with the concatenated embeddings of the token types, relative
+positions, and one linear layer a token type on top while pre-training. BERT's word table, absolute positions
+and pooler, which the authors' code carries along although they never get a gradient, do not exist here.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from midibert_ray.model.attention import ATTENTIONS, SelfAttention
+from midibert_ray.model.dropout import Dropout
+from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
+
+VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
+"""What a model's tokens mean, by the name of the representation."""
+
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_length",
+    "embedding_size",
+)
+
+
+class MidiBertConfig(PreTrainedConfig):
+    """Sizes of a MidiBERT; the defaults are the paper's. Raises ValueError on a value that cannot work.
+
+    `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` belongs to the
+    fine-tuning heads.
+    """
+
+    model_type = "midibert"
+
+    representation: str = "cp"
+    attention: str = "relative_key_query"
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_length: int = 512
+    embedding_size: int = 256
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    num_classes: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self._check("representation", self.representation in VOCABULARIES, f"one of {sorted(VOCABULARIES)}")
+        self._check("attention", self.attention in ATTENTIONS, f"one of {sorted(ATTENTIONS)}")
+        for name in _SIZES:
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        divides = self.hidden_size % self.num_attention_heads == 0
+        self._check("num_attention_heads", divides, f"a divisor of hidden_size={self.hidden_size}")
+        if self.attention == "rope":
+            even = self.hidden_size // self.num_attention_heads % 2 == 0
+            self._check("num_attention_heads", even, f"even hidden_size={self.hidden_size} / heads (rope)")
+        self._check("num_classes", self.num_classes is None or self.num_classes >= 1, "None or at least 1")
+
+    def _check(self, name: str, fine: bool, allowed: str) -> None:
+        if not fine:
+            value = getattr(self, name)
+            raise ValueError(f"MidiBertConfig.{name}={value!r} is not possible; allowed: {allowed}")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The meaning of the ids that the model takes."""
+        return VOCABULARIES[self.representation]
+
+
+class TokenTable(nn.Embedding):
+    """Embeddings of one token type, drawn from N(0, 1) as in the authors' code and not from BERT's normal."""
+
+
+class TokenEmbeddings(nn.Module):
+    """Look up every token type, scale by sqrt(embedding_size), concatenate, project (paper §V-A, Fig. 2a)."""
+
+    def __init__(self, representation: str, embedding_size: int, hidden_size: int) -> None:
+        super().__init__()
+        sizes = VOCABULARIES[representation].sizes
+        self.compound = representation == "cp"
+        self.scale = math.sqrt(embedding_size)
+        self.tables = nn.ModuleList(TokenTable(size, embedding_size) for size in sizes)
+        self.projection = nn.Linear(embedding_size * len(sizes), hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens: int64 [b, t, 4] (CP) or [b, t] (REMI) -> float [b, t, hidden_size].
+
+        Raises ValueError on other shapes.
+        """
+        expected = "[batch, time, 4] (cp)" if self.compound else "[batch, time] (remi)"
+        if tokens.dim() != 2 + self.compound or (self.compound and tokens.shape[-1] != len(self.tables)):
+            shape = list(tokens.shape)
+            raise ValueError(f"tokens of shape {shape} do not fit this model; it takes {expected}")
+        columns = tokens.unbind(-1) if self.compound else (tokens,)
+        looked_up = [table(column) for table, column in zip(self.tables, columns, strict=True)]
+        return self.projection(torch.cat(looked_up, dim=-1) * self.scale)
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """One post-norm Transformer layer, as BERT's."""
+
+    def __init__(self, config: MidiBertConfig) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.layer_norm_eps
+        self.attention = SelfAttention(
+            hidden_size=hidden,
+            heads=config.num_attention_heads,
+            attention=config.attention,
+            max_length=config.max_length,
+            dropout=config.attention_probs_dropout_prob,
+        )
+        self.attention_output = nn.Linear(hidden, hidden)
+        self.attention_norm = nn.LayerNorm(hidden, eps=eps)
+        self.feed_forward = nn.Linear(hidden, config.intermediate_size)
+        self.feed_forward_output = nn.Linear(config.intermediate_size, hidden)
+        self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, where: tuple[Tensor, ...] | None = None) -> Tensor:
+        """hidden: float [b, t, hidden_size]; mask: [b, t] or None -> float [b, t, hidden_size].
+
+        where: indices (rows, positions) of the m results wanted -> float [m, hidden_size]; None for all.
+        """
+        attended = self.attention(hidden, mask)
+        if where is not None:
+            hidden, attended = hidden[where], attended[where]
+        hidden = self.attention_norm(hidden + self.dropout(self.attention_output(attended)))
+        expanded = self.dropout(self.feed_forward_output(F.gelu(self.feed_forward(hidden))))
+        return self.feed_forward_norm(hidden + expanded)
+
+
+class MidiBertPreTrainedModel(PreTrainedModel):
+    """Initialisation and naming shared by the encoder and the models around it."""
+
+    config_class = MidiBertConfig
+    base_model_prefix = "midibert"
+    supports_gradient_checkpointing = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TokenTable):
+            init.normal_(module.weight, mean=0.0, std=1.0)
+        else:
+            super()._init_weights(module)
+
+
+class MidiBertModel(MidiBertPreTrainedModel):
+    """The encoder."""
+
+    # A folder may hold a whole model; the encoder is opened from it without a word about the heads left behind.
+    _keys_to_ignore_on_load_unexpected = [r"^heads?\."]  # noqa: RUF012 (an instance variable to transformers)
+
+    def __init__(self, config: MidiBertConfig) -> None:
+        super().__init__(config)
+        self.embeddings = TokenEmbeddings(config.representation, config.embedding_size, config.hidden_size)
+        # BERT's table of sentence types. Only row 0 is used; row 1 stays for the paper's parameter count.
+        self.token_type = nn.Embedding(2, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.post_init()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        where: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> BaseModelOutput:
+        """Hidden states of a batch of segments.
+
+        tokens: int64 [b, t, 4] (CP) or [b, t] (REMI), t <= config.max_length.
+        attention_mask: bool or int [b, t], true or 1 = attend. Without a mask everything is attended and,
+        with rope on a GPU, the fastest kernel can be used.
+        where: bool [b, t] with m true: the positions wanted; the last layer spares itself the others.
+
+        Returns last_hidden_state float [b, t, hidden_size], or [m, hidden_size] with `where`, and if asked
+        for hidden_states, a tuple of num_hidden_layers + 1 such states, the embeddings first.
+        Raises ValueError if the segment is too long or of another representation.
+        """
+        t, limit = tokens.shape[1], self.config.max_length
+        if t > limit:
+            raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
+        token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
+        hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
+        states = [hidden]
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden, attention_mask)
+            if output_hidden_states:
+                states.append(hidden)
+        wanted = None if where is None else where.nonzero(as_tuple=True)
+        hidden = self.layers[-1](hidden, attention_mask, wanted)
+        return BaseModelOutput(
+            last_hidden_state=hidden, hidden_states=(*states, hidden) if output_hidden_states else None
+        )
+
+
+class MidiBertForMaskedLM(MidiBertPreTrainedModel):
+    """The encoder with one linear layer a token type that recovers masked tokens (paper §V-A)."""
+
+    def __init__(self, config: MidiBertConfig) -> None:
+        super().__init__(config)
+        self.midibert = MidiBertModel(config)
+        self.heads = nn.ModuleList(nn.Linear(config.hidden_size, size) for size in config.vocabulary.sizes)
+        self.post_init()
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None, where: Tensor) -> tuple[Tensor, ...]:
+        """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t]) is true.
+
+        tokens and attention_mask: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
+        """
+        hidden = self.midibert(tokens, attention_mask, where=where).last_hidden_state
+        return tuple(head(hidden) for head in self.heads)
+
+
+def mlm_loss(
+    logits: tuple[Tensor, ...], targets: Tensor, reduction: Literal["sum", "mean"] = "mean"
+) -> dict[str, Tensor]:
+    """Cross-entropy at the masked positions, token types weighted by their number of ids (of 176 in CP).
+
+    logits: float [m, n_f] of each token type; targets: int64 [m, 4] (CP) or [m] (REMI), the true ids there.
+
+    Returns scalars: "loss" (the weighted one, to be differentiated), "count" (m) and, detached, of each token
+    type "<type>/loss" and "<type>/correct" (a count). With "sum" the losses are sums over positions: added up
+    over workers and divided by the added counts they are exact means for any layout.
+    Raises ValueError on another reduction.
+
+    Source: paper §V-A. For REMI the authors' code takes the plain cross-entropy; so does this, as a single
+    token type has the weight 1.
+    """
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f"reduction={reduction!r} is not possible; allowed: 'sum', 'mean'")
+    columns = targets.unbind(-1) if targets.dim() == 2 else (targets,)
+    sizes = tuple(x.shape[-1] for x in logits)
+    names = next(tuple(v.families) for v in VOCABULARIES.values() if v.sizes == sizes)
+    count = max(len(targets), 1) if reduction == "mean" else 1
+    scores: dict[str, Tensor] = {"count": torch.tensor(len(targets), device=targets.device)}
+    loss = logits[0].new_zeros((), dtype=torch.float32)
+    for name, x, target in zip(names, logits, columns, strict=True):
+        entropy = F.cross_entropy(x.float(), target, reduction="sum") / count
+        loss = loss + entropy * (x.shape[-1] / sum(sizes))
+        scores[f"{name}/loss"] = entropy.detach()
+        scores[f"{name}/correct"] = (x.argmax(-1) == target).sum()
+    return {"loss": loss} | scores
+
+
+AutoConfig.register(MidiBertConfig.model_type, MidiBertConfig, exist_ok=True)
+AutoModel.register(MidiBertConfig, MidiBertModel, exist_ok=True)
+AutoModelForMaskedLM.register(MidiBertConfig, MidiBertForMaskedLM, exist_ok=True)

@@ -1,0 +1,60 @@
+"""The paper's recurrent baselines (§VI): Bi-LSTM for notes, Bi-LSTM with attentive pooling for sequences."""
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from midibert_ray.model.heads import SequenceHead
+from midibert_ray.model.midibert import VOCABULARIES, TokenEmbeddings
+
+EMBEDDED = 768
+
+
+def _embeddings(representation: str) -> nn.Module:
+    """CP: as MidiBERT's; REMI: one plain table, as in the authors' code. Raises ValueError on another."""
+    if representation not in VOCABULARIES:
+        allowed = ", ".join(VOCABULARIES)
+        raise ValueError(f"representation={representation!r} is not possible; allowed: {allowed}")
+    if representation == "cp":
+        return TokenEmbeddings(representation, 256, EMBEDDED)
+    return nn.Embedding(VOCABULARIES["remi"].sizes[0], EMBEDDED)
+
+
+def _run(lstm: nn.LSTM, embedded: Tensor, mask: Tensor | None) -> Tensor:
+    """Read [b, t, e] -> [b, t, 2 * hidden]; with a mask [b, t], true at the front, padding is not read."""
+    if mask is None:
+        return lstm(embedded)[0]
+    lengths = mask.sum(1).clamp_min(1).cpu()
+    packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+    return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])[0]
+
+
+class BiLstmNotes(nn.Module):
+    """Note-level baseline: three bidirectional layers of 256, dropout .5, one dense layer."""
+
+    def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
+        super().__init__()
+        self.embeddings = _embeddings(representation)
+        self.lstm = nn.LSTM(EMBEDDED, 256, num_layers=3, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(0.5)
+        self.output = nn.Linear(512, num_classes)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """tokens: int64 [b, t, 4] or [b, t]; attention_mask: [b, t] -> logits [b, t, num_classes].
+
+        Without a mask padding is read like music, as in the authors' code.
+        """
+        return self.output(self.dropout(_run(self.lstm, self.embeddings(tokens), attention_mask)))
+
+
+class BiLstmSequences(nn.Module):
+    """Sequence-level baseline (Bi-LSTM-Attn): one bidirectional layer of 128 and MidiBERT's pooling head."""
+
+    def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
+        super().__init__()
+        self.embeddings = _embeddings(representation)
+        self.lstm = nn.LSTM(EMBEDDED, 128, batch_first=True, bidirectional=True)
+        self.head = SequenceHead(256, num_classes)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits [b, num_classes]; tokens and attention_mask: see `BiLstmNotes`."""
+        return self.head(_run(self.lstm, self.embeddings(tokens), attention_mask), attention_mask)

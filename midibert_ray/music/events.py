@@ -1,0 +1,78 @@
+"""The notes of one MIDI track, event by event: exact in every case, and ten times slower than symusic.
+
+`midibert_ray.music.pairing` comes here when the order of events within a tick decides which notes there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+_META, _SYSEX, _SYSEX_END = 0xFF, 0xF0, 0xF7
+_NOTE_OFF, _NOTE_ON = 0x80, 0x90
+_ONE_DATA_BYTE = (0xC0, 0xD0)
+
+
+def _variable(body: bytes, at: int) -> tuple[int, int]:
+    """A variable-length number (seven bits a byte, the last without the high bit) and where it ends."""
+    value = 0
+    while True:
+        byte = body[at]
+        at += 1
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, at
+
+
+def channel_events(body: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The channel messages of a track: (tick, status, first data byte, second or 0), running status resolved.
+
+    Raises:
+        IndexError: the body ends within an event.
+        ValueError: a data byte where a status byte must stand, or a system message no file may hold.
+    """
+    at = tick = status = 0
+    while at < len(body):
+        delta, at = _variable(body, at)
+        tick += delta
+        if body[at] == _META:
+            length, at = _variable(body, at + 2)
+            at += length
+            continue
+        if body[at] >= 0x80:
+            status = body[at]
+            at += 1
+        if status in (_SYSEX, _SYSEX_END):
+            length, at = _variable(body, at)
+            at += length
+        elif not 0x80 <= status < 0xF0:
+            raise ValueError(f"status byte 0x{status:02x} in a track")
+        elif status & 0xF0 in _ONE_DATA_BYTE:
+            yield tick, status, body[at], 0
+            at += 1
+        else:
+            yield tick, status, body[at], body[at + 1]
+            at += 2
+
+
+def walk_notes(body: bytes) -> NDArray[np.int64]:
+    """All notes of a track under pretty_midi's rule: int64[4, n] start, end, pitch, velocity; by end.
+
+    A note-off ends every open note of its channel and pitch that began at an earlier tick; if there is none,
+    it discards those that began at its own tick. Notes never ended are left out. Raises as `channel_events`.
+    """
+    notes: list[tuple[int, int, int, int]] = []
+    open_notes: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for tick, status, pitch, velocity in channel_events(body):
+        kind, key = status & 0xF0, (status & 0x0F, pitch)
+        if kind == _NOTE_ON and velocity:
+            open_notes.setdefault(key, []).append((tick, velocity))
+        elif kind in (_NOTE_ON, _NOTE_OFF) and key in open_notes:
+            begun = open_notes.pop(key)
+            older = [(start, tick, pitch, loud) for start, loud in begun if start != tick]
+            notes += older
+            if 0 < len(older) < len(begun):
+                open_notes[key] = begun[len(older) :]
+    return np.array(notes, dtype=np.int64).reshape(-1, 4).T

@@ -1,0 +1,170 @@
+"""The notes of one MIDI track, read by symusic and ended by pretty_midi's rule.
+
+The rule: a note-off ends every open note of its channel and pitch that began at an earlier tick; if there is
+none, it discards those that began at its own tick. symusic pairs first in, first out. Its ends are all the
+note-offs that matter, so a note's true end is the first of them after its start, unless a note-off stands at
+that very start, or a note was left open: then the track is walked event by event.
+
+What symusic does not tell is found with a *probe*, events put behind the track's end: note-offs for every
+pitch, which bring out notes left open, and one note per channel (its velocity says which), which brings out
+a change of program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import symusic
+from numpy.typing import NDArray
+
+from midibert_ray.music.events import channel_events, walk_notes
+from midibert_ray.music.smf import MidiError, pack
+
+MAX_TICK = 10_000_000
+"""Nothing that matters may stand later: pretty_midi's own limit, 5.8 hours at 480 ticks per beat and 60 bpm.
+It bounds the memory that a file of a few bytes can ask for."""
+
+_SPAN = 2 * MAX_TICK
+_END_OF_TRACK = b"\xff\x2f\x00"
+_EMPTY_TEXT = b"\xff\x01\x00"
+_PROBE_WAIT = b"\xff\xff\xff\x7f"
+"""The longest delta time, 268,435,455 ticks: the probe stands far behind `MAX_TICK`."""
+_PROBE_TICK = 0x0FFFFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackNotes:
+    """One instrument's notes, in no particular order but by start for equal pitches, and the tempo events."""
+
+    name: str
+    program: int
+    is_drum: bool
+    start: NDArray[np.int64]
+    """[n] ticks, as ``end``."""
+    end: NDArray[np.int64]
+    pitch: NDArray[np.int64]
+    velocity: NDArray[np.int64]
+    tempo_ticks: NDArray[np.int64]
+    """[k] ticks of set-tempo events, ascending."""
+    tempo_microseconds: NDArray[np.int64]
+    """[k] microseconds a beat."""
+
+
+def read_track(ticks_per_beat: int, body: bytes) -> TrackNotes | None:
+    """Read one track: the body of an MTrk chunk -> `TrackNotes`, or None if only pretty_midi itself can tell.
+
+    None means: notes on more than one channel or program, a program change between them, or no
+    end of track where it belongs.
+
+    Raises:
+        MidiError: a note after `MAX_TICK`, or a data byte above 127.
+        RuntimeError, ValueError, IndexError: the events cannot be parsed.
+    """
+    probed = _with_probe(body)
+    if probed is None:
+        return None
+    score: Any = symusic.Score.from_midi(pack(ticks_per_beat, (probed,)))
+    found = [(track, _columns(track)) for track in score.tracks if len(track.notes)]
+    heard = [(track, columns) for track, columns in found if columns[0, 0] < _PROBE_TICK]
+    if len(heard) > 1 or any(_program_changes(body, columns) for _, columns in heard):
+        return None
+    notes = np.zeros((4, 0), dtype=np.int64)
+    for _, columns in heard:
+        ended = _end_notes(*columns[:, columns[0] < _PROBE_TICK])
+        notes = walk_notes(body) if ended is None else ended
+    tempo = score.tempos.numpy()
+    return TrackNotes(
+        name=heard[0][0].name if heard else "",
+        program=heard[0][0].program if heard else 0,
+        is_drum=heard[0][0].is_drum if heard else False,
+        start=notes[0],
+        end=notes[1],
+        pitch=notes[2],
+        velocity=notes[3],
+        tempo_ticks=tempo["time"].astype(np.int64),
+        tempo_microseconds=tempo["mspq"].astype(np.int64),
+    )
+
+
+def _with_probe(body: bytes) -> bytes | None:
+    """``body`` with the probe in front of its end of track; None if it has no such end."""
+    if not body.endswith(_END_OF_TRACK):
+        return None
+    # 0x9n is a note-on of channel n (or some other byte, and the probe of that channel is of no consequence).
+    channels = [channel for channel in range(16) if 0x90 + channel in body]
+    events = b"".join(_PROBES[channel] for channel in channels)
+    return body[:-3] + _EMPTY_TEXT + _PROBE_WAIT + _EMPTY_TEXT + events + b"\x00" + _END_OF_TRACK
+
+
+def _probe(channel: int) -> bytes:
+    offs = b"".join(bytes([0, 0x80 + channel, pitch, 0]) for pitch in range(128))
+    return offs + bytes([0, 0x90 + channel, 0, channel + 1, 1, 0x80 + channel, 0, 0])
+
+
+_PROBES = tuple(_probe(channel) for channel in range(16))
+
+
+def _program_changes(body: bytes, columns: NDArray[np.int64]) -> bool:
+    """Whether a note may begin under one program and end under another, given the track's `_columns`."""
+    tick, _, _, velocity = columns[:, -1]
+    if tick < _PROBE_TICK:
+        return True  # the probe's note went to another program
+    change = 0xC0 + int(velocity) - 1
+    if body.count(change) < 2:
+        return False
+    return len({program for _, status, program, _ in channel_events(body) if status == change}) > 1
+
+
+def _columns(track: Any) -> NDArray[np.int64]:
+    """[4, n >= 1]: start, end, pitch, velocity as symusic paired them, by start; the probe's last."""
+    table = track.notes.numpy()
+    start = table["time"].astype(np.int64)
+    columns = np.stack([start, start + table["duration"], table["pitch"], table["velocity"]])
+    if columns.min() < 0:
+        raise MidiError("a negative tick, or a data byte above 127 in a note: most likely corrupt")
+    late = columns[:, start >= _PROBE_TICK]
+    if (late[2:] > [[0], [16]]).any():
+        raise MidiError(f"a note at tick {late[0].max()}, later than {MAX_TICK}: most likely corrupt")
+    return columns
+
+
+def _end_notes(
+    start: NDArray[np.int64], end: NDArray[np.int64], pitch: NDArray[np.int64], velocity: NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """[4, n]: start, end, pitch, velocity by the rule; None where the order within a tick decides."""
+    left_open = end >= _PROBE_TICK
+    latest = max(start.max(initial=0), end[~left_open].max(initial=0))
+    if latest >= MAX_TICK:
+        raise MidiError(f"a note at tick {latest}, later than {MAX_TICK}: most likely corrupt")
+    group = pitch * _SPAN
+    ends = np.sort((group + end)[~left_open])
+    if left_open.any():
+        later = np.searchsorted(ends, (group + start)[left_open], side="right")
+        if (np.append(ends, -1)[later] // _SPAN == pitch[left_open]).any():
+            return None
+    sounding = ~left_open & (end != start)
+    onset = (group + start)[sounding]
+    after = np.searchsorted(ends, onset, side="right")
+    closing = ends[after]
+    offs_at_onset = after - np.searchsorted(ends, onset, side="left")
+    if offs_at_onset.any() and ((offs_at_onset > 1).any() or not np.isin(onset[offs_at_onset == 1], closing).all()):
+        return None
+    return np.stack([start[sounding], closing - group[sounding], pitch[sounding], velocity[sounding]])
+
+
+def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What becomes of overlapping notes of one pitch when they are written to a MIDI track and read again.
+
+    Args:
+        key: [n] equal for notes of the same track and pitch.
+        start: [n] ticks below `MAX_TICK`.
+        end: [n] likewise, every end after its start.
+
+    Returns:
+        [n] new ends: each note's is the first end of its key after its start.
+    """
+    group = key * _SPAN
+    ends = np.sort(group + end)
+    return ends[np.searchsorted(ends, group + start, side="right")] - group

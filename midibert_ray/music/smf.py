@@ -1,0 +1,101 @@
+"""The container of a Standard MIDI File: header, track chunks, RIFF wrapping. Events are read elsewhere.
+
+Splitting the file first costs microseconds and gives three things that an event parser does not: a clear
+reason for every kind of broken container, the time division before anything is allocated, and each track on
+its own, so that its notes can be told from those of other tracks.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+HEADER_BYTES = 14
+"""Length of an MThd chunk as every file has it: name, length 6, format, tracks, division."""
+
+
+class MidiError(ValueError):
+    """A MIDI file that cannot be used. ``str(error)`` is the reason that a manifest shows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """A MIDI file taken apart.
+
+    ``format`` is 0 (one track), 1 (tracks played together) or 2 (independent patterns, which every reader in
+    the field, and this one, plays together like format 1). ``tracks`` are the bodies of the MTrk chunks
+    without their 8-byte headers.
+    """
+
+    format: int
+    ticks_per_beat: int
+    tracks: tuple[bytes, ...]
+
+    def whole(self) -> bytes:
+        """All tracks as a plain file: no RIFF wrapper, no foreign chunks, no padding after the last track."""
+        return pack(self.ticks_per_beat, self.tracks)
+
+
+def pack(ticks_per_beat: int, tracks: tuple[bytes, ...]) -> bytes:
+    """The bytes of a MIDI file with these track bodies (format 0 for one track, else 1)."""
+    header = struct.pack(">4sIHHH", b"MThd", 6, int(len(tracks) != 1), len(tracks), ticks_per_beat)
+    return header + b"".join(struct.pack(">4sI", b"MTrk", len(body)) + body for body in tracks)
+
+
+def split(data: bytes) -> Container:
+    """Take a MIDI file apart: ``bytes`` -> `Container`.
+
+    A RIFF wrapper ("RMID", files named .rmi) is taken off. Chunks that are not MTrk are skipped, as the MIDI
+    standard asks; whatever follows the last declared track is ignored.
+
+    Raises:
+        MidiError: not a MIDI file, cut short, no track, SMPTE time division or zero ticks per beat.
+    """
+    if data[:4] == b"RIFF":
+        data = _unwrap_riff(data)
+    if not data:
+        raise MidiError("empty file")
+    if data[:4] != b"MThd":
+        raise MidiError(f"not a MIDI file: it begins with {data[:4]!r}, not b'MThd'")
+    if len(data) < HEADER_BYTES:
+        raise MidiError(f"truncated: {len(data)} bytes, the header alone has {HEADER_BYTES}")
+    length, kind, count, division = struct.unpack(">IHHH", data[4:HEADER_BYTES])
+    if length < 6:
+        raise MidiError(f"not a MIDI file: header length {length}, at least 6 is needed")
+    if kind > 2:
+        raise MidiError(f"unknown MIDI format {kind}; 0, 1 and 2 exist")
+    if division & 0x8000:
+        raise MidiError(f"SMPTE time division 0x{division:04x}: beats are needed, ticks per beat only")
+    if division == 0:
+        raise MidiError("zero ticks per beat in the header")
+    if count == 0:
+        raise MidiError("no tracks: the header declares 0")
+    return Container(format=kind, ticks_per_beat=division, tracks=_tracks(data, 8 + length, count))
+
+
+def _tracks(data: bytes, at: int, count: int) -> tuple[bytes, ...]:
+    bodies: list[bytes] = []
+    while len(bodies) < count:
+        if at + 8 > len(data):
+            raise MidiError(f"truncated: {len(bodies)} of the {count} tracks that the header declares")
+        name, length = struct.unpack(">4sI", data[at : at + 8])
+        body = data[at + 8 : at + 8 + length]
+        if len(body) < length:
+            raise MidiError(f"truncated: a chunk of {length} bytes ends after {len(body)}")
+        if name == b"MTrk":
+            bodies.append(body)
+        at += 8 + length
+    return tuple(bodies)
+
+
+def _unwrap_riff(data: bytes) -> bytes:
+    """The MIDI file inside a RIFF "RMID" container: the body of its ``data`` chunk."""
+    if data[8:12] != b"RMID":
+        raise MidiError(f"a RIFF file of type {data[8:12]!r}; only RMID holds MIDI")
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack("<4sI", data[at : at + 8])
+        if name == b"data":
+            return data[at + 8 : at + 8 + length]
+        at += 8 + length + length % 2  # chunks are padded to even
+    raise MidiError("a RIFF RMID file without a data chunk")

@@ -1,0 +1,125 @@
+"""The ids of the two token representations (paper §III-A), with the numbers of the authors' dictionaries.
+
+CP (compound words): a super token is four ids, one of each token type. REMI: one flat table. Both count
+pitches from MIDI 22 to 107 and durations in thirty-seconds, 1 to 64. PAD and MASK are the last two ids of a
+table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+FAMILIES = ("Bar", "Position", "Pitch", "Duration")
+"""The token types, in the order of a super token's columns."""
+
+PITCH_LOW, PITCH_HIGH = 22, 107
+"""The lowest and highest MIDI pitch that has an id."""
+
+POSITIONS = 16
+"""Sub-beats (sixteenths) in a bar."""
+
+DURATIONS = 64
+"""Duration index d stands for d + 1 thirty-seconds: 0 is a 32nd, 63 two bars."""
+
+PITCHES = PITCH_HIGH - PITCH_LOW + 1
+
+BAR_NEW, BAR_CONTINUE = 0, 1
+"""Bar ids of CP: a bar's first note, and every other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """Names of ids: ``families[f][id]`` is the name that id ``id`` of token type ``f`` has.
+
+    ``pad`` and ``mask`` hold the id of PAD and MASK in every family. CP has the four families of `FAMILIES`,
+    REMI a single one, "Token".
+    """
+
+    name: str
+    families: dict[str, tuple[str, ...]]
+    pad: tuple[int, ...]
+    mask: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Ids in each family, PAD and MASK included."""
+        return tuple(len(names) for names in self.families.values())
+
+    def to_json(self) -> str:
+        """The vocabulary as JSON text, stable to the byte."""
+        document = {"name": self.name, "families": self.families, "pad": self.pad, "mask": self.mask}
+        return json.dumps(document, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Vocabulary:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, or a field is missing.
+        """
+        document = json.loads(text)
+        try:
+            return cls(
+                name=document["name"],
+                families={family: tuple(names) for family, names in document["families"].items()},
+                pad=tuple(document["pad"]),
+                mask=tuple(document["mask"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a vocabulary: needs name, families, pad and mask ({error!r})") from error
+
+    def digest(self) -> str:
+        """sha256 (hex) of `to_json`: two vocabularies with one digest give every id the same meaning."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _names(family: str, values: range) -> tuple[str, ...]:
+    return tuple(f"{family} {value}" for value in values)
+
+
+_POSITION = tuple(f"Position {k}/{POSITIONS}" for k in range(1, POSITIONS + 1))
+_PITCH = _names("Pitch", range(PITCH_LOW, PITCH_HIGH + 1))
+_DURATION = _names("Duration", range(DURATIONS))
+
+CP = Vocabulary(
+    name="cp",
+    families={
+        "Bar": ("Bar New", "Bar Continue", "Bar PAD", "Bar MASK"),
+        "Position": (*_POSITION, "Position PAD", "Position MASK"),
+        "Pitch": (*_PITCH, "Pitch PAD", "Pitch MASK"),
+        "Duration": (*_DURATION, "Duration PAD", "Duration MASK"),
+    },
+    pad=(2, 16, 86, 64),
+    mask=(3, 17, 87, 65),
+)
+"""Compound words: ids of a super token (Bar, Position, Pitch, Duration)."""
+
+REMI = Vocabulary(
+    name="remi",
+    families={"Token": ("Bar", *_POSITION, *_PITCH, *_DURATION, "PAD", "MASK")},
+    pad=(167,),
+    mask=(168,),
+)
+"""REMI: a bar's Bar token, then Position, Pitch and Duration of every note."""
+
+CP_SIZES = CP.sizes
+CP_PAD = CP.pad
+CP_MASK = CP.mask
+
+REMI_BAR = 0
+REMI_POSITION = 1
+"""Id of sub-beat 0; the ids of the others follow."""
+REMI_PITCH = REMI_POSITION + POSITIONS
+"""Id of pitch `PITCH_LOW`."""
+REMI_DURATION = REMI_PITCH + PITCHES
+"""Id of duration index 0."""
+REMI_SIZE = REMI.sizes[0]
+REMI_PAD = REMI.pad[0]
+REMI_MASK = REMI.mask[0]
+
+
+def vocabulary_digest() -> str:
+    """sha256 (hex) over both vocabularies: what a token store or a checkpoint notes down beside its ids."""
+    return hashlib.sha256((CP.digest() + REMI.digest()).encode()).hexdigest()

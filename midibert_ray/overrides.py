@@ -1,0 +1,131 @@
+"""What is done with a configuration: dotted overrides, a flat form, and the hash that names artifacts."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from midibert_ray.config import Config, ConfigError, require
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value for every field of the tree, in order of declaration."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def runtime_keys() -> frozenset[str]:
+    """Dotted keys of the fields that never change a result."""
+    keys = set()
+    for section in dataclasses.fields(Config):
+        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
+            keys |= {
+                f"{section.name}.{item.name}"
+                for item in dataclasses.fields(section.type)
+                if item.metadata.get("runtime")
+            }
+    return frozenset(keys)
+
+
+def digest(value: object) -> str:
+    """Ten hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def identity(config: Config, sections: Iterable[str], **inputs: object) -> str:
+    """Hash of the identity fields of some sections, and of the versions of an artifact's inputs.
+
+    Args:
+        config: the configuration.
+        sections: names of sections or of top-level fields, such as `("seed", "model")`.
+        inputs: JSON values that identify what the artifact is made from, such as token digests.
+    """
+    wanted, skip = set(sections), runtime_keys()
+    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in wanted and key not in skip}
+    return digest({"fields": fields, "inputs": inputs})
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of the configuration with some dotted keys changed, checked as a whole.
+
+    Values may be of the field's type or strings as they stand on a command line.
+
+    Raises:
+        ConfigError: for an unknown key, or a value of the wrong type or out of range.
+    """
+    nested: dict[str, Any] = {}
+    known = flatten(config)
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(_unknown_key(key, known))
+        section, _, name = key.rpartition(".")
+        typed = _convert(key, value, _field_type(key))
+        if section:
+            nested.setdefault(section, {})[name] = typed
+        else:
+            nested[name] = typed
+    return _rebuild(config, nested)
+
+
+def from_flat(flat: Mapping[str, Any]) -> Config:
+    """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
+    return replace(Config(), {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()})
+
+
+def _rebuild(config: Config, nested: Mapping[str, Any]) -> Config:
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in nested.items()
+    }
+    return dataclasses.replace(config, **parts)
+
+
+def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    section = key.split(".")[0]
+    siblings = [name for name in known if name.startswith(section + ".")]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown setting {key!r}{hint} Allowed: {', '.join(siblings or sorted({k.split('.')[0] for k in known}))}"
+
+
+def _field_type(key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    owner = typing.get_type_hints(Config)[section] if section else Config
+    return typing.get_type_hints(owner)[name]
+
+
+def _convert(key: str, value: Any, expected: Any) -> Any:
+    """A value of the annotated type, from a value or a string; never silently a string."""
+    if typing.get_origin(expected) is Literal:
+        allowed = typing.get_args(expected)
+        require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
+        return value
+    if typing.get_origin(expected) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(item.strip() for item in items if item.strip())
+    return _convert_scalar(key, value, expected)
+
+
+def _convert_scalar(key: str, value: Any, expected: type) -> Any:
+    if expected is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        require(str(value).lower() in words, key, value, "true or false")
+        return words[str(value).lower()]
+    try:
+        converted = expected(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key}={value!r} is not allowed; use a value of type {expected.__name__}") from None
+    exact = not (expected is int and isinstance(value, float) and value != converted)
+    finite = not (expected is float and converted != converted)
+    require(exact and finite, key, value, f"a value of type {expected.__name__}")
+    return converted

@@ -1,0 +1,1 @@
+"""Ray Tune: studies of many fine-tuning trials, and their reports."""

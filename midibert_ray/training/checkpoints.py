@@ -1,0 +1,207 @@
+"""Checkpoints as folders: which of them are whole, which to go on from, and what to say when a disk is full.
+
+Every worker ends its part of a checkpoint with a file of digests; a folder whose digests are missing or do
+not fit (a save that was cut short, an upload that broke off) is not a checkpoint. The folders may lie on any
+filesystem that pyarrow knows.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from midibert_ray import storage
+
+FIRST_DIGESTS = "digests-00000.json"
+
+PREFIX = "step_"
+"""Start of the name of every checkpoint folder; the rest sorts by optimizer step."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_CHUNK = 2**22
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the text says which, why, and what to do."""
+
+
+def write_digests(folder: Path, rank: int, world: int) -> None:
+    """Record size and SHA-256 of every file of one worker's part of a checkpoint; its last file.
+
+    Args:
+        folder: what this worker wrote, and nothing else.
+        rank: this worker.
+        world: number of workers that write a part.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = list(pool.map(_digest_of_file, files))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    content = {"rank": rank, "world": world, "files": dict(zip(names, digests, strict=True))}
+    storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
+
+
+def _digests_name(rank: int) -> str:
+    return f"digests-{rank:05d}.json"
+
+
+def _digest_of_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def listed_files(system: fs.FileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file that the workers wrote, by its name below the checkpoint's folder.
+
+    Files of an earlier save by more workers may lie beside them; they belong to no checkpoint.
+
+    Raises:
+        CheckpointError: where a worker's digests are missing or cannot be read.
+    """
+    first = _read_digests(system, path, 0)
+    parts = [first, *(_read_digests(system, path, rank) for rank in range(1, first["world"]))]
+    return {name: digest for part in parts for name, digest in part["files"].items()}
+
+
+def _read_digests(system: fs.FileSystem, path: str, rank: int) -> dict[str, Any]:
+    name = _digests_name(rank)
+    try:
+        with system.open_input_stream(f"{path}/{name}") as stream:
+            content = json.loads(stream.read())
+        return {"world": int(content["world"]), "files": dict(content["files"])}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no {name}, so worker {rank} did not finish writing it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/{name} cannot be read: {error}") from error
+
+
+def verify(system: fs.FileSystem, path: str) -> None:
+    """Make sure that a checkpoint is whole; reads all of it, sizes first.
+
+    Raises:
+        CheckpointError: naming the first file that is missing or differs from its digest.
+    """
+    files = listed_files(system, path)
+    infos = system.get_file_info([f"{path}/{name}" for name in files])
+    for info, digest in zip(infos, files.values(), strict=True):
+        if info.type is not fs.FileType.File:
+            raise CheckpointError(f"{info.path} is missing")
+        if info.size != digest["size"]:
+            raise CheckpointError(f"{info.path} has {info.size} bytes instead of {digest['size']}")
+    for name, digest in files.items():
+        if _digest_of_stream(system, f"{path}/{name}") != digest["sha256"]:
+            raise CheckpointError(f"the content of {path}/{name} is not what was written")
+
+
+def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
+    running = hashlib.sha256()
+    try:
+        with system.open_input_stream(path) as stream:
+            while chunk := stream.read(_CHUNK):
+                running.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return running.hexdigest()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which checkpoint of a run to go on from."""
+
+    name: str
+    """Folder of the newest sound checkpoint, within the run's folder."""
+
+    broken: dict[str, str]
+    """Newer ones that are not sound, and what is wrong with each."""
+
+
+def newest_sound(system: fs.FileSystem, path: str) -> Choice:
+    """The checkpoint at a path, or if it is broken the newest sound one before it in the same run.
+
+    Raises:
+        CheckpointError: where none is sound, with what is wrong with each.
+    """
+    run, _, newest = path.rpartition("/")
+    broken: dict[str, str] = {}
+    for name in [newest, *_before(system, run, newest)]:
+        try:
+            verify(system, f"{run}/{name}")
+        except CheckpointError as error:
+            broken[name] = str(error)
+        else:
+            return Choice(name, broken)
+    raise CheckpointError(
+        f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); "
+        "bring one of them back from a copy, or remove that folder to start the run again"
+    )
+
+
+def _before(system: fs.FileSystem, run: str, newest: str) -> list[str]:
+    """Checkpoints older than one of a run, latest first."""
+    entries = system.get_file_info(fs.FileSelector(run, allow_not_found=True))
+    names = [entry.base_name for entry in entries if entry.type is fs.FileType.Directory]
+    return sorted((name for name in names if name.startswith(PREFIX) and name < newest), reverse=True)
+
+
+def unused_name(step: int, broken: frozenset[str]) -> str:
+    """The name of the checkpoint of a step.
+
+    Ray Train keeps broken checkpoints in its books and will delete their folders one day, so a run that
+    comes by the step of one again needs another name.
+    """
+    name = f"{PREFIX}{step:09d}"
+    while name in broken:
+        name += "-again"
+    return name
+
+
+@contextmanager
+def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
+    """Turn a failure to write that comes from a full disk into an error in plain words.
+
+    Args:
+        folder: where is written; an object store is never full.
+        needed: bytes that a whole checkpoint takes, roughly.
+        remedy: what to do, after "free some space there".
+
+    Raises:
+        CheckpointError: where the disk is full or a quota or size limit is reached; others pass unchanged.
+    """
+    free = _free_bytes(folder)
+    try:
+        yield
+    except Exception as error:
+        if not (_says_full(error) or (free is not None and free < needed)):
+            raise
+        known = "" if free is None else f" and {_mebibytes(free)} were free"
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise CheckpointError(
+            f"the disk of {folder} is too full for a checkpoint: it takes about {_mebibytes(needed)}{known}; free some "
+            f"space there{remedy}, then start the run again, which goes on from the checkpoint before ({reason})"
+        ) from error
+
+
+def _says_full(error: BaseException) -> bool:
+    texts = [os.strerror(code) for code in _FULL]
+    return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in texts)
+
+
+def _free_bytes(folder: str) -> int | None:
+    if not storage.is_local(folder):
+        return None
+    place = Path(storage.resolve(folder))
+    existing = next(path for path in (place, *place.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

@@ -1,0 +1,256 @@
+"""The DeepSpeed engine of a configuration: built, saved, loaded, and its weights taken out.
+
+This file and `resize` beside it are the only places that know DeepSpeed.
+"""
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from midibert_ray.config import BatchPlan, Config, OptimizerConfig, plan_batch
+from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
+from midibert_ray.training.resize import UNIVERSAL_FOLDER, universal
+
+logger = logging.getLogger(__name__)
+
+ENGINE_FOLDER = "engine"
+"""Folder of the DeepSpeed shards within a checkpoint; beside it lie the weights as a Hugging Face folder."""
+
+PROGRESS_FILE = "progress.json"
+
+_FORMATS = (0, 1, 1, 3)
+"""Of the ZeRO stages 0 to 3: which of them write the same kind of shards."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a loop needs to go on, besides the engine's own state."""
+
+    epoch: int = 0
+    """Epochs completed."""
+
+    step: int = 0
+    """Optimizer steps completed."""
+
+    best: float = float("-inf")
+    """Best validation score so far; higher is better."""
+
+    bad: int = 0
+    """Validations since the best."""
+
+    def judge(self, score: float) -> None:
+        """Take in a validation score; a tie is no improvement."""
+        better = score > self.best
+        self.best, self.bad = (score, 0) if better else (self.best, self.bad + 1)
+
+
+def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
+    """DeepSpeed's JSON; the optimizer and its schedule are handed over as objects instead."""
+    return {
+        "train_batch_size": plan.batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": {"stage": config.compute.zero_stage},
+        "bf16": {"enabled": config.compute.precision == "bf16"},
+        # We average over the whole batch ourselves, and never want a prescaled or sparse reduction.
+        "prescale_gradients": False,
+        "steps_per_print": 10**9,
+    }
+
+
+def adamw(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; `optimizer.decay` says which of them decay.
+
+    DeepSpeed's own Adam would be compiled at run time, which a machine without a compiler cannot do;
+    torch's fused kernel is as fast on a GPU.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in trainable:
+        spared = settings.decay == "matrices" and parameter.ndim < 2
+        groups.setdefault(0.0 if spared else settings.weight_decay, []).append(parameter)
+    fused = trainable[0].is_cuda
+    members = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+    return torch.optim.AdamW(members, lr=settings.lr, eps=settings.eps, fused=fused)
+
+
+def rate_factor(settings: OptimizerConfig, steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each step of a run of `steps` steps."""
+
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.schedule == "constant":
+            return 1.0
+        left = 1 - (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        left = min(1.0, max(0.0, left))
+        if settings.schedule == "linear":
+            return left
+        return 0.5 - 0.5 * torch.cos(torch.tensor(left * torch.pi, dtype=torch.float64)).item()
+
+    return factor
+
+
+def build(model: nn.Module, config: Config, *, steps: int, device: torch.device) -> Any:
+    """A DeepSpeed engine around a model, in the process group that Ray Train has set up.
+
+    Args:
+        model: on any device; the engine moves it.
+        config: sections `optimizer` and `compute` are used.
+        steps: optimizer steps of the whole run, for the schedule.
+        device: this worker's device.
+    """
+    deepspeed = _import_deepspeed(device)
+    model.to(device)
+    optimizer = adamw(model, config.optimizer)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config.optimizer, steps))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,
+        config=deepspeed_config(config, plan_batch(config)),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, set up for the device; the accelerator is read from the environment at import."""
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # Its shared-memory collective is compiled at the first start (minutes, and a compiler); gloo serves as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def save(engine: Any, progress: Progress, folder: Path) -> None:
+    """Write this worker's part of a checkpoint; every worker must call it.
+
+    The parts merge into one folder: `engine/` (shards of model and optimizer), from the first worker
+    `config.json` and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and
+    from each worker the digests of what it wrote.
+
+    Args:
+        engine: what to save.
+        progress: where the run stands.
+        folder: an empty one of this worker's own.
+
+    Raises:
+        CheckpointError: where the disk is full.
+    """
+    with explain_full_disk(str(folder), checkpoint_bytes(engine), ", or set TMPDIR to a folder on another disk"):
+        state = asdict(progress)
+        engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, client_state={"progress": state}, save_latest=False)
+        weights = full_weights(engine)
+        if engine.global_rank == 0:
+            _save_weights(engine.module, weights, folder)
+            (folder / PROGRESS_FILE).write_text(json.dumps(state | _layout(engine)))
+        write_digests(folder, engine.global_rank, engine.world_size)
+
+
+def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Write a Hugging Face folder; `save_pretrained` would name the engine's precision as that of the weights."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], "float32"
+    config.save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _layout(engine: Any) -> dict[str, int]:
+    """How the optimizer's state is spread over the workers."""
+    return {"workers": engine.world_size, "zero_stage": engine.zero_optimization_stage()}
+
+
+def checkpoint_bytes(engine: Any) -> int:
+    """Roughly what a checkpoint takes: the weights twice, and in the optimizer a copy and two moments, all fp32."""
+    sizes = (parameter_shape(parameter).numel() for parameter in engine.module.parameters())
+    return 5 * torch.float32.itemsize * sum(sizes)
+
+
+def load(engine: Any, folder: Path) -> Progress:
+    """Take a checkpoint's state into a new engine (model, optimizer, schedule) and return its progress.
+
+    It may have been written by another number of workers; of the ZeRO stages, 1 and 2 read each other's.
+    Every worker must call it.
+
+    Raises:
+        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read.
+    """
+    if not any((folder / ENGINE_FOLDER).glob("*_states.pt")):
+        raise CheckpointError(
+            f"{folder}/{ENGINE_FOLDER} holds no DeepSpeed state; remove that checkpoint and start again"
+        )
+    written, here = json.loads((folder / PROGRESS_FILE).read_text()), _layout(engine)
+    if _FORMATS[written["zero_stage"]] != _FORMATS[here["zero_stage"]]:
+        raise CheckpointError(
+            f"compute.zero_stage={here['zero_stage']} cannot read {folder}, which ZeRO stage {written['zero_stage']} "
+            f"wrote; set compute.zero_stage={written['zero_stage']} to go on"
+        )
+    # Without ZeRO every worker holds the whole state.
+    if here["zero_stage"] == 0 or written["workers"] == here["workers"]:
+        _, client = engine.load_checkpoint(str(folder), tag=ENGINE_FOLDER)
+    else:
+        logger.info("%s was written by %d workers; %d go on", folder, written["workers"], here["workers"])
+        client = _load_resized(engine, folder)
+    return Progress(**client["progress"])
+
+
+def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
+    """Load a checkpoint of another number of workers; returns what was saved beside the engine's state."""
+    decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
+    with universal(folder, ENGINE_FOLDER) as place:
+        # What "checkpoint": {"load_universal": true} sets; whether it is needed shows only after the engine is built.
+        engine._config.load_universal_checkpoint = True
+        try:
+            _, client = engine.load_checkpoint(str(place), tag=UNIVERSAL_FOLDER)
+        finally:
+            engine._config.load_universal_checkpoint = False
+    # Stage 3 gives every group the settings of the first, and one and the same counter of Adam's steps.
+    for group, decay in zip(engine.optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for moments in engine.optimizer.optimizer.state.values():
+        moments["step"] = moments["step"].clone()
+    state: dict[str, Any] = client
+    return state
+
+
+def full_weights(engine: Any) -> dict[str, Tensor]:
+    """All weights in fp32 on the CPU, gathered from the workers' shards; every worker must call it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights, unspread = {}, _fp32_copies(engine)
+    for name, parameter in engine.module.named_parameters():
+        full = unspread[parameter] if parameter in unspread else safe_get_full_fp32_param(parameter)
+        # Without ZeRO and in fp32 there is no other copy than the parameter itself.
+        full = parameter if full is None else full
+        weights[name] = full.detach().float().cpu().clone().reshape(parameter_shape(parameter))
+    return weights
+
+
+def _fp32_copies(engine: Any) -> dict[Tensor, Tensor]:
+    """The fp32 copy of each bf16 parameter where ZeRO is off: DeepSpeed's own functions do not find those."""
+    optimizer = engine.optimizer
+    if engine.zero_optimization() or not hasattr(optimizer, "fp32_groups"):
+        return {}
+    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+    return {low: full for lows, fulls in groups for low, full in zip(lows, fulls, strict=True)}
+
+
+def parameter_shape(parameter: Tensor) -> torch.Size:
+    """The shape of a whole parameter, also where ZeRO 3 has left an empty one on this worker."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape

@@ -1,0 +1,256 @@
+"""From a configuration to a finished pre-training run: TorchTrainer, restarts, MLflow, the best checkpoint."""
+
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from midibert_ray import storage, tracking
+from midibert_ray.config import Config, plan_batch
+from midibert_ray.data.store import TokenStore
+from midibert_ray.overrides import flatten, from_flat, identity
+from midibert_ray.training import engine as engines
+from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, unused_name, verify
+from midibert_ray.training.console import Console
+from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = ("seed", "tokens", "mask", "model", "optimizer", "pretrain", "compute")
+"""What makes one pre-training run differ from another, beside its token stores."""
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """A finished pre-training run."""
+
+    key: str
+    """Name and hash; the run's folder below `{root}/runs` and its key in MLflow."""
+
+    checkpoint: str
+    """Address of the best checkpoint, a folder that `MidiBertModel.from_pretrained` opens."""
+
+    step: int
+    """Optimizer steps taken by the best checkpoint."""
+
+    metrics: dict[str, float]
+    """Its validation figures."""
+
+
+def run_key(config: Config, stores: Sequence[str]) -> str:
+    """The name of the run that a configuration and some token stores describe.
+
+    Args:
+        config: identity fields only count.
+        stores: addresses of the token stores, in order.
+    """
+    names = [store.rstrip("/").rpartition("/")[2] for store in stores]
+    return f"pretrain-{identity(config, SECTIONS, stores=names)}"
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of the encoder and of the MLM heads, without making them."""
+    with torch.device("meta"):
+        model = new_model(config)
+    encoder = sum(parameter.numel() for parameter in model.midibert.parameters())
+    return {"encoder": encoder, "MLM heads": sum(parameter.numel() for parameter in model.parameters()) - encoder}
+
+
+def run_address(config: Config, key: str) -> str:
+    """The folder of a run below the storage root."""
+    return storage.join(storage.resolve(config.storage.root), "runs", key)
+
+
+def finished(config: Config, key: str) -> PretrainRun | None:
+    """The run of a key, if it has ended well."""
+    place = storage.join(run_address(config, key), RESULT_FILE)
+    return PretrainRun(**json.loads(storage.read_bytes(place))) if storage.exists(place) else None
+
+
+def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
+    """Run pre-training to its end, or go on where an earlier start of the same run stopped.
+
+    Args:
+        config: the whole configuration.
+        stores: addresses of the token stores to train on.
+
+    Returns:
+        the finished run; at once if it has been run before.
+
+    Raises:
+        ConfigError: for a batch that cannot be divided over the workers.
+        ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
+    """
+    plan, key = plan_batch(config), run_key(config, stores)
+    done = finished(config, key)
+    if done:
+        logger.info("pre-training %s is there already: %s", key, done.checkpoint)
+        return done
+    counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
+    logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, plan)
+    try:
+        with Console() as console:
+            run = _best(key, _trainer(config, stores, key, console.sink).fit())
+    except ray.train.TrainingFailedError:
+        _open_log(tracking.address(config), config, key).finish("FAILED")
+        raise
+    content = json.dumps(asdict(run), indent=1).encode()
+    storage.write_bytes(storage.join(run_address(config, key), RESULT_FILE), content)
+    log = _open_log(tracking.address(config), config, key)
+    log.tag(checkpoint=run.checkpoint)
+    log.finish()
+    return run
+
+
+def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> TorchTrainer:
+    compute, address = config.compute, tracking.address(config)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "sink": sink},
+        torch_config=TorchConfig(backend="nccl" if compute.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=compute.workers,
+            use_gpu=compute.gpu,
+            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=key,
+            storage_path=storage.join(storage.resolve(config.storage.root), "runs"),
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=compute.keep_checkpoints,
+                checkpoint_score_attribute="valid/score",
+                checkpoint_score_order="max",
+            ),
+            callbacks=[Recorder(address, flatten(config), key, sink)],  # type: ignore[list-item]  # annotated by Tune's name
+        ),
+    )
+
+
+def _best(key: str, result: ray.train.Result) -> PretrainRun:
+    candidates = sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["valid/score"])
+    broken = []
+    for checkpoint, metrics in candidates:
+        try:
+            verify(checkpoint.filesystem, checkpoint.path)
+        except CheckpointError as error:
+            broken.append(str(error))
+            logger.warning("a checkpoint of %s is passed over: %s", key, error)
+            continue
+        figures = {name: value for name, value in metrics.items() if name.startswith("valid/")}
+        return PretrainRun(key, checkpoint.path, metrics["step"], figures)
+    raise CheckpointError(f"no checkpoint of {key} is whole ({'; '.join(broken)}); remove its folder and run it again")
+
+
+def train_worker(task: dict[str, Any]) -> None:
+    """What every worker of the run does; Ray Train calls it again after a failure."""
+    config = from_flat(task["config"])
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(config.compute.cpus_per_worker)
+    data = PretrainData(config, [TokenStore.open(store, cache_dir=config.storage.cache) for store in task["stores"]])
+    engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=device)
+    progress, broken = _restore(engine, task["sink"])
+    job = Pretraining(
+        config, data, engine, rank=context.get_world_rank(), world=context.get_world_size(), device=device
+    )
+    place, needed = run_address(config, task["key"]), engines.checkpoint_bytes(engine)
+
+    def report(figures: dict[str, Any], with_checkpoint: bool) -> None:
+        if not with_checkpoint:
+            ray.train.report(figures)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            engines.save(engine, progress, Path(scratch))
+            checkpoint, name = Checkpoint.from_directory(scratch), unused_name(progress.step, broken)
+            with explain_full_disk(place, needed, ", or lower compute.keep_checkpoints"):
+                ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    run_epochs(job, progress, report)
+
+
+def _restore(engine: Any, sink: Any) -> tuple[engines.Progress, frozenset[str]]:
+    """Load the newest sound checkpoint, if there is one; also the names of those that are broken.
+
+    Raises:
+        CheckpointError: where the run has checkpoints and none is sound.
+    """
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return engines.Progress(), frozenset()
+    found = None
+    if ray.train.get_context().get_world_rank() == 0:  # reads all of it, so one worker is enough
+        choice = newest_sound(newest.filesystem, newest.path)
+        for flaw in choice.broken.values():
+            line = f"a broken checkpoint is passed over, the run goes on from {choice.name}: {flaw}"
+            logger.warning(line)
+            sink.put.remote(line)
+        found = choice.name, sorted(choice.broken)
+    name, broken = broadcast_from_rank_zero(found)
+    chosen = Checkpoint(f"{newest.path.rpartition('/')[0]}/{name}", newest.filesystem)
+    with chosen.as_directory() as folder:
+        return engines.load(engine, Path(folder)), frozenset(broken)
+
+
+class Recorder(UserCallback):
+    """Runs on the Train controller: writes each report to MLflow and sends a progress line to the driver.
+
+    It survives the workers, so a curve goes on after a restart; points that stand already are left out.
+    """
+
+    def __init__(self, address: tracking.Address, config: dict[str, Any], key: str, sink: Any) -> None:
+        self.address, self.config, self.key, self.sink = address, config, key, sink
+        self._log: tracking.RunLog | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Take in what the first worker reports; all workers report the same sums."""
+        if self._log is None:
+            self._log = _open_log(self.address, from_flat(self.config), self.key)
+        figures = dict(metrics[0])
+        step, steps, epoch = figures.pop("step"), figures.pop("steps"), figures.pop("epoch")
+        self._log.log(figures | {"epoch": epoch}, step)
+        self.sink.put.remote(progress_line(step, steps, figures))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Say which worker failed and why; Ray Train decides whether to start again."""
+        for rank, error in worker_exceptions.items():
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            self.sink.put.remote(f"worker {rank} failed: {reason}")
+
+
+def _open_log(address: tracking.Address, config: Config, key: str) -> tracking.RunLog:
+    model = config.model
+    name = f"{model.representation} {model.layers}x{model.hidden} {'+'.join(config.corpora.names)} ({key[-4:]})"
+    tags = {"stage": "pretrain", "protocol": config.tokens.protocol, "seed": config.seed}
+    return tracking.Tracker(address).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
+
+
+def progress_line(step: int, steps: int, figures: dict[str, Any]) -> str:
+    """One aligned line: where the run stands, its losses by token type, rate and time left."""
+    kind = "valid" if "valid/loss" in figures else "train"
+    families = [name.rpartition("/")[2] for name in figures if name.startswith(f"{kind}/loss/")]
+    short = {"position": "pos", "duration": "dur"}
+    detail = " ".join(f"{short.get(name, name)} {figures[f'{kind}/loss/{name}']:.2f}" for name in families)
+    line = f"step {step:>7,}/{steps:,} {step / steps:6.1%} │ {kind} loss {figures[f'{kind}/loss']:6.3f} ({detail})"
+    if kind == "valid":
+        return f"{line} │ accuracy {figures['valid/accuracy']:.1%}"
+    rate, left = figures["throughput/super_tokens_per_s"], figures["throughput/eta_s"]
+    return f"{line} │ lr {figures['optimizer/lr']:.1e} │ {rate:>9,.0f} super tokens/s │ eta {clock(left)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

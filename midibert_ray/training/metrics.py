@@ -1,0 +1,97 @@
+"""Figures of a run: exact sums that add up over micro-batches and workers, and rates over time."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class MaskedTotals:
+    """Sums over the masked positions of each token type: cross-entropy, hits and positions.
+
+    Means of means depend on how a batch was cut; sums do not.
+    """
+
+    def __init__(self, vocabulary: Mapping[str, int], device: torch.device) -> None:
+        """Start at zero.
+
+        Args:
+            vocabulary: token types and the number of their ids, which are the weights of the loss
+                (paper: 4, 18, 88 and 66 over 176).
+            device: where the sums are kept.
+        """
+        self.families = list(vocabulary)
+        self.weights = np.array(list(vocabulary.values()), dtype=np.float64) / sum(vocabulary.values())
+        self.sums = torch.zeros(3, len(vocabulary), dtype=torch.float64, device=device)
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Take in what `mlm_loss(..., reduction="sum")` says of a micro-batch."""
+        for row, name in enumerate(("loss", "correct")):
+            self.sums[row] += torch.stack([sums[f"{family}/{name}"].double() for family in self.families])
+        self.sums[2] += sums["count"]
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """Means over all workers since the start; every worker must call it."""
+        totals = self.sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        loss, correct, count = totals.cpu().numpy()
+        means, hits = loss / np.maximum(count, 1), correct / np.maximum(count, 1)
+        figures = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
+        if len(self.families) > 1:
+            for family, mean, hit in zip(self.families, means, hits, strict=True):
+                name = family.lower()
+                figures |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
+        return figures
+
+
+class Throughput:
+    """Super tokens a second between two reports, and the time left."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+        self._notes = 0
+        self._steps = 0
+
+    def add(self, notes: int) -> None:
+        """Count one step with so many real notes (padding does not count), all workers together."""
+        self._notes += notes
+        self._steps += 1
+
+    def result(self, steps_left: int) -> dict[str, float]:
+        """Rates since the last call, which starts a new interval."""
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        figures = {
+            "throughput/super_tokens_per_s": self._notes / seconds,
+            "throughput/steps_per_s": self._steps / seconds,
+            "throughput/eta_s": steps_left * seconds / max(self._steps, 1),
+        }
+        self._since, self._notes, self._steps = now, 0, 0
+        return figures
+
+
+def confusion(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """Counts [classes, classes]: row = true class, column = predicted class."""
+    return np.bincount(labels * classes + predictions, minlength=classes * classes).reshape(classes, classes)
+
+
+def macro_f1(matrix: NDArray[np.int64]) -> float:
+    """Mean F1 over the classes that occur as a label or as a prediction."""
+    hits = np.diag(matrix).astype(np.float64)
+    support = matrix.sum(axis=0) + matrix.sum(axis=1)
+    scores = 2 * hits[support > 0] / support[support > 0]
+    return float(scores.mean()) if len(scores) else 0.0
+
+
+def memory_gib(device: torch.device) -> float:
+    """Largest memory of this process so far, in GiB: of the GPU where there is one, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

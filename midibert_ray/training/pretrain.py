@@ -1,0 +1,204 @@
+"""Pre-training by masked language modelling: one worker's share of the work, and the loop over epochs.
+
+Every draw is a function of (seed, epoch, step, row), so any layout of workers and micro-batches sees the
+same batches with the same masks, and a resumed run goes on as if nothing had happened.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from midibert_ray.config import Config, plan_batch
+from midibert_ray.data.masking import mask_batch, masked_count, row_keys
+from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
+from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+from midibert_ray.training.engine import Progress
+from midibert_ray.training.metrics import MaskedTotals, Throughput, memory_gib
+
+Report = Callable[[dict[str, Any], bool], None]
+"""Takes figures, and whether a checkpoint goes with them."""
+
+
+def encoder_config(config: Config) -> MidiBertConfig:
+    """The shape of the encoder that a configuration describes."""
+    model = config.model
+    return MidiBertConfig(
+        representation=model.representation,
+        attention=model.attention,
+        hidden_size=model.hidden,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.feed_forward,
+        hidden_dropout_prob=model.dropout,
+        attention_probs_dropout_prob=model.dropout,
+        max_length=config.tokens.segment,
+    )
+
+
+def new_model(config: Config) -> MidiBertForMaskedLM:
+    """An encoder with its MLM heads, the same random weights on every worker."""
+    torch.manual_seed(keyed_hash(config.seed, "weights") % 2**63)
+    return MidiBertForMaskedLM(encoder_config(config))
+
+
+class PretrainData:
+    """Segments of all corpora, cut into a training and a validation part.
+
+    `paper`: all splits, test pieces included, cut by segment, so that a piece may stand on both sides.
+    `clean`: without the test pieces of the downstream tasks, cut by piece.
+    """
+
+    def __init__(self, config: Config, stores: Sequence[TokenStore]) -> None:
+        """Open the segments of some token stores.
+
+        Raises:
+            ValueError: where too little music is left for a training and a validation part.
+        """
+        cut = functools.partial(
+            Segments, stores, length=config.tokens.segment, representation=config.model.representation
+        )
+        fraction = config.pretrain.valid_fraction
+        if config.tokens.protocol == "paper":
+            self.train = self.valid = cut()
+            self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
+        else:
+
+            def held_out(corpus: str, piece: str) -> bool:
+                return holdout_piece(piece, corpus=corpus, seed=config.seed, fraction=fraction)
+
+            splits = {"train", "valid", "pretrain"}
+            self.train = cut(splits=splits, keep=lambda *piece: not held_out(*piece))
+            self.valid = cut(splits=splits, keep=held_out)
+            self.train_rows, self.valid_rows = np.arange(len(self.train)), np.arange(len(self.valid))
+        if not len(self.train_rows) or not len(self.valid_rows):
+            raise ValueError(
+                f"{len(self.train_rows)} training and {len(self.valid_rows)} validation segments are too few; "
+                "add music, or change pretrain.valid_fraction or tokens.segment"
+            )
+        self.order = BatchOrder(n=len(self.train_rows), batch_size=config.pretrain.batch, seed=config.seed)
+
+    def steps(self, epochs: int) -> int:
+        """Optimizer steps of so many epochs."""
+        return epochs * self.order.batches_per_epoch
+
+
+class Pretraining:
+    """One worker of a run: its rows of each batch, its forward and backward passes, its sums."""
+
+    def __init__(
+        self, config: Config, data: PretrainData, engine: Any, *, rank: int, world: int, device: torch.device
+    ) -> None:
+        self.config, self.data, self.engine = config, data, engine
+        self.rank, self.world, self.device = rank, world, device
+        self.plan = plan_batch(config)
+        self.totals = self._new_totals()
+        self.throughput = Throughput()
+
+    def step(self, epoch: int, k: int, step: int) -> None:
+        """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
+        indices = self.data.order.indices(epoch, k)
+        rows = self.data.train_rows[indices]
+        keys = row_keys(self.config.seed, epoch, step, torch.arange(len(rows)))
+        lengths = torch.from_numpy(self.data.train.lengths(rows))
+        total = int(masked_count(lengths, segment=self.config.tokens.segment, **self._masking()).sum())
+        torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
+        self.engine.train()
+        share = self.plan.micro_batch * self.plan.accumulation
+        for turn in range(self.plan.accumulation):
+            start = self.rank * share + turn * self.plan.micro_batch
+            mine = slice(start, start + self.plan.micro_batch)
+            sums = self._forward(self.data.train, rows[mine], keys[mine])
+            # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
+            self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
+            self.engine.step()
+            self.totals.add(sums)
+        self.throughput.add(int(lengths.sum()))
+
+    def figures(self, steps_left: int) -> dict[str, float]:
+        """Means since the last call, over all workers."""
+        figures = self.totals.result("train")
+        self.totals = self._new_totals()
+        norm = self.engine.get_global_grad_norm()
+        figures |= {"optimizer/lr": self.engine.get_lr()[0], "memory/gib": memory_gib(self.device)}
+        figures |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
+        return figures | self.throughput.result(steps_left)
+
+    @torch.no_grad()
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Loss and accuracy on the validation part; the workers take turns in micro-batches."""
+        self.engine.eval()
+        totals, rows = self._new_totals(), self.data.valid_rows
+        # The authors draw new masks for every validation; a fixed mask makes epochs comparable.
+        draw = epoch if self.config.tokens.protocol == "paper" else 0
+        keys = row_keys(keyed_hash(self.config.seed, "valid") % 2**31, draw, 0, torch.arange(len(rows)))
+        stride = self.plan.micro_batch * self.world
+        for start in range(0, len(rows), stride):
+            mine = slice(start + self.rank * self.plan.micro_batch, start + (self.rank + 1) * self.plan.micro_batch)
+            # A worker without rows in the last turn still takes part: ZeRO 3 gathers weights in the forward pass.
+            empty = not len(rows[mine])
+            sums = self._forward(self.data.valid, rows[:1] if empty else rows[mine], keys[:1] if empty else keys[mine])
+            if not empty:
+                totals.add(sums)
+        return totals.result("valid")
+
+    def _forward(self, segments: Segments, rows: NDArray[np.int64], keys: Tensor) -> dict[str, Tensor]:
+        batch = segments.gather(rows)
+        tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
+        length = torch.from_numpy(batch.length).to(self.device)
+        masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
+        logits = self.engine(masked.inputs, masked.attention_mask, masked.where)
+        return mlm_loss(logits, masked.targets[masked.where], reduction="sum")
+
+    def _masking(self) -> dict[str, Any]:
+        return {"protocol": self.config.tokens.protocol, "fraction": self.config.mask.fraction}
+
+    def _new_totals(self) -> MaskedTotals:
+        vocabulary = self.engine.module.config.vocabulary
+        return MaskedTotals(dict(zip(vocabulary.families, vocabulary.sizes, strict=True)), self.device)
+
+
+def score(config: Config, figures: dict[str, float]) -> float:
+    """What a validation is judged by, higher is better: accuracy as in the authors' code, else loss as in the paper."""
+    return figures["valid/accuracy"] if config.tokens.protocol == "paper" else -figures["valid/loss"]
+
+
+def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:
+    """From where a run stands to its end: step, report every few steps, validate and save every few epochs.
+
+    Raises:
+        FloatingPointError: where the loss is no longer finite.
+    """
+    settings, per_epoch = job.config.pretrain, job.data.order.batches_per_epoch
+    steps = job.data.steps(settings.epochs)
+    while progress.epoch < settings.epochs and not (settings.patience and progress.bad >= settings.patience):
+        for k in range(per_epoch):
+            job.step(progress.epoch, k, progress.step)
+            progress.step += 1
+            if progress.step % job.config.compute.log_every == 0:
+                report(_finite(job, progress, job.figures(steps - progress.step)), False)
+        progress.epoch += 1
+        if progress.epoch % settings.valid_every == 0 or progress.epoch == settings.epochs:
+            figures = _finite(job, progress, job.validate(progress.epoch))
+            progress.judge(score(job.config, figures))
+            report(figures | {"valid/score": score(job.config, figures), "steps": steps}, True)
+
+
+def _finite(job: Pretraining, progress: Progress, figures: dict[str, float]) -> dict[str, Any]:
+    broken = [key for key, value in figures.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"{broken[0]} is {figures[broken[0]]} at step {progress.step} on worker {job.rank}; "
+            "lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
+        )
+    return figures | {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "steps": job.data.steps(job.config.pretrain.epochs),
+    }

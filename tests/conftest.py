@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from midibert_ray.data.store import TokenStore
+from tests.stores import Piece, sample, write_store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models gain nothing from threads, and threads that wait spin."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def corpora_root() -> Path:
+    """The folder that holds POP909, Pop1K7, asap-dataset, Pianist8 and EMOPIA_1.0, from MIDIBERT_CORPORA."""
+    root = os.environ.get("MIDIBERT_CORPORA")
+    if not root:
+        pytest.skip("needs the real corpora: set MIDIBERT_CORPORA to the folder that holds POP909, EMOPIA_1.0, ...")
+    if not Path(root).is_dir():
+        pytest.skip(f"MIDIBERT_CORPORA={root} is not a folder")
+    return Path(root)
+
+
+@pytest.fixture
+def ray_cluster() -> object:
+    """One Ray with four logical CPUs for all tests that want one; it is started when the first of them runs.
+
+    The dashboard stays on: without it, Ray Train does not free the workers of a run that Tune has stopped.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=4, include_dashboard=True, log_to_driver=False)
+    return ray
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """Stop that Ray, for a test whose subprocesses start their own."""
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def sample_pieces() -> list[Piece]:
+    """The 32 pieces that ship with the package, protocol clean: (id, split, label, tokens)."""
+    return sample()
+
+
+@pytest.fixture(scope="session")
+def sample_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Their token store."""
+    folder = tmp_path_factory.mktemp("sample")
+    return TokenStore.open(write_store(folder / "sample-0", sample_pieces, "sample"), str(folder / "cache"))

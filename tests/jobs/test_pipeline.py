@@ -1,0 +1,159 @@
+"""The jobs as a user starts them: killed and started again, and through `ray job submit`."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from midibert_ray import tracking
+from midibert_ray.config import Config
+from midibert_ray.overrides import flatten, replace
+from midibert_ray.presets import preset
+
+ROOT = Path(__file__).parents[2]
+TINY = {
+    "tokens.segment": 128,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.feed_forward": 64,
+    "pretrain.epochs": 3,
+    "pretrain.valid_every": 1,
+    "finetune.epochs": 3,
+    "study.variants": ("pretrained", "scratch"),
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    places = {"storage.root": str(tmp_path / "root"), "storage.cache": str(tmp_path / "cache")}
+    return replace(preset("debug"), TINY | places)
+
+
+def command(job: str, config: Config) -> list[str]:
+    """The command line that describes a configuration."""
+    base, changed = flatten(preset("debug")), flatten(config)
+    words = [(key, value) for key, value in changed.items() if value != base[key]]
+    texts = [f"{key}={','.join(value) if isinstance(value, tuple) else value}" for key, value in words]
+    return ["python", f"jobs/{job}.py", "--preset", "debug", *texts]
+
+
+def run(config: Config, *, kill_when: Callable[[], object] | None = None, limit_s: float = 240) -> tuple[int, str]:
+    """Exit code and output of the pipeline; with `kill_when`, it is killed (SIGKILL) as soon as that holds."""
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    arguments = [sys.executable, *command("pipeline", config)[1:]]
+    with subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + limit_s
+        while kill_when and process.poll() is None and time.monotonic() < deadline and not kill_when():
+            time.sleep(0.05)
+        if kill_when:
+            process.send_signal(signal.SIGKILL)
+        try:
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    return process.returncode, output
+
+
+@pytest.mark.ray
+def test_a_pipeline_killed_twice_goes_on_and_repeats_nothing(no_ray: None, config: Config) -> None:
+    root = Path(config.storage.root)
+
+    def outcomes() -> dict[str, int]:
+        found = root.glob("studies/*/*/checkpoint_*/outcome.json")
+        return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
+
+    code, _ = run(config, kill_when=lambda: list(root.glob("runs/*/step_*/progress.json")))
+    assert code == -signal.SIGKILL
+    assert not list(root.glob("runs/*/result.json"))
+
+    code, output = run(config, kill_when=lambda: len(outcomes()) >= 2)
+    assert code == -signal.SIGKILL
+    assert "found" in output, "the token store was made again"
+    assert list(root.glob("runs/*/result.json"))
+    before = outcomes()
+
+    code, output = run(config)
+    assert code == 0, output
+    assert "goes on where it stopped" in output
+    after = outcomes()
+    assert len(after) == 4
+    assert {name: after[name] for name in before} == before, "a finished trial was run again"
+    check_mlflow(config)
+    reports = list(root.glob("reports/*/report.html"))
+    assert len(reports) == 1
+    assert reports[0].read_text().count("data:image/png") >= 8
+    assert all(word in output for word in ("majority class", "report.html", "mlflow ui --backend-store-uri sqlite:///"))
+
+
+def check_mlflow(config: Config) -> None:
+    """One run a thing, all finished, each curve with every step once."""
+    tracker = tracking.Tracker(tracking.address(config))
+    (pretraining,) = tracker.parents(tracking.PRETRAINING)
+    steps = [step for step, _ in tracker.curve(pretraining.info.run_id, "valid/loss")]
+    assert len(steps) == config.pretrain.epochs
+    assert sorted(set(steps)) == steps
+
+    experiment = tracking.study_experiment(config.study.name)
+    (parent,) = tracker.parents(experiment)
+    children = tracker.children(experiment, parent.info.run_id)
+    assert len(children) == 4
+    assert {run.info.status for run in (pretraining, parent, *children)} == {"FINISHED"}
+    for child in children:
+        epochs = [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")]
+        assert epochs == list(range(1, len(epochs) + 1))
+        assert "test/accuracy" in child.data.metrics
+        assert child.data.params["finetune.task"] == child.data.tags["task"]
+        names = ("confusion_matrix.png", "confusion_matrix.json", "predictions.parquet", "outcome.json")
+        assert all(tracker.artifact(child.info.run_id, name) for name in names)
+    assert all(tracker.artifact(parent.info.run_id, name) for name in ("results.csv", "results.md", "results.png"))
+
+
+@pytest.mark.ray
+def test_through_ray_job_submit_with_token_authentication(no_ray: None, config: Config, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef" * 4)
+    ray = str(Path(sys.executable).with_name("ray"))
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8277",
+        "RAY_ADDRESS": "",
+    }
+    # A folder of its own, with a short name for the sake of Ray's sockets, leaves no trace of this head in /tmp/ray.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    options = ["--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8277", f"--temp-dir={folder}"]
+    head = subprocess.Popen([ray, "start", "--head", "--block", "--num-cpus=4", *options], env=environment)
+    try:
+        wait_until(lambda: subprocess.run([ray, "job", "list"], env=environment, capture_output=True).returncode == 0)
+        stranger = environment | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}
+        refused = subprocess.run([ray, "job", "list"], env=stranger, capture_output=True, text=True)
+        assert refused.returncode != 0
+        submit = [ray, "job", "submit", "--working-dir", ".", "--", *command("pipeline", config)]
+        done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "majority class" in done.stdout
+    assert list(Path(config.storage.root).glob("reports/*/report.html"))
+    check_mlflow(config)
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 90) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "the Ray head did not come up"
+        time.sleep(1)

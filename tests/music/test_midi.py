@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import io
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import mido
+import numpy as np
+import pretty_midi
+import pytest
+from hard_files import END, RUNNING_STATUS, message, midi_file, note, raw_file, riff
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midibert_ray.music import midi as midi_module
+from midibert_ray.music.midi import (
+    MidiError,
+    Notes,
+    notes_from_pretty_midi,
+    notes_to_pretty_midi,
+    read_notes,
+    ticks_to_seconds,
+)
+
+
+def rows_of(notes: Notes) -> list[tuple]:
+    start, end = ticks_to_seconds(notes, notes.start), ticks_to_seconds(notes, notes.end)
+    columns = (notes.track, start, end, notes.pitch, notes.velocity)
+    return sorted(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def rows_of_pretty_midi(data: bytes) -> tuple[list[tuple], list[tuple]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        midi = pretty_midi.PrettyMIDI(io.BytesIO(data))
+    instruments = [instrument for instrument in midi.instruments if instrument.notes]
+    rows = [(i, n.start, n.end, n.pitch, n.velocity) for i, t in enumerate(instruments) for n in t.notes]
+    return sorted(rows), [(i.name, i.program, i.is_drum) for i in instruments]
+
+
+def assert_equals_pretty_midi(data: bytes) -> None:
+    rows, tracks = rows_of_pretty_midi(data)
+    if not rows:
+        with pytest.raises(MidiError, match="no notes"):
+            read_notes(data)
+        return
+    notes = read_notes(data)
+    assert rows_of(notes) == rows
+    assert [(t.name, t.program, t.is_drum) for t in notes.tracks] == tracks
+
+
+def columns(data: bytes) -> list[tuple[int, int, int]]:
+    notes = read_notes(data)
+    return list(zip(notes.start.tolist(), notes.end.tolist(), notes.pitch.tolist(), strict=True))
+
+
+def test_running_status():
+    assert columns(RUNNING_STATUS) == [(0, 480, 60), (480, 960, 64)]
+    assert_equals_pretty_midi(RUNNING_STATUS)
+
+
+def test_riff_wrapper_is_taken_off():
+    assert columns(riff(RUNNING_STATUS)) == columns(RUNNING_STATUS)
+    with pytest.raises(MidiError, match="RMID"):
+        read_notes(b"RIFF\0\0\0\0WAVEfmt ")
+    with pytest.raises(MidiError, match="data chunk"):
+        read_notes(b"RIFF\0\0\0\0RMID")
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_formats(kind):
+    assert_equals_pretty_midi(midi_file(note(60, 100), kind=kind))
+    if kind:
+        assert_equals_pretty_midi(midi_file([], note(60, 100), note(72, 50, time=7), kind=kind))
+
+
+def test_one_note_off_ends_every_older_note_of_its_pitch():
+    two_on = [message("note_on", 0, note=60, velocity=9), message("note_on", 10, note=60, velocity=8)]
+    track = [*two_on, message("note_off", 10, note=60), message("note_off", 10, note=60)]
+    assert columns(midi_file(track)) == [(0, 20, 60), (10, 20, 60)]
+
+
+def test_a_note_off_at_its_own_start_makes_no_note():
+    track = [*note(60, 0), *note(62, 5)]
+    assert columns(midi_file(track)) == [(0, 5, 62)]
+
+
+def test_notes_that_never_end_are_no_notes():
+    track = [message("note_on", 0, note=50, velocity=3), *note(62, 5)]
+    assert columns(midi_file(track)) == [(0, 5, 62)]
+
+
+def test_programs_that_share_a_channel_are_read_as_pretty_midi_reads_them():
+    track = [
+        message("program_change", program=5),
+        message("note_on", note=60, velocity=9),
+        message("program_change", program=7),
+        message("note_on", 10, note=60, velocity=9),
+        *[message("note_off", 10, note=60)] * 2,
+        *note(61, 5),
+    ]
+    assert_equals_pretty_midi(midi_file(track))
+
+
+def test_several_tempi_and_960_ticks_per_beat():
+    tempi = [mido.MetaMessage("set_tempo", tempo=t, time=d) for t, d in ((400_000, 0), (600_000, 960), (600_000, 5))]
+    data = midi_file(tempi, note(60, 1920) + note(64, 960), ticks_per_beat=960)
+    notes = read_notes(data)
+    assert notes.ticks_per_beat == 960
+    assert notes.tempo_ticks.tolist() == [0, 960]
+    assert ticks_to_seconds(notes, notes.end).tolist() == pytest.approx([1.0, 1.6])
+    assert_equals_pretty_midi(data)
+
+
+def test_drums_are_marked():
+    notes = read_notes(midi_file(note(36, 10, channel=9), note(60, 10)))
+    assert [track.is_drum for track in notes.tracks] == [True, False]
+
+
+def test_foreign_chunks_and_trailing_bytes_are_skipped():
+    at = RUNNING_STATUS.index(b"MTrk")
+    data = RUNNING_STATUS[:at] + b"XFIH\0\0\0\2ab" + RUNNING_STATUS[at:] + b"\0\0\0"
+    assert columns(data) == columns(RUNNING_STATUS)
+
+
+BROKEN = {
+    "empty file": b"",
+    "not a MIDI file": b"garbage" * 10,
+    "truncated": RUNNING_STATUS[:-6],
+    "truncated: 10 bytes": RUNNING_STATUS[:10],
+    "1 of the 2 tracks": raw_file(END, declared=2),
+    "SMPTE": raw_file(END, division=0xE728),
+    "zero ticks per beat": raw_file(END, division=0),
+    "no tracks": raw_file(),
+    "format 3": raw_file(END, kind=3),
+    "no notes": raw_file(END),
+    "unreadable MIDI events": raw_file(bytes.fromhex("00903cff 10903c00") + END),
+    "tempo of 0": raw_file(bytes.fromhex("00ff5103000000") + RUNNING_STATUS[22:]),
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_broken_files_give_a_reason(reason):
+    with pytest.raises(MidiError, match=reason):
+        read_notes(BROKEN[reason])
+
+
+def test_absurd_ticks_are_refused():
+    with pytest.raises(MidiError, match="10000000"):
+        read_notes(midi_file(note(60, 5, time=9_999_999)))
+    late = [mido.MetaMessage("set_tempo", tempo=5, time=0x0FFFFFFF)]
+    with pytest.raises(MidiError, match="10000000"):
+        read_notes(midi_file(late, note(60, 5)))
+
+
+@given(data=st.binary(max_size=300))
+def test_no_bytes_raise_anything_but_midi_error(data):
+    for content in (data, raw_file(data), raw_file(data + END)):
+        try:
+            read_notes(content)
+        except MidiError as error:
+            assert str(error)
+
+
+@given(at=st.integers(0, 2000), value=st.integers(0, 255))
+def test_a_changed_byte_raises_nothing_but_midi_error(sample_midi, at, value):
+    data = bytearray(sample_midi)
+    data[at] = value
+    try:
+        read_notes(bytes(data))
+    except MidiError as error:
+        assert str(error)
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["on", "on", "off", "off", "program"]),
+        st.integers(0, 3),  # delta time: many events share a tick
+        st.integers(60, 62),
+        st.integers(0, 3),  # velocity 0 is a note-off
+        st.sampled_from([0, 0, 0, 1, 9]),
+    ),
+    max_size=40,
+)
+
+
+def _messages(events: list[tuple]) -> list[mido.Message]:
+    out = []
+    for kind, time, pitch, velocity, channel in events:
+        if kind == "program":
+            out.append(message("program_change", time, program=velocity, channel=channel))
+        else:
+            out.append(message(f"note_{kind}", time, note=pitch, velocity=velocity, channel=channel))
+    return out
+
+
+@settings(max_examples=150)
+@given(tracks=st.lists(EVENTS, min_size=1, max_size=3))
+def test_any_events_are_read_as_pretty_midi_reads_them(tracks):
+    assert_equals_pretty_midi(midi_file(*(_messages(events) for events in tracks), kind=1))
+
+
+def test_pretty_midi_and_back(sample_midi):
+    notes = read_notes(sample_midi)
+    again = notes_from_pretty_midi(notes_to_pretty_midi(notes))
+    for field in ("start", "end", "pitch", "velocity", "track", "tempo_ticks"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(notes, field))
+    buffer = io.BytesIO()
+    notes_to_pretty_midi(notes).write(buffer)
+    written = read_notes(buffer.getvalue())
+    np.testing.assert_array_equal(written.start, notes.start)
+    np.testing.assert_array_equal(written.end, notes.end)
+
+
+def test_only_odd_files_are_read_twice(sample_midi, monkeypatch):
+    monkeypatch.setattr(midi_module, "_reread", lambda container: pytest.fail("the slow reader was used"))
+    assert len(read_notes(sample_midi)) > 1000
+
+
+def _check_file(path: str) -> str | None:
+    try:
+        assert_equals_pretty_midi(Path(path).read_bytes())
+    except AssertionError as error:
+        return f"{path}: {str(error)[:200]}"
+    return None
+
+
+@pytest.mark.corpora
+def test_every_file_of_the_corpora_is_read_as_pretty_midi_reads_it(corpora_root):
+    files = sorted(str(path) for path in corpora_root.rglob("*.mid"))
+    assert len(files) >= 4379
+    with ProcessPoolExecutor(2) as pool:
+        different = [line for line in pool.map(_check_file, files, chunksize=32) if line]
+    assert different == []

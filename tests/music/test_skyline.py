@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from midibert_ray.music.corpora import corpus
+from midibert_ray.music.grid import align_to_beats, read_beats
+from midibert_ray.music.midi import read_notes
+from midibert_ray.music.skyline import skyline
+
+
+def run(rows: list[tuple[int, int, int]]) -> list[bool]:
+    return skyline(*np.array(rows).T).tolist()
+
+
+def test_the_highest_note_from_middle_c_up():
+    assert run([(0, 3, 60), (0, 3, 72), (4, 3, 59), (8, 3, 64), (12, 3, 64)]) == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_a_deep_dip_is_no_melody():
+    assert run([(0, 3, 80), (4, 3, 71), (8, 3, 80), (12, 3, 80)]) == [True, False, True, False]
+    assert run([(0, 3, 80), (4, 3, 72), (8, 3, 80), (12, 3, 80)]) == [True, True, True, False]
+
+
+def test_too_few_notes():
+    assert run([(0, 3, 60)]) == [False]
+    assert run([(0, 3, 40), (1, 3, 40)]) == [False, False]
+    assert run([(0, 0, 60), (4, 3, 60)]) == [False, False]  # a 32nd rounds to nothing
+
+
+@pytest.mark.corpora
+def test_the_authors_counts_on_the_test_split(corpora_root):
+    entry = corpus("pop909")
+    folder = Path(entry.location(str(corpora_root)))
+    counts = np.zeros((2, 2), dtype=int)
+    for piece in entry.pieces({}, "paper"):
+        if piece.split != "test":
+            continue
+        midi, beats = ((folder / file).read_bytes() for file in piece.files)
+        notes, _ = align_to_beats(read_notes(midi), read_beats(beats))
+        notes = notes.take(np.argsort(notes.start, kind="stable"))
+        found = skyline(notes.start // 120, (notes.end - notes.start) // 60 - 1, notes.pitch)
+        np.add.at(counts, ((notes.track == 0).astype(int), found.astype(int)), 1)
+    (tn, fp), (fn, tp) = counts.tolist()
+    assert (tp, fp, fn, tn) == (17_351, 18_644, 11_942, 94_640)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midibert_ray.music.corpora import PROTOCOLS, corpus, tokenize_piece
+from midibert_ray.music.grid import PARTS, GridNotes, quantize
+from midibert_ray.music.midi import read_notes
+from midibert_ray.music.tokens import (
+    Tokens,
+    cp_from_remi,
+    decode,
+    encode,
+    remi_from_cp,
+    remi_length,
+    rows,
+    to_pretty_midi,
+)
+from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
+
+NOTES = st.lists(
+    st.tuples(
+        st.integers(0, 70),  # sub-beats: five bars, most of them empty
+        st.integers(0, 63),
+        st.integers(22, 107) | st.integers(60, 61),
+        st.integers(1, 127),
+        st.integers(0, 3),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+def make_grid(notes: list[tuple[int, ...]]) -> GridNotes:
+    table = np.array(sorted(notes), dtype=np.int64)
+    columns = dict(zip(("onset", "duration", "pitch", "velocity", "part"), table.T, strict=True))
+    kinds = {name: column.astype(np.int32 if name == "onset" else np.uint8) for name, column in columns.items()}
+    return GridNotes(**kinds, dropped={})
+
+
+def multiset(grid: GridNotes, *, part: bool = True) -> Counter:
+    columns = [grid.onset, grid.pitch, grid.duration, grid.velocity, *[grid.part] * part]
+    return Counter(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def through_midi(tokens: Tokens) -> GridNotes:
+    buffer = io.BytesIO()
+    to_pretty_midi(tokens).write(buffer)
+    return quantize(read_notes(buffer.getvalue()), protocol="clean", parts=PARTS)
+
+
+@given(notes=NOTES)
+def test_notes_to_cp_to_midi_and_back_is_the_identity(notes):
+    grid = make_grid(notes)
+    tokens = encode(grid)
+    assert multiset(decode(tokens)) == multiset(grid)
+    assert multiset(through_midi(tokens)) == multiset(grid)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_sample_survives_the_way_through_midi(sample, protocol):
+    pop909 = corpus("sample")
+    for piece, contents in sample[:: 1 if protocol == "clean" else 8]:
+        tokens = tokenize_piece(pop909, piece, contents, protocol)
+        assert multiset(through_midi(tokens)) == multiset(decode(tokens)), piece.piece
+
+
+def test_overlapping_and_equal_notes_get_voices_of_their_own():
+    grid = make_grid([(0, 15, 60, 10, 1), (0, 15, 60, 20, 1), (4, 1, 60, 30, 1), (8, 1, 60, 30, 1), (0, 0, 60, 9, 0)])
+    midi = to_pretty_midi(encode(grid))
+    assert [instrument.name for instrument in midi.instruments] == ["NOTES", "MELODY", "MELODY 2", "MELODY 3"]
+    assert [len(instrument.notes) for instrument in midi.instruments] == [1, 2, 1, 1]
+
+
+def test_tempo_of_the_written_file():
+    grid = make_grid([(16, 7, 60, 10, 1)])
+    note = to_pretty_midi(encode(grid), tempo=60).instruments[0].notes[0]
+    assert (note.start, note.end) == (4.0, 5.0)
+
+
+def test_empty_bars_are_kept_by_onsets_and_lost_without():
+    tokens = encode(make_grid([(3, 7, 60, 10, 1), (16 * 5 + 2, 7, 60, 10, 1), (16 * 5 + 2, 7, 62, 10, 1)]))
+    assert tokens.tokens[:, 0].tolist() == [0, 0, 1]
+    assert decode(tokens).onset.tolist() == [3, 82, 82]
+    bare = decode(tokens.tokens)
+    assert bare.onset.tolist() == [3, 18, 18]
+    assert bare.velocity.tolist() == [80] * 3
+
+
+def test_special_ids_are_dropped_by_decode():
+    ids = np.array([[0, 0, 38, 7], CP_PAD, [1, 17, 3, 3]])
+    grid = decode(ids)
+    assert (len(grid), grid.dropped) == (1, {"special token": 2})
+    assert to_pretty_midi(np.array([CP_PAD])).instruments == []
+    with pytest.raises(ValueError, match=r"\[n, 4\]"):
+        decode(np.zeros(8, dtype=np.int64))
+
+
+@given(notes=NOTES)
+def test_remi_and_cp_say_the_same(notes):
+    cp = encode(make_grid(notes)).tokens
+    remi = remi_from_cp(cp)
+    assert len(remi.ids) == remi_length(cp)
+    np.testing.assert_array_equal(cp_from_remi(remi.ids), cp)
+    padded = rows(remi.ids, 512, REMI_PAD)
+    np.testing.assert_array_equal(cp_from_remi(padded.reshape(-1)), cp)
+    np.testing.assert_array_equal(remi.ids[remi.pitch_at] - 17, cp[:, 2])
+    np.testing.assert_array_equal(remi.note[remi.pitch_at], np.arange(len(cp)))
+    assert ((remi.note == -1) == (remi.ids == 0)).all()
+
+
+def test_remi_of_a_small_piece():
+    cp = np.array([[0, 0, 38, 7], [1, 0, 42, 7], [0, 15, 0, 63]], dtype=np.uint8)
+    remi = remi_from_cp(cp)
+    assert remi.ids.tolist() == [0, 1, 55, 110, 1, 59, 110, 0, 16, 17, 166]
+    assert remi.note.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1, 2, 2, 2]
+    assert remi.pitch_at.tolist() == [2, 5, 9]
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 55], [0, 55, 1, 110], [0, 1, 0, 55, 110], [0, 1, 55, 168]])
+def test_malformed_remi_is_refused(ids):
+    with pytest.raises(ValueError, match="REMI"):
+        cp_from_remi(np.array(ids))
+
+
+def test_rows_are_padded_on_the_right():
+    values = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    cut = rows(values, 2, CP_PAD)
+    assert cut.shape == (3, 2, 4)
+    assert cut.dtype == np.uint8
+    np.testing.assert_array_equal(cut.reshape(-1, 4)[:5], values)
+    assert cut[2, 1].tolist() == list(CP_PAD)
+    assert rows(np.arange(4), 2, 0).tolist() == [[0, 1], [2, 3]]
+    assert rows(values[:0], 2, CP_PAD).shape == (0, 2, 4)
+
+
+def _survives(task: tuple[str, str, int]) -> list[str]:
+    name, root, share = task
+    entry = corpus(name)
+    folder = Path(entry.location(root))
+    found = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*.mid")}
+    lost = []
+    for piece in entry.pieces(found, "clean")[share::16]:
+        contents = [(folder / file).read_bytes() for file in piece.files]
+        tokens = tokenize_piece(entry, piece, contents, "clean")
+        if multiset(through_midi(tokens)) != multiset(decode(tokens)):
+            lost.append(f"{name}/{piece.piece}")
+    return lost
+
+
+@pytest.mark.corpora
+def test_every_piece_of_the_corpora_survives_the_way_through_midi(corpora_root):
+    names = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
+    tasks = [(name, str(corpora_root), share) for name in names for share in range(16)]
+    with ProcessPoolExecutor(2) as pool:
+        assert [piece for lost in pool.map(_survives, tasks) for piece in lost] == []

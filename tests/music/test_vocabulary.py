@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from midibert_ray.music import vocabulary
+from midibert_ray.music.vocabulary import CP, REMI, Vocabulary, vocabulary_digest
+
+
+def test_cp_ids():
+    assert vocabulary.FAMILIES == tuple(CP.families) == ("Bar", "Position", "Pitch", "Duration")
+    assert vocabulary.CP_SIZES == (4, 18, 88, 66)
+    assert sum(CP.sizes) == 176
+    assert CP.pad == (2, 16, 86, 64)
+    assert CP.mask == (3, 17, 87, 65)
+    assert CP.families["Bar"] == ("Bar New", "Bar Continue", "Bar PAD", "Bar MASK")
+    assert CP.families["Position"][0] == "Position 1/16"
+    assert CP.families["Position"][15:] == ("Position 16/16", "Position PAD", "Position MASK")
+    assert CP.families["Pitch"][0] == "Pitch 22"
+    assert CP.families["Pitch"][85:] == ("Pitch 107", "Pitch PAD", "Pitch MASK")
+    assert CP.families["Duration"][63:] == ("Duration 63", "Duration PAD", "Duration MASK")
+
+
+def test_remi_ids():
+    names = REMI.families["Token"]
+    assert vocabulary.REMI_SIZE == len(names) == 169
+    assert (names[0], names[1], names[16]) == ("Bar", "Position 1/16", "Position 16/16")
+    assert (names[17], names[102]) == ("Pitch 22", "Pitch 107")
+    assert (names[103], names[166]) == ("Duration 0", "Duration 63")
+    assert names[167:] == ("PAD", "MASK")
+    assert (vocabulary.REMI_PAD, vocabulary.REMI_MASK) == (167, 168)
+
+
+@pytest.mark.parametrize("vocab", [CP, REMI])
+def test_json_round_trip(vocab):
+    again = Vocabulary.from_json(vocab.to_json())
+    assert again == vocab
+    assert again.digest() == vocab.digest()
+
+
+def test_digest_is_of_the_content():
+    document = json.loads(CP.to_json())
+    document["families"]["Bar"][0] = "Bar Old"
+    assert Vocabulary.from_json(json.dumps(document)).digest() != CP.digest()
+    assert vocabulary_digest() == "38baec9f550d1b387c524b2fc45fe963958dc077402e085ac37ece5bb98571cc"
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nonsense"])
+def test_other_json_is_refused(text):
+    with pytest.raises(ValueError):
+        Vocabulary.from_json(text)

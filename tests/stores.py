@@ -1,0 +1,51 @@
+"""Token stores for tests, written without Ray."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from midibert_ray.data import layout
+from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.music import corpora
+from midibert_ray.music.tokens import Tokens
+
+Piece = tuple[str, str, str | None, Tokens]
+
+
+def write_store(folder: Path, pieces: list[Piece], corpus: str = "made", in_part: int = 5) -> str:
+    """A token store as `data.tokenize` writes it, without Ray."""
+    folder.mkdir(parents=True)
+    digests = []
+    for number, start in enumerate(range(0, len(pieces), in_part)):
+        rows_of_part = []
+        for piece, split, label, tokens in pieces[start : start + in_part]:
+            columns = {name: np.asarray(getattr(tokens, name)).ravel() for name in COLUMNS}
+            rows_of_part.append({"piece": piece, "split": split, "label": label, **columns})
+            values = (columns[name].astype(dtype).tobytes() for name, (dtype, _) in COLUMNS.items())
+            digests.append((piece, piece_digest(piece, split, label, values)))
+        table = pa.Table.from_pylist(rows_of_part, schema=layout.SCHEMA)
+        pq.write_table(table, folder / layout.part_name(number))
+    counts = {"pieces": len(pieces), "notes": sum(len(tokens) for *_, tokens in pieces)}
+    manifest = {
+        "corpus": corpus,
+        "settings": {"format_version": FORMAT_VERSION},
+        "counts": counts,
+        "digest": store_digest(digests),
+    }
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
+    return str(folder)
+
+
+def sample(protocol: str = "clean") -> list[Piece]:
+    """The pieces of the sample corpus, by id."""
+    corpus = corpora.corpus("sample")
+    folder = Path(corpus.location(""))
+    pieces = []
+    for piece in sorted(corpus.pieces({}, protocol), key=lambda piece: piece.piece):
+        contents = [(folder / file).read_bytes() for file in piece.files]
+        tokens = corpora.tokenize_piece(corpus, piece, contents, protocol)
+        pieces.append((piece.piece, piece.split, piece.label, tokens))
+    return pieces

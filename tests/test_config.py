@@ -1,0 +1,145 @@
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from midibert_ray import cli
+from midibert_ray.config import BatchPlan, Config, ConfigError, plan_batch
+from midibert_ray.overrides import flatten, from_flat, identity, replace, runtime_keys
+from midibert_ray.presets import PRESETS, preset
+
+SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "study", "compute")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_survive_json(name: str) -> None:
+    config = preset(name)
+    assert from_flat(flatten(config)) == config
+    assert plan_batch(config).batch == config.pretrain.batch
+
+
+def test_base_is_the_paper() -> None:
+    config = preset("base")
+    paper = {
+        "model.layers": 12,
+        "model.hidden": 768,
+        "model.heads": 12,
+        "model.feed_forward": 3072,
+        "optimizer.lr": 2e-5,
+        "optimizer.weight_decay": 0.01,
+        "pretrain.batch": 12,
+        "pretrain.epochs": 500,
+        "pretrain.patience": 30,
+        "finetune.lr": 2e-5,
+        "finetune.batch": 12,
+        "finetune.epochs": 10,
+        "finetune.patience": 3,
+    }
+    assert paper.items() <= flatten(config).items()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("optimizer.lrr", "1", ["optimizer.lr"]),
+        ("optimzer.lr", "1", ["did you mean 'optimizer.lr'"]),
+        ("seed", "x", ["seed='x'", "int"]),
+        ("seed", "1.5", ["seed", "int"]),
+        ("optimizer.lr", "nan", ["optimizer.lr", "float"]),
+        ("optimizer.lr", "-1", ["optimizer.lr", "positive"]),
+        ("model.heads", "7", ["model.heads=7", "model.hidden=768"]),
+        ("tokens.protocol", "honest", ["paper, clean"]),
+        ("compute.gpu", "perhaps", ["true or false"]),
+        ("compute.zero_stage", "4", ["0, 1, 2 or 3"]),
+        ("corpora.names", "", ["at least one corpus"]),
+        ("corpora.names", "asap,asap", ["each corpus once"]),
+    ],
+)
+def test_errors_name_key_value_and_what_is_allowed(key: str, value: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(Config(), {key: value})
+    assert all(word in str(error.value) for word in words)
+
+
+def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
+    base = preset("base")
+    before = identity(base, SECTIONS)
+    moved = replace(
+        base, {"compute.workers": 4, "compute.zero_stage": 3, "storage.root": "/elsewhere", "tracking.uri": "x"}
+    )
+    assert identity(moved, SECTIONS) == before
+    for change in ({"seed": 1}, {"optimizer.lr": 1e-3}, {"compute.precision": "bf16"}, {"model.attention": "rope"}):
+        assert identity(replace(base, change), SECTIONS) != before
+    assert identity(base, SECTIONS, stores=["a"]) != before
+    assert {"corpora.root", "storage.root", "compute.workers"} <= runtime_keys()
+
+
+def test_batch_arithmetic() -> None:
+    config = replace(Config(), {"pretrain.batch": 24, "compute.workers": 2, "compute.micro_batch": 4})
+    assert plan_batch(config) == BatchPlan(batch=24, workers=2, micro_batch=4, accumulation=3)
+    with pytest.raises(ConfigError, match=r"compute\.workers=5"):
+        plan_batch(replace(config, {"compute.workers": 5}))
+    with pytest.raises(ConfigError, match=r"compute\.micro_batch=5"):
+        plan_batch(replace(config, {"compute.micro_batch": 5}))
+
+
+def test_every_setting_is_documented() -> None:
+    for name, kind in get_type_hints(Config).items():
+        if is_dataclass(kind):
+            docs = cli.field_docs(kind)
+            assert [item.name for item in fields(kind) if not docs.get(item.name)] == [], f"section {name}"
+
+
+def test_command_line() -> None:
+    wanted = cli.parse(
+        "text", ["--preset", "debug", "optimizer.lr=3e-4", "--dry-run", "corpora.names=asap,folder:/a b/c"]
+    )
+    assert wanted.dry_run
+    assert wanted.preset == "debug"
+    assert wanted.config.optimizer.lr == 3e-4
+    assert wanted.config.corpora.names == ("asap", "folder:/a b/c")
+    assert cli.parse("text", ["again", "seed=1"], words="STUDY").words == ("again",)
+
+
+def test_a_job_may_have_settings_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    extra = {"output": "Folder to write.", "reference": "File to read."}
+    wanted = cli.parse("text", ["output=a=b", "seed=7", "--preset", "debug"], extra=extra)
+    assert wanted.extra == {"output": "a=b"}
+    assert wanted.config.seed == 7
+    assert cli.parse("text", []).extra == {}
+    wrong = {"output=": "output= has no value", "outptu=x": "did you mean 'output'", "sed=1": "unknown setting 'sed'"}
+    for argument, message in wrong.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.parse("text", [argument], extra=extra)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.parse("text", ["output=x"])
+    with pytest.raises(SystemExit):
+        cli.parse("text", ["--help"], extra=extra)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in (*extra, *extra.values(), "optimizer.lr"))
+
+
+def test_relative_folders_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = cli.parse("text", ["storage.root=out", "corpora.root=s3://bucket/x"]).config
+    assert config.storage.root == str(tmp_path / "out")
+    assert config.corpora.root == "s3://bucket/x"
+    assert config.storage.cache.startswith("~")
+
+
+def test_command_line_errors_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["optimizer.lrr=1"], ["word"], ["--preset", "huge"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse("text", arguments)
+        assert stop.value.code == 2
+    assert "optimizer.lr" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse("What it does.", ["--help"])
+    shown = capsys.readouterr().out
+    assert all(key in shown for key in flatten(Config()))

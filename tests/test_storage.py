@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import pytest
+
+from midibert_ray import storage
+
+
+def test_joins_keep_a_query_at_the_end() -> None:
+    assert storage.join("/a/", "b", "c") == "/a/b/c"
+    assert storage.join("s3://bucket/x?scheme=http", "runs", "r") == "s3://bucket/x/runs/r?scheme=http"
+
+
+def test_local_roots_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.resolve("out") == str(tmp_path / "out")
+    assert storage.resolve("~/out") == "/home/someone/out"
+    assert storage.resolve("s3://b/x/") == "s3://b/x"
+
+
+def test_files_are_written_whole(tmp_path: Path) -> None:
+    place = str(tmp_path / "deep" / "file.json")
+    storage.write_bytes(place, b"one")
+    storage.write_bytes(place, b"two")
+    assert storage.read_bytes(place) == b"two"
+    assert storage.exists(place)
+    assert not storage.exists(place + "x")
+    assert [path.name for path in Path(place).parent.iterdir()] == ["file.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    place = str(tmp_path / "file")
+    storage.write_bytes(place, b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(place, None)  # type: ignore[arg-type]
+    assert storage.read_bytes(place) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "a..b", "-x", "ü", "a b", "x" * 200])
+def test_odd_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"study\.name"):
+        storage.check_name("study.name", name)

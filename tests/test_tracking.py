@@ -1,0 +1,65 @@
+"""Curves without gaps or duplicates, on a real MLflow over sqlite."""
+
+from pathlib import Path
+
+import pytest
+
+from midibert_ray import tracking
+from midibert_ray.config import Config, ConfigError
+from midibert_ray.overrides import flatten, replace
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return replace(Config(), {"storage.root": str(tmp_path_factory.mktemp("root"))})
+
+
+def test_a_run_is_found_again_and_its_curve_goes_on(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    first = tracker.open("midibert/x", "key-1", "first", params=flatten(config), tags={"seed": 1})
+    for step in range(1, 4):
+        first.log({"train/loss": step, "train/loss/pitch": 2 * step}, step)
+
+    again = tracking.Tracker(tracking.address(config)).open("midibert/x", "key-1", "first", params={"seed": 7}, tags={})
+    for step in range(2, 6):
+        again.log({"train/loss": 10 * step}, step)
+    again.finish()
+
+    assert again.id == first.id
+    assert tracker.curve(first.id, "train/loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
+    run = tracker.find("midibert/x", "key-1")
+    assert run is not None
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == str(config.seed)
+    assert run.data.params["corpora.names"] == "pop909,asap,pop1k7,pianist8,emopia"
+
+
+def test_parents_and_children(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    parent = tracker.open("midibert/studies/s", "s-1", "s-1", params={}, tags={})
+    for name in ("a", "b"):
+        tracker.open("midibert/studies/s", f"s-1/{name}", name, params={}, tags={}, parent=parent.id)
+    assert [run.info.run_name for run in tracker.parents("midibert/studies/s")] == ["s-1"]
+    assert {run.info.run_name for run in tracker.children("midibert/studies/s", parent.id)} == {"a", "b"}
+    assert tracker.studies() == ["s"]
+    assert tracker.find("midibert/studies/none", "x") is None
+
+
+def test_artifacts_lie_below_the_root(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    run = tracker.open("midibert/x", "key-2", "second", params={}, tags={})
+    run.json({"a": [1]}, "folder/a.json")
+    run.data(b"\x00\x01", "b.bin")
+    assert tracker.artifact(run.id, "b.bin") == b"\x00\x01"
+    assert b"[\n" in (tracker.artifact(run.id, "folder/a.json") or b"")
+    assert tracker.artifact(run.id, "absent") is None
+    assert list(Path(config.storage.root, "mlflow").rglob("b.bin"))
+
+
+def test_places_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri is empty"):
+        tracking.address(replace(Config(), {"storage.root": "s3://bucket/x"}))
+    with pytest.raises(ConfigError, match="mlruns"):
+        tracking.address(replace(Config(), {"tracking.uri": "mlruns"}))
+    server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
+    assert (server.uri, server.artifacts) == ("http://host:5000", "")

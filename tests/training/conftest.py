@@ -1,0 +1,59 @@
+"""A process group of one, so that real DeepSpeed runs in the test's own process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from midibert_ray.config import Config
+from midibert_ray.data.store import TokenStore
+from midibert_ray.overrides import replace
+from midibert_ray.presets import preset
+from tests.stores import Piece, write_store
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def sample_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """A third of the sample, all splits among it: enough to learn from, and quick."""
+    folder = tmp_path_factory.mktemp("few")
+    return TokenStore.open(write_store(folder / "sample-few", sample_pieces[::3], "sample"), str(folder / "cache"))
+
+
+@pytest.fixture
+def two_workers(tiny: Config, tmp_path: Path) -> Config:
+    """A run of two workers with everything below the test's folder, and a checkpoint an epoch."""
+    changes = {
+        "storage.root": str(tmp_path / "root"),
+        "storage.cache": str(tmp_path / "cache"),
+        "pretrain.valid_every": 1,
+        "compute.workers": 2,
+    }
+    return replace(tiny, changes)
+
+
+@pytest.fixture
+def tiny() -> Config:
+    """Segments of 64 and one small layer: a step takes a few milliseconds."""
+    changes = {
+        "tokens.segment": 64,
+        "model.layers": 1,
+        "model.hidden": 32,
+        "model.heads": 2,
+        "model.feed_forward": 64,
+        "model.dropout": 0.0,
+        "pretrain.epochs": 2,
+        "compute.workers": 1,
+        "compute.log_every": 4,
+        "compute.zero_stage": 1,
+    }
+    return replace(preset("debug"), changes)

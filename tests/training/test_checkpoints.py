@@ -1,0 +1,240 @@
+"""Which checkpoints are whole, which one a run goes on from, and what a full disk leaves behind."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import fs
+
+from midibert_ray.config import Config
+from midibert_ray.data.store import TokenStore
+from midibert_ray.overrides import replace
+from midibert_ray.training import engine as engines
+from midibert_ray.training.checkpoints import (
+    CheckpointError,
+    explain_full_disk,
+    newest_sound,
+    unused_name,
+    verify,
+    write_digests,
+)
+from midibert_ray.training.engine import Progress
+from midibert_ray.training.launch import pretrain, run_address, run_key
+from midibert_ray.training.pretrain import new_model
+from tests.training.test_engine import step as one_step
+from tests.training.test_launch import train_workers, when
+
+LOCAL = fs.LocalFileSystem()
+
+
+def written(folder: Path, workers: int = 2) -> Path:
+    """A small checkpoint, written by some workers and merged."""
+    for rank in range(workers):
+        part = folder.with_name(f".{folder.name}-{rank}")
+        (part / "engine").mkdir(parents=True)
+        (part / "engine" / f"shard{rank}.pt").write_bytes(bytes(range(100)) * (rank + 1))
+        if rank == 0:
+            (part / "progress.json").write_text("{}")
+        write_digests(part, rank, workers)
+        for path in sorted(part.rglob("*.*")):
+            target = folder / path.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    return folder
+
+
+def truncate(folder: Path) -> None:
+    shard = folder / "engine" / "shard1.pt"
+    shard.write_bytes(shard.read_bytes()[:-1])
+
+
+def flip(folder: Path) -> None:
+    (folder / "engine" / "shard1.pt").write_bytes(b"\0" + bytes(range(1, 100)) + bytes(range(99)) + b"\1")
+
+
+def rewrite(name: str, content: str | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        if content is not None:
+            (folder / name).write_text(content)
+
+    return change
+
+
+DAMAGES = {
+    "truncated": (truncate, r"shard1\.pt has 199 bytes instead of 200"),
+    "changed": (flip, r"content of .*shard1\.pt is not what was written"),
+    "missing": (rewrite("engine/shard1.pt", None), r"shard1\.pt is missing"),
+    "worker missing": (rewrite("digests-00001.json", None), r"no digests-00001\.json, so worker 1 did not finish"),
+    "no digests": (rewrite("digests-00000.json", None), r"no digests-00000\.json, so worker 0 did not finish"),
+    "half digests": (rewrite("digests-00001.json", '{"rank": 1, "wor'), r"digests-00001\.json cannot be read"),
+    "other digests": (rewrite("digests-00001.json", "[]"), r"digests-00001\.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_noticed(tmp_path: Path, damage: str) -> None:
+    folder = written(tmp_path / "step_000000010")
+    verify(LOCAL, str(folder))
+    action, message = DAMAGES[damage]
+    action(folder)
+    with pytest.raises(CheckpointError, match=message):
+        verify(LOCAL, str(folder))
+
+
+def test_digests_name_every_file_with_its_size(tmp_path: Path) -> None:
+    folder = written(tmp_path / "step_000000010")
+    first, second = (json.loads((folder / f"digests-0000{rank}.json").read_text()) for rank in range(2))
+    assert (first["world"], first["files"].keys()) == (2, {"engine/shard0.pt", "progress.json"})
+    assert second["files"]["engine/shard1.pt"]["size"] == 200
+    assert re.fullmatch("[0-9a-f]{64}", second["files"]["engine/shard1.pt"]["sha256"])
+
+
+def test_files_of_more_workers_before_do_no_harm(tmp_path: Path) -> None:
+    folder = written(tmp_path / "step_000000010", workers=1)
+    (folder / "digests-00001.json").write_text("{}")
+    (folder / "engine" / "shard1.pt").write_text("of an earlier save")
+    verify(LOCAL, str(folder))
+
+
+def test_the_newest_sound_checkpoint_is_chosen_on_any_filesystem(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        written(tmp_path / "run" / f"step_{step:09d}")
+    bucket = fs.SubTreeFileSystem(str(tmp_path), LOCAL)
+    assert newest_sound(bucket, "run/step_000000030").name == "step_000000030", "40 was never reported"
+    truncate(tmp_path / "run" / "step_000000030")
+    flip(tmp_path / "run" / "step_000000020")
+    choice = newest_sound(bucket, "run/step_000000030")
+    assert choice.name == "step_000000010"
+    assert list(choice.broken) == ["step_000000030", "step_000000020"]
+    assert "199 bytes instead of 200" in choice.broken["step_000000030"]
+    truncate(tmp_path / "run" / "step_000000010")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of the run in run is whole .*step_0+20.*remove that folder"
+    ):
+        newest_sound(bucket, "run/step_000000030")
+
+
+def test_the_name_of_a_broken_checkpoint_is_not_used_again(tmp_path: Path) -> None:
+    broken = frozenset({"step_000000030", "step_000000030-again"})
+    assert unused_name(20, broken) == "step_000000020"
+    name = unused_name(30, broken)
+    assert name not in broken
+    for folder in (*broken, "step_000000020"):
+        written(tmp_path / folder)
+        truncate(tmp_path / folder) if folder in broken else None
+    written(tmp_path / name)
+    assert newest_sound(LOCAL, str(tmp_path / name)).name == name
+    truncate(tmp_path / name)
+    assert newest_sound(LOCAL, str(tmp_path / name)).name == "step_000000020"
+
+
+def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), explain_full_disk(str(tmp_path), 1, ""):
+        raise KeyError
+    for folder in (str(tmp_path / "not" / "there"), "s3://bucket/runs"):
+        with pytest.raises(CheckpointError, match="No space left on device"), explain_full_disk(folder, 1, ""):
+            raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB: room for one checkpoint of the tiny model, and a half."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs the command mount")
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
+    process_group: None, tiny: Config, small_disk: Path
+) -> None:
+    engine = engines.build(new_model(tiny), tiny, steps=20, device=torch.device("cpu"))
+    first, second = small_disk / "step_000000010", small_disk / "step_000000020"
+    first.mkdir()
+    second.mkdir()
+    one_step(engine)
+    engines.save(engine, Progress(step=10), first)
+    size = sum(path.stat().st_size for path in first.rglob("*.*"))
+    assert engines.checkpoint_bytes(engine) == pytest.approx(size, rel=0.1)
+    with pytest.raises(CheckpointError) as caught:
+        engines.save(engine, Progress(step=20), second)
+    message = str(caught.value)
+    assert f"the disk of {second} is too full" in message
+    assert re.search(r"it takes about \d\.\d MiB and \d\.\d MiB were free; free some space there", message)
+    assert "\n" not in message
+    choice = newest_sound(LOCAL, str(second))
+    assert (choice.name, list(choice.broken)) == (first.name, [second.name])
+    again = engines.build(new_model(tiny), tiny, steps=20, device=torch.device("cpu"))
+    assert engines.load(again, first).step == 10
+
+
+@pytest.fixture
+def config(two_workers: Config) -> Config:
+    return replace(two_workers, {"pretrain.epochs": 5, "compute.max_failures": 0, "compute.keep_checkpoints": 3})
+
+
+@pytest.mark.ray
+def test_a_run_passes_over_a_broken_checkpoint_and_goes_on_with_fewer_workers(
+    ray_cluster: object, sample_store: TokenStore, config: Config, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.train import TrainingFailedError
+
+    folder = Path(run_address(config, run_key(config, [sample_store.uri])))
+
+    def checkpoints() -> list[Path]:
+        return sorted(folder.glob("step_*"))
+
+    killer = when(lambda: len(checkpoints()) >= 3, lambda: os.kill(train_workers()[0].pid, signal.SIGKILL))
+    with pytest.raises(TrainingFailedError):
+        pretrain(config, [sample_store.uri])
+    killer.join()
+    snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
+    newest = folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
+    shard = next(newest.glob("engine/*optim_states.pt"))
+    os.truncate(shard, shard.stat().st_size // 2)
+
+    caplog.set_level(logging.INFO)
+    run = pretrain(replace(config, {"compute.workers": 1}), [sample_store.uri])
+    line = re.search(r"a broken checkpoint is passed over, the run goes on from (step_\d+): (.*)", caplog.text)
+    assert line
+    assert line[1] < newest.name
+    assert f"{newest.name}/engine/{shard.name} has" in line[2]
+    verify(LOCAL, run.checkpoint)
+    sound = [path for path in checkpoints() if path.name != newest.name]
+    for path in sound:
+        verify(LOCAL, str(path))
+    assert json.loads((sound[-1] / "progress.json").read_text())["workers"] == 1
+
+
+@pytest.mark.ray
+def test_a_run_whose_storage_is_full_says_so_and_goes_on_once_there_is_room(
+    ray_cluster: object, sample_store: TokenStore, config: Config, small_disk: Path, tmp_path: Path
+) -> None:
+    from ray.train import TrainingFailedError
+
+    changes = {"storage.root": str(small_disk), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    config = replace(config, changes | {"pretrain.epochs": 3, "compute.workers": 1})
+    folder = Path(run_address(config, run_key(config, [sample_store.uri])))
+    with pytest.raises(TrainingFailedError, match=rf"the disk of {folder} is too full for a checkpoint"):
+        pretrain(config, [sample_store.uri])
+    first = next(iter(sorted(folder.glob("step_*"))))
+    verify(LOCAL, str(first))
+    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
+    run = pretrain(config, [sample_store.uri])
+    verify(LOCAL, run.checkpoint)
+    assert run.step > json.loads((first / "progress.json").read_text())["step"]

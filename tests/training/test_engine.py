@@ -1,0 +1,193 @@
+"""The engine with real DeepSpeed, one process."""
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from midibert_ray.config import Config, OptimizerConfig, plan_batch
+from midibert_ray.model.midibert import MidiBertForMaskedLM
+from midibert_ray.overrides import replace
+from midibert_ray.training import engine as engines
+from midibert_ray.training.checkpoints import CheckpointError
+from midibert_ray.training.engine import Progress
+from midibert_ray.training.pretrain import new_model
+
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+
+
+def test_warm_up_and_courses() -> None:
+    def course(**settings: object) -> list[float]:
+        factor = engines.rate_factor(OptimizerConfig(**settings), steps=10)
+        return [round(factor(step), 3) for step in range(11)]
+
+    assert course() == [1.0] * 11
+    assert course(warmup_steps=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert course(schedule="linear", warmup_steps=2) == [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125, 0]
+    cosine = course(schedule="cosine")
+    assert (cosine[0], cosine[5], cosine[10]) == (1, 0.5, 0)
+
+
+def test_decay_groups() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    everything = engines.adamw(model, OptimizerConfig())
+    assert [group["weight_decay"] for group in everything.param_groups] == [0.01]
+    spared = engines.adamw(model, OptimizerConfig(decay="matrices"))
+    sizes = {group["weight_decay"]: [list(p.shape) for p in group["params"]] for group in spared.param_groups}
+    assert sizes == {0.01: [[3, 3]], 0.0: [[3], [3], [3]]}
+
+
+def test_progress_counts_validations_without_improvement() -> None:
+    progress = Progress()
+    for score in (-3.0, -2.0, -2.0, -2.5):
+        progress.judge(score)
+    assert (progress.best, progress.bad) == (-2.0, 2)
+
+
+def test_deepspeed_settings_come_from_the_batch_plan(tiny: Config) -> None:
+    config = replace(tiny, {"compute.micro_batch": 4, "compute.zero_stage": 2, "optimizer.clip": 0.5})
+    settings = engines.deepspeed_config(config, plan_batch(config))
+    assert settings["train_batch_size"] == 12
+    assert settings["train_micro_batch_size_per_gpu"] == 4
+    assert settings["gradient_accumulation_steps"] == 3
+    assert settings["zero_optimization"] == {"stage": 2}
+    assert settings["gradient_clipping"] == 0.5
+
+
+every_stage = pytest.mark.parametrize("stage", [0, 1, 2, 3])
+every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16"])
+
+
+def built(config: Config) -> Any:
+    return engines.build(new_model(config), config, steps=20, device=CPU)
+
+
+def step(engine: Any) -> float:
+    tokens = torch.zeros(12, 64, 4, dtype=torch.int64)
+    where = torch.ones(12, 64, dtype=torch.bool)
+    loss = torch.stack([logits.float().square().mean() for logits in engine(tokens, where, where)]).sum()
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach())
+
+
+@every_stage
+@every_precision
+def test_a_checkpoint_brings_everything_back(
+    process_group: None, tiny: Config, tmp_path: Path, stage: int, precision: str
+) -> None:
+    changes = {"compute.zero_stage": stage, "compute.precision": precision, "optimizer.warmup_steps": 5}
+    config = replace(tiny, changes)
+    engine = built(config)
+    losses = [step(engine) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    engines.save(engine, Progress(epoch=1, step=3, best=-2.0, bad=1), tmp_path)
+    undisturbed = [step(engine) for _ in range(3)]
+
+    again = built(replace(config, {"seed": 1}))
+    assert engines.load(again, tmp_path) == Progress(epoch=1, step=3, best=-2.0, bad=1)
+    assert [step(again) for _ in range(3)] == undisturbed
+
+
+def live_weights(engine: Any) -> dict[str, Tensor]:
+    """What the forward pass uses, taken from the model itself."""
+    import deepspeed
+
+    parameters = dict(engine.module.named_parameters())
+    gathered = deepspeed.zero.GatheredParameters(
+        list(parameters.values()), enabled=engine.zero_optimization_stage() == 3
+    )
+    with gathered:
+        return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+@every_stage
+@every_precision
+def test_the_weights_beside_the_engine_are_its_own_in_fp32(
+    process_group: None, tiny: Config, tmp_path: Path, stage: int, precision: str
+) -> None:
+    engine = built(replace(tiny, {"compute.zero_stage": stage, "compute.precision": precision}))
+    before = live_weights(engine)
+    for _ in range(3):
+        step(engine)
+    engines.save(engine, Progress(), tmp_path)
+    opened = MidiBertForMaskedLM.from_pretrained(tmp_path).state_dict()
+    live = live_weights(engine)
+    assert opened.keys() == live.keys() == engine.module.state_dict().keys()
+    assert {weights.dtype for weights in opened.values()} == {torch.float32}
+    assert all(torch.equal(opened[name].to(weights.dtype), weights) for name, weights in live.items())
+    assert any(not torch.equal(before[name], weights) for name, weights in live.items())
+    rounded = all(torch.equal(weights, weights.bfloat16().float()) for weights in opened.values())
+    assert not rounded, "bf16 training keeps fp32 weights, and these are the ones to export"
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_zero_stage(
+    process_group: None, tiny: Config, tmp_path: Path, before: int, after: int
+) -> None:
+    config = replace(tiny, {"optimizer.decay": "matrices"})
+    engine = built(replace(config, {"compute.zero_stage": before}))
+    for _ in range(3):
+        step(engine)
+    engines.save(engine, Progress(step=3), tmp_path)
+    undisturbed = [step(engine) for _ in range(5)]
+    again = built(replace(config, {"compute.zero_stage": after, "seed": 1}))
+    assert engines.load(again, tmp_path) == Progress(step=3)
+    assert [step(again) for _ in range(5)] == pytest.approx(undisturbed, rel=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 0), (0, 2), (1, 3), (3, 2)])
+def test_a_zero_stage_that_cannot_be_read_is_refused(
+    process_group: None, tiny: Config, tmp_path: Path, before: int, after: int
+) -> None:
+    engines.save(built(replace(tiny, {"compute.zero_stage": before})), Progress(), tmp_path)
+    message = rf"compute\.zero_stage={after} cannot read .* set compute\.zero_stage={before} to go on"
+    with pytest.raises(CheckpointError, match=message):
+        engines.load(built(replace(tiny, {"compute.zero_stage": after})), tmp_path)
+
+
+def test_a_folder_without_state_is_refused(process_group: None, tiny: Config, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no DeepSpeed state"):
+        engines.load(built(tiny), tmp_path)
+
+
+def one_step_of_gradient_descent(config: Config, rate: float) -> tuple[float, float]:
+    """Norm of the gradient, from torch alone, and norm of the change of the weights, through the engine."""
+    import deepspeed
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    alone = copy.deepcopy(model)
+    alone(torch.ones(1, 4)).sum().mul(10).backward()
+    settings = engines.deepspeed_config(config, plan_batch(config)) | {"zero_allow_untested_optimizer": True}
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    before = engines.full_weights(engine)
+    kind = torch.bfloat16 if config.compute.precision == "bf16" else torch.float32
+    engine.backward(engine(torch.ones(1, 4, dtype=kind)).float().sum() * 10)
+    engine.step()
+    after = engines.full_weights(engine)
+    return norm(parameter.grad for parameter in alone.parameters()), norm(after[name] - before[name] for name in after)
+
+
+def norm(tensors: Iterable[Any]) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).norm())
+
+
+@every_stage
+@every_precision
+def test_clipping_acts(process_group: None, tiny: Config, stage: int, precision: str) -> None:
+    config = replace(tiny, {"compute.zero_stage": stage, "compute.precision": precision})
+    gradient, change = one_step_of_gradient_descent(replace(config, {"optimizer.clip": 1.5}), rate=0.5)
+    assert gradient > 3
+    assert change == pytest.approx(0.5 * 1.5, rel=2e-2), "a gradient that is too long is shortened to the clip"
+    _, change = one_step_of_gradient_descent(replace(config, {"optimizer.clip": 0}), rate=0.5)
+    assert change == pytest.approx(0.5 * gradient, rel=2e-2), "0 turns clipping off"
+    _, change = one_step_of_gradient_descent(replace(config, {"optimizer.clip": 2 * gradient}), rate=0.5)
+    assert change == pytest.approx(0.5 * gradient, rel=2e-2), "a shorter one is left alone"

@@ -1,0 +1,113 @@
+"""The pre-training loop in one process, with real DeepSpeed on the sample music."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from midibert_ray.config import Config
+from midibert_ray.data.store import TokenStore
+from midibert_ray.overrides import replace
+from midibert_ray.training import engine as engines
+from midibert_ray.training.engine import Progress
+from midibert_ray.training.launch import progress_line
+from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs, score
+
+CPU = torch.device("cpu")
+Reports = list[tuple[dict[str, Any], bool]]
+
+
+def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: Path | None = None) -> Reports:
+    """All reports of a run; with `save`, a checkpoint of its first validation is written there."""
+    data = PretrainData(config, [store])
+    engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=CPU)
+    progress = engines.load(engine, resume) if resume else Progress()
+    reports: Reports = []
+
+    def report(figures: dict[str, Any], checkpoint: bool) -> None:
+        reports.append((figures, checkpoint))
+        if checkpoint and save and not save.exists():
+            save.mkdir()
+            engines.save(engine, progress, save)
+
+    run_epochs(Pretraining(config, data, engine, rank=0, world=1, device=CPU), progress, report)
+    return reports
+
+
+def losses(reports: Reports) -> list[float]:
+    return [figures[key] for figures, _ in reports for key in ("train/loss", "valid/loss") if key in figures]
+
+
+def test_clean_data_leaves_test_pieces_out_and_cuts_by_piece(sample_store: TokenStore, tiny: Config) -> None:
+    data = PretrainData(tiny, [sample_store])
+
+    def pieces(segments: Any, rows: Any) -> set[str]:
+        return {segments.piece_id(int(piece)) for piece in segments.gather(rows).piece}
+
+    train, valid = pieces(data.train, data.train_rows), pieces(data.valid, data.valid_rows)
+    tested = {sample_store.piece_id(i) for i in range(len(sample_store)) if sample_store.split(i) == "test"}
+    assert not train & valid
+    assert not (train | valid) & tested
+    assert len(train | valid | tested) == len(sample_store)
+
+
+def test_paper_data_takes_all_segments_and_cuts_by_segment(sample_store: TokenStore, tiny: Config) -> None:
+    data = PretrainData(replace(tiny, {"tokens.protocol": "paper"}), [sample_store])
+    assert len(data.train_rows) == int(0.85 * len(data.train))
+    assert len(data.train_rows) + len(data.valid_rows) == len(data.train)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+def test_it_learns(
+    process_group: None, sample_store: TokenStore, tiny: Config, protocol: str, representation: str
+) -> None:
+    changes = {"tokens.protocol": protocol, "model.representation": representation}
+    reports = run(replace(tiny, {**changes, "pretrain.epochs": 1}), sample_store)
+    train = [figures["train/loss"] for figures, _ in reports if "train/loss" in figures]
+    assert train[-1] < train[0] - 0.1
+
+
+def test_any_accumulation_gives_the_same_curve(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
+    whole = losses(run(replace(tiny, {"pretrain.epochs": 1}), sample_store))
+    parts = losses(run(replace(tiny, {"pretrain.epochs": 1, "compute.micro_batch": 4}), sample_store))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(
+    process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
+) -> None:
+    config = replace(tiny, {"model.dropout": 0.1, "pretrain.valid_every": 1})
+    undisturbed = run(config, sample_store, save=tmp_path / "first")
+    resumed = run(config, sample_store, resume=tmp_path / "first")
+    first = next(at for at, (_, checkpoint) in enumerate(undisturbed) if checkpoint)
+    # The interval in which the checkpoint fell is reported from the checkpoint on.
+    assert losses(resumed)[1:] == losses(undisturbed[first + 1 :])[1:]
+
+
+def test_early_stop(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
+    config = replace(
+        tiny, {"optimizer.lr": 1e-12, "pretrain.epochs": 9, "pretrain.patience": 2, "pretrain.valid_every": 1}
+    )
+    validations = [figures for figures, checkpoint in run(config, sample_store) if checkpoint]
+    assert len(validations) < 9
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
+    config = replace(tiny, {"optimizer.lr": 1e30, "optimizer.warmup_steps": 0, "optimizer.clip": 0})
+    with pytest.raises(FloatingPointError, match=r"at step \d+ on worker 0"):
+        run(config, sample_store)
+
+
+def test_reports_carry_what_a_reader_wants(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
+    reports = run(replace(tiny, {"pretrain.epochs": 1}), sample_store)
+    train = reports[0][0]
+    wanted = {"train/loss/pitch", "train/accuracy/bar", "optimizer/lr", "throughput/super_tokens_per_s", "memory/gib"}
+    assert wanted <= train.keys()
+    assert train["step"] == tiny.compute.log_every
+    line = progress_line(train["step"], train["steps"], train)
+    assert all(word in line for word in ("pitch", "dur", "super tokens/s", "eta"))
+    valid = reports[-1][0]
+    assert valid["valid/score"] == score(tiny, valid) == -valid["valid/loss"]
+    assert "accuracy" in progress_line(valid["step"], valid["steps"], valid)

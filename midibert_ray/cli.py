@@ -113,7 +113,7 @@ def run(job: Callable[[], None]) -> None:
     """
     try:
         job()
-    except (ValueError, LookupError, FileNotFoundError) as error:
+    except (ValueError, LookupError, FileNotFoundError, FloatingPointError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         logging.getLogger(__name__).error("error: %s  (%s:%d)", error, Path(place.filename).name, place.lineno)
         sys.exit(2)

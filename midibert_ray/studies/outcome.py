@@ -1,7 +1,12 @@
-"""What a finished trial leaves in its last checkpoint: test figures, confusion counts, predictions."""
+"""What a trial leaves on storage: checkpoints, and in the last one test figures, confusion counts, predictions.
+
+Whether a trial has finished, and where it goes on, is read from its own folder. Tune's books are written every
+few seconds only, so a driver that is killed forgets what came after.
+"""
 
 import io
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +14,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
+from ray.tune import Checkpoint
 
+from midibert_ray import storage
+from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
+from midibert_ray.training.checkpoints import CheckpointError, folders, verify
 from midibert_ray.training.finetune import Predictions, TaskData
+
+logger = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
+
+_CHECKPOINT = "checkpoint_"
+"""Start of the names that Tune gives to checkpoints; the rest counts up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,20 +73,44 @@ class Outcome:
         return max(map(sum, self.confusion)) / max(self.scored, 1)
 
 
+def trial_address(config: Config, study: str, trial: str) -> str:
+    """The folder of a trial, given the key of its study and its own name."""
+    return storage.join(storage.resolve(config.storage.root), "studies", study, trial)
+
+
+def newest_checkpoint(address: str) -> Checkpoint | None:
+    """The checkpoint of a trial's folder that holds its outcome, else the latest, else None.
+
+    Only sound ones count: one whose upload was cut short is passed over.
+    """
+    system, path = storage.filesystem(address)
+    names = folders(system, path, _CHECKPOINT)
+    infos = system.get_file_info([f"{path}/{name}/{OUTCOME}" for name in names])
+    finished = [name for name, info in zip(names, infos, strict=True) if info.type is fs.FileType.File]
+    for name in [*finished, *(name for name in names if name not in finished)]:
+        try:
+            verify(system, f"{path}/{name}")
+        except CheckpointError as error:
+            logger.warning("a checkpoint of a trial is passed over: %s", error)
+        else:
+            return Checkpoint(f"{path}/{name}", system)
+    return None
+
+
+def find(address: str) -> tuple[Outcome, bytes] | None:
+    """Outcome and predictions of the trial in a folder, or None where it has not finished."""
+    checkpoint = newest_checkpoint(address)
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        result = read(Path(folder))
+        return (result, Path(folder, PREDICTIONS).read_bytes()) if result else None
+
+
 def read(folder: Path) -> Outcome | None:
     """The outcome in a checkpoint, or None where the trial has not finished."""
     path = folder / OUTCOME
     return Outcome.from_json(path.read_bytes()) if path.exists() else None
-
-
-def read_all(folder: str) -> tuple[Outcome, bytes]:
-    """Outcome and predictions in the last checkpoint of a finished trial.
-
-    Raises:
-        FileNotFoundError: where the checkpoint is not that of a finished trial.
-    """
-    place = Path(folder)
-    return Outcome.from_json((place / OUTCOME).read_bytes()), (place / PREDICTIONS).read_bytes()
 
 
 def write(folder: Path, outcome: Outcome, predictions: bytes) -> None:

@@ -68,6 +68,7 @@ class Recorder(tune.Callback):
 
     def __init__(self, config: Config, key: str, encoder: str) -> None:
         self._origin = (config, key, encoder)
+        self.config, self.key = config, key
         self.trials = {trial.name: trial for trial in grid(config)}
         self._log: StudyLog | None = None
         self._runs: dict[str, tracking.RunLog] = {}
@@ -96,16 +97,20 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Store the outcome that the trial left in its last checkpoint."""
-        with trial.checkpoint.as_directory() as folder:
-            self.store(self._trial(trial), folder)
+        self.store(self._trial(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark the run as failed."""
         self._run(self._trial(trial)).finish("FAILED")
 
-    def store(self, trial: Trial, folder: str) -> None:
-        """Store the outcome in a checkpoint folder with the trial's run."""
-        self.log.complete(self._run(trial), *outcome.read_all(folder))
+    def store(self, trial: Trial) -> Outcome | None:
+        """Store a trial's outcome with its run, unless it is there, and return it; None if it has not finished."""
+        found = outcome.find(outcome.trial_address(self.config, self.key, trial.name))
+        if found is None:
+            return None
+        if not self.log.finished(trial):
+            self.log.complete(self._run(trial), *found)
+        return found[0]
 
     def _trial(self, trial: Any) -> Trial:
         return self.trials[trial.config["trial"]["name"]]

@@ -3,25 +3,22 @@
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from ray import tune
-from ray.tune import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
 
 from midibert_ray import storage
 from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.music.tasks import TASKS
-from midibert_ray.overrides import flatten, from_flat, identity, replace
-from midibert_ray.studies import figures, outcome, table
+from midibert_ray.overrides import flatten, identity, replace
+from midibert_ray.studies import figures, table
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.recorder import Recorder
-from midibert_ray.training.finetune import Finetuning, TaskData, finetune, new_model
+from midibert_ray.studies.run_trial import run_trial, task_corpus
+from midibert_ray.training.finetune import TaskData
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +44,6 @@ class StudyResult:
 
     failed: dict[str, str]
     """Trial -> reason, of those that did not."""
-
-
-def task_corpus(config: Config, task: str) -> str:
-    """The labelled corpus of a task: `finetune.corpus`, or the task's own."""
-    return config.finetune.corpus or TASKS[task].corpus
 
 
 def study_key(config: Config, stores: Mapping[str, str], encoder: str) -> str:
@@ -92,7 +84,7 @@ def study(config: Config, *, stores: Mapping[str, str], encoder: str, checkpoint
 def _tuner(config: Config, key: str, recorder: Recorder, stores: dict[str, str], checkpoint: str) -> Tuner:
     compute = config.compute
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, base=flatten(config), stores=stores, encoder=checkpoint),
+        tune.with_parameters(run_trial, base=flatten(config), study=key, stores=stores, encoder=checkpoint),
         {"cpu": compute.cpus_per_trial, "gpu": compute.gpus_per_trial},
     )
     space = {
@@ -134,62 +126,16 @@ def _trial_name(trial: Any) -> str:
 
 
 def _collect(key: str, results: Any, recorder: Recorder) -> StudyResult:
-    """All outcomes, from the trials' last checkpoints; those that MLflow missed are stored there now."""
+    """All outcomes; those that MLflow missed are stored there now."""
+    errors = {result.config["trial"]["name"]: result.error for result in results}
     outcomes, failed = [], {}
-    for result in results:
-        trial = recorder.trials[result.config["trial"]["name"]]
-        if result.error or result.checkpoint is None:
-            failed[trial.name] = str(result.error or "no checkpoint").strip().splitlines()[-1]
-            continue
-        with result.checkpoint.as_directory() as folder:
-            outcomes.append(outcome.read_all(folder)[0])
-            if not recorder.log.finished(trial):
-                recorder.store(trial, folder)
+    for name, trial in recorder.trials.items():
+        found = recorder.store(trial)
+        if found:
+            outcomes.append(found)
+        else:
+            failed[name] = str(errors.get(name) or "it left no outcome").strip().splitlines()[-1]
     return StudyResult(key, outcomes, failed)
-
-
-def run_trial(space: dict[str, Any], *, base: dict[str, Any], stores: dict[str, str], encoder: str) -> None:
-    """One trial, in a process of its own: fine-tune on the task, score the test split, report."""
-    config = replace(from_flat(base), space["trial"]["changes"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
-    store = TokenStore.open(stores[task_corpus(config, config.finetune.task)], cache_dir=config.storage.cache)
-    data = TaskData(config, store)
-    with Checkpoint(encoder).as_directory() as folder:
-        job = Finetuning(config, data, new_model(config, data, folder), device)
-    earlier = tune.get_checkpoint()
-    if earlier:
-        with earlier.as_directory() as folder:
-            if outcome.read(Path(folder)):
-                return  # killed after its last report: there is nothing left to do
-            job.load(Path(folder))
-    predictions = finetune(job, _report)
-    scores = predictions.figures("test") | {"valid/best": job.progress.best}
-    variant = space["trial"]["name"].removeprefix(f"{data.task.name}-").rpartition("-seed")[0]
-    result = Outcome(
-        trial=space["trial"]["name"],
-        task=data.task.name,
-        variant=variant,
-        seed=config.seed,
-        epoch=job.progress.epoch,
-        figures=scores,
-        classes=list(data.classes),
-        confusion=predictions.matrix().tolist(),
-    )
-    content = outcome.predictions_table(data, store, predictions)
-
-    def write(folder: Path) -> None:
-        outcome.write(folder, result, content)
-        job.model.save_pretrained(folder)
-
-    _report(scores | {"epoch": job.progress.epoch}, write)
-
-
-def _report(figures: dict[str, Any], write: Callable[[Path], None]) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        write(Path(scratch))
-        tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
 
 
 def _last(address: str) -> str:

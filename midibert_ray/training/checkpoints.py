@@ -132,7 +132,7 @@ def newest_sound(system: fs.FileSystem, path: str) -> Choice:
     """
     run, _, newest = path.rpartition("/")
     broken: dict[str, str] = {}
-    for name in [newest, *_before(system, run, newest)]:
+    for name in [newest, *(name for name in folders(system, run, PREFIX) if name < newest)]:
         try:
             verify(system, f"{run}/{name}")
         except CheckpointError as error:
@@ -145,11 +145,11 @@ def newest_sound(system: fs.FileSystem, path: str) -> Choice:
     )
 
 
-def _before(system: fs.FileSystem, run: str, newest: str) -> list[str]:
-    """Checkpoints older than one of a run, latest first."""
+def folders(system: fs.FileSystem, run: str, prefix: str) -> list[str]:
+    """Names of the checkpoints in a run's folder, sound or not, latest first."""
     entries = system.get_file_info(fs.FileSelector(run, allow_not_found=True))
     names = [entry.base_name for entry in entries if entry.type is fs.FileType.Directory]
-    return sorted((name for name in names if name.startswith(PREFIX) and name < newest), reverse=True)
+    return sorted((name for name in names if name.startswith(prefix)), reverse=True)
 
 
 def unused_name(step: int, broken: frozenset[str]) -> str:

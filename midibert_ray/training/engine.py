@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,10 @@ class Progress:
 
     bad: int = 0
     """Validations since the best."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    """What was reported with the checkpoint. A resumed run says it again: whoever writes it down may have been
+    killed between the one and the other."""
 
     def judge(self, score: float) -> None:
         """Take in a validation score; a tie is no improvement."""

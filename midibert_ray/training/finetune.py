@@ -33,8 +33,8 @@ STATE_FILE = "trial.pt"
 
 Classifier = MidiBertForNotes | MidiBertForSequences
 
-Report = Callable[[dict[str, Any], Callable[[Path], None]], None]
-"""Takes figures, and a function that writes the trial's checkpoint into a folder."""
+Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
+"""Takes figures, and a function that writes the trial's checkpoint into a folder, or None for figures alone."""
 
 
 @dataclass(frozen=True)
@@ -287,10 +287,13 @@ def finetune(job: Finetuning, report: Report) -> Predictions:
 
     The test split is scored once, with the weights that were best in validation.
     """
+    if job.progress.figures:
+        report(job.progress.figures, None)
     while not job.over:
         figures = job.train_epoch()
         valid = job.evaluate("valid").figures("valid")
         job.keep_if_best(valid["valid/accuracy"])
-        report(figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.best}, job.save)
+        job.progress.figures = figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.best}
+        report(job.progress.figures, job.save)
     job.model.load_state_dict(job.best)
     return job.evaluate("test")

@@ -90,6 +90,7 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
 
     Raises:
         ConfigError: for a batch that cannot be divided over the workers.
+        FloatingPointError: where the loss is no longer finite; starting again would end in the same place.
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
     plan, key = plan_batch(config), run_key(config, stores)
@@ -102,7 +103,7 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
     try:
         with Console() as console:
             run = _best(key, _trainer(config, stores, key, console.sink).fit())
-    except ray.train.TrainingFailedError:
+    except (ray.train.TrainingFailedError, FloatingPointError):
         _open_log(tracking.address(config), config, key).finish("FAILED")
         raise
     content = json.dumps(asdict(run), indent=1).encode()
@@ -138,7 +139,9 @@ def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> Torc
     )
 
 
-def _best(key: str, result: ray.train.Result) -> PretrainRun:
+def _best(key: str, result: Any) -> PretrainRun:
+    if result.return_value:
+        raise FloatingPointError(f"pre-training {key}: {result.return_value}")
     candidates = sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["valid/score"])
     broken = []
     for checkpoint, metrics in candidates:
@@ -153,8 +156,12 @@ def _best(key: str, result: ray.train.Result) -> PretrainRun:
     raise CheckpointError(f"no checkpoint of {key} is whole ({'; '.join(broken)}); remove its folder and run it again")
 
 
-def train_worker(task: dict[str, Any]) -> None:
-    """What every worker of the run does; Ray Train calls it again after a failure."""
+def train_worker(task: dict[str, Any]) -> Any:
+    """What every worker of the run does; Ray Train calls it again after a failure.
+
+    Returns why the run cannot go on, where the loss is no longer finite: an error would only be tried again, and
+    every draw would be the same. None when all went well.
+    """
     config = from_flat(task["config"])
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
@@ -177,7 +184,11 @@ def train_worker(task: dict[str, Any]) -> None:
             with explain_full_disk(place, needed, ", or lower compute.keep_checkpoints"):
                 ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=name)
 
-    run_epochs(job, progress, report)
+    try:
+        run_epochs(job, progress, report)
+    except FloatingPointError as error:
+        return str(error)
+    return None
 
 
 def _restore(engine: Any, sink: Any) -> tuple[engines.Progress, frozenset[str]]:
@@ -220,7 +231,8 @@ class Recorder(UserCallback):
         figures = dict(metrics[0])
         step, steps, epoch = figures.pop("step"), figures.pop("steps"), figures.pop("epoch")
         self._log.log(figures | {"epoch": epoch}, step)
-        self.sink.put.remote(progress_line(step, steps, figures))
+        for line in progress_lines(step, steps, figures):
+            self.sink.put.remote(line)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Say which worker failed and why; Ray Train decides whether to start again."""
@@ -236,9 +248,13 @@ def _open_log(address: tracking.Address, config: Config, key: str) -> tracking.R
     return tracking.Tracker(address).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
 
 
-def progress_line(step: int, steps: int, figures: dict[str, Any]) -> str:
-    """One aligned line: where the run stands, its losses by token type, rate and time left."""
-    kind = "valid" if "valid/loss" in figures else "train"
+def progress_lines(step: int, steps: int, figures: dict[str, Any]) -> list[str]:
+    """One aligned line for training, and one for validation where there was one."""
+    return [_progress_line(kind, step, steps, figures) for kind in ("train", "valid") if f"{kind}/loss" in figures]
+
+
+def _progress_line(kind: str, step: int, steps: int, figures: dict[str, Any]) -> str:
+    """Where the run stands, its losses by token type, rate and time left."""
     families = [name.rpartition("/")[2] for name in figures if name.startswith(f"{kind}/loss/")]
     short = {"position": "pos", "duration": "dur"}
     detail = " ".join(f"{short.get(name, name)} {figures[f'{kind}/loss/{name}']:.2f}" for name in families)

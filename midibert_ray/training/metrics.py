@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,29 +51,77 @@ class MaskedTotals:
 
 
 class Throughput:
-    """Super tokens a second between two reports, and the time left."""
+    """Super tokens and arithmetic a second between two reports, and the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, peak: float) -> None:
+        """Start an interval.
+
+        Args:
+            peak: floating-point operations a second that all workers together could do; see `flops.peak_flops`.
+        """
+        self._peak = peak
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval: what came before (a validation, a checkpoint) is not training."""
         self._since = time.perf_counter()
-        self._notes = 0
-        self._steps = 0
+        self._notes = self._steps = 0
+        self._flops = 0.0
 
-    def add(self, notes: int) -> None:
-        """Count one step with so many real notes (padding does not count), all workers together."""
+    def add(self, notes: int, flops: float) -> None:
+        """Count one step of all workers: its real notes (padding does not count) and `flops.step_flops`."""
         self._notes += notes
+        self._flops += flops
         self._steps += 1
 
     def result(self, steps_left: int) -> dict[str, float]:
         """Rates since the last call, which starts a new interval."""
-        now = time.perf_counter()
-        seconds = max(now - self._since, 1e-9)
+        seconds = max(time.perf_counter() - self._since, 1e-9)
         figures = {
             "throughput/super_tokens_per_s": self._notes / seconds,
             "throughput/steps_per_s": self._steps / seconds,
+            "throughput/model_flops_per_s": self._flops / seconds,
+            "throughput/mfu": self._flops / seconds / self._peak,
             "throughput/eta_s": steps_left * seconds / max(self._steps, 1),
         }
-        self._since, self._notes, self._steps = now, 0, 0
+        self.restart()
         return figures
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The first loss of a run that is no finite number."""
+
+    step: int
+    """Optimizer step, counted from 1."""
+
+    worker: int
+
+
+class LossWatch:
+    """Finds the first step and worker whose loss is not finite, without waiting for the device at every step."""
+
+    def __init__(self, rank: int, device: torch.device) -> None:
+        self._rank = rank
+        self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Look at this worker's loss in an optimizer step."""
+        seen = torch.where(torch.isfinite(loss.detach()), _NEVER, step)
+        self._first = torch.minimum(self._first, seen)
+
+    def first(self) -> Fault | None:
+        """The first fault of all workers; every worker must call it."""
+        mine = torch.stack([self._first, torch.full_like(self._first, self._rank)])
+        everyone = [mine]
+        if dist.is_initialized():
+            everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, mine)
+        step, worker = min((int(step), int(worker)) for step, worker in everyone)
+        return None if step == _NEVER else Fault(step, worker)
+
+
+_NEVER = 2**62
 
 
 def confusion(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

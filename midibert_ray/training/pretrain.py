@@ -20,7 +20,8 @@ from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.metrics import MaskedTotals, Throughput, memory_gib
+from midibert_ray.training.flops import peak_flops, step_flops
+from midibert_ray.training.metrics import LossWatch, MaskedTotals, Throughput, memory_gib
 
 Report = Callable[[dict[str, Any], bool], None]
 """Takes figures, and whether a checkpoint goes with them."""
@@ -99,7 +100,10 @@ class Pretraining:
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
-        self.throughput = Throughput()
+        self.throughput = Throughput(world * peak_flops(device, config.compute.precision))
+        self.watch = LossWatch(rank, device)
+        self.finite: dict[str, Any] = {}
+        """The last figures that were reported, all of them finite."""
 
     def step(self, epoch: int, k: int, step: int) -> None:
         """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
@@ -119,7 +123,8 @@ class Pretraining:
             self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
             self.engine.step()
             self.totals.add(sums)
-        self.throughput.add(int(lengths.sum()))
+            self.watch.add(step + 1, sums["loss"])
+        self.throughput.add(int(lengths.sum()), step_flops(self.engine.module.config, lengths.numpy(), total))
 
     def figures(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
@@ -177,28 +182,48 @@ def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:
     """
     settings, per_epoch = job.config.pretrain, job.data.order.batches_per_epoch
     steps = job.data.steps(settings.epochs)
+    if progress.figures:
+        report(progress.figures, False)
+        job.finite = progress.figures
+    job.throughput.restart()
     while progress.epoch < settings.epochs and not (settings.patience and progress.bad >= settings.patience):
+        last = progress.epoch + 1 == settings.epochs
+        validates = last or (progress.epoch + 1) % settings.valid_every == 0
         for k in range(per_epoch):
             job.step(progress.epoch, k, progress.step)
             progress.step += 1
-            if progress.step % job.config.compute.log_every == 0:
+            # The interval before a checkpoint is reported with it, so that a resumed run starts a fresh one too.
+            if progress.step % job.config.compute.log_every == 0 and not (validates and k + 1 == per_epoch):
                 report(_finite(job, progress, job.figures(steps - progress.step)), False)
         progress.epoch += 1
-        if progress.epoch % settings.valid_every == 0 or progress.epoch == settings.epochs:
-            figures = _finite(job, progress, job.validate(progress.epoch))
+        if validates:
+            figures = _finite(job, progress, job.figures(steps - progress.step) | job.validate(progress.epoch))
             progress.judge(score(job.config, figures))
-            report(figures | {"valid/score": score(job.config, figures), "steps": steps}, True)
+            progress.figures = figures | {"valid/score": score(job.config, figures)}
+            report(progress.figures, True)
+            job.throughput.restart()
 
 
 def _finite(job: Pretraining, progress: Progress, figures: dict[str, float]) -> dict[str, Any]:
+    """Figures that may be reported, with where the run stands.
+
+    Raises:
+        FloatingPointError: where one of them is no finite number; every worker raises the same.
+    """
     broken = [key for key, value in figures.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"{broken[0]} is {figures[broken[0]]} at step {progress.step} on worker {job.rank}; "
-            "lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
+    if not broken:
+        where = {"step": progress.step, "epoch": progress.epoch, "steps": job.data.steps(job.config.pretrain.epochs)}
+        job.finite = figures | where
+        return job.finite
+    fault = job.watch.first()
+    place = f"the loss is not finite at step {fault.step:,} on worker {fault.worker}" if fault else ""
+    known = ", ".join(f"{key} {value:.4g}" for key, value in job.finite.items() if key.startswith(("train/", "valid/")))
+    raise FloatingPointError(
+        f"{place or f'{broken[0]} is {figures[broken[0]]} at step {progress.step:,} on every worker'}; "
+        + (
+            f"the last finite figures, of step {job.finite['step']:,}: {known}; "
+            if known
+            else "none was finite before; "
         )
-    return figures | {
-        "step": progress.step,
-        "epoch": progress.epoch,
-        "steps": job.data.steps(job.config.pretrain.epochs),
-    }
+        + "lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
+    )

@@ -39,3 +39,28 @@ def test_failed_trials_are_named_and_recorded(
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
     assert {run.info.status for run in (parent, *children)} == {"FAILED"}
+
+
+@pytest.mark.ray
+def test_finished_trials_are_found_although_tune_has_forgotten_them(
+    ray_cluster: object, sample_store: TokenStore, tmp_path: Path
+) -> None:
+    config = tiny_study(tmp_path, study__variants=("freeze-backbone", "scratch"))
+    new_model(config).save_pretrained(tmp_path / "encoder")
+    inputs = {"stores": {"sample": sample_store.uri}, "encoder": "pretrain-x"}
+    first = study(config, checkpoint=str(tmp_path / "encoder"), **inputs)
+    folder = tmp_path / "root" / "studies" / first.key
+    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/outcome.json")}
+    assert len(written) == 2
+    for path in folder.iterdir():  # as if the driver had been killed before Tune wrote its books
+        if path.is_file():
+            path.unlink()
+
+    again = study(config, checkpoint=str(tmp_path / "encoder"), **inputs)
+    assert again == first
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/outcome.json")} == written
+    tracker = tracking.Tracker(tracking.address(config))
+    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
+    children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
+    assert len(children) == 2
+    assert all(len(tracker.curve(run.info.run_id, "test/accuracy")) == 1 for run in children)

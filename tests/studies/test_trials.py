@@ -3,7 +3,8 @@ import pytest
 from midibert_ray.config import Config, ConfigError
 from midibert_ray.overrides import replace
 from midibert_ray.presets import preset
-from midibert_ray.studies.study import study_key, task_corpus
+from midibert_ray.studies.run_trial import task_corpus
+from midibert_ray.studies.study import study_key
 from midibert_ray.studies.trials import VARIANTS, grid
 
 

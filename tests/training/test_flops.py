@@ -1,0 +1,51 @@
+"""The count of arithmetic against torch's own, and the peak that it is compared with."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
+from midibert_ray.training.flops import peak_flops, step_flops
+
+
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+def test_the_count_is_that_of_the_products_in_a_forward_pass(representation: str) -> None:
+    config = MidiBertConfig(
+        representation=representation,
+        attention="rope",
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_length=128,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = MidiBertForMaskedLM(config).eval()
+    hidden = torch.zeros(2, 128, 64)
+    where = (torch.arange(128).expand(2, 128) < 20).nonzero(as_tuple=True)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        for number, layer in enumerate(model.midibert.layers):
+            hidden = layer(hidden, None, where if number == 2 else None)
+        for head in model.heads:
+            head(hidden)
+    embedded = 2 * 256 * config.embedding_size * len(config.vocabulary.sizes) * 64
+    assert 3 * (counter.get_total_flops() + embedded) == step_flops(config, np.array([128, 128]), 40)
+
+
+def test_padding_does_not_count_and_relative_terms_do() -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    rope = MidiBertConfig(attention="rope", **shape)
+    relative = MidiBertConfig(attention="relative_key_query", **shape)
+    assert step_flops(rope, np.array([256, 256]), 50) < step_flops(rope, np.array([512]), 50)
+    pairs = 3 * 2 * 64 * 4 * 512**2  # three passes, two layers, four operations a pair and coordinate
+    assert step_flops(relative, np.array([512]), 50) - step_flops(rope, np.array([512]), 50) == pairs
+    # The paper's model, by hand: weights of 12 layers, the embeddings, and what only 77 of 512 positions need.
+    layer = 12 * 768**2
+    weights = 512 * (1024 * 768 + 11 * layer + 3 * 768**2) + 77 * (9 * 768**2 + 176 * 768)
+    assert step_flops(MidiBertConfig(), np.array([512]), 77) == 3 * (2 * weights + 12 * 8 * 768 * 512**2)
+
+
+def test_the_peak_of_a_cpu_is_measured() -> None:
+    assert 1e9 < peak_flops(torch.device("cpu"), "fp32") < 1e14

@@ -17,11 +17,7 @@ grow until more brings less than one percent or memory is full; the best one is 
 torch.compile (of the layers), for DeepSpeed's ZeRO stages, and for rope without an attention mask, which lets torch
 pick a faster kernel where nothing is padded. One super token is one position of 512.
 
-MFU is rate * flops / peak, with 989 TFLOP/s for H100 and H200 (bf16, dense) and, per super token,
-    flops = 3 * forward, forward = 2 * weights + layers * 4 * t * h * (2 if relative_key_query else 1),
-t the length and h the width: scores and values take 4 t h in a layer, the two relative terms as much again. `weights`
-counts the matrices; those behind the last attention, and the heads, at the 15 % of positions that need them.
-Dropout, norms, softmax, masking and the optimizer count as time but not as work.
+MFU is rate * flops / peak, as in training: midibert_ray/training/flops.py has the formula and the peaks.
 """
 
 import sys
@@ -40,17 +36,18 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import harness
-from benchmarks.steps import SIZES, Updater, random_batch
+from benchmarks.steps import Updater, random_batch
 from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+from midibert_ray.training.flops import peak_flops, step_flops
 
 TARGETS = {"rope": 520_000, "relative_key_query": 250_000}
 """Super tokens a second of one H100."""
 
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}
 HIDDEN_BF16, LOSS_BF16, HIDDEN_CPU = 3e-2, 1e-2, 1e-3
 HEAD = ("one GPU, bf16", "result", "MFU", "micro-batch", "GiB", "target", "holds")
 MASKED = 0.15
@@ -81,12 +78,9 @@ class Setting:
         )
 
     def flops(self, attention: str) -> float:
-        """Arithmetic of a training step per super token; see the head of this file."""
-        h, t, layer = self.hidden, self.length, 12 * self.hidden**2
-        spared = (1 - MASKED) * 9 * h**2  # output projection and feed-forward of the last layer
-        weights = 1024 * h + self.layers * layer - spared + MASKED * sum(SIZES) * h
-        products = self.layers * 4 * t * h * (2 if attention == "relative_key_query" else 1)
-        return 3 * (2 * weights + products)
+        """Arithmetic of a training step per super token."""
+        masked = round(MASKED * self.length)
+        return step_flops(self.config(attention), np.array([self.length]), masked) / self.length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +194,7 @@ def _row(setting: Setting, name: str, attention: str, found: Rate | str) -> list
     target = TARGETS[attention]
     if isinstance(found, str):
         return [name, found, "", "", "", f"≥ {target:,}", ""]
-    device = torch.cuda.get_device_name() if setting.device.type == "cuda" else ""
-    peak = next((flops for chip, flops in PEAK_FLOPS.items() if chip in device), None)
-    mfu = f"{found.tokens * setting.flops(attention) / peak:.1%}" if peak else ""
+    mfu = f"{found.tokens * setting.flops(attention) / peak_flops(setting.device, 'bf16'):.1%}"
     result, holds = f"{found.tokens:,.0f} super tokens/s", harness.verdict(found.tokens, least=target)
     return [name, result, mfu, str(found.micro_batch), f"{found.gib:.1f}", f"≥ {target:,}", holds]
 

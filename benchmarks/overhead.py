@@ -198,6 +198,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
 
     from midibert_ray.data.masking import mask_batch, masked_count, row_keys
     from midibert_ray.model.midibert import mlm_loss
+    from midibert_ray.training.pretrain import packing
 
     settings = {"protocol": config.tokens.protocol, "fraction": config.mask.fraction}
     rows = data.train_rows[data.order.indices(epoch, k)]
@@ -208,7 +209,8 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     batch = data.train.gather(rows[mine])
     tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
     masked = mask_batch(tokens, length, keys=keys[mine], **settings)
-    logits = model(masked.inputs, masked.attention_mask, masked.where)
+    layout = packing(config, batch.length, config.tokens.segment, tokens.device)
+    logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
 
 

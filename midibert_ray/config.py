@@ -220,6 +220,9 @@ class ComputeConfig:
     micro_batch: int = runtime(0)
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
 
+    packing: bool = runtime(True)
+    """Under protocol clean, let short segments share a row: the same results without work on padding."""
+
     zero_stage: int = runtime(1)
     """DeepSpeed ZeRO stage, 0 to 3."""
 

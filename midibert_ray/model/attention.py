@@ -14,24 +14,31 @@ from midibert_ray.model.relative import distance_windows, relative_bias
 ATTENTIONS = ("relative_key_query", "rope")
 ROPE_BASE = 10_000.0
 
+Where = tuple[Tensor, Tensor]
+"""Rows and positions, int64 [m] each, in row-major order."""
+
 
 def padding_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Additive form [b, 1, 1, t] of a mask [b, t] (true or 1 = attend).
+    """Additive form [b, 1, 1 or queries, t] of a mask [b, t] or [b, queries, t] (true or 1 = attend).
 
     The penalty is finite, so a row that may attend to nothing gets equal weights and not NaN.
     """
     if mask is None:
         return None
-    return (~mask.bool()).to(dtype)[:, None, None, :] * (torch.finfo(dtype).min / 2)
+    pairs = mask[:, None, :] if mask.dim() == 2 else mask
+    return (~pairs.bool()).to(dtype)[:, None] * (torch.finfo(dtype).min / 2)
 
 
-def rotate(x: Tensor) -> Tensor:
+def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
     """Turn the vectors x [..., t, head_dim] by the angles of their position; coordinate i pairs with i +
     head_dim / 2.
+
+    positions: int, to be broadcast against x without its last dimension; None counts from 0 along t.
     """
     t, head_dim = x.shape[-2:]
+    positions = torch.arange(t, device=x.device) if positions is None else positions
     frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, device=x.device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(t, device=x.device, dtype=torch.float32)[:, None] * frequencies
+    angles = positions.float()[..., None] * frequencies
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -46,10 +53,11 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of q, k, v [b, heads, t, d] -> [b, heads, t, d].
+    """Attention of q [b, heads, queries, d] to k, v [b, heads, t, d] -> [b, heads, queries, d].
 
-    table: [2t - 1, d], row r is the vector of query position - key position = r - (t - 1); None leaves both
-    relative terms out. mask: [b, t], true or 1 = attend. dropout: probability to drop an attention weight.
+    table: [2t - 1, d], row r is the vector of query position - key position = r - (t - 1), and there are t queries;
+    None leaves both relative terms out. mask: [b, t] or, where queries differ, [b, queries, t]; true or 1 = attend.
+    dropout: probability to drop an attention weight.
     """
     scale = q.shape[-1] ** -0.5
     q, padding = q * scale, padding_bias(mask, q.dtype)
@@ -67,11 +75,8 @@ def attend(
 def _attend_on_cpu(
     q: Tensor, k: Tensor, v: Tensor, windows: Tensor | None, padding: Tensor | None, dropout: float
 ) -> Tensor:
-    b, heads, t, _ = q.shape
-    if padding is not None:
-        padding = padding.expand(b, heads, 1, t).flatten(0, 1)
     flat = (x.flatten(0, 1) for x in (q, k, v))
-    return CpuAttention.apply(*flat, windows, padding, dropout).view(q.shape)
+    return CpuAttention.apply(*flat, windows, None if padding is None else padding[:, 0], dropout).view(q.shape)
 
 
 class SelfAttention(nn.Module):
@@ -87,11 +92,16 @@ class SelfAttention(nn.Module):
             nn.Embedding(2 * max_length - 1, hidden_size // heads) if attention == "relative_key_query" else None
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """hidden: float [b, t, hidden_size]; mask: [b, t] or None -> float [b, t, hidden_size]."""
-        q, k, v = (
-            f(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+    def forward(self, hidden: Tensor, mask: Tensor | None, where: Where | None = None) -> Tensor:
+        """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size].
+
+        mask: [b, t] or [b, t, t], true or 1 = attend; None attends to everything.
+        where: rows and positions of the m results wanted -> float [m, hidden_size]; None for all.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if self.distance_embedding is None and where is not None:
+            return self._attend_where(hidden, mask, where, dropout)
+        q, k, v = (self._heads(f, hidden) for f in (self.query, self.key, self.value))
         table = None
         if self.distance_embedding is None:
             q, k = rotate(q), rotate(k)
@@ -99,5 +109,27 @@ class SelfAttention(nn.Module):
             t, middle = hidden.shape[1], self.max_length - 1
             # Through the module, not its weight: a sharded optimizer gathers weights when modules run.
             table = self.distance_embedding(torch.arange(middle - t + 1, middle + t, device=hidden.device)).to(q.dtype)
-        dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, table=table, mask=mask, dropout=dropout).transpose(1, 2).flatten(2)
+        attended = attend(q, k, v, table=table, mask=mask, dropout=dropout).transpose(1, 2).flatten(2)
+        return attended if where is None else attended[where]
+
+    def _heads(self, projection: nn.Module, hidden: Tensor) -> Tensor:
+        """[b, t, hidden_size] -> [b, heads, t, d]."""
+        return projection(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _attend_where(self, hidden: Tensor, mask: Tensor | None, where: Where, dropout: float) -> Tensor:
+        """Only the queries that are wanted, side by side in the rows of a smaller batch.
+
+        With relative_key_query the keys' half needs all queries anyway, so it gains nothing there.
+        """
+        rows, positions = where
+        counts = torch.bincount(rows, minlength=len(hidden))
+        slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        few = max(1, int(counts.max()))
+        q = rotate(self.query(hidden[where]).unflatten(-1, (self.heads, -1)), positions[:, None])
+        queries = q.new_zeros(len(hidden), few, *q.shape[1:]).index_put((rows, slots), q).transpose(1, 2)
+        if mask is not None and mask.dim() == 3:
+            chosen = mask.new_zeros(len(hidden), few, mask.shape[-1])
+            chosen[rows, slots] = mask[where]
+            mask = chosen
+        k, v = rotate(self._heads(self.key, hidden)), self._heads(self.value, hidden)
+        return attend(queries, k, v, mask=mask, dropout=dropout)[rows, :, slots].flatten(1)

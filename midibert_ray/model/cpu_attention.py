@@ -30,14 +30,13 @@ class CpuAttention(torch.autograd.Function):
         padding: Tensor | None,
         dropout: float,
     ) -> Tensor:
-        """q, k, v: [n, t, d], q already scaled; windows: from `distance_windows`, or None; padding: additive
-        [n, 1, t], or None. Returns [n, t, d].
+        """q: [n, queries, d], already scaled; k, v: [n, t, d]; windows: from `distance_windows`, or None; padding:
+        additive [n / heads, 1 or queries, t], or None. Returns [n, queries, d].
         """
-        n, t, _ = q.shape
         learning = any(ctx.needs_input_grad)
-        out, kept = torch.empty_like(v), []
-        for rows in _chunks(n, t):
-            weights = _weights(q[rows], k[rows], windows, None if padding is None else padding[rows])
+        out, kept = torch.empty_like(q), []
+        for rows in _chunks(q, k):
+            weights = _weights(q[rows], k[rows], windows, _padding_of(rows, padding, len(q)))
             if dropout > 0:
                 # The sign says whether dropout removed a weight: the backward pass needs one tensor, not two.
                 weights = torch.where(keep_mask(weights.shape, dropout), weights, -weights)
@@ -45,26 +44,26 @@ class CpuAttention(torch.autograd.Function):
             if learning:
                 kept.append(weights)
         out /= 1 - dropout
-        ctx.save_for_backward(q, k, v, out, windows, *kept)
+        ctx.save_for_backward(q, k, v, windows, *kept)
         ctx.dropout = dropout
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Gradients of q, k, v and the windows."""
-        q, k, v, out, windows, *kept = ctx.saved_tensors
+        q, k, v, windows, *kept = ctx.saved_tensors
         grad_out = grads[0]
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         grad_windows = None
         if windows is not None:
             # Summed over all rows of a batch: too many for the few digits of bfloat16.
             grad_windows = torch.zeros_like(windows, dtype=torch.promote_types(windows.dtype, torch.float32))
-        for rows, weights in zip(_chunks(*q.shape[:2]), kept, strict=True):
+        for rows, weights in zip(_chunks(q, k), kept, strict=True):
             used = weights.clamp_min(0) if ctx.dropout > 0 else weights
             grad = grad_out[rows] / (1 - ctx.dropout)
             torch.bmm(used.transpose(1, 2), grad, out=grad_v[rows])
             scores = torch.bmm(grad, v[rows].transpose(1, 2)).mul_(used)
-            mean = (grad_out[rows] * out[rows]).sum(-1, keepdim=True)
+            mean = scores.sum(-1, keepdim=True)
             scores.addcmul_(weights.abs() if ctx.dropout > 0 else weights, mean, value=-1)
             torch.bmm(scores, k[rows], out=grad_q[rows])
             torch.bmm(scores.transpose(1, 2), q[rows], out=grad_k[rows])
@@ -77,9 +76,14 @@ class CpuAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None if grad_windows is None else grad_windows.to(q.dtype), None, None
 
 
-def _chunks(n: int, t: int) -> list[slice]:
-    size = max(1, SCORES_AT_ONCE // (t * t))
-    return [slice(i, i + size) for i in range(0, n, size)]
+def _chunks(q: Tensor, k: Tensor) -> list[slice]:
+    size = max(1, SCORES_AT_ONCE // (q.shape[1] * k.shape[1]))
+    return [slice(i, min(i + size, len(q))) for i in range(0, len(q), size)]
+
+
+def _padding_of(rows: slice, padding: Tensor | None, n: int) -> Tensor | None:
+    """What belongs to some of n rows; the heads of a segment share its padding."""
+    return None if padding is None else padding[torch.arange(rows.start, rows.stop) // (n // len(padding))]
 
 
 def _in_blocks(scores: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:

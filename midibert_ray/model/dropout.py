@@ -2,6 +2,8 @@
 on a softmax.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,4 +23,20 @@ class Dropout(nn.Dropout):
         """Zero elements of x with probability p and scale the others by 1 / (1 - p), while training."""
         if not self.training or self.p == 0 or x.device.type != "cpu":
             return super().forward(x)
-        return x * (keep_mask(x.shape, self.p).to(x.dtype) / (1 - self.p))
+        return _CpuDropout.apply(x, self.p)
+
+
+class _CpuDropout(torch.autograd.Function):
+    """Keeps one byte a value for the backward pass, where a product would keep the factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        keep = keep_mask(x.shape, p)
+        ctx.save_for_backward(keep)
+        ctx.p = p
+        return x.mul(keep).div_(1 - p)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return grads[0].mul(keep).div_(1 - ctx.p), None

@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from midibert_ray.config import Freeze
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.model.packing import Packing
 
 
 class NoteHead(nn.Module):
@@ -63,9 +64,9 @@ class MidiBertForNotes(_Classifier):
 
     head_class = NoteHead
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits float [b, t, num_classes]; tokens and attention_mask: see `MidiBertModel`."""
-        return self.head(self.midibert(tokens, attention_mask).last_hidden_state)
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """Logits float [b, t, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`."""
+        return self.head(self.midibert(tokens, attention_mask, packing=packing).last_hidden_state)
 
 
 class MidiBertForSequences(_Classifier):
@@ -73,12 +74,13 @@ class MidiBertForSequences(_Classifier):
 
     head_class = SequenceHead
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Logits float [b, num_classes]; tokens and attention_mask: see `MidiBertModel`.
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
+        """Logits float [b, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`.
 
         Masked positions do not enter the averages over time either.
         """
-        return self.head(self.midibert(tokens, attention_mask).last_hidden_state, attention_mask)
+        hidden = self.midibert(tokens, attention_mask, packing=packing).last_hidden_state
+        return self.head(hidden, attention_mask)
 
 
 def freeze(model: MidiBertForNotes | MidiBertForSequences, what: str) -> None:

@@ -6,6 +6,7 @@ and pooler, which the authors' code carries along although they never get a grad
 """
 
 import math
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from midibert_ray.model.attention import ATTENTIONS, SelfAttention
+from midibert_ray.model.attention import ATTENTIONS, SelfAttention, Where
 from midibert_ray.model.dropout import Dropout
+from midibert_ray.model.gelu_linear import GeluLinear
+from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
 
 VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
@@ -92,7 +95,7 @@ class TokenEmbeddings(nn.Module):
 
     def __init__(self, representation: str, embedding_size: int, hidden_size: int) -> None:
         super().__init__()
-        sizes = VOCABULARIES[representation].sizes
+        self.sizes = sizes = VOCABULARIES[representation].sizes
         self.compound = representation == "cp"
         self.scale = math.sqrt(embedding_size)
         self.tables = nn.ModuleList(TokenTable(size, embedding_size) for size in sizes)
@@ -107,9 +110,28 @@ class TokenEmbeddings(nn.Module):
         if tokens.dim() != 2 + self.compound or (self.compound and tokens.shape[-1] != len(self.tables)):
             shape = list(tokens.shape)
             raise ValueError(f"tokens of shape {shape} do not fit this model; it takes {expected}")
-        columns = tokens.unbind(-1) if self.compound else (tokens,)
-        looked_up = [table(column) for table, column in zip(self.tables, columns, strict=True)]
-        return self.projection(torch.cat(looked_up, dim=-1) * self.scale)
+        return self._multi_hot(tokens) @ self.projection(self._rows())
+
+    def _rows(self) -> Tensor:
+        """What the projection sees of every single id: its vector where its token type stands, 0 elsewhere.
+
+        Projecting these few rows, and adding up those of a super token, is the same sum as projecting every super
+        token of a batch, for a thirtieth of the arithmetic. The last row is 0: it takes back the biases that were
+        added once too often.
+        """
+        # Through the modules, not their weights: a sharded optimizer gathers weights when modules run.
+        device = self.projection.weight.device
+        blocks = [table(torch.arange(size, device=device)) for table, size in zip(self.tables, self.sizes, strict=True)]
+        return F.pad(torch.block_diag(*blocks) * self.scale, (0, 0, 0, 1))
+
+    def _multi_hot(self, tokens: Tensor) -> Tensor:
+        """How often a super token takes each of those rows: float [b, t, ids of all types + 1]."""
+        types, weight = len(self.sizes), self.projection.weight
+        starts = torch.tensor((0, *accumulate(self.sizes[:-1])), device=tokens.device)
+        counts = torch.zeros(*tokens.shape[:2], sum(self.sizes) + 1, dtype=weight.dtype, device=weight.device)
+        counts.scatter_(-1, tokens.reshape(*tokens.shape[:2], types) + starts, 1)
+        counts[..., -1] = 1 - types
+        return counts
 
 
 class EncoderLayer(GradientCheckpointingLayer):
@@ -128,20 +150,16 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.attention_output = nn.Linear(hidden, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=eps)
         self.feed_forward = nn.Linear(hidden, config.intermediate_size)
-        self.feed_forward_output = nn.Linear(config.intermediate_size, hidden)
+        self.feed_forward_output = GeluLinear(config.intermediate_size, hidden)
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, where: tuple[Tensor, ...] | None = None) -> Tensor:
-        """hidden: float [b, t, hidden_size]; mask: [b, t] or None -> float [b, t, hidden_size].
-
-        where: indices (rows, positions) of the m results wanted -> float [m, hidden_size]; None for all.
-        """
-        attended = self.attention(hidden, mask)
-        if where is not None:
-            hidden, attended = hidden[where], attended[where]
+    def forward(self, hidden: Tensor, mask: Tensor | None, where: Where | None = None) -> Tensor:
+        """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size]; mask and where: see `SelfAttention`."""
+        attended = self.attention(hidden, mask, where)
+        hidden = hidden if where is None else hidden[where]
         hidden = self.attention_norm(hidden + self.dropout(self.attention_output(attended)))
-        expanded = self.dropout(self.feed_forward_output(F.gelu(self.feed_forward(hidden))))
+        expanded = self.dropout(self.feed_forward_output(self.feed_forward(hidden)))
         return self.feed_forward_norm(hidden + expanded)
 
 
@@ -182,6 +200,7 @@ class MidiBertModel(MidiBertPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         where: Tensor | None = None,
+        packing: Packing | None = None,
         output_hidden_states: bool = False,
     ) -> BaseModelOutput:
         """Hidden states of a batch of segments.
@@ -190,6 +209,8 @@ class MidiBertModel(MidiBertPreTrainedModel):
         attention_mask: bool or int [b, t], true or 1 = attend. Without a mask everything is attended and,
         with rope on a GPU, the fastest kernel can be used.
         where: bool [b, t] with m true: the positions wanted; the last layer spares itself the others.
+        packing: a layout of the batch that spares work on padding. It changes nothing else, and takes the place of
+        the mask: every segment attends to all of itself.
 
         Returns last_hidden_state float [b, t, hidden_size], or [m, hidden_size] with `where`, and if asked
         for hidden_states, a tuple of num_hidden_layers + 1 such states, the embeddings first.
@@ -198,15 +219,27 @@ class MidiBertModel(MidiBertPreTrainedModel):
         t, limit = tokens.shape[1], self.config.max_length
         if t > limit:
             raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
+        mask, order = attention_mask, None
+        wanted: Where | None = None
+        if where is not None and packing:
+            wanted, order = packing.wanted(where)
+        elif where is not None:
+            rows, positions = where.nonzero(as_tuple=True)
+            wanted = rows, positions
+        if packing:
+            tokens, mask = packing.pack(tokens), packing.pairs()
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
         states = [hidden]
         for layer in self.layers[:-1]:
-            hidden = layer(hidden, attention_mask)
+            hidden = layer(hidden, mask)
             if output_hidden_states:
                 states.append(hidden)
-        wanted = None if where is None else where.nonzero(as_tuple=True)
-        hidden = self.layers[-1](hidden, attention_mask, wanted)
+        hidden = self.layers[-1](hidden, mask, wanted)
+        if order is not None:
+            hidden = hidden[order]
+        elif packing:
+            hidden, states = packing.unpack(hidden), [packing.unpack(state) for state in states]
         return BaseModelOutput(
             last_hidden_state=hidden, hidden_states=(*states, hidden) if output_hidden_states else None
         )
@@ -221,12 +254,14 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, size) for size in config.vocabulary.sizes)
         self.post_init()
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None, where: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None, where: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, ...]:
         """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t]) is true.
 
-        tokens and attention_mask: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
+        tokens, attention_mask, packing: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
         """
-        hidden = self.midibert(tokens, attention_mask, where=where).last_hidden_state
+        hidden = self.midibert(tokens, attention_mask, where=where, packing=packing).last_hidden_state
         return tuple(head(hidden) for head in self.heads)
 
 

@@ -21,10 +21,11 @@ from midibert_ray.data.order import BatchOrder, keyed_hash
 from midibert_ray.data.store import SegmentBatch, Segments, TokenStore
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, freeze
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.metrics import confusion, macro_f1
-from midibert_ray.training.pretrain import encoder_config
+from midibert_ray.training.pretrain import encoder_config, packing
 
 IGNORE = -100
 """Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""
@@ -50,6 +51,9 @@ class Batch:
     targets: Tensor
     """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE is not scored."""
 
+    packing: Packing | None
+    """How the segments share rows."""
+
 
 class TaskData:
     """The segments and labels of one task's corpus under one protocol."""
@@ -60,6 +64,7 @@ class TaskData:
         Raises:
             ValueError: where the corpus lacks a split or the labels of the task.
         """
+        self.config = config
         self.task: Task = TASKS[config.finetune.task]
         self.paper = config.tokens.protocol == "paper"
         # The authors give padding a class of its own, which a model may choose (and then is wrong).
@@ -96,7 +101,8 @@ class TaskData:
         targets, attended = self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
         tensors = (torch.from_numpy(array).to(device) for array in (raw.tokens, attended, targets))
         tokens, mask, goal = tensors
-        return Batch(tokens.long(), mask, goal.long()), raw
+        layout = packing(self.config, raw.length, raw.tokens.shape[1], device)
+        return Batch(tokens.long(), mask, goal.long(), layout), raw
 
     def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
@@ -179,7 +185,7 @@ class Finetuning:
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16"):
-            logits = self.model(batch.tokens, batch.mask)
+            logits = self.model(batch.tokens, batch.mask, batch.packing)
         logits, targets = logits.float().flatten(0, -2), batch.targets.flatten()
         loss = F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
         count = (targets != IGNORE).sum()
@@ -194,7 +200,7 @@ class Finetuning:
             rows = np.arange(start, min(start + self.config.finetune.batch, len(segments)))
             batch, raw = self.data.batch(split, rows, self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16"):
-                logits = self.model(batch.tokens, batch.mask).float()
+                logits = self.model(batch.tokens, batch.mask, batch.packing).float()
             parts.append(Predictions.of(self.data, rows, raw, batch.targets.cpu().numpy(), logits.cpu().numpy()))
         return Predictions.joined(parts)
 

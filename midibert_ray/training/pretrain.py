@@ -19,6 +19,7 @@ from midibert_ray.data.masking import mask_batch, masked_count, row_keys
 from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+from midibert_ray.model.packing import Packing, plan
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.flops import peak_flops, step_flops
 from midibert_ray.training.metrics import LossWatch, MaskedTotals, Throughput, memory_gib
@@ -90,6 +91,20 @@ class PretrainData:
         return epochs * self.order.batches_per_epoch
 
 
+def packing(config: Config, lengths: NDArray[np.int64], length: int, device: torch.device) -> Packing | None:
+    """How segments with so many real time steps share rows; None under protocol paper, which attends to padding.
+
+    Args:
+        config: says whether to pack, and how wide the model is.
+        lengths: int64 [b], real time steps of each segment.
+        length: time steps of the padded batch.
+        device: where the batch is.
+    """
+    if config.tokens.protocol == "paper" or not config.compute.packing:
+        return None
+    return plan(lengths, length=length, hidden_size=config.model.hidden, device=device)
+
+
 class Pretraining:
     """One worker of a run: its rows of each batch, its forward and backward passes, its sums."""
 
@@ -158,7 +173,8 @@ class Pretraining:
         tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
         length = torch.from_numpy(batch.length).to(self.device)
         masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
-        logits = self.engine(masked.inputs, masked.attention_mask, masked.where)
+        layout = packing(self.config, batch.length, segments.length, self.device)
+        logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
         return mlm_loss(logits, masked.targets[masked.where], reduction="sum")
 
     def _masking(self) -> dict[str, Any]:

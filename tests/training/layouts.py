@@ -63,7 +63,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
     job = Pretraining(task.config, data, engine, rank=rank, world=world, device=device)
 
     def watch(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        tokens, _, where = inputs
+        tokens, _, where, _ = inputs
         pairs = zip(tokens.numpy(), where.numpy(), strict=True)
         trace.rows[-1] += [zlib.crc32(chosen.tobytes(), zlib.crc32(row.tobytes())) for row, chosen in pairs]
 

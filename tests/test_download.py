@@ -446,6 +446,7 @@ MALICIOUS: dict[str, tuple[bytes, str]] = {
     "tar, bomb by size": (tarred({f"{TOP}/x": bytes(9 << 20)}, "w:"), "more than is allowed"),
     "tar, bomb by number": (tarred({f"{TOP}/{n}": b"" for n in range(60)}), "more than 50 members"),
     "tar, bomb in a header": (gzip.compress(long_header() + bytes(4 << 20)), "times its packed size"),
+    "tar, without its checksum": (tarred({f"{TOP}/midi/x.mid": b"MThd"})[:-8], "broken or cut short"),
     "tar, cut short": (tarred({f"{TOP}/midi/x.mid": bytes(range(256)) * 99})[:-20], "broken or cut short"),
     "neither": (b"<html>not found</html>", "broken or cut short"),
     "empty": (b"", "broken or cut short"),

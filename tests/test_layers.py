@@ -17,6 +17,7 @@ HOMES = {
 LAYERS = ("music", "data", "model", "training", "studies")
 ALLOWED = {
     "music": {"music"},
+    "download": {"music"},
     "data": {"music", "data"},
     "model": {"music", "model"},
     "training": {"music", "data", "model", "training"},

@@ -132,7 +132,7 @@ class OptimizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     batch: int = 12
-    """Global batch in segments; micro-batches are derived from it and from the workers."""
+    """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
 
     epochs: int = 500
     """Largest number of epochs."""
@@ -248,11 +248,12 @@ class ComputeConfig:
     """Steps between two progress lines, each of which is one point of every curve."""
 
     keep_checkpoints: int = runtime(2)
-    """Checkpoints kept on storage: the best ones, and the latest."""
+    """Checkpoints kept on storage: the best ones, and the latest; at least 2, so that one may break."""
 
     def __post_init__(self) -> None:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every", "keep_checkpoints"):
+        require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
+        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
             require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
         for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):
             require(getattr(self, name) >= 0, f"compute.{name}", getattr(self, name), "0 or more")

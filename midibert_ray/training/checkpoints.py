@@ -23,6 +23,9 @@ from midibert_ray import storage
 
 FIRST_DIGESTS = "digests-00000.json"
 
+BOOKS = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints of a run."""
+
 PREFIX = "step_"
 """Start of the name of every checkpoint folder; the rest sorts by optimizer step."""
 
@@ -117,32 +120,52 @@ def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
 class Choice:
     """Which checkpoint of a run to go on from."""
 
-    name: str
-    """Folder of the newest sound checkpoint, within the run's folder."""
+    name: str | None
+    """Folder of the newest sound checkpoint, within the run's folder; None where there is none."""
 
     broken: dict[str, str]
     """Newer ones that are not sound, and what is wrong with each."""
 
 
-def newest_sound(system: fs.FileSystem, path: str) -> Choice:
-    """The checkpoint at a path, or if it is broken the newest sound one before it in the same run.
-
-    Raises:
-        CheckpointError: where none is sound, with what is wrong with each.
-    """
-    run, _, newest = path.rpartition("/")
+def newest_sound(system: fs.FileSystem, run: str) -> Choice:
+    """The newest checkpoint in a run's folder that is whole, whether or not Ray Train has heard of it."""
     broken: dict[str, str] = {}
-    for name in [newest, *(name for name in folders(system, run, PREFIX) if name < newest)]:
+    for name in folders(system, run, PREFIX):
         try:
             verify(system, f"{run}/{name}")
         except CheckpointError as error:
             broken[name] = str(error)
         else:
             return Choice(name, broken)
-    raise CheckpointError(
-        f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); "
-        "bring one of them back from a copy, or remove that folder to start the run again"
-    )
+    return Choice(None, broken)
+
+
+def drop_broken_books(run: str) -> str | None:
+    """Remove Ray Train's list of a run's checkpoints where it would keep Ray Train from starting; says why.
+
+    The list is written in place, so that a kill or a full disk can cut it off, and Ray Train refuses one that names
+    a folder which is gone. The folders themselves say all that a run needs to go on.
+
+    Args:
+        run: address of the run's folder.
+    """
+    system, path = storage.filesystem(storage.join(run, BOOKS))
+    try:
+        with system.open_input_stream(path) as stream:
+            books = json.loads(stream.read())
+        names = [str(entry["checkpoint_dir_name"]) for entry in books["checkpoint_results"]]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        flaw = "it was cut off"
+    else:
+        there = {*folders(system, path.rpartition("/")[0], "")}
+        gone = [name for name in names if name not in there]
+        if not gone:
+            return None
+        flaw = f"the checkpoint {gone[-1]} that it names is gone"
+    system.delete_file(path)
+    return f"{path} is removed, as {flaw}; the run goes on from the checkpoints that are there"
 
 
 def folders(system: fs.FileSystem, run: str, prefix: str) -> list[str]:

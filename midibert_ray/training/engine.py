@@ -129,6 +129,19 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
     return engine
 
 
+def step(engine: Any) -> None:
+    """Take the engine's step after a backward pass, which updates the weights if it ends the accumulation.
+
+    Without ZeRO and in fp32 DeepSpeed clips by the norm of the gradient and forgets it; we note it down for
+    `get_global_grad_norm`, which knows it in all other cases.
+    """
+    plain = not (engine.zero_optimization() or engine.bfloat16_enabled())
+    if plain and engine.is_gradient_accumulation_boundary():
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        engine._global_grad_norm = nn.utils.get_total_norm(gradients)
+    engine.step()
+
+
 def _import_deepspeed(device: torch.device) -> Any:
     """DeepSpeed, set up for the device; the accelerator is read from the environment at import."""
     if device.type == "cpu":

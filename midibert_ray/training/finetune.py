@@ -24,7 +24,7 @@ from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.metrics import confusion, macro_f1
+from midibert_ray.training.metrics import FiniteWatch, confusion, macro_f1
 from midibert_ray.training.pretrain import encoder_config, packing
 
 IGNORE = -100
@@ -155,6 +155,7 @@ class Finetuning:
         self.order = BatchOrder(n=len(data.splits["train"]), batch_size=settings.batch, seed=seed, drop_last=False)
         self.progress = Progress()
         self.best: dict[str, Tensor] = {}
+        self.watch = FiniteWatch(0, device)
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; mean loss and accuracy of the epoch.
@@ -174,12 +175,16 @@ class Finetuning:
             (loss / count).backward()
             self.optimizer.step()
             self.progress.step += 1
+            self.watch.add(self.progress.step, loss)
             loss_sum, hits, scored = loss_sum + loss.detach(), hits + correct, scored + count
         self.progress.epoch += 1
-        if not torch.isfinite(loss_sum):
+        if fault := self.watch.first():
+            last = self.progress.figures
+            known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
-                f"the training loss is {float(loss_sum)} in epoch {self.progress.epoch}; lower finetune.lr, "
-                "or use compute.precision=fp32"
+                f"the training loss is not finite at step {fault.step:,} in epoch {self.progress.epoch}; "
+                + (f"the last finite figures, of epoch {last['epoch']}: {known}; " if last else "")
+                + "lower finetune.lr, or use compute.precision=fp32"
             )
         return {"train/loss": float(loss_sum / scored), "train/accuracy": float(hits / scored)}
 

@@ -19,7 +19,16 @@ from midibert_ray.config import Config, plan_batch
 from midibert_ray.data.store import TokenStore
 from midibert_ray.overrides import flatten, from_flat, identity
 from midibert_ray.training import engine as engines
-from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, unused_name, verify
+from midibert_ray.training.checkpoints import (
+    PREFIX,
+    CheckpointError,
+    drop_broken_books,
+    explain_full_disk,
+    folders,
+    newest_sound,
+    unused_name,
+    verify,
+)
 from midibert_ray.training.console import Console
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
 
@@ -100,9 +109,14 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
         return done
     counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
     logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, plan)
+    if flaw := drop_broken_books(run_address(config, key)):
+        logger.warning(flaw)
     try:
         with Console() as console:
-            run = _best(key, _trainer(config, stores, key, console.sink).fit())
+            result: Any = _trainer(config, stores, key, console.sink).fit()
+        if result.return_value:
+            raise FloatingPointError(f"pre-training {key}: {result.return_value}")
+        run = _best(config, key)
     except (ray.train.TrainingFailedError, FloatingPointError):
         _open_log(tracking.address(config), config, key).finish("FAILED")
         raise
@@ -139,21 +153,31 @@ def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> Torc
     )
 
 
-def _best(key: str, result: Any) -> PretrainRun:
-    if result.return_value:
-        raise FloatingPointError(f"pre-training {key}: {result.return_value}")
-    candidates = sorted(result.best_checkpoints or [], key=lambda pair: -pair[1]["valid/score"])
-    broken = []
-    for checkpoint, metrics in candidates:
+def _best(config: Config, key: str) -> PretrainRun:
+    """The sound checkpoint with the best validation score; of equals the first.
+
+    Raises:
+        CheckpointError: where none is sound.
+    """
+    address = run_address(config, key)
+    system, path = storage.filesystem(address)
+    broken, found = [], []
+    for name in folders(system, path, PREFIX):
         try:
-            verify(checkpoint.filesystem, checkpoint.path)
+            verify(system, f"{path}/{name}")
         except CheckpointError as error:
             broken.append(str(error))
             logger.warning("a checkpoint of %s is passed over: %s", key, error)
             continue
-        figures = {name: value for name, value in metrics.items() if name.startswith("valid/")}
-        return PretrainRun(key, checkpoint.path, metrics["step"], figures)
-    raise CheckpointError(f"no checkpoint of {key} is whole ({'; '.join(broken)}); remove its folder and run it again")
+        progress = json.loads(storage.read_bytes(storage.join(address, name, engines.PROGRESS_FILE)))
+        found.append((-progress["figures"]["valid/score"], name, progress))
+    if not found:
+        raise CheckpointError(
+            f"no checkpoint of {key} is whole ({'; '.join(broken)}); remove its folder and run it again"
+        )
+    _, name, progress = min(found, key=lambda entry: entry[:2])
+    figures = {name: value for name, value in progress["figures"].items() if name.startswith("valid/")}
+    return PretrainRun(key, f"{path}/{name}", progress["step"], figures)
 
 
 def train_worker(task: dict[str, Any]) -> Any:
@@ -168,7 +192,7 @@ def train_worker(task: dict[str, Any]) -> Any:
         torch.set_num_threads(config.compute.cpus_per_worker)
     data = PretrainData(config, [TokenStore.open(store, cache_dir=config.storage.cache) for store in task["stores"]])
     engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=device)
-    progress, broken = _restore(engine, task["sink"])
+    progress, broken = _restore(engine, run_address(config, task["key"]), task["sink"])
     job = Pretraining(
         config, data, engine, rank=context.get_world_rank(), world=context.get_world_size(), device=device
     )
@@ -191,26 +215,33 @@ def train_worker(task: dict[str, Any]) -> Any:
     return None
 
 
-def _restore(engine: Any, sink: Any) -> tuple[engines.Progress, frozenset[str]]:
-    """Load the newest sound checkpoint, if there is one; also the names of those that are broken.
+def _restore(engine: Any, address: str, sink: Any) -> tuple[engines.Progress, frozenset[str]]:
+    """Load the newest sound checkpoint of a run, if there is one; also the names of newer ones that are broken.
+
+    The folders count, not Ray Train's list: a checkpoint may have been complete, or cut off, before it got there.
 
     Raises:
-        CheckpointError: where the run has checkpoints and none is sound.
+        CheckpointError: where the run had checkpoints and none is sound any more.
     """
-    newest = ray.train.get_checkpoint()
-    if newest is None:
-        return engines.Progress(), frozenset()
+    system, run = storage.filesystem(address)
     found = None
     if ray.train.get_context().get_world_rank() == 0:  # reads all of it, so one worker is enough
-        choice = newest_sound(newest.filesystem, newest.path)
+        choice = newest_sound(system, run)
         for flaw in choice.broken.values():
-            line = f"a broken checkpoint is passed over, the run goes on from {choice.name}: {flaw}"
+            start = f"goes on from {choice.name}" if choice.name else "starts from the beginning"
+            line = f"a broken checkpoint is passed over, the run {start}: {flaw}"
             logger.warning(line)
             sink.put.remote(line)
-        found = choice.name, sorted(choice.broken)
+        found = choice.name, dict(choice.broken)
     name, broken = broadcast_from_rank_zero(found)
-    chosen = Checkpoint(f"{newest.path.rpartition('/')[0]}/{name}", newest.filesystem)
-    with chosen.as_directory() as folder:
+    if name is None:
+        if ray.train.get_checkpoint():
+            raise CheckpointError(
+                f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); bring one of them back "
+                "from a copy, or remove that folder to start the run again"
+            )
+        return engines.Progress(), frozenset(broken)
+    with Checkpoint(f"{run}/{name}", system).as_directory() as folder:
         return engines.load(engine, Path(folder)), frozenset(broken)
 
 

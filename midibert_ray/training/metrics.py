@@ -53,13 +53,14 @@ class MaskedTotals:
 class Throughput:
     """Super tokens and arithmetic a second between two reports, and the time left."""
 
-    def __init__(self, peak: float) -> None:
+    def __init__(self, peak: float, device: torch.device) -> None:
         """Start an interval.
 
         Args:
             peak: floating-point operations a second that all workers together could do; see `flops.peak_flops`.
+            device: where numbers are that workers add up.
         """
-        self._peak = peak
+        self._peak, self._device = peak, device
         self.restart()
 
     def restart(self) -> None:
@@ -68,17 +69,23 @@ class Throughput:
         self._notes = self._steps = 0
         self._flops = 0.0
 
-    def add(self, notes: int, flops: float) -> None:
-        """Count one step of all workers: its real notes (padding does not count) and `flops.step_flops`."""
+    def add_notes(self, notes: int) -> None:
+        """Count the real notes of a micro-batch of this worker; neither padding nor REMI's other tokens are notes."""
         self._notes += notes
+
+    def add_step(self, flops: float) -> None:
+        """Count a step of all workers by its `flops.step_flops`."""
         self._flops += flops
         self._steps += 1
 
     def result(self, steps_left: int) -> dict[str, float]:
-        """Rates since the last call, which starts a new interval."""
+        """Rates since the last call, which starts a new interval; every worker must call it."""
         seconds = max(time.perf_counter() - self._since, 1e-9)
+        notes = torch.tensor(float(self._notes), dtype=torch.float64, device=self._device)
+        if dist.is_initialized():
+            dist.all_reduce(notes)
         figures = {
-            "throughput/super_tokens_per_s": self._notes / seconds,
+            "throughput/super_tokens_per_s": float(notes) / seconds,
             "throughput/steps_per_s": self._steps / seconds,
             "throughput/model_flops_per_s": self._flops / seconds,
             "throughput/mfu": self._flops / seconds / self._peak,
@@ -90,7 +97,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Fault:
-    """The first loss of a run that is no finite number."""
+    """The first step of a run whose loss or gradient is no finite number."""
 
     step: int
     """Optimizer step, counted from 1."""
@@ -98,16 +105,16 @@ class Fault:
     worker: int
 
 
-class LossWatch:
-    """Finds the first step and worker whose loss is not finite, without waiting for the device at every step."""
+class FiniteWatch:
+    """Finds the first step and worker whose loss or gradient is not finite, without waiting for the device."""
 
     def __init__(self, rank: int, device: torch.device) -> None:
         self._rank = rank
         self._first = torch.full((), _NEVER, dtype=torch.int64, device=device)
 
-    def add(self, step: int, loss: Tensor) -> None:
-        """Look at this worker's loss in an optimizer step."""
-        seen = torch.where(torch.isfinite(loss.detach()), _NEVER, step)
+    def add(self, step: int, value: Tensor) -> None:
+        """Look at a scalar of an optimizer step, such as this worker's loss."""
+        seen = torch.where(torch.isfinite(value.detach()), _NEVER, step)
         self._first = torch.minimum(self._first, seen)
 
     def first(self) -> Fault | None:

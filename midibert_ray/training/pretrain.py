@@ -20,9 +20,10 @@ from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.model.packing import Packing, plan
+from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.flops import peak_flops, step_flops
-from midibert_ray.training.metrics import LossWatch, MaskedTotals, Throughput, memory_gib
+from midibert_ray.training.metrics import FiniteWatch, MaskedTotals, Throughput, memory_gib
 
 Report = Callable[[dict[str, Any], bool], None]
 """Takes figures, and whether a checkpoint goes with them."""
@@ -115,8 +116,10 @@ class Pretraining:
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
-        self.throughput = Throughput(world * peak_flops(device, config.compute.precision))
-        self.watch = LossWatch(rank, device)
+        self.throughput = Throughput(world * peak_flops(device, config.compute.precision), device)
+        self.watch = FiniteWatch(rank, device)
+        self.lr = 0.0
+        """Learning rate of the last step."""
         self.finite: dict[str, Any] = {}
         """The last figures that were reported, all of them finite."""
 
@@ -129,6 +132,7 @@ class Pretraining:
         total = int(masked_count(lengths, segment=self.config.tokens.segment, **self._masking()).sum())
         torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
         self.engine.train()
+        self.lr = self.engine.get_lr()[0]
         share = self.plan.micro_batch * self.plan.accumulation
         for turn in range(self.plan.accumulation):
             start = self.rank * share + turn * self.plan.micro_batch
@@ -136,17 +140,27 @@ class Pretraining:
             sums = self._forward(self.data.train, rows[mine], keys[mine])
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
             self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
-            self.engine.step()
+            engines.step(self.engine)
             self.totals.add(sums)
+            self.throughput.add_notes(int(sums["notes"]))
             self.watch.add(step + 1, sums["loss"])
-        self.throughput.add(int(lengths.sum()), step_flops(self.engine.module.config, lengths.numpy(), total))
+        self._watch_gradient(step + 1)
+        self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
+
+    def _watch_gradient(self, step: int) -> None:
+        """Where ZeRO finds a gradient that is not finite it leaves the step out, and tells nobody but its log."""
+        norm = self.engine.get_global_grad_norm()
+        if self.engine.skipped_steps:
+            norm = math.inf
+        if norm is not None:
+            self.watch.add(step, torch.as_tensor(norm, device=self.device))
 
     def figures(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
         figures = self.totals.result("train")
         self.totals = self._new_totals()
         norm = self.engine.get_global_grad_norm()
-        figures |= {"optimizer/lr": self.engine.get_lr()[0], "memory/gib": memory_gib(self.device)}
+        figures |= {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)}
         figures |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
         return figures | self.throughput.result(steps_left)
 
@@ -175,7 +189,8 @@ class Pretraining:
         masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
         layout = packing(self.config, batch.length, segments.length, self.device)
         logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
-        return mlm_loss(logits, masked.targets[masked.where], reduction="sum")
+        sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
+        return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
 
     def _masking(self) -> dict[str, Any]:
         return {"protocol": self.config.tokens.protocol, "fraction": self.config.mask.fraction}
@@ -227,12 +242,12 @@ def _finite(job: Pretraining, progress: Progress, figures: dict[str, float]) -> 
         FloatingPointError: where one of them is no finite number; every worker raises the same.
     """
     broken = [key for key, value in figures.items() if not math.isfinite(value)]
-    if not broken:
+    fault = job.watch.first()
+    if not broken and fault is None:
         where = {"step": progress.step, "epoch": progress.epoch, "steps": job.data.steps(job.config.pretrain.epochs)}
         job.finite = figures | where
         return job.finite
-    fault = job.watch.first()
-    place = f"the loss is not finite at step {fault.step:,} on worker {fault.worker}" if fault else ""
+    place = f"loss or gradient is not finite at step {fault.step:,} on worker {fault.worker}" if fault else ""
     known = ", ".join(f"{key} {value:.4g}" for key, value in job.finite.items() if key.startswith(("train/", "valid/")))
     raise FloatingPointError(
         f"{place or f'{broken[0]} is {figures[broken[0]]} at step {progress.step:,} on every worker'}; "

@@ -18,7 +18,9 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.overrides import replace
 from midibert_ray.training import engine as engines
 from midibert_ray.training.checkpoints import (
+    BOOKS,
     CheckpointError,
+    drop_broken_books,
     explain_full_disk,
     newest_sound,
     unused_name,
@@ -108,18 +110,44 @@ def test_the_newest_sound_checkpoint_is_chosen_on_any_filesystem(tmp_path: Path)
     for step in (10, 20, 30, 40):
         written(tmp_path / "run" / f"step_{step:09d}")
     bucket = fs.SubTreeFileSystem(str(tmp_path), LOCAL)
-    assert newest_sound(bucket, "run/step_000000030").name == "step_000000030", "40 was never reported"
+    assert newest_sound(bucket, "run").name == "step_000000040"
+    (tmp_path / "run" / "step_000000040" / "digests-00001.json").unlink()
     truncate(tmp_path / "run" / "step_000000030")
     flip(tmp_path / "run" / "step_000000020")
-    choice = newest_sound(bucket, "run/step_000000030")
+    choice = newest_sound(bucket, "run")
     assert choice.name == "step_000000010"
-    assert list(choice.broken) == ["step_000000030", "step_000000020"]
+    assert list(choice.broken) == ["step_000000040", "step_000000030", "step_000000020"]
+    assert "worker 1 did not finish" in choice.broken["step_000000040"]
     assert "199 bytes instead of 200" in choice.broken["step_000000030"]
     truncate(tmp_path / "run" / "step_000000010")
-    with pytest.raises(
-        CheckpointError, match=r"no checkpoint of the run in run is whole .*step_0+20.*remove that folder"
-    ):
-        newest_sound(bucket, "run/step_000000030")
+    nothing = newest_sound(bucket, "run")
+    assert nothing.name is None
+    assert len(nothing.broken) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "flaw"),
+    [
+        ("", "it was cut off"),
+        ('{"checkpoint_results": [{"checkpoint_d', "it was cut off"),
+        ("[]", "it was cut off"),
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "step_000000020"}]}', "step_000000020 that it names is gone"),
+        ('{"checkpoint_results": [{"checkpoint_dir_name": "step_000000010"}]}', None),
+        (None, None),
+    ],
+)
+def test_books_that_ray_train_would_refuse_are_removed(tmp_path: Path, content: str | None, flaw: str | None) -> None:
+    written(tmp_path / "step_000000010")
+    books = tmp_path / BOOKS
+    if content is not None:
+        books.write_text(content)
+    said = drop_broken_books(str(tmp_path))
+    if flaw:
+        assert said and flaw in said
+        assert not books.exists()
+    else:
+        assert said is None
+        assert books.exists() == (content is not None)
 
 
 def test_the_name_of_a_broken_checkpoint_is_not_used_again(tmp_path: Path) -> None:
@@ -131,9 +159,9 @@ def test_the_name_of_a_broken_checkpoint_is_not_used_again(tmp_path: Path) -> No
         written(tmp_path / folder)
         truncate(tmp_path / folder) if folder in broken else None
     written(tmp_path / name)
-    assert newest_sound(LOCAL, str(tmp_path / name)).name == name
+    assert newest_sound(LOCAL, str(tmp_path)).name == name
     truncate(tmp_path / name)
-    assert newest_sound(LOCAL, str(tmp_path / name)).name == "step_000000020"
+    assert newest_sound(LOCAL, str(tmp_path)).name == "step_000000020"
 
 
 def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
@@ -177,7 +205,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     assert f"the disk of {second} is too full" in message
     assert re.search(r"it takes about \d\.\d MiB and \d\.\d MiB were free; free some space there", message)
     assert "\n" not in message
-    choice = newest_sound(LOCAL, str(second))
+    choice = newest_sound(LOCAL, str(small_disk))
     assert (choice.name, list(choice.broken)) == (first.name, [second.name])
     again = engines.build(new_model(tiny), tiny, steps=20, device=torch.device("cpu"))
     assert engines.load(again, first).step == 10
@@ -207,6 +235,7 @@ def test_a_run_passes_over_a_broken_checkpoint_and_goes_on_with_fewer_workers(
     newest = folder / snapshot["latest_checkpoint_result"]["checkpoint_dir_name"]
     shard = next(newest.glob("engine/*optim_states.pt"))
     os.truncate(shard, shard.stat().st_size // 2)
+    os.truncate(folder / BOOKS, 10)  # and Ray Train's own list of checkpoints
 
     caplog.set_level(logging.INFO)
     run = pretrain(replace(config, {"compute.workers": 1}), [sample_store.uri])

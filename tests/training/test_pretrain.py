@@ -87,6 +87,38 @@ def test_a_resumed_run_goes_on_bit_for_bit(
     assert [figures["step"] for figures, _ in resumed] == [figures["step"] for figures, _ in undisturbed[first:]]
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_gradient_that_is_not_finite_stops_the_run(
+    process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch, stage: int
+) -> None:
+    def poison(engine: Any) -> None:
+        if engine.global_steps == 2:
+            weight = engine.module.heads[0].bias
+            weight.register_hook(lambda grad: grad / 0)
+
+    whole = Pretraining._forward
+
+    def forward(job: Pretraining, *inputs: Any) -> dict[str, Any]:
+        poison(job.engine)
+        return whole(job, *inputs)
+
+    monkeypatch.setattr(Pretraining, "_forward", forward)
+    with pytest.raises(FloatingPointError, match=r"loss or gradient is not finite at step 3 on worker 0"):
+        run(replace(tiny, {"compute.zero_stage": stage}), sample_store)
+
+
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+def test_only_notes_count_as_super_tokens(
+    process_group: None, sample_store: TokenStore, tiny: Config, representation: str
+) -> None:
+    config = replace(tiny, {"model.representation": representation, "pretrain.epochs": 1, "compute.log_every": 1})
+    data = PretrainData(config, [sample_store])
+    figures = [figures for figures, _ in run(config, sample_store) if "train/loss" in figures]
+    counted = [f["throughput/super_tokens_per_s"] / f["throughput/steps_per_s"] for f in figures]
+    batches = [data.train.gather(data.train_rows[data.order.indices(0, k)]) for k in range(len(figures))]
+    assert counted == pytest.approx([(batch.note >= 0).sum() for batch in batches])
+
+
 def test_early_stop(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
     config = replace(
         tiny, {"optimizer.lr": 1e-12, "pretrain.epochs": 9, "pretrain.patience": 2, "pretrain.valid_every": 1}
@@ -97,7 +129,9 @@ def test_early_stop(process_group: None, sample_store: TokenStore, tiny: Config)
 
 def test_a_loss_that_is_not_finite_stops_the_run(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
     config = replace(tiny, {"optimizer.lr": 1e30, "optimizer.warmup_steps": 0, "optimizer.clip": 0})
-    with pytest.raises(FloatingPointError, match=r"not finite at step 2 on worker 0; none was finite before; lower"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss or gradient is not finite at step 2 on worker 0; none was finite before; lower"
+    ):
         run(config, sample_store)
 
 
@@ -119,13 +153,17 @@ def test_a_loss_that_breaks_later_names_the_last_finite_figures(
         run(tiny, sample_store)
 
 
-def test_reports_carry_what_a_reader_wants(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
-    reports = run(replace(tiny, {"pretrain.epochs": 1}), sample_store)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_reports_carry_what_a_reader_wants(
+    process_group: None, sample_store: TokenStore, tiny: Config, stage: int
+) -> None:
+    reports = run(replace(tiny, {"pretrain.epochs": 1, "compute.zero_stage": stage}), sample_store)
     train = reports[0][0]
     wanted = {"train/loss/pitch", "train/accuracy/bar", "optimizer/lr", "optimizer/gradient_norm", "memory/gib"}
     rates = {f"throughput/{name}" for name in ("super_tokens_per_s", "model_flops_per_s", "mfu")}
     assert wanted | rates <= train.keys()
     assert 0 < train["throughput/mfu"] < 1
+    assert train["optimizer/lr"] == pytest.approx(tiny.optimizer.lr * train["step"] / tiny.optimizer.warmup_steps)
     assert train["step"] == tiny.compute.log_every
     (line,) = progress_lines(train["step"], train["steps"], train)
     assert all(word in line for word in ("pitch", "dur", "super tokens/s", "eta"))

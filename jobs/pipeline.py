@@ -23,8 +23,9 @@ from midibert_ray.data.tokenize import Summary
 def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
+    plan = pipeline.plan(config, "tokenize", "pretrain", "study")
     if wanted.dry_run:
-        print(pipeline.plan(config))
+        print(plan)
         return
     ray.init(**cli.ray_options())
     print(Summary.table(pipeline.tokenize(config, pipeline.corpora(config))))

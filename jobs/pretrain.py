@@ -20,8 +20,9 @@ from midibert_ray import cli, pipeline, tracking
 
 def main() -> None:
     wanted = cli.parse(__doc__)
+    plan = pipeline.plan(wanted.config, "pretrain")
     if wanted.dry_run:
-        print(pipeline.plan(wanted.config))
+        print(plan)
         return
     ray.init(**cli.ray_options())
     run = pipeline.pretrain(wanted.config)

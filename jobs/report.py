@@ -18,6 +18,9 @@ def main() -> None:
     wanted = cli.parse(__doc__, words="STUDY, or section.key=value")
     if len(wanted.words) != 1:
         raise SystemExit("name one study, such as: python jobs/report.py ablation")
+    if wanted.dry_run:
+        print(pipeline.report_address(wanted.config, wanted.words[0]))
+        return
     print(pipeline.report(wanted.config, wanted.words[0]))
 
 

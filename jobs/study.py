@@ -19,8 +19,9 @@ from midibert_ray import cli, pipeline
 
 def main() -> None:
     wanted = cli.parse(__doc__)
+    plan = pipeline.plan(wanted.config, "pretrain", "study")
     if wanted.dry_run:
-        print(pipeline.plan(wanted.config))
+        print(plan)
         return
     ray.init(**cli.ray_options())
     result = pipeline.study(wanted.config)

@@ -21,12 +21,12 @@ from midibert_ray.data.tokenize import Summary
 
 def main() -> None:
     wanted = cli.parse(__doc__)
-    names = wanted.config.corpora.names
+    plan = pipeline.plan(wanted.config, "tokenize")
     if wanted.dry_run:
-        print("\n".join(f"{name}  {address}" for name, address in pipeline.addresses(wanted.config, names).items()))
+        print(plan)
         return
     ray.init(**cli.ray_options())
-    print(Summary.table(pipeline.tokenize(wanted.config, names)))
+    print(Summary.table(pipeline.tokenize(wanted.config, wanted.config.corpora.names)))
 
 
 if __name__ == "__main__":

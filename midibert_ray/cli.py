@@ -86,7 +86,12 @@ def anchor(config: Config) -> Config:
     """
     places = {"corpora.root": config.corpora.root, "storage.root": config.storage.root}
     places |= {} if config.storage.cache.startswith("~") else {"storage.cache": config.storage.cache}
-    return replace(config, {key: storage.resolve(place) for key, place in places.items() if place})
+    uri, scheme = config.tracking.uri, "sqlite:///"
+    if uri.startswith(scheme):
+        uri = scheme + storage.resolve(uri.removeprefix(scheme))
+    return replace(
+        config, {key: storage.resolve(place) for key, place in places.items() if place} | {"tracking.uri": uri}
+    )
 
 
 def _take(changes: dict[str, str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -113,7 +118,7 @@ def run(job: Callable[[], None]) -> None:
     """
     try:
         job()
-    except (ValueError, LookupError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         logging.getLogger(__name__).error("error: %s  (%s:%d)", error, Path(place.filename).name, place.lineno)
         sys.exit(2)

@@ -9,11 +9,13 @@ MLflow and in `config.json`. Two kinds of field exist:
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
 Init = Literal["pretrained", "scratch"]
+TaskName = Literal["melody", "velocity", "composer", "emotion"]
+Variant = Literal["pretrained", "freeze-backbone", "freeze-attention", "scratch"]
 
 
 class ConfigError(ValueError):
@@ -23,6 +25,18 @@ class ConfigError(ValueError):
 def runtime(default: Any) -> Any:
     """A field that never changes a result and therefore stays out of the identity hash."""
     return field(default=default, metadata={"runtime": True})
+
+
+def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    """Refuse a list that is empty, names something twice, or names what is not allowed.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    require(len(values) > 0, key, values, f"at least one of {', '.join(allowed)}")
+    require(len(set(values)) == len(values), key, values, "each value once")
+    for value in values:
+        require(value in allowed, key, value, f"some of {', '.join(allowed)}")
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -45,7 +59,8 @@ class CorporaConfig:
 
     def __post_init__(self) -> None:
         require(len(self.names) > 0, "corpora.names", self.names, "at least one corpus")
-        require(len(set(self.names)) == len(self.names), "corpora.names", self.names, "each corpus once")
+        same = {name.rstrip("/") for name in self.names}
+        require(len(same) == len(self.names), "corpora.names", self.names, "each corpus once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +170,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    task: Literal["melody", "velocity", "composer", "emotion"] = "melody"
+    task: TaskName = "melody"
     """Downstream task of one trial; a study varies it."""
 
     corpus: str = ""
@@ -205,8 +220,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
-        require(len(self.tasks) > 0, "study.tasks", self.tasks, "at least one task")
-        require(len(self.variants) > 0, "study.variants", self.variants, "at least one variant")
+        require_some_of("study.tasks", self.tasks, get_args(TaskName))
+        require_some_of("study.variants", self.variants, get_args(Variant))
 
 
 @dataclass(frozen=True, kw_only=True)

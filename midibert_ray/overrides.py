@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -126,6 +127,6 @@ def _convert_scalar(key: str, value: Any, expected: type) -> Any:
     except (TypeError, ValueError):
         raise ConfigError(f"{key}={value!r} is not allowed; use a value of type {expected.__name__}") from None
     exact = not (expected is int and isinstance(value, float) and value != converted)
-    finite = not (expected is float and converted != converted)
-    require(exact and finite, key, value, f"a value of type {expected.__name__}")
+    finite = not (expected is float and not math.isfinite(converted))
+    require(exact and finite, key, value, f"a finite value of type {expected.__name__}")
     return converted

@@ -6,7 +6,7 @@ it again does nothing twice. Jobs are thin command lines over these functions.
 
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from midibert_ray import storage, tracking
 from midibert_ray.cli import describe
@@ -22,6 +22,8 @@ from midibert_ray.training.launch import PretrainRun, finished, parameter_counts
 from midibert_ray.training.launch import pretrain as run_pretraining
 
 logger = logging.getLogger(__name__)
+
+Stage = Literal["tokenize", "pretrain", "study"]
 
 
 class MissingInputError(FileNotFoundError):
@@ -111,6 +113,11 @@ def report(config: Config, key: str) -> str:
     return reports.write(config, key)
 
 
+def report_address(config: Config, key: str) -> str:
+    """Where the report of a study stands."""
+    return reports.address(config, key)
+
+
 def outcome(config: Config, result: StudyResult, page: str) -> str:
     """What a job prints at its end: the table, the report, and how to browse MLflow."""
     failed = [f"failed: {name}: {reason}" for name, reason in result.failed.items()]
@@ -118,22 +125,32 @@ def outcome(config: Config, result: StudyResult, page: str) -> str:
     return "\n".join([*lines, f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
 
 
-def plan(config: Config) -> str:
-    """What `--dry-run` prints: the configuration, addresses, batch arithmetic, parameters and trials."""
-    places = addresses(config, corpora(config))
+def plan(config: Config, *stages: Stage) -> str:
+    """What some stages would do: the configuration, addresses, batch arithmetic, parameters and trials.
+
+    Jobs make a plan before they start Ray, so that what cannot work is said at once, and `--dry-run` prints it.
+
+    Raises:
+        ConfigError: where the settings do not fit together.
+        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+    """
+    places = addresses(config, corpora(config) if "study" in stages else config.corpora.names)
+    lines = [describe(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
+    if stages == ("tokenize",):
+        return "\n".join(lines)
     key = run_key(config, [places[name] for name in config.corpora.names])
-    labelled = {name: places[name] for name in dict.fromkeys(task_corpus(config, task) for task in config.study.tasks)}
     counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
-    studies = storage.join(storage.resolve(config.storage.root), "studies")
-    lines = [
-        describe(config),
-        "",
-        *(f"{'tokens ' + name:<15} {address}" for name, address in places.items()),
+    lines += [
         f"{'pre-training':<15} {run_address(config, key)}",
-        f"{'study':<15} {storage.join(studies, study_key(config, labelled, key))}",
         f"{'batch':<15} {plan_batch(config)}",
         f"{'parameters':<15} {counts}",
-        f"{'trials':<15} {len(grid(config))}: {', '.join(trial.name for trial in grid(config))}",
-        f"{'MLflow':<15} {tracking.address(config).uri}",
     ]
-    return "\n".join(lines)
+    if "study" in stages:
+        labelled = {task_corpus(config, task): places[task_corpus(config, task)] for task in config.study.tasks}
+        name = study_key(config, labelled, key)
+        studies = storage.join(storage.resolve(config.storage.root), "studies")
+        lines += [
+            f"{'study':<15} {storage.join(studies, name)}",
+            f"{'trials':<15} {len(grid(config))}: {', '.join(trial.name for trial in grid(config))}",
+        ]
+    return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])

@@ -9,6 +9,9 @@ import io
 import json
 import logging
 import os
+import re
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -35,6 +38,9 @@ RUN_KEY = "midibert.run_key"
 PARENT = "mlflow.parentRunId"
 PRETRAINING = "midibert/pre-training"
 
+_SQLITE = "sqlite:///"
+_DATABASE = r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://"
+
 
 def study_experiment(name: str) -> str:
     """The experiment that holds all runs of a study's name."""
@@ -50,32 +56,41 @@ class Address:
     """Folder or URI for the artifacts of new experiments; empty leaves it to a tracking server."""
 
     def command(self) -> str:
-        """What to type to browse the runs."""
-        if self.uri.startswith("sqlite:"):
-            return f"mlflow ui --backend-store-uri {self.uri}"
-        return f"open {self.uri}"
+        """What to type to browse the runs, with the mlflow of this environment."""
+        if _is_server(self.uri):
+            return f"open {self.uri}"
+        program = Path(sys.executable).with_name("mlflow")
+        words = [str(program) if program.exists() else "mlflow", "ui", "--backend-store-uri", self.uri]
+        return shlex.join(words)
 
 
 def address(config: Config) -> Address:
     """Where a configuration records its runs: `tracking.uri`, or sqlite below a local storage root.
 
     Raises:
-        ConfigError: for a remote storage root without a tracking server, or a file store.
+        ConfigError: for a remote storage root without a tracking server, or anything that is neither a server nor a
+            database: MLflow keeps its store of files for old runs only.
     """
     root = storage.resolve(config.storage.root)
     uri = config.tracking.uri
-    if uri.startswith(("http://", "https://")):
+    if _is_server(uri):
         return Address(uri, "")
-    if uri and "://" not in uri:
-        raise ConfigError(f"tracking.uri={uri!r} is not allowed; use http(s)://server, sqlite:///file, or nothing")
+    if uri and not re.match(_DATABASE, uri, re.IGNORECASE):
+        raise ConfigError(
+            f"tracking.uri={uri!r} is not allowed; use http(s)://server, sqlite:///file, another database that MLflow "
+            "knows (postgresql://, mysql://, mssql://), or nothing"
+        )
     if not storage.is_local(config.storage.root):
         if not uri:
             raise ConfigError(
                 f"tracking.uri is empty while storage.root={root!r} is remote; give a server, tracking.uri=http://HOST:5000"
             )
         return Address(uri, storage.join(root, "mlflow"))
-    Path(root).mkdir(parents=True, exist_ok=True)
     return Address(uri or f"sqlite:///{root}/mlflow.db", Path(root, "mlflow").as_uri())
+
+
+def _is_server(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
 
 
 class RunLog:
@@ -149,6 +164,8 @@ class Tracker:
     def __init__(self, where: Address) -> None:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.where = where
+        if where.uri.startswith(_SQLITE):
+            Path(where.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=where.uri)
 
     def open(

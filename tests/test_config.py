@@ -47,6 +47,7 @@ def test_base_is_the_paper() -> None:
         ("seed", "x", ["seed='x'", "int"]),
         ("seed", "1.5", ["seed", "int"]),
         ("optimizer.lr", "nan", ["optimizer.lr", "float"]),
+        ("optimizer.lr", "inf", ["optimizer.lr", "finite"]),
         ("optimizer.lr", "-1", ["optimizer.lr", "positive"]),
         ("model.heads", "7", ["model.heads=7", "model.hidden=768"]),
         ("tokens.protocol", "honest", ["paper, clean"]),
@@ -54,6 +55,8 @@ def test_base_is_the_paper() -> None:
         ("compute.zero_stage", "4", ["0, 1, 2 or 3"]),
         ("corpora.names", "", ["at least one corpus"]),
         ("corpora.names", "asap,asap", ["each corpus once"]),
+        ("corpora.names", "folder:/x,folder:/x/", ["each corpus once"]),
+        ("compute.keep_checkpoints", "1", ["2 or more"]),
     ],
 )
 def test_errors_name_key_value_and_what_is_allowed(key: str, value: str, words: list[str]) -> None:
@@ -124,10 +127,12 @@ def test_a_job_may_have_settings_of_its_own(capsys: pytest.CaptureFixture[str]) 
 
 def test_relative_folders_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = cli.parse("text", ["storage.root=out", "corpora.root=s3://bucket/x"]).config
+    words = ["storage.root=out", "corpora.root=s3://bucket/x", "tracking.uri=sqlite:///runs.db"]
+    config = cli.parse("text", words).config
     assert config.storage.root == str(tmp_path / "out")
     assert config.corpora.root == "s3://bucket/x"
     assert config.storage.cache.startswith("~")
+    assert config.tracking.uri == f"sqlite:///{tmp_path}/runs.db"
 
 
 def test_command_line_errors_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,7 @@
 """Curves without gaps or duplicates, on a real MLflow over sqlite."""
 
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,7 +61,19 @@ def test_artifacts_lie_below_the_root(config: Config) -> None:
 def test_places_that_cannot_work_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"tracking\.uri is empty"):
         tracking.address(replace(Config(), {"storage.root": "s3://bucket/x"}))
-    with pytest.raises(ConfigError, match="mlruns"):
-        tracking.address(replace(Config(), {"tracking.uri": "mlruns"}))
+    for uri in ("mlruns", "file:///mlruns", "ftp://host/x"):
+        with pytest.raises(ConfigError, match=f"tracking.uri='{uri}' is not allowed; use"):
+            tracking.address(replace(Config(), {"tracking.uri": uri}))
+    assert tracking.address(replace(Config(), {"tracking.uri": "HTTP://host:5000"})).artifacts == ""
     server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
     assert (server.uri, server.artifacts) == ("http://host:5000", "")
+
+
+def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) -> None:
+    place = tracking.address(replace(Config(), {"storage.root": str(tmp_path / "a b")}))
+    assert not list(tmp_path.iterdir())
+    words = shlex.split(place.command())
+    assert words[1:] == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b/mlflow.db"]
+    assert shutil.which(words[0])
+    database = tracking.address(replace(Config(), {"tracking.uri": "postgresql+psycopg2://u@host/db"}))
+    assert database.command().endswith("mlflow ui --backend-store-uri postgresql+psycopg2://u@host/db")

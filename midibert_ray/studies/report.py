@@ -80,10 +80,15 @@ def write(config: Config, key: str) -> str:
     source = load(config, key)
     page = render(source)
     name = source.parent.data.tags[tracking.RUN_KEY]
-    address = storage.join(storage.resolve(config.storage.root), "reports", name, "report.html")
-    storage.write_bytes(address, page.encode())
+    place = address(config, name)
+    storage.write_bytes(place, page.encode())
     source.tracker.client.log_text(source.parent.info.run_id, page, "report.html")
-    return address
+    return place
+
+
+def address(config: Config, key: str) -> str:
+    """Where the report of the study with this key stands."""
+    return storage.join(storage.resolve(config.storage.root), "reports", key, "report.html")
 
 
 def render(source: Source) -> str:

@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
-from midibert_ray.config import Config, ConfigError
+from midibert_ray.config import Config, ConfigError, TaskName, Variant
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.overrides import replace
 from midibert_ray.presets import preset
 from midibert_ray.studies.run_trial import task_corpus
@@ -21,10 +24,26 @@ def test_the_grid_is_tasks_by_variants_by_seeds() -> None:
 
 
 def test_wrong_lists_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"study\.variants='frozen'.*freeze-backbone"):
-        grid(replace(preset("debug"), {"study.variants": ("frozen",)}))
-    with pytest.raises(ConfigError, match=r"finetune\.task='harmony'"):
-        grid(replace(preset("debug"), {"study.tasks": ("harmony",)}))
+    wrong = {
+        "study.variants": [
+            ("frozen", r"study\.variants='frozen'.*freeze-backbone"),
+            ("scratch,scratch", "each value once"),
+        ],
+        "study.tasks": [
+            ("harmony", r"study\.tasks='harmony'.*melody"),
+            ("melody,melody", "each value once"),
+            ("", "at"),
+        ],
+    }
+    for key, values in wrong.items():
+        for value, message in values:
+            with pytest.raises(ConfigError, match=message):
+                replace(preset("debug"), {key: value})
+
+
+def test_every_variant_that_a_configuration_allows_is_known() -> None:
+    assert tuple(VARIANTS) == get_args(Variant)
+    assert tuple(TASKS) == get_args(TaskName)
 
 
 def test_the_key_names_the_study_and_what_it_is_made_from() -> None:

@@ -166,7 +166,7 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from midibert_ray.training.engine import adamw
+    from midibert_ray.training.optimizer import adamw
     from midibert_ray.training.pretrain import new_model
 
     torch.set_num_threads(1)
@@ -175,7 +175,9 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=world)
         model = torch.nn.parallel.DistributedDataParallel(model)
-    optimizer, seconds = adamw(model, config.optimizer), []
+    settings, seconds = config.optimizer, []
+    rates = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    optimizer = adamw(model.parameters(), config.tokens.protocol, **rates)
     per_epoch, since = data.order.batches_per_epoch, time.perf_counter()
     for step in range((options.intervals + 1) * options.log_every):
         loss = _loss(model, data, config, step, rank, step // per_epoch, step % per_epoch)

@@ -7,7 +7,6 @@ import copy
 import json
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from midibert_ray.config import BatchPlan, Config, OptimizerConfig, plan_batch
+from midibert_ray.config import BatchPlan, Config, plan_batch
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
+from midibert_ray.training.optimizer import adamw, rate_factor
 from midibert_ray.training.resize import UNIVERSAL_FOLDER, universal
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ class Progress:
     bad: int = 0
     """Validations since the best."""
 
-    figures: dict[str, float] = field(default_factory=dict)
-    """What was reported with the checkpoint. A resumed run says it again: whoever writes it down may have been
-    killed between the one and the other."""
+    reports: list[dict[str, float]] = field(default_factory=list)
+    """What was reported since the checkpoint before, both checkpoints' reports among it. A resumed run says it again:
+    whoever writes it down lags behind, and may have been killed in between."""
 
     def judge(self, score: float) -> None:
         """Take in a validation score; a tie is no improvement."""
@@ -67,43 +67,12 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
         "gradient_clipping": config.optimizer.clip,
         "zero_optimization": {"stage": config.compute.zero_stage},
         "bf16": {"enabled": config.compute.precision == "bf16"},
+        # It knows torch's AdamW by name, and not the authors' that is made from it.
+        "zero_allow_untested_optimizer": config.tokens.protocol == "paper",
         # We average over the whole batch ourselves, and never want a prescaled or sparse reduction.
         "prescale_gradients": False,
         "steps_per_print": 10**9,
     }
-
-
-def adamw(model: nn.Module, settings: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; `optimizer.decay` says which of them decay.
-
-    DeepSpeed's own Adam would be compiled at run time, which a machine without a compiler cannot do;
-    torch's fused kernel is as fast on a GPU.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in trainable:
-        spared = settings.decay == "matrices" and parameter.ndim < 2
-        groups.setdefault(0.0 if spared else settings.weight_decay, []).append(parameter)
-    fused = trainable[0].is_cuda
-    members = [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
-    return torch.optim.AdamW(members, lr=settings.lr, eps=settings.eps, fused=fused)
-
-
-def rate_factor(settings: OptimizerConfig, steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at each step of a run of `steps` steps."""
-
-    def factor(step: int) -> float:
-        if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
-        if settings.schedule == "constant":
-            return 1.0
-        left = 1 - (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-        left = min(1.0, max(0.0, left))
-        if settings.schedule == "linear":
-            return left
-        return 0.5 - 0.5 * torch.cos(torch.tensor(left * torch.pi, dtype=torch.float64)).item()
-
-    return factor
 
 
 def build(model: nn.Module, config: Config, *, steps: int, device: torch.device) -> Any:
@@ -111,13 +80,21 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
 
     Args:
         model: on any device; the engine moves it.
-        config: sections `optimizer` and `compute` are used.
+        config: sections `optimizer` and `compute`, and the protocol, are used.
         steps: optimizer steps of the whole run, for the schedule.
         device: this worker's device.
     """
     deepspeed = _import_deepspeed(device)
     model.to(device)
-    optimizer = adamw(model, config.optimizer)
+    settings = config.optimizer
+    optimizer = adamw(
+        model.parameters(),
+        config.tokens.protocol,
+        lr=settings.lr,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        decay=settings.decay,
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config.optimizer, steps))
     engine, *_ = deepspeed.initialize(
         model=model,

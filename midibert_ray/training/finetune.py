@@ -25,6 +25,7 @@ from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.metrics import FiniteWatch, confusion, macro_f1
+from midibert_ray.training.optimizer import adamw
 from midibert_ray.training.pretrain import encoder_config, packing
 
 IGNORE = -100
@@ -146,10 +147,13 @@ class Finetuning:
         self.config, self.data, self.device = config, data, device
         self.model: Classifier = model
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own signature
-        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         settings = config.finetune
-        self.optimizer = torch.optim.AdamW(
-            trainable, lr=settings.lr, weight_decay=settings.weight_decay, eps=config.optimizer.eps
+        self.optimizer = adamw(
+            model.parameters(),
+            config.tokens.protocol,
+            lr=settings.lr,
+            eps=config.optimizer.eps,
+            weight_decay=settings.weight_decay,
         )
         seed = keyed_hash(config.seed, "order", settings.task) % 2**31
         self.order = BatchOrder(n=len(data.splits["train"]), batch_size=settings.batch, seed=seed, drop_last=False)
@@ -179,7 +183,7 @@ class Finetuning:
             loss_sum, hits, scored = loss_sum + loss.detach(), hits + correct, scored + count
         self.progress.epoch += 1
         if fault := self.watch.first():
-            last = self.progress.figures
+            last = self.progress.reports[-1] if self.progress.reports else {}
             known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
                 f"the training loss is not finite at step {fault.step:,} in epoch {self.progress.epoch}; "
@@ -298,13 +302,13 @@ def finetune(job: Finetuning, report: Report) -> Predictions:
 
     The test split is scored once, with the weights that were best in validation.
     """
-    if job.progress.figures:
-        report(job.progress.figures, None)
+    for figures in job.progress.reports:
+        report(figures, None)
     while not job.over:
         figures = job.train_epoch()
         valid = job.evaluate("valid").figures("valid")
         job.keep_if_best(valid["valid/accuracy"])
-        job.progress.figures = figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.best}
-        report(job.progress.figures, job.save)
+        job.progress.reports = [figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.best}]
+        report(job.progress.reports[-1], job.save)
     job.model.load_state_dict(job.best)
     return job.evaluate("test")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -130,6 +131,8 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
 
 def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> TorchTrainer:
     compute, address = config.compute, tracking.address(config)
+    # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "sink": sink},
@@ -170,13 +173,13 @@ def _best(config: Config, key: str) -> PretrainRun:
             logger.warning("a checkpoint of %s is passed over: %s", key, error)
             continue
         progress = json.loads(storage.read_bytes(storage.join(address, name, engines.PROGRESS_FILE)))
-        found.append((-progress["figures"]["valid/score"], name, progress))
+        found.append((-progress["reports"][-1]["valid/score"], name, progress))
     if not found:
         raise CheckpointError(
             f"no checkpoint of {key} is whole ({'; '.join(broken)}); remove its folder and run it again"
         )
     _, name, progress = min(found, key=lambda entry: entry[:2])
-    figures = {name: value for name, value in progress["figures"].items() if name.startswith("valid/")}
+    figures = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
     return PretrainRun(key, f"{path}/{name}", progress["step"], figures)
 
 

@@ -213,9 +213,10 @@ def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:
     """
     settings, per_epoch = job.config.pretrain, job.data.order.batches_per_epoch
     steps = job.data.steps(settings.epochs)
-    if progress.figures:
-        report(progress.figures, False)
-        job.finite = progress.figures
+    for figures in progress.reports:
+        report(figures, False)
+        job.finite = figures
+    progress.reports = progress.reports[-1:]
     job.throughput.restart()
     while progress.epoch < settings.epochs and not (settings.patience and progress.bad >= settings.patience):
         last = progress.epoch + 1 == settings.epochs
@@ -225,13 +226,15 @@ def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:
             progress.step += 1
             # The interval before a checkpoint is reported with it, so that a resumed run starts a fresh one too.
             if progress.step % job.config.compute.log_every == 0 and not (validates and k + 1 == per_epoch):
-                report(_finite(job, progress, job.figures(steps - progress.step)), False)
+                progress.reports.append(_finite(job, progress, job.figures(steps - progress.step)))
+                report(progress.reports[-1], False)
         progress.epoch += 1
         if validates:
             figures = _finite(job, progress, job.figures(steps - progress.step) | job.validate(progress.epoch))
             progress.judge(score(job.config, figures))
-            progress.figures = figures | {"valid/score": score(job.config, figures)}
-            report(progress.figures, True)
+            progress.reports.append(figures | {"valid/score": score(job.config, figures)})
+            report(progress.reports[-1], True)
+            progress.reports = progress.reports[-1:]
             job.throughput.restart()
 
 

@@ -79,13 +79,16 @@ def test_two_workers_export_whole_weights(run: Layouts, tiny: Config, tmp_path: 
     assert all(torch.allclose(two[name], value, rtol=1e-3, atol=1e-4) for name, value in alone.items())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+CASES = [(stage, precision, "clean") for stage in range(4) for precision in ("fp32", "bf16")] + [(1, "fp32", "paper")]
+
+
+@pytest.mark.parametrize(("stage", "precision", "protocol"), CASES)
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_workers(
-    run: Layouts, tiny: Config, tmp_path: Path, stage: int, precision: str, before: int, after: int
+    run: Layouts, tiny: Config, tmp_path: Path, stage: int, precision: str, protocol: str, before: int, after: int
 ) -> None:
     changes = {
+        "tokens.protocol": protocol,
         "compute.zero_stage": stage,
         "compute.precision": precision,
         "optimizer.decay": "matrices",

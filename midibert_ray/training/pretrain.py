@@ -2,6 +2,9 @@
 
 Every draw is a function of (seed, epoch, step, row), so any layout of workers and micro-batches sees the
 same batches with the same masks, and a resumed run goes on as if nothing had happened.
+
+Where the authors' code cannot be had for any layout, protocol paper differs from it in two things: an epoch's last
+batch is left out where it is not full, and accuracies are those of all masked positions, not means over batches.
 """
 
 import functools

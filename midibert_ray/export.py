@@ -24,10 +24,10 @@ from midibert_ray.model.checkpoint import (
     CheckpointError,
     check_free,
     load_checkpoint,
-    load_reference,
     save_export,
 )
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.corpora import corpus
 from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.training.checkpoints import FIRST_DIGESTS

@@ -19,9 +19,10 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from midibert_ray import pipeline, storage, tracking
 from midibert_ray.config import Config
-from midibert_ray.model.checkpoint import load_checkpoint, load_reference
+from midibert_ray.model.checkpoint import load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.vocabulary import CP, Vocabulary
 from midibert_ray.overrides import flatten, replace
 from midibert_ray.presets import preset

@@ -2,6 +2,7 @@
 
     python jobs/export.py --preset debug output=exports/debug                  # the pre-training of these settings
     python jobs/export.py run=OUT/runs/pretrain-1a2b3c4d5e/step_000000120 output=exports/step-120
+    python jobs/export.py run=OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021 output=exports/melody
     python jobs/export.py reference=pretrain_model.ckpt output=exports/authors   # a file of the authors' code
 
 `MidiBertModel.from_pretrained(FOLDER)` opens it on a machine without Ray and DeepSpeed; README.md in it says how.

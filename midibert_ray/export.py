@@ -1,4 +1,5 @@
-"""Any model as a folder that transformers opens: a finished pre-training, a checkpoint, a file of the authors' code.
+"""Any model as a folder that transformers opens: a finished pre-training, a checkpoint, a trial, a file of the
+authors' code.
 
     config.json  model.safetensors  vocabulary.json  README.md (the model card)
 
@@ -11,7 +12,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,19 @@ from midibert_ray.model.checkpoint import (
     CheckpointError,
     check_free,
     load_checkpoint,
-    load_reference,
     save_export,
 )
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.corpora import corpus
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
-from midibert_ray.training.checkpoints import FIRST_DIGESTS
+from midibert_ray.studies import outcome
+from midibert_ray.studies.outcome import Origin, Outcome
+from midibert_ray.studies.run_trial import task_corpus
+from midibert_ray.studies.table import wilson
+from midibert_ray.training import checkpoints
+from midibert_ray.training.checkpoints import FIRST_DIGESTS, verify
 from midibert_ray.training.engine import PROGRESS_FILE
 from midibert_ray.training.launch import SECTIONS, PretrainRun, run_address
 
@@ -38,12 +45,19 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = {
     "output": "Folder to write; it must be new or empty.",
-    "run": "Address of a checkpoint to export, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120; without it and "
-    "without reference, the best checkpoint of the finished pre-training of these settings is exported.",
+    "run": "Address of a checkpoint to export, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or of a finished "
+    "trial, such as OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021; without it and without reference, the "
+    "best checkpoint of the finished pre-training of these settings is exported.",
     "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export instead. "
     "It is a pickle, and is refused if it holds anything but tensors and plain values.",
 }
 """What an export takes beside the configuration: name -> meaning."""
+
+TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "compute")
+"""What changes the weights of a trial, beside its encoder."""
+
+FROZEN = {"none": "", "backbone": " with the encoder frozen", "attention": " with the Transformer layers frozen"}
+"""What `finetune.freeze` is called on a card."""
 
 PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 REFERENCE_NOTE = (
@@ -58,7 +72,7 @@ def export(config: Config, *, output: str = "", run: str = "", reference: str = 
     Args:
         config: describes the pre-training to export, where neither `run` nor `reference` is given.
         output: folder to write.
-        run: address of a checkpoint to export instead.
+        run: address of a checkpoint, or of a finished trial, to export instead.
         reference: path of a file of the authors' code to export instead.
 
     Raises:
@@ -76,7 +90,7 @@ def export(config: Config, *, output: str = "", run: str = "", reference: str = 
         model, about = _from_checkpoint(config, storage.resolve(run))
     else:
         model, about = _from_settings(config)
-    if names := output_names(model):
+    if names := about.classes or output_names(model):
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
     return save_export(model, final, {CARD: render(model, about)})
@@ -136,6 +150,8 @@ def _from_settings(config: Config) -> tuple[MidiBertPreTrainedModel, About]:
 
 
 def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedModel, About]:
+    if trial := _trial_checkpoint(address):
+        return _from_trial(trial)
     model, step = _open(address), _step(address)
     root, key = _run_of(address)
     recorded = _recorded(config, root, key, step)
@@ -183,20 +199,99 @@ def _about(config: Config, *, key: str, step: int | None, figures: Mapping[str, 
         measured_on=f"How well masked tokens ({config.mask.fraction:.0%} of the positions) are recovered in {part}; "
         "not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and totals weigh "
         "token types by their number of ids.",
-        settings={name: value for name, value in flatten(config).items() if _shapes_weights(name)},
+        settings=_settings(config, SECTIONS),
     )
 
 
-def _shapes_weights(name: str) -> bool:
-    """Whether a setting changes the weights of a pre-training."""
-    return name.partition(".")[0] in SECTIONS and name not in runtime_keys()
+def _settings(config: Config, sections: Iterable[str]) -> dict[str, object]:
+    """The settings of some sections that change weights.
+
+    The card has a section for corpora, which in the settings may be addresses of the machine.
+    """
+    left_out = runtime_keys() | {"finetune.corpus"}
+    flat = flatten(config).items()
+    return {name: value for name, value in flat if name.partition(".")[0] in sections and name not in left_out}
+
+
+def _trial_checkpoint(address: str) -> str | None:
+    """The checkpoint with the outcome of a trial, given its address or that of the trial; None where it is no trial.
+
+    Raises FileNotFoundError where the trial has not finished.
+    """
+    if storage.exists(storage.join(address, outcome.OUTCOME)):
+        return address
+    name = outcome.newest(address)
+    if name is None:
+        return None
+    found = storage.join(address, name)
+    if not storage.exists(storage.join(found, outcome.OUTCOME)):
+        raise FileNotFoundError(
+            f"the trial in {address} has not finished: no whole checkpoint in it holds {outcome.OUTCOME}; start its "
+            "study again, with the same settings, which goes on where it stopped"
+        )
+    return found
+
+
+def _from_trial(address: str) -> tuple[MidiBertPreTrainedModel, About]:
+    try:
+        verify(*storage.filesystem(address))
+    except checkpoints.CheckpointError as error:
+        raise CheckpointError(f"{error}; bring it back from a copy, or export another trial") from error
+    result = Outcome.from_json(storage.read_bytes(storage.join(address, outcome.OUTCOME)))
+    place = storage.join(address, outcome.ORIGIN)
+    if storage.exists(place):
+        return _open(address), _about_trial(result, Origin.from_json(storage.read_bytes(place)))
+    logger.warning("%s has no %s: the model card will say that its training is not known", address, outcome.ORIGIN)
+    about = About(
+        origin=f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`. Nothing is known of its "
+        "settings.",
+        protocol=None,
+        corpora=(),
+        **_scores(result, "the test split"),
+    )
+    return _open(address), about
+
+
+def _about_trial(result: Outcome, origin: Origin) -> About:
+    config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
+    pretrained = config.finetune.init == "pretrained"
+    labelled = corpus(task_corpus(config, result.task))
+    encoder = f"the encoder of pre-training `{_run_of(origin.encoder)[1] or 'unknown'}`"
+    start = encoder if pretrained else "random weights, without pre-training"
+    epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
+    return About(
+        origin=f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}` of study `{origin.study}`, "
+        f"{epochs} from {start}{FROZEN[config.finetune.freeze]}. These are the weights of the epoch that was best in "
+        "validation.",
+        protocol=config.tokens.protocol,
+        corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
+        labelled=(labelled,),
+        settings=_settings(config, TRIAL_SECTIONS + (("mask", "pretrain") if pretrained else ())),
+        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.tokens.protocol}`"),
+    )
+
+
+def _scores(result: Outcome, where: str) -> dict[str, Any]:
+    """What a card says of a trial's head and of its figures."""
+    task, accuracy = TASKS[result.task], result.figures["test/accuracy"]
+    unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy, result.scored)
+    return {
+        "task": task,
+        "classes": tuple(result.classes),
+        "figures": {name: value for name, value in sorted(result.figures.items()) if math.isfinite(value)},
+        "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once. The 95 % interval of the accuracy, "
+        f"as if they were independent, is {low:.4f} to {high:.4f}; always answering their most frequent class would "
+        f"score {result.majority:.4f}. Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats; "
+        "`valid/best` is the accuracy on the validation split by which the epoch was chosen.",
+    }
 
 
 def _open(address: str) -> MidiBertPreTrainedModel:
     if not storage.exists(storage.join(address, WEIGHT_FILES[-1])):
         raise FileNotFoundError(
             f"no model in {address}: it has no {WEIGHT_FILES[-1]}; give the checkpoint of a pre-training, such as "
-            "OUT/runs/pretrain-1a2b3c4d5e/step_000000120 (a study keeps no weights of its trials)"
+            "OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or a finished trial, such as "
+            "OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021"
         )
     with _local(address) as folder:
         _check_digests(address, folder)

@@ -60,7 +60,16 @@ class About:
     """None: not known."""
 
     corpora: tuple[Corpus, ...]
-    """What the encoder was pre-trained on; empty: not known."""
+    """What the encoder was pre-trained on; empty: not known, or nothing where `labelled` is known."""
+
+    labelled: tuple[Corpus, ...] = ()
+    """What it was fine-tuned on; empty: told by the head's outputs, if at all."""
+
+    task: Task | None = None
+    """What it was fine-tuned for; None: told by the head's outputs, if at all."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the head's outputs, in order; empty: told by their number, if at all."""
 
     corpora_note: str = ""
     """What there is to say about how the corpora are known."""
@@ -80,23 +89,24 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
 
     It names no address of the machine that wrote it: a corpus that is a folder appears under its last name.
     """
-    task = head_task(model)
-    labelled = (corpus(task.corpus),) if task else ()
+    task = about.task or head_task(model)
+    labelled = about.labelled or ((corpus(task.corpus),) if task else ())
     corpora = tuple({entry.name: entry for entry in (*about.corpora, *labelled)}.values())
+    known = corpora if about.corpora or about.labelled else ()
     sections = {
         "Use": _use(model),
-        "Outputs": _outputs(model, task),
+        "Outputs": _outputs(model, task, about),
         "Figures": _figures(about),
         "Protocol": PROTOCOLS[about.protocol] if about.protocol else UNKNOWN_PROTOCOL,
-        "Corpora": _corpora(corpora, about),
-        "Licence": _terms(corpora if about.corpora else ()),
+        "Corpora": _corpora(about, labelled),
+        "Licence": _terms(known),
         "Limits": _limits(model.config.max_length),
         "Settings": _settings(about.settings),
         "Citation": f"```bibtex\n{CITATION}\n```",
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    head = "\n".join(_yaml(corpora if about.corpora else (), [entry.slug for entry in corpora]))
-    return f"---\n{head}\n---\n\n# {_title(model)}\n\n{about.origin}\n\n{body}\n"
+    head = "\n".join(_yaml(known, [entry.slug for entry in corpora]))
+    return f"---\n{head}\n---\n\n# {_title(model, task)}\n\n{about.origin}\n\n{body}\n"
 
 
 def head_task(model: MidiBertPreTrainedModel) -> Task | None:
@@ -142,8 +152,8 @@ def _yaml(corpora: Sequence[Corpus], datasets: Sequence[str]) -> Iterator[str]:
     yield "metrics: [accuracy]"
 
 
-def _title(model: MidiBertPreTrainedModel) -> str:
-    config, task = model.config, head_task(model)
+def _title(model: MidiBertPreTrainedModel, task: Task | None) -> str:
+    config = model.config
     what = "fine-tuned" if isinstance(model, CLASSIFIERS) else "encoder"
     what += f" for {task.name}" if task else ""
     plural = "s" if config.num_hidden_layers > 1 else ""
@@ -183,7 +193,7 @@ with torch.no_grad():
     )
 
 
-def _outputs(model: MidiBertPreTrainedModel, task: Task | None) -> str:
+def _outputs(model: MidiBertPreTrainedModel, task: Task | None, about: About) -> str:
     if isinstance(model, MidiBertForMaskedLM):
         return (
             "Hidden states of the encoder. The folder holds the heads of pre-training too: `MidiBertForMaskedLM` "
@@ -194,8 +204,9 @@ def _outputs(model: MidiBertPreTrainedModel, task: Task | None) -> str:
     if task is None:
         return f"{model.config.num_classes} classes, whose names are not known."
     unit = "note" if task.level == "note" else "segment"
-    rows = "\n".join(f"| {number} | {name} |" for number, name in enumerate(_classes(task, model)))
-    told = f"One class a {unit} (task {task.name}, told by the number of outputs):"
+    names = about.classes or _classes(task, model)
+    rows = "\n".join(f"| {number} | {name} |" for number, name in enumerate(names))
+    told = f"One class a {unit} (task {task.name}{'' if about.classes else ', told by the number of outputs'}):"
     return f"{told}\n\n| output | class |\n|---|---|\n{rows}"
 
 
@@ -206,14 +217,18 @@ def _figures(about: About) -> str:
     return f"{about.measured_on}\n\n| metric | value |\n|---|---|\n{rows}"
 
 
-def _corpora(corpora: Sequence[Corpus], about: About) -> str:
-    if not corpora:
+def _corpora(about: About, labelled: Sequence[Corpus]) -> str:
+    entries = {entry.name: entry for entry in (*about.corpora, *labelled)}
+    if not entries:
         return "Not known: nothing was recorded about the training of these weights."
+    stages = {"pre-training": about.corpora, "fine-tuning": labelled}
     rows = "\n".join(
-        f"| {_name(entry)} | {entry.licence} | {entry.citation or '–'} | {entry.url or '–'} |" for entry in corpora
+        f"| {' and '.join(stage for stage, used in stages.items() if name in [one.name for one in used])} "
+        f"| {_name(entry)} | {entry.licence} | {entry.citation or '–'} | {entry.url or '–'} |"
+        for name, entry in entries.items()
     )
     note = f"{about.corpora_note}\n\n" if about.corpora_note else ""
-    return f"{note}| corpus | licence | please cite | source |\n|---|---|---|---|\n{rows}"
+    return f"{note}| used in | corpus | licence | please cite | source |\n|---|---|---|---|---|\n{rows}"
 
 
 def _terms(corpora: Sequence[Corpus]) -> str:

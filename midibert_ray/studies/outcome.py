@@ -1,4 +1,5 @@
-"""What a trial leaves on storage: checkpoints, and in the last one test figures, confusion counts, predictions.
+"""What a trial leaves on storage: checkpoints, and in the last one test figures, confusion counts,
+predictions and the settings behind them.
 
 Whether a trial has finished, and where it goes on, is read from its own folder. Tune's books are written every
 few seconds only, so a driver that is killed forgets what came after.
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
+ORIGIN = "trial.json"
 
 _CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
@@ -73,6 +75,29 @@ class Outcome:
         return max(map(sum, self.confusion)) / max(self.scored, 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
+
+    study: str
+    """Key of the study."""
+
+    encoder: str
+    """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
+
+    config: dict[str, Any]
+    """The trial's whole configuration, flat."""
+
+    def to_json(self) -> str:
+        """The origin as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Origin":
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
 def trial_address(config: Config, study: str, trial: str) -> str:
     """The folder of a trial, given the key of its study and its own name."""
     return storage.join(storage.resolve(config.storage.root), "studies", study, trial)
@@ -83,7 +108,16 @@ def newest_checkpoint(address: str) -> Checkpoint | None:
 
     Only sound ones count: one whose upload was cut short is passed over.
     """
+    name = newest(address)
     system, path = storage.filesystem(address)
+    return Checkpoint(f"{path}/{name}", system) if name else None
+
+
+def newest(address: str) -> str | None:
+    """The name of that checkpoint's folder, or None; what is no folder has none."""
+    system, path = storage.filesystem(address)
+    if system.get_file_info(path).type is fs.FileType.File:
+        return None
     names = folders(system, path, _CHECKPOINT)
     infos = system.get_file_info([f"{path}/{name}/{OUTCOME}" for name in names])
     finished = [name for name, info in zip(names, infos, strict=True) if info.type is fs.FileType.File]
@@ -93,7 +127,7 @@ def newest_checkpoint(address: str) -> Checkpoint | None:
         except CheckpointError as error:
             logger.warning("a checkpoint of a trial is passed over: %s", error)
         else:
-            return Checkpoint(f"{path}/{name}", system)
+            return name
     return None
 
 
@@ -113,9 +147,10 @@ def read(folder: Path) -> Outcome | None:
     return Outcome.from_json(path.read_bytes()) if path.exists() else None
 
 
-def write(folder: Path, outcome: Outcome, predictions: bytes) -> None:
-    """Put an outcome and its predictions into a checkpoint."""
+def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) -> None:
+    """Put an outcome, its origin and its predictions into a checkpoint."""
     (folder / PREDICTIONS).write_bytes(predictions)
+    (folder / ORIGIN).write_text(origin.to_json())
     (folder / OUTCOME).write_text(outcome.to_json())
 
 

@@ -12,9 +12,9 @@ from ray.tune import Checkpoint
 from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.overrides import from_flat, replace
+from midibert_ray.overrides import flatten, from_flat, replace
 from midibert_ray.studies import outcome
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.studies.outcome import Origin, Outcome
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.finetune import Finetuning, Predictions, TaskData, finetune, new_model
 
@@ -52,10 +52,11 @@ def run_trial(space: dict[str, Any], *, base: dict[str, Any], study: str, stores
             job.load(Path(folder))
     predictions = finetune(job, _report)
     result = _result(name, job, predictions)
+    origin = Origin(study=study, encoder=encoder, config=flatten(config))
     content = outcome.predictions_table(data, store, predictions)
 
     def write(folder: Path) -> None:
-        outcome.write(folder, result, content)
+        outcome.write(folder, result, origin, content)
         job.model.save_pretrained(folder)
 
     _report(_last_figures(result), write)

@@ -1,5 +1,6 @@
 """jobs/export.py: the authors' files and our own checkpoints become folders that open without Ray."""
 
+import dataclasses
 import json
 import os
 import runpy
@@ -7,24 +8,29 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from ray import tune
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from midibert_ray import pipeline, storage, tracking
 from midibert_ray.config import Config
-from midibert_ray.model.checkpoint import load_checkpoint, load_reference
+from midibert_ray.data.store import TokenStore
+from midibert_ray.model.checkpoint import load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.vocabulary import CP, Vocabulary
 from midibert_ray.overrides import flatten, replace
 from midibert_ray.presets import preset
+from midibert_ray.studies import outcome
+from midibert_ray.studies.run_trial import run_trial
+from midibert_ray.studies.trials import grid
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
 from midibert_ray.training.pretrain import new_model
@@ -35,6 +41,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
 SIZES = {"tokens.segment": 64, "model.layers": 1, "model.hidden": 32, "model.heads": 2, "model.feed_forward": 64}
+TRIALS = {
+    "study.tasks": ("melody",),
+    "study.variants": ("freeze-backbone", "scratch"),
+    "finetune.epochs": 1,
+    "finetune.lr": 0.01,
+}
 KINDS = {"encoder": MidiBertModel, "notes": MidiBertForNotes, "sequences": MidiBertForSequences}
 
 Job = Callable[..., tuple[int, str]]
@@ -177,7 +189,7 @@ def run(config: Config) -> PretrainRun:
         (folder / "progress.json").write_text(json.dumps({"epoch": 1, "step": step}))
         log.log({"valid/loss": step / 8, "valid/accuracy/pitch": 0.5, "valid/score": -1.0, "train/loss": 9.0}, step)
     done = PretrainRun(key, f"{address}/step_000000010", 10, {"valid/loss": 1.25, "valid/score": -1.0})
-    storage.write_bytes(f"{address}/result.json", json.dumps(asdict(done)).encode())
+    storage.write_bytes(f"{address}/result.json", json.dumps(dataclasses.asdict(done)).encode())
     return done
 
 
@@ -253,6 +265,115 @@ class TestRun:
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
         assert code == 2 and "damaged" in said
         assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[str, Path]:
+    """Variant -> folder of a finished trial on that encoder, run for real without Ray; stored as Tune does."""
+    key = "ablation-0123456789"
+    folders: dict[str, Path] = {}
+    mine = replace(config, TRIALS | {"storage.cache": str(Path(config.storage.root) / "cache")})
+    for trial in grid(mine):
+        folder = folders[trial.variant] = Path(outcome.trial_address(mine, key, trial.name))
+
+        def report(figures: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
+            if checkpoint:
+                shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
+                shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
+
+        space = {"trial": {"name": trial.name, "changes": dict(trial.changes)}}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tune, "report", report)
+            inputs = {"stores": {"sample": sample_store.uri}, "encoder": run.checkpoint}
+            run_trial(space, base=flatten(mine), study=key, **inputs)
+    return folders
+
+
+class TestTrial:
+    """Fine-tuned models of our own."""
+
+    @pytest.mark.parametrize("variant", ["freeze-backbone", "scratch"])
+    def test_the_card_tells_what_the_trial_left(
+        self, variant: str, trials: dict[str, Path], run: PretrainRun, tmp_path: Path, job: Job
+    ) -> None:
+        folder = trials[variant]
+        (checkpoint,) = folder.iterdir()
+        code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
+        assert code == 0 and "not known" not in said, said
+        assert names(tmp_path / "out") == FILES
+        model, trained = MidiBertForNotes.from_pretrained(tmp_path / "out"), load_checkpoint(checkpoint)
+        assert equal(model.state_dict(), trained.state_dict())
+        assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
+
+        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(checkpoint)
+        assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
+        assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
+        assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
+        assert f"{left.scored:,} notes of the test split of sample, protocol `clean`" in card
+        assert f"would score {left.majority:.4f}" in card
+        assert "1 epoch from" in card and "license: mit" in card and "finetune.lr=0.01" in card
+        assert "Not known" not in card and "not known" not in card
+        assert str(tmp_path.parent) not in card and "finetune.corpus" not in card, "no addresses of this machine"
+        pretrained = variant != "scratch"
+        assert (f"the encoder of pre-training `{run.key}` with the encoder frozen" in card) == pretrained
+        assert ("| pre-training and fine-tuning | " in card) == ("pretrain.epochs=" in card) == pretrained
+        assert ("from random weights" in card) == ("| fine-tuning | " in card) != pretrained
+
+    def test_corpora_and_licences_are_those_of_both_stages(
+        self, trials: dict[str, Path], tmp_path: Path, job: Job
+    ) -> None:
+        (checkpoint,) = Path(shutil.copytree(trials["freeze-backbone"], tmp_path / "trial")).iterdir()
+        place = checkpoint / outcome.ORIGIN
+        origin = outcome.Origin.from_json(place.read_bytes())
+        corpora = {"corpora.names": ("pop1k7", "asap"), "finetune.corpus": "", "tokens.protocol": "paper"}
+        place.write_text(dataclasses.replace(origin, config=origin.config | corpora).to_json())
+        write_digests_anew(checkpoint)
+        assert job(f"run={checkpoint}", f"output={tmp_path / 'out'}")[0] == 0
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert 'datasets: ["pop1k7", "asap", "pop909"]' in card and "license: other" in card
+        licence = card.partition("## Licence")[2].partition("##")[0]
+        assert (
+            "**The use of these weights is restricted**" in licence and "ASAP (4/4 scores): CC BY-NC-SA 4.0" in licence
+        )
+        assert (
+            "| pre-training | ASAP (4/4 scores) | CC BY-NC-SA 4.0 |" in card
+            and "| fine-tuning | POP909 | MIT |" in card
+        )
+        assert "test split of pop909, protocol `paper`" in card and "gives the melody away" in card
+
+    def test_without_its_settings_a_trial_still_has_figures(
+        self, trials: dict[str, Path], tmp_path: Path, job: Job
+    ) -> None:
+        (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()
+        (checkpoint / outcome.ORIGIN).unlink()
+        write_digests_anew(checkpoint)
+        code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
+        assert code == 0 and "has no trial.json: the model card will say that its training is not known" in said
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "| `test/accuracy` |" in card and "notes of the test split" in card and "license: other" in card
+        assert "neither is what these weights may be used for" in card
+
+    def test_an_unfinished_or_damaged_trial_is_refused(self, trials: dict[str, Path], tmp_path: Path, job: Job) -> None:
+        trial = Path(shutil.copytree(trials["scratch"], tmp_path / "trial"))
+        (checkpoint,) = trial.iterdir()
+        text = (checkpoint / outcome.OUTCOME).read_text()
+        (checkpoint / outcome.OUTCOME).write_text(text.replace("melody", "malady"))
+        code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "outcome.json is not what was written; bring it back" in said
+        (checkpoint / outcome.OUTCOME).unlink()
+        write_digests_anew(checkpoint)
+        code, said = job(f"run={trial}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "has not finished" in said and "start its study again" in said
+        code, said = job(f"run={trials['scratch'].parent}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "or a finished trial, such as OUT/studies/ablation-" in said
+        code, said = job(f"run={checkpoint / 'config.json'}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "no model in" in said
+        assert not (tmp_path / "out").exists()
+
+
+def write_digests_anew(checkpoint: Path) -> None:
+    (checkpoint / "digests-00000.json").unlink()
+    write_digests(checkpoint, 0, 1)
 
 
 class TestOutput:

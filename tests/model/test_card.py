@@ -101,6 +101,18 @@ def test_a_task_is_told_by_head_and_outputs(name: str) -> None:
         assert output_names(model(kind, num_classes=len(task.classes) + 1)) == ("padding", *task.classes)
 
 
+def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -> None:
+    velocity = {"task": TASKS["velocity"], "classes": ("padding", *TASKS["velocity"].classes)}
+    card = render(model(MidiBertForNotes, num_classes=7), about(labelled=(corpus("sample"),), **velocity))
+    assert "fine-tuned for velocity" in card and "told by the number of outputs" not in card and "| 6 | ff |" in card
+    assert head(card)["datasets"] == ["sample"] and head(card)["license"] == "mit", (
+        "no pre-training: known, not missing"
+    )
+    assert "| fine-tuning | " in card and "pre-training |" not in card and "Not known" not in card
+    both = render(model(MidiBertForNotes, num_classes=7), about("asap", "sample", labelled=(corpus("sample"),)))
+    assert "| pre-training | ASAP" in both and "| pre-training and fine-tuning | " in both
+
+
 def test_other_outputs_belong_to_no_task() -> None:
     stranger = model(MidiBertForSequences, num_classes=5)
     assert output_names(stranger) == () == output_names(model())

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
-from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, mlm_loss
 from midibert_ray.music.vocabulary import CP, REMI
 
@@ -221,27 +220,3 @@ class TestLoss:
 def _logits(m: int) -> tuple[tuple[Tensor, ...], Tensor]:
     targets = torch.stack([torch.randint(0, n, (m,)) for n in CP.sizes], dim=-1)
     return tuple(torch.randn(m, n) for n in CP.sizes), targets
-
-
-def test_the_paper_s_step_computed_by_hand() -> None:
-    """Loss and attention mask of one paper-protocol batch, row by row in plain Python."""
-    model = MidiBertForMaskedLM(tiny()).eval()
-    tokens, length = random_tokens("cp"), torch.tensor([64, 40, 3])
-    tokens[torch.arange(64) >= length[:, None]] = torch.tensor(CP.pad)
-    batch = mask_batch(tokens, length, protocol="paper", keys=row_keys(0, 0, 0, torch.arange(3)))
-    loss = mlm_loss(model(batch.inputs, batch.attention_mask, batch.where), batch.targets[batch.where])["loss"]
-
-    by_hand = torch.tensor([[bar != 2 for bar in row[:, 0].tolist()] for row in batch.inputs])
-    assert torch.equal(batch.attention_mask, by_hand)
-    hidden = model.midibert(batch.inputs, by_hand).last_hidden_state
-    total = 0.0
-    for column, (n, head) in enumerate(zip((4, 18, 88, 66), model.heads, strict=True)):
-        costs = [
-            -head(hidden[row, position]).log_softmax(-1)[tokens[row, position, column]].item()
-            for row in range(3)
-            for position in range(64)
-            if batch.where[row, position]
-        ]
-        assert len(costs) == 3 * round(64 * 0.15)
-        total += n * sum(costs) / len(costs) / 176
-    assert loss.item() == pytest.approx(total, abs=1e-5)

@@ -31,8 +31,13 @@ def resolve(uri: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """The address of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
-    base, mark, query = uri.partition("?")
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + mark + query
+    base = without_query(uri)
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + uri[len(base) :]
+
+
+def without_query(uri: str) -> str:
+    """A URI up to its query. A local folder has none: a `?` is part of its name."""
+    return uri if is_local(uri) else uri.partition("?")[0]
 
 
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:

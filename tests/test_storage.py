@@ -10,6 +10,13 @@ def test_joins_keep_a_query_at_the_end() -> None:
     assert storage.join("s3://bucket/x?scheme=http", "runs", "r") == "s3://bucket/x/runs/r?scheme=http"
 
 
+def test_a_question_mark_in_a_local_path_is_a_letter() -> None:
+    assert storage.join("/a?b=c/", "d") == "/a?b=c/d"
+    assert storage.join("file:///a?b", "d") == "file:///a?b/d"
+    assert storage.without_query("/a?b") == "/a?b"
+    assert storage.without_query("s3://a?b") == "s3://a"
+
+
 def test_local_roots_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Counts up when the columns, or the tokens of an unchanged file, change: old stores are then made anew."""
 
 COLUMNS: dict[str, tuple[str, int]] = {

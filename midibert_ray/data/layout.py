@@ -72,6 +72,11 @@ def read_manifest(uri: str) -> dict[str, Any]:
     return manifest
 
 
+def write_manifest(uri: str, manifest: dict[str, Any]) -> None:
+    """Put a manifest into a store's folder, in one step."""
+    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+
+
 def node_copy(uri: str, manifest: dict[str, Any], cache_dir: str | None) -> Path:
     """The folder of this node's copy of a store; built first if the node has none.
 
@@ -82,7 +87,7 @@ def node_copy(uri: str, manifest: dict[str, Any], cache_dir: str | None) -> Path
         ValueError: if the content of the store is not what its manifest says.
     """
     root = Path(cache_dir).expanduser() if cache_dir else _default_cache()
-    name = Path(uri.partition("?")[0]).name
+    name = Path(storage.without_query(uri)).name
     target = root / f"{name}-{manifest['digest'][:16]}-v{FORMAT_VERSION}"
     if target.is_dir():
         return target

@@ -14,11 +14,11 @@ from typing import TypedDict
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, piece_digest
+from midibert_ray.data.listing import File, open_file
 from midibert_ray.data.sandbox import Answer, Request, process_sandbox
 from midibert_ray.music.corpora import Corpus, Piece, corpus
 from midibert_ray.music.grid import Protocol
@@ -47,8 +47,8 @@ class Part:
     """Of the part, from 0; it names the file."""
 
     pieces: tuple[Piece, ...] = field(repr=False)
-    sizes: dict[str, int] = field(repr=False)
-    """Bytes of the pieces' files; absent files are missing."""
+    files: dict[str, File] = field(repr=False)
+    """The pieces' files by name; absent files are missing."""
 
     staging: str
     """Address of the folder that becomes the store."""
@@ -68,6 +68,9 @@ class Report(TypedDict):
 
     reason: str
     """Why the piece is quarantined."""
+
+    unread: bool
+    """Whether the reason lies with the storage and may pass: the next run tries again."""
 
 
 def locate(corpus: Corpus, root: str) -> str:
@@ -89,12 +92,15 @@ def make_part(part: Part) -> list[Report]:
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
     answers: dict[str, Answer] = {}
+    unread: set[str] = set()
     sent: deque[str] = deque()
 
     def requests() -> Iterator[Request]:
         for piece, contents in _read_ahead(location, part):
-            if isinstance(contents, str):
-                answers[piece.piece] = Answer(reason=contents, dropped={}, columns={})
+            if isinstance(contents, _UnusableError):
+                answers[piece.piece] = Answer(reason=str(contents), dropped={}, columns={})
+                if contents.may_pass:
+                    unread.add(piece.piece)
                 continue
             sent.append(piece.piece)
             yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, contents=contents)
@@ -102,20 +108,25 @@ def make_part(part: Part) -> list[Report]:
     for answer in sandbox.tokenize(requests()):
         answers[sent.popleft()] = answer
     _write(part, answers)
-    return [_report(part, piece, answers[piece.piece]) for piece in part.pieces]
+    return [_report(part, piece, answers[piece.piece], piece.piece in unread) for piece in part.pieces]
 
 
-def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | str]]:
+class _UnusableError(Exception):
+    def __init__(self, reason: str, *, may_pass: bool = False) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+
+
+def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
     """Every piece with the bytes of its files, or with the reason why they cannot be had."""
-    system, folder = storage.filesystem(location)
 
-    def read(piece: Piece) -> Contents | str:
+    def read(piece: Piece) -> Contents | _UnusableError:
         try:
-            return tuple(_read(system, f"{folder}/{file}", part.sizes.get(file)) for file in piece.files)
+            return tuple(_read(location, name, part.files.get(name)) for name in piece.files)
         except _UnusableError as error:
-            return str(error)
+            return error
 
-    waiting: deque[tuple[Piece, Future[Contents | str]]] = deque()
+    waiting: deque[tuple[Piece, Future[Contents | _UnusableError]]] = deque()
     with ThreadPoolExecutor(max_workers=4) as pool:
         for piece in part.pieces:
             waiting.append((piece, pool.submit(read, piece)))
@@ -126,24 +137,24 @@ def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | s
             yield piece, future.result()
 
 
-class _UnusableError(Exception):
-    pass
-
-
-def _read(system: fs.FileSystem, path: str, size: int | None) -> bytes:
+def _read(location: str, name: str, file: File | None) -> bytes:
     """The content of a file; trouble with this one file is an _UnusableError, other trouble its own."""
-    name = path.rpartition("/")[2]
-    if size is None:
-        raise _UnusableError(f"file not found ({name})")
-    if size > FILE_LIMIT:
-        raise _UnusableError(f"too large: {size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
+    shown = name.rpartition("/")[2]
+    if file is None:
+        raise _UnusableError(f"file not found ({shown})")
+    if file.size > FILE_LIMIT:
+        raise _UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
     try:
-        with system.open_input_stream(path) as stream:
+        with open_file(location, file.path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
-        raise _UnusableError(f"file not found ({name})") from error
+        raise _UnusableError(f"file not found ({shown})", may_pass=True) from error
     except PermissionError as error:
-        raise _UnusableError(f"no permission to read {name}") from error
+        raise _UnusableError(f"no permission to read {shown}", may_pass=True) from error
+    except OSError as error:
+        if not storage.is_local(location):
+            raise  # an object store that does not answer is not this file's trouble
+        raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
 
 
 def _write(part: Part, answers: dict[str, Answer]) -> None:
@@ -164,7 +175,7 @@ def _write(part: Part, answers: dict[str, Answer]) -> None:
     storage.write_bytes(storage.join(part.staging, layout.part_name(part.number)), sink.getvalue().to_pybytes())
 
 
-def _report(part: Part, piece: Piece, answer: Answer) -> Report:
+def _report(part: Part, piece: Piece, answer: Answer, unread: bool) -> Report:
     notes = len(answer.columns.get("velocity", b""))
     digest = piece_digest(piece.piece, piece.split, piece.label, answer.columns.values()) if notes else ""
     return Report(
@@ -176,4 +187,5 @@ def _report(part: Part, piece: Piece, answer: Answer) -> Report:
         segments=-(-notes // part.segment),
         dropped=json.dumps(answer.dropped),
         reason=answer.reason or "",
+        unread=unread,
     )

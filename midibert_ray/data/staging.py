@@ -3,9 +3,12 @@
 A job writes into a hidden folder beside the address, `.<store>.<host>.<pid>.<random>`, and publishes it when
 the manifest is in it: by a rename, or, in an object store, which has none, by copying the manifest last.
 What a killed job leaves behind is no store, and the next job removes it.
+
+A store whose files have changed is replaced: the two folders are exchanged. An object store has no such thing;
+there the old manifest is deleted first, and until the new one is there, no store is.
 """
 
-import json
+import ctypes
 import logging
 import os
 import re
@@ -19,7 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.data.layout import MANIFEST
+from midibert_ray.data.layout import MANIFEST, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +41,11 @@ def create(address: str) -> str:
 
 def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
     """Write the manifest and make the staging folder the store; another job's store that came first stays."""
-    storage.write_bytes(storage.join(staging, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+    write_manifest(staging, manifest)
     if not storage.is_local(address):
         _copy(staging, address)
         return discard(staging)
-    source, target = Path(storage.resolve(staging)), Path(storage.resolve(address))
-    for leftover in source.glob(".*"):  # temporary files of tasks that were killed and repeated
-        leftover.unlink()
+    source, target = _swept(staging), Path(storage.resolve(address))
     if target.exists() and not (target / MANIFEST).exists():
         shutil.rmtree(target)
     try:
@@ -55,6 +56,41 @@ def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
         logger.info("%s was published by another job in the meantime", address)
         discard(staging)
     return None
+
+
+def replace(staging: str, address: str, manifest: dict[str, Any]) -> None:
+    """Write the manifest and put the staging folder in the place of the store that stands at the address."""
+    write_manifest(staging, manifest)
+    if storage.is_local(address):
+        _exchange(_swept(staging), Path(storage.resolve(address)))
+        return discard(staging)
+    system, target = storage.filesystem(address)
+    system.delete_file(f"{target}/{MANIFEST}")
+    for info in system.get_file_info(fs.FileSelector(target)):
+        if info.is_file and info.base_name != MANIFEST:
+            system.delete_file(info.path)
+    _copy(staging, address)
+    return discard(staging)
+
+
+def _swept(staging: str) -> Path:
+    """A local staging folder without the temporary files of tasks that were killed and repeated."""
+    folder = Path(storage.resolve(staging))
+    for leftover in folder.glob(".*"):
+        leftover.unlink()
+    return folder
+
+
+def _exchange(source: Path, target: Path) -> None:
+    """Swap two folders: at once where Linux and the file system can, else with a moment between two renames."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap is not None and swap(here, os.fsencode(source), here, os.fsencode(target), exchange) == 0:
+        return
+    aside = source.with_name(f"{source.name}x")  # still the name of a staging folder, should this job die here
+    target.rename(aside)
+    source.rename(target)
+    aside.rename(source)
 
 
 def discard(staging: str) -> None:
@@ -96,9 +132,9 @@ def _runs(pid: int) -> bool:
 
 def _split(address: str) -> tuple[str, str]:
     """The folder that an address lies in, and its last name; a query stays with the folder."""
-    base, mark, query = address.partition("?")
+    base = storage.without_query(address)
     parent, _, name = base.rpartition("/")
-    return parent + mark + query, name
+    return parent + address[len(base) :], name
 
 
 def _copy(staging: str, address: str) -> None:

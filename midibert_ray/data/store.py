@@ -52,8 +52,14 @@ class TokenStore:
             FileNotFoundError: if no finished store stands at the address.
             ValueError: if the store is damaged or has another format.
         """
-        manifest = layout.read_manifest(uri)
-        return cls(uri, manifest, layout.node_copy(uri, manifest, cache_dir), cache_dir)
+        while True:
+            manifest = layout.read_manifest(uri)
+            try:
+                return cls(uri, manifest, layout.node_copy(uri, manifest, cache_dir), cache_dir)
+            except (ValueError, OSError):
+                if layout.read_manifest(uri)["digest"] == manifest["digest"]:
+                    raise
+                # the store was replaced while it was read: the new one is as good
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process or node, a store is opened there: arrays are never pickled."""

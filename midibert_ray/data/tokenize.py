@@ -7,67 +7,32 @@ number of workers; a task that is repeated overwrites what it wrote.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import logging
 import pickle
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
-from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.data import layout, staging
-from midibert_ray.data.columns import FORMAT_VERSION, store_digest
-from midibert_ray.data.part import Part, locate, make_part
-from midibert_ray.music.corpora import Corpus, Piece, corpus
+from midibert_ray.data.columns import store_digest
+from midibert_ray.data.part import Part, make_part
+from midibert_ray.data.plan import Plan, plan_corpus
 from midibert_ray.music.grid import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
+
+__all__ = ["Plan", "Summary", "plan_corpus", "tokenize_corpora", "tokenize_corpus", "tokenize_plans"]
 
 logger = logging.getLogger(__name__)
 
 _LEAST_IN_PART, _MOST_PARTS = 64, 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What tokenizing one corpus means: which pieces, from where, to which address."""
-
-    corpus: Corpus
-    protocol: Protocol
-    segment: int
-    """Time steps of a segment; only counted with."""
-
-    root: str
-    """`corpora.root`, absolute."""
-
-    pieces: tuple[Piece, ...] = field(repr=False)
-    """Sorted by id."""
-
-    sizes: dict[str, int] = field(repr=False)
-    """Bytes of the pieces' files by path below the corpus folder; absent files are missing."""
-
-    storage_root: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Whatever the content of the store depends on, apart from the files."""
-        return {"protocol": self.protocol, "segment": self.segment, "format_version": FORMAT_VERSION}
-
-    @functools.cached_property
-    def address(self) -> str:
-        """`{storage_root}/tokens/<corpus>-<hash>`; the hash covers settings, vocabulary and listing."""
-        listing = [[p.piece, p.split, p.label, [self.sizes.get(f) for f in p.files]] for p in self.pieces]
-        plain = corpus(self.corpus.name.partition("?")[0])  # without an endpoint of the object store
-        identity = [plain.name, self.settings, vocabulary_digest(), listing]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return storage.join(self.storage_root, "tokens", f"{plain.slug}-{digest[:12]}")
+_KEPT_LISTINGS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +46,11 @@ class Summary:
 
     @staticmethod
     def table(summaries: Sequence["Summary"]) -> str:
-        """Stores side by side as text, with the reasons of what is missing below."""
+        """Stores side by side as text, with the reasons of what is missing below.
+
+        Seconds are those from the start of a corpus's first task to the end of its last one. Corpora that are
+        made at the same time share the machines, so that the column need not add up to the time of the job.
+        """
         head = ("corpus", "pieces", "segments", "notes", "dropped", "quarantined", "seconds")
         rows = [head, *(summary._row() for summary in summaries)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -112,44 +81,6 @@ class Summary:
             yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {layout.MANIFEST}"
 
 
-def plan_corpus(name: str, *, corpora_root: str, storage_root: str, protocol: Protocol, segment: int = 512) -> Plan:
-    """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
-
-    Raises:
-        ValueError: for an unknown corpus or protocol, or a folder without MIDI files of the corpus.
-        FileNotFoundError: if the corpus folder is not there.
-    """
-    chosen, root = _corpus(name), storage.resolve(corpora_root)
-    location = locate(chosen, root)
-    system, path = storage.filesystem(location)
-    if system.get_file_info(path).type is not fs.FileType.Directory:
-        hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-        raise FileNotFoundError(f"corpus {name}: there is no folder {location}{hint}")
-    infos = system.get_file_info(fs.FileSelector(path, recursive=True))
-    sizes = {info.path[len(path) :].lstrip("/"): int(info.size) for info in infos if info.is_file}
-    pieces = sorted(chosen.pieces(sizes, protocol), key=lambda piece: piece.piece)
-    if not any(piece.files[0] in sizes for piece in pieces):
-        sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
-        raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}")
-    return Plan(
-        corpus=chosen,
-        protocol=protocol,
-        segment=segment,
-        root=root,
-        pieces=tuple(pieces),
-        sizes={file: sizes[file] for piece in pieces for file in piece.files if file in sizes},
-        storage_root=storage.resolve(storage_root),
-    )
-
-
-def _corpus(name: str) -> Corpus:
-    """The corpus of a name; workers run in other directories, so that a folder's path is made absolute."""
-    prefix = "folder:"
-    if name.startswith(prefix):
-        name = prefix + storage.resolve(corpus(name).folder)
-    return corpus(name)
-
-
 def tokenize_corpus(name: str, **settings: Any) -> Summary:
     """Tokenize one corpus; see `tokenize_corpora`."""
     return tokenize_corpora([name], **settings)[0]
@@ -173,7 +104,10 @@ def tokenize_corpora(
 
 
 def tokenize_plans(plans: Sequence[Plan], *, progress_s: float = 2.0) -> list[Summary]:
-    """Make token stores, all in one Ray Dataset; stores that are there already are found.
+    """Make token stores, all in one Ray Dataset; stores that are there already, of the same files, are found.
+
+    A store is found by its listing alone (`Plan.is_current`). Where a file has another time, or one that could
+    not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
     Needs a running Ray. `progress_s` is the time between two lines of progress in the log, seconds.
 
@@ -183,7 +117,7 @@ def tokenize_plans(plans: Sequence[Plan], *, progress_s: float = 2.0) -> list[Su
     for parent in {storage.join(plan.storage_root, "tokens") for plan in plans}:
         staging.remove_stale(parent)
     addresses = [plan.address for plan in plans]
-    found = [storage.exists(storage.join(address, layout.MANIFEST)) for address in addresses]
+    found = [plan.is_current() for plan in plans]
     missing = [plan for plan, there in zip(plans, found, strict=True) if not there]
     failures = _make(missing, progress_s) if missing else []
     if failures:
@@ -206,7 +140,7 @@ def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
             segment=plan.segment,
             number=number,
             pieces=pieces,
-            sizes={file: plan.sizes[file] for piece in pieces for file in piece.files if file in plan.sizes},
+            files={file: plan.files[file] for piece in pieces for file in piece.files if file in plan.files},
             staging=staging_address,
         )
 
@@ -221,15 +155,19 @@ class _Ledger:
         self._notes = self._segments = 0
         self._dropped: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
-        self._started = time.monotonic()
+        self._unread: set[str] = set()
+        self._began, self._ended = float("inf"), 0.0
 
     def add(self, report: dict[str, Any]) -> None:
-        """Enter a piece (a `part.Report`, and the node that made it)."""
+        """Enter a piece (a `part.Report`, and where and when its task ran)."""
+        self._began, self._ended = min(self._began, report["began"]), max(self._ended, report["ended"])
         if report["piece"] in self._digests or report["file"] in self._quarantined:
             return  # a task that was repeated
         self._nodes[report["node"]] += 1
         if report["reason"]:
-            self._quarantined[report["file"]] = report["reason"]
+            self._quarantined[report["file"]] = self.plan.reason(report["file"], report["reason"])
+            if report["unread"]:
+                self._unread.add(report["file"])
             return
         self._digests[report["piece"]] = report["digest"]
         self._notes += report["notes"]
@@ -242,30 +180,50 @@ class _Ledger:
         return len(self._digests) + len(self._quarantined) == len(self.plan.pieces)
 
     def publish(self) -> str | None:
-        """Make the store, or say why there is none."""
+        """Make the store, or renew the one that is there, or say why there is none."""
         if self._digests:
-            staging.publish(self.staging, self.plan.address, self._manifest())
+            manifest, address = self._manifest(), self.plan.address
+            if not storage.exists(storage.join(address, layout.MANIFEST)):
+                staging.publish(self.staging, address, manifest)
+            elif not self._confirms(layout.read_manifest(address), manifest):
+                staging.replace(self.staging, address, manifest)
             return None
         reasons = Counter(self._quarantined.values()).most_common(3)
         listed = "; ".join(f"{reason} ({count:,} files)" for reason, count in reasons)
         return f"corpus {self.plan.corpus.name}: none of its files can be used: {listed}"
 
+    def _confirms(self, standing: dict[str, Any], manifest: dict[str, Any]) -> bool:
+        """Whether a store already holds all this; if so, its manifest is told of the listing.
+
+        The last few listings are kept: copies of a corpus differ in times, and may take turns.
+        """
+        if any(standing.get(key) != manifest[key] for key in ("digest", "counts", "dropped_notes", "quarantined")):
+            return False
+        earlier = standing.get("checked", {}).get("listings", ())
+        listings = [*(listing for listing in earlier if listing != self.plan.listing), self.plan.listing]
+        layout.write_manifest(
+            self.plan.address, {**standing, "checked": {**manifest["checked"], "listings": listings[-_KEPT_LISTINGS:]}}
+        )
+        return True
+
     def _manifest(self) -> dict[str, Any]:
+        quarantined = self._quarantined | self.plan.quarantined
         return {
             "corpus": self.plan.corpus.name,
             "protocol": self.plan.protocol,
             "settings": self.plan.settings,
             "vocabulary_digest": vocabulary_digest(),
             "counts": {
-                "files": len(self.plan.pieces),
+                "files": len(self._digests) + len(quarantined),
                 "pieces": len(self._digests),
                 "notes": self._notes,
                 "segments": self._segments,
             },
             "dropped_notes": dict(sorted(self._dropped.items())),
-            "quarantined": [{"file": f, "reason": reason} for f, reason in sorted(self._quarantined.items())],
+            "quarantined": [{"file": f, "reason": reason} for f, reason in sorted(quarantined.items())],
             "digest": store_digest(self._digests.items()),
-            "seconds": round(time.monotonic() - self._started, 1),
+            "checked": {"listings": [self.plan.listing], "unread": sorted(self._unread)},
+            "seconds": round(self._ended - self._began, 1),
             "nodes": dict(sorted(self._nodes.items())),
         }
 
@@ -299,8 +257,10 @@ def _stream(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
-    node = ray.util.get_node_ip_address()
-    return [{**report, "node": node} for report in make_part(pickle.loads(row["part"]))]
+    began = time.time()
+    reports = make_part(pickle.loads(row["part"]))
+    place = {"node": ray.util.get_node_ip_address(), "began": began, "ended": time.time()}
+    return [{**report, **place} for report in reports]
 
 
 @contextlib.contextmanager

@@ -204,7 +204,8 @@ def corpus(name: str) -> Corpus:
     """The corpus of this name: pop909, pop1k7, asap, pianist8, emopia, sample, or ``folder:<path or URI>``.
 
     A folder corpus is every ``.mid`` and ``.midi`` file below the folder, however deep; the piece id is the
-    path below it.
+    path below it. Lists of corpora on the command line are split at commas, so that a folder whose path holds
+    one cannot be named there: rename it, or name a link to it.
 
     Raises:
         ValueError: no such corpus (the nearest name is given), or a folder without a path.
@@ -226,7 +227,8 @@ def corpus(name: str) -> Corpus:
     nearest = difflib.get_close_matches(name.lower(), CORPORA, n=1, cutoff=0.0)[0]
     raise ValueError(
         f"unknown corpus {name!r}; did you mean {nearest!r}? "
-        f"Known: {', '.join(CORPORA)}, or folder:/path/to/midi for files of your own"
+        f"Known: {', '.join(CORPORA)}, or folder:/path/to/midi for files of your own "
+        "(without a comma in the path, which would end the name: rename or link such a folder)"
     )
 
 

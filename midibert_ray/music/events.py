@@ -26,6 +26,38 @@ def _variable(body: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
+def _events(body: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """The events of a track: (tick, status, where its data begin, where they end), running status resolved.
+
+    A meta event (status 0xFF) has its type before its data. Raises as `channel_events`.
+    """
+    at = tick = status = 0
+    while at < len(body):
+        delta, at = _variable(body, at)
+        tick += delta
+        if body[at] == _META:
+            length, start = _variable(body, at + 2)
+            at = start + length
+            yield tick, _META, start, at
+            continue
+        if body[at] >= 0x80:
+            status = body[at]
+            at += 1
+        elif status in (_SYSEX, _SYSEX_END):
+            raise ValueError(f"data byte 0x{body[at]:02x} after a SysEx event, which ends running status")
+        length, start = 2, at
+        if status in (_SYSEX, _SYSEX_END):
+            length, start = _variable(body, at)
+        elif not 0x80 <= status < 0xF0:
+            raise ValueError(f"status byte 0x{status:02x} in a track")
+        elif status & 0xF0 in _ONE_DATA_BYTE:
+            length = 1
+        at = start + length
+        yield tick, status, start, at
+    if at > len(body):
+        raise IndexError("the track ends within an event")
+
+
 def channel_events(body: bytes) -> Iterator[tuple[int, int, int, int]]:
     """The channel messages of a track: (tick, status, first data byte, second or 0), running status resolved.
 
@@ -33,28 +65,27 @@ def channel_events(body: bytes) -> Iterator[tuple[int, int, int, int]]:
         IndexError: the body ends within an event.
         ValueError: a data byte where a status byte must stand, or a system message no file may hold.
     """
-    at = tick = status = 0
-    while at < len(body):
-        delta, at = _variable(body, at)
-        tick += delta
-        if body[at] == _META:
-            length, at = _variable(body, at + 2)
-            at += length
-            continue
-        if body[at] >= 0x80:
-            status = body[at]
-            at += 1
-        if status in (_SYSEX, _SYSEX_END):
-            length, at = _variable(body, at)
-            at += length
-        elif not 0x80 <= status < 0xF0:
-            raise ValueError(f"status byte 0x{status:02x} in a track")
-        elif status & 0xF0 in _ONE_DATA_BYTE:
-            yield tick, status, body[at], 0
-            at += 1
-        else:
-            yield tick, status, body[at], body[at + 1]
-            at += 2
+    for tick, status, start, end in _events(body):
+        if status < _SYSEX:
+            yield tick, status, body[start], body[start + 1] if end - start == 2 else 0
+
+
+def has_doubtful_sysex(body: bytes) -> bool:
+    """Whether a track has SysEx events that symusic misreads, or that pretty_midi refuses.
+
+    symusic takes the payload of a continuation or escape (an event that begins with 0xF7, legal in a file) for
+    delta times and events, and likewise whatever it finds under running status after a SysEx event. A whole
+    SysEx event is well read, but pretty_midi wants nothing above 127 in it.
+    """
+    try:
+        for _, status, start, end in _events(body):
+            if status == _SYSEX_END:
+                return True
+            if status == _SYSEX and not body[start:end].removesuffix(b"\xf7").isascii():
+                return True
+    except (IndexError, ValueError):
+        return True
+    return False
 
 
 def walk_notes(body: bytes) -> NDArray[np.int64]:

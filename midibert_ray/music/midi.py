@@ -105,15 +105,27 @@ def read_notes(data: bytes) -> Notes:
 
     Any ticks per beat, format 0, 1 or 2, several tracks, drums, tempo changes (those of the first track
     count, as in pretty_midi), running status and RIFF-wrapped files are read. Notes that are never ended, and
-    notes of length zero, are not notes. A file with several channels or programs in one track, and the rare
-    one whose note-offs leave room for doubt (`read_track`), is read by pretty_midi itself: slower, same
-    result.
+    notes of length zero, are not notes. A file with several channels, programs or names in one track, with
+    split SysEx messages (0xF7 events) or events after an early end of track, and the rare one whose note-offs
+    leave room for doubt (`read_track`), is read by pretty_midi itself: slower, same result.
+
+    Known differences from pretty_midi, all outside the five corpora:
+
+    - A meta event of a type that mido does not know keeps its delta time; mido drops it, and plays all that
+      follows too early.
+    - A delta time of five bytes is refused; the standard allows four.
+    - System messages that no file may hold (0xF1 to 0xF6, 0xF8 to 0xFE), and data under running status after a
+      SysEx event, are skipped or refused, not always in the same way; pretty_midi reads some of both.
+    - Names are read as UTF-8, by pretty_midi as Latin-1.
 
     Raises:
         MidiError: the file is not MIDI, is cut short or garbled, has SMPTE time division or zero ticks per
             beat, an event after tick 10,000,000, or no note.
     """
     container = split(data)
+    if b"" in container.tracks:
+        number = container.tracks.index(b"") + 1
+        raise MidiError(f"empty track: MTrk chunk {number} of {len(container.tracks)} has no events, not even its end")
     try:
         notes = _read_fast(container)
         if notes is None:

@@ -12,6 +12,7 @@ a change of program.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import symusic
 from numpy.typing import NDArray
 
-from midibert_ray.music.events import channel_events, walk_notes
+from midibert_ray.music.events import channel_events, has_doubtful_sysex, walk_notes
 from midibert_ray.music.smf import MidiError, pack
 
 MAX_TICK = 10_000_000
@@ -29,6 +30,9 @@ It bounds the memory that a file of a few bytes can ask for."""
 _SPAN = 2 * MAX_TICK
 _END_OF_TRACK = b"\xff\x2f\x00"
 _EMPTY_TEXT = b"\xff\x01\x00"
+_TRACK_NAME = b"\xff\x03"
+_NAME_OR_NOTE = re.compile(rb"\xff\x03|[\x90-\x9f]")
+_SYSEX_END = b"\xf7"
 _PROBE_WAIT = b"\xff\xff\xff\x7f"
 """The longest delta time, 268,435,455 ticks: the probe stands far behind `MAX_TICK`."""
 _PROBE_TICK = 0x0FFFFFFF
@@ -55,20 +59,22 @@ class TrackNotes:
 def read_track(ticks_per_beat: int, body: bytes) -> TrackNotes | None:
     """Read one track: the body of an MTrk chunk -> `TrackNotes`, or None if only pretty_midi itself can tell.
 
-    None means: notes on more than one channel or program, a program change between them, or no
-    end of track where it belongs.
+    None means: notes on more than one channel or program, a program change between them, a second or late
+    name, SysEx events that symusic misreads, or no end of track where it belongs and there alone.
 
     Raises:
         MidiError: a note after `MAX_TICK`, or a data byte above 127.
         RuntimeError, ValueError, IndexError: the events cannot be parsed.
     """
     probed = _with_probe(body)
-    if probed is None:
+    if probed is None or (_SYSEX_END in body and has_doubtful_sysex(body)):
         return None
     score: Any = symusic.Score.from_midi(pack(ticks_per_beat, (probed,)))
     found = [(track, _columns(track)) for track in score.tracks if len(track.notes)]
     heard = [(track, columns) for track, columns in found if columns[0, 0] < _PROBE_TICK]
     if len(heard) > 1 or any(_program_changes(body, columns) for _, columns in heard):
+        return None
+    if heard and _named_anew(body):
         return None
     notes = np.zeros((4, 0), dtype=np.int64)
     for _, columns in heard:
@@ -89,13 +95,25 @@ def read_track(ticks_per_beat: int, body: bytes) -> TrackNotes | None:
 
 
 def _with_probe(body: bytes) -> bytes | None:
-    """``body`` with the probe in front of its end of track; None if it has no such end."""
-    if not body.endswith(_END_OF_TRACK):
+    """``body`` with the probe in front of its end of track; None if it has no such end, or an earlier one too.
+
+    symusic stops at the first end of track, pretty_midi reads on.
+    """
+    if not body.endswith(_END_OF_TRACK) or body.find(_END_OF_TRACK[:2]) < len(body) - 3:
         return None
     # 0x9n is a note-on of channel n (or some other byte, and the probe of that channel is of no consequence).
     channels = [channel for channel in range(16) if 0x90 + channel in body]
     events = b"".join(_PROBES[channel] for channel in channels)
     return body[:-3] + _EMPTY_TEXT + _PROBE_WAIT + _EMPTY_TEXT + events + b"\x00" + _END_OF_TRACK
+
+
+def _named_anew(body: bytes) -> bool:
+    """Whether a track may have a second name, or one behind its first note.
+
+    pretty_midi takes the last name before the first note ends, symusic the last of all.
+    """
+    last = body.rfind(_TRACK_NAME)
+    return last > 0 and _NAME_OR_NOTE.search(body, 0, last) is not None
 
 
 def _probe(channel: int) -> bytes:

@@ -3,6 +3,9 @@
 CP (compound words): a super token is four ids, one of each token type. REMI: one flat table. Both count
 pitches from MIDI 22 to 107 and durations in thirty-seconds, 1 to 64. PAD and MASK are the last two ids of a
 table.
+
+`vocabulary.json` beside this file holds both for other tools, with the digest that token stores name. It is what
+`vocabularies_json` gives, and a test keeps it so.
 """
 
 from __future__ import annotations
@@ -123,3 +126,9 @@ REMI_MASK = REMI.mask[0]
 def vocabulary_digest() -> str:
     """sha256 (hex) over both vocabularies: what a token store or a checkpoint notes down beside its ids."""
     return hashlib.sha256((CP.digest() + REMI.digest()).encode()).hexdigest()
+
+
+def vocabularies_json() -> str:
+    """Both vocabularies and `vocabulary_digest` as JSON text, stable to the byte."""
+    tables = {vocabulary.name: json.loads(vocabulary.to_json()) for vocabulary in (CP, REMI)}
+    return json.dumps({"digest": vocabulary_digest(), **tables}, indent=1) + "\n"

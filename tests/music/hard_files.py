@@ -43,3 +43,9 @@ END = bytes.fromhex("00ff2f00")
 
 RUNNING_STATUS = raw_file(bytes.fromhex("00903c40 8360 3c00 00 4050 8360 4000".replace(" ", "")) + END)
 """Two quarters, C4 and E4, one status byte; note-offs are note-ons of velocity 0."""
+
+SPLIT_SYSEX = raw_file(bytes.fromhex("00f0037e7f09 60f7030102f7 00903c40 60803c00".replace(" ", "")) + END)
+"""A SysEx message in two packets, the second 96 ticks after the first; then C4."""
+
+ESCAPED = raw_file(bytes.fromhex("00f703f30140 00903c40 60803c00".replace(" ", "")) + END)
+"""A song select as an escape, which pretty_midi refuses for its byte above 127; then C4."""

@@ -9,7 +9,7 @@ import mido
 import numpy as np
 import pretty_midi
 import pytest
-from hard_files import END, RUNNING_STATUS, message, midi_file, note, raw_file, riff
+from hard_files import END, ESCAPED, RUNNING_STATUS, SPLIT_SYSEX, message, midi_file, note, raw_file, riff
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +113,46 @@ def test_several_tempi_and_960_ticks_per_beat():
     assert_equals_pretty_midi(data)
 
 
+def test_a_sysex_message_in_two_packets_takes_no_time_of_its_own():
+    assert columns(SPLIT_SYSEX) == [(96, 192, 60)]
+    assert_equals_pretty_midi(SPLIT_SYSEX)
+
+
+def test_a_sysex_event_need_not_end_in_f7():
+    data = raw_file(bytes.fromhex("00f0037e7f0960903c4060803c00") + END)
+    assert columns(data) == [(96, 192, 60)]
+    assert_equals_pretty_midi(data)
+
+
+@pytest.mark.parametrize("data", [ESCAPED, raw_file(bytes.fromhex("00f003017ff7003c40") + RUNNING_STATUS[22:])])
+def test_bytes_of_a_sysex_event_are_never_taken_for_notes(data):
+    with pytest.raises(MidiError, match="unreadable MIDI events"):
+        read_notes(data)
+
+
+def test_whole_sysex_events_need_no_second_reading(monkeypatch):
+    monkeypatch.setattr(midi_module, "_reread", lambda container: pytest.fail("the slow reader was used"))
+    assert columns(raw_file(bytes.fromhex("00f0057e7f0901f7") + RUNNING_STATUS[22:])) == columns(RUNNING_STATUS)
+
+
+def test_events_after_an_early_end_of_track_count():
+    data = raw_file(END + RUNNING_STATUS[22:])
+    assert columns(data) == columns(RUNNING_STATUS)
+    assert_equals_pretty_midi(data)
+
+
+def test_of_several_names_the_last_before_the_first_note_ends_counts():
+    names = [mido.MetaMessage("track_name", name=name) for name in "ABC"]
+    data = midi_file([*names[:2], *note(60, 5), names[2]])
+    assert [track.name for track in read_notes(data).tracks] == ["B"]
+    assert_equals_pretty_midi(data)
+
+
+def test_an_unknown_meta_event_keeps_its_delta_time():
+    """Where pretty_midi is wrong, and we are not: mido drops the delta of what it does not know."""
+    assert columns(raw_file(bytes.fromhex("60ff40016100903c4060803c00") + END)) == [(96, 192, 60)]
+
+
 def test_drums_are_marked():
     notes = read_notes(midi_file(note(36, 10, channel=9), note(60, 10)))
     assert [track.is_drum for track in notes.tracks] == [True, False]
@@ -135,6 +175,7 @@ BROKEN = {
     "no tracks": raw_file(),
     "format 3": raw_file(END, kind=3),
     "no notes": raw_file(END),
+    "empty track: MTrk chunk 2 of 2 has no events": raw_file(END, b"", kind=1),
     "unreadable MIDI events": raw_file(bytes.fromhex("00903cff 10903c00") + END),
     "tempo of 0": raw_file(bytes.fromhex("00ff5103000000") + RUNNING_STATUS[22:]),
 }
@@ -175,7 +216,7 @@ def test_a_changed_byte_raises_nothing_but_midi_error(sample_midi, at, value):
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["on", "on", "off", "off", "program"]),
+        st.sampled_from(["on", "on", "on", "off", "off", "off", "program", "sysex", "open", "continue", "name", "end"]),
         st.integers(0, 3),  # delta time: many events share a tick
         st.integers(60, 62),
         st.integers(0, 3),  # velocity 0 is a note-off
@@ -185,20 +226,26 @@ EVENTS = st.lists(
 )
 
 
-def _messages(events: list[tuple]) -> list[mido.Message]:
-    out = []
-    for kind, time, pitch, velocity, channel in events:
-        if kind == "program":
-            out.append(message("program_change", time, program=velocity, channel=channel))
-        else:
-            out.append(message(f"note_{kind}", time, note=pitch, velocity=velocity, channel=channel))
-    return out
+def _event(kind: str, time: int, pitch: int, velocity: int, channel: int) -> bytes:
+    payload = bytes([pitch] * velocity)
+    body = {
+        "on": bytes([0x90 + channel, pitch, velocity]),
+        "off": bytes([0x80 + channel, pitch, velocity]),
+        "program": bytes([0xC0 + channel, velocity]),
+        "sysex": bytes([0xF0, velocity + 1, *payload, 0xF7]),
+        "open": bytes([0xF0, velocity, *payload]),
+        "continue": bytes([0xF7, velocity, *payload]),
+        "name": bytes([0xFF, 0x03, velocity, *payload]),
+        "end": END[1:],
+    }
+    return bytes([time]) + body[kind]
 
 
 @settings(max_examples=150)
 @given(tracks=st.lists(EVENTS, min_size=1, max_size=3))
 def test_any_events_are_read_as_pretty_midi_reads_them(tracks):
-    assert_equals_pretty_midi(midi_file(*(_messages(events) for events in tracks), kind=1))
+    bodies = (b"".join(_event(*event) for event in events) + END for events in tracks)
+    assert_equals_pretty_midi(raw_file(*bodies, kind=1))
 
 
 def test_pretty_midi_and_back(sample_midi):

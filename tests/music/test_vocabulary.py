@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 
 import pytest
 
 from midibert_ray.music import vocabulary
-from midibert_ray.music.vocabulary import CP, REMI, Vocabulary, vocabulary_digest
+from midibert_ray.music.vocabulary import CP, REMI, Vocabulary, vocabularies_json, vocabulary_digest
 
 
 def test_cp_ids():
@@ -44,6 +45,14 @@ def test_digest_is_of_the_content():
     document["families"]["Bar"][0] = "Bar Old"
     assert Vocabulary.from_json(json.dumps(document)).digest() != CP.digest()
     assert vocabulary_digest() == "38baec9f550d1b387c524b2fc45fe963958dc077402e085ac37ece5bb98571cc"
+
+
+def test_the_shipped_json_holds_both_tables_and_their_digest():
+    text = resources.files("midibert_ray.music").joinpath("vocabulary.json").read_text(encoding="utf-8")
+    assert text == vocabularies_json()
+    document = json.loads(text)
+    assert document.pop("digest") == vocabulary_digest()
+    assert [Vocabulary.from_json(json.dumps(table)) for table in document.values()] == [CP, REMI]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "nonsense"])

@@ -1,0 +1,168 @@
+"""The files below a corpus's folder, and how to open one.
+
+A local folder is walked here, because it may hold what would end pyarrow's listing: names that are not UTF-8,
+subfolders that nobody may read, links that lead back to where they stand. An object store has none of these,
+and pyarrow lists it.
+"""
+
+import functools
+import hashlib
+import heapq
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar, cast
+
+from pyarrow import fs
+
+from midibert_ray import storage
+
+Value = TypeVar("Value")
+
+
+class File(NamedTuple):
+    """One file of a corpus."""
+
+    size: int
+    """Bytes."""
+    mtime_ns: int | None
+    """Time of its last change as the storage tells it, nanoseconds since 1970."""
+    path: str
+    """Below the corpus folder, as the file system wants it: it may hold surrogates, which stand for bytes that
+    are not UTF-8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What lies below a folder. Names are posix paths below it and always valid UTF-8."""
+
+    files: Mapping[str, File] = field(repr=False)
+    """By name; a byte that is not UTF-8 is spelled `\\xe9` in it."""
+
+    unlisted: Mapping[str, str]
+    """Folders (their names end in a slash) and files that could not be looked at, with the reason."""
+
+
+def list_files(location: str) -> Listing:
+    """Every file below a folder, however deep.
+
+    Of a local folder, each real folder is entered once: links to folders are followed if they lead to one that
+    is not below, and a loop of links is none.
+
+    Raises:
+        OSError: the folder itself cannot be listed.
+    """
+    if storage.is_local(location):
+        return _Walk(storage.resolve(location)).listing()
+    system, path = _store(location)
+    infos = system.get_file_info(fs.FileSelector(path, recursive=True))
+    names = {info.path[len(path) :].lstrip("/"): info for info in infos if info.is_file}
+    files = {name: File(int(info.size), info.mtime_ns, name) for name, info in names.items()}
+    return Listing(files=files, unlisted={})
+
+
+def open_file(location: str, path: str) -> BinaryIO:
+    """A file of a corpus (`File.path`), open for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if storage.is_local(location):
+        return Path(storage.resolve(location), path).open("rb")
+    system, folder = _store(location)
+    return cast(BinaryIO, system.open_input_stream(f"{folder}/{path}"))
+
+
+@functools.lru_cache(maxsize=8)
+def _store(location: str) -> tuple[fs.FileSystem, str]:
+    return storage.filesystem(location)  # a client of an object store is slow to make, and serves all threads
+
+
+def listing_digest(files: Mapping[str, File], unlisted: Iterable[str]) -> str:
+    """A digest of names, sizes and times: while it stays the same, no file has been changed.
+
+    A change that keeps a file's size within one tick of the storage's clock (milliseconds) goes unseen.
+    """
+    rows = [[name, files[name].size, files[name].mtime_ns] for name in sorted(files)]
+    return hashlib.sha256(json.dumps([rows, sorted(unlisted)]).encode()).hexdigest()
+
+
+class _Walk:
+    """One pass over a local folder: real folders first, then links in the order of their names."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._files: dict[str, File] = {}
+        self._unlisted: dict[str, str] = {}
+        self._entered: set[tuple[int, int]] = set()
+        self._links = [""]  # a heap: which of two links to one folder is followed must not be chance
+
+    def listing(self) -> Listing:
+        """Walk, and give what was found."""
+        while self._links:
+            folders = [heapq.heappop(self._links)]
+            while folders:
+                folders += self._enter(folders.pop())
+        return Listing(files=_spelled(self._files), unlisted=_spelled(self._unlisted))
+
+    def _enter(self, below: str) -> list[str]:
+        """Note what lies in a folder, unless it was entered before; its real subfolders are given."""
+        place = os.path.join(self._folder, below)  # noqa: PTH118 - half the time of Path in a large corpus
+        prefix = f"{below}/" if below else ""
+        folders: list[str] = []
+        try:
+            about = os.stat(place)  # noqa: PTH116
+            if (about.st_dev, about.st_ino) in self._entered:
+                return []
+            self._entered.add((about.st_dev, about.st_ino))
+            with os.scandir(place) as entries:
+                folders += [prefix + entry.name for entry in entries if self._note(prefix + entry.name, entry)]
+        except OSError as error:
+            if not below:
+                raise
+            self._unlisted[prefix] = _reason(error, "this folder")
+        return folders
+
+    def _note(self, name: str, entry: "os.DirEntry[str]") -> bool:
+        """Note a file or a link; whether the entry is a real folder."""
+        try:
+            if entry.is_dir():
+                if not entry.is_symlink():
+                    return True
+                heapq.heappush(self._links, name)
+            elif entry.is_file():
+                about = entry.stat()
+                self._files[name] = File(about.st_size, about.st_mtime_ns, name)
+        except OSError as error:
+            self._unlisted[name] = _reason(error, "this file")
+        return False
+
+
+def _reason(error: OSError, what: str) -> str:
+    if isinstance(error, PermissionError):
+        return f"no permission to look into {what}"
+    return f"{what} cannot be looked at: {error.strerror}"
+
+
+def _spelled(found: Mapping[str, Value]) -> dict[str, Value]:
+    """The same under names that are valid UTF-8 and still differ from each other."""
+    spelled = {name: value for name, value in found.items() if is_utf8(name)}
+    for name in sorted(found.keys() - spelled.keys()):
+        plain = os.fsencode(name).decode("utf-8", "backslashreplace")
+        stem, suffix = os.path.splitext(plain)  # noqa: PTH122 - a path below a folder, not of this process
+        number = 2
+        while plain in spelled:
+            plain, number = f"{stem}~{number}{suffix}", number + 1
+        spelled[plain] = found[name]
+    return spelled
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a path can stand in JSON, Parquet and a terminal: Linux takes any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

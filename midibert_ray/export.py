@@ -140,8 +140,7 @@ def _numbers(scores: Mapping[str, Any], families: Mapping[str, Any]) -> dict[str
 def _best(config: Config) -> tuple[str, PretrainRun]:
     done = pipeline.pretrained(config)
     # A storage root may have been copied elsewhere since; the folder's name stays.
-    name = done.checkpoint.partition("?")[0].rstrip("/").rpartition("/")[2]
-    return storage.join(run_address(config, done.key), name), done
+    return storage.join(run_address(config, done.key), storage.basename(done.checkpoint)), done
 
 
 def _from_settings(config: Config) -> tuple[MidiBertPreTrainedModel, About]:

@@ -40,6 +40,11 @@ def without_query(uri: str) -> str:
     return uri if is_local(uri) else uri.partition("?")[0]
 
 
+def basename(uri: str) -> str:
+    """The last part of an address, the name of what stands there."""
+    return without_query(uri).rstrip("/").rpartition("/")[2]
+
+
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a URI or path, and the path within it."""
     if is_local(uri):

@@ -48,3 +48,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_odd_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"study\.name"):
         storage.check_name("study.name", name)
+
+
+def test_names_of_addresses() -> None:
+    assert storage.basename("/a/b/") == "b"
+    assert storage.basename("/a/what?") == "what?"
+    assert storage.basename("s3://bucket/tokens/x-1?endpoint_override=http://host:1") == "x-1"

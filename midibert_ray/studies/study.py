@@ -19,6 +19,7 @@ from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.recorder import Recorder
 from midibert_ray.studies.run_trial import run_trial, task_corpus
 from midibert_ray.training.finetune import TaskData
+from midibert_ray.training.inputs import pin
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class StudyResult:
 
 def study_key(config: Config, stores: Mapping[str, str], encoder: str) -> str:
     """The name of the study that a configuration, its token stores and its encoder describe."""
-    inputs = {"stores": sorted(_last(store) for store in stores.values()), "encoder": encoder}
+    inputs = {"stores": sorted(map(storage.basename, stores.values())), "encoder": encoder}
     return f"{storage.check_name('study.name', config.study.name)}-{identity(config, SECTIONS, **inputs)}"
 
 
@@ -62,12 +63,14 @@ def study(config: Config, *, stores: Mapping[str, str], encoder: str, checkpoint
         checkpoint: address of its checkpoint.
 
     Raises:
-        ValueError: where a task's corpus lacks a split or the labels of the task.
+        ValueError: where a task's corpus lacks a split or the labels of the task, or the study was started on other
+            tokens.
     """
     for task in config.study.tasks:  # what cannot work is said now, not by every trial
         store = TokenStore.open(stores[task_corpus(config, task)], cache_dir=config.storage.cache)
         TaskData(replace(config, {"finetune.task": task}), store)
     key = study_key(config, stores, encoder)
+    pin(storage.join(storage.resolve(config.storage.root), "studies", key), stores.values())
     recorder = Recorder(config, key, encoder)
     logger.info("study %s: %d trials", key, len(recorder.trials))
     result = _collect(key, _tuner(config, key, recorder, dict(stores), checkpoint).fit(), recorder)
@@ -136,7 +139,3 @@ def _collect(key: str, results: Any, recorder: Recorder) -> StudyResult:
         else:
             failed[name] = str(errors.get(name) or "it left no outcome").strip().splitlines()[-1]
     return StudyResult(key, outcomes, failed)
-
-
-def _last(address: str) -> str:
-    return address.rstrip("/").rpartition("/")[2]

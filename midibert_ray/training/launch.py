@@ -31,6 +31,7 @@ from midibert_ray.training.checkpoints import (
     verify,
 )
 from midibert_ray.training.console import Console
+from midibert_ray.training.inputs import pin
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,7 @@ def run_key(config: Config, stores: Sequence[str]) -> str:
         config: identity fields only count.
         stores: addresses of the token stores, in order.
     """
-    names = [store.rstrip("/").rpartition("/")[2] for store in stores]
-    return f"pretrain-{identity(config, SECTIONS, stores=names)}"
+    return f"pretrain-{identity(config, SECTIONS, stores=list(map(storage.basename, stores)))}"
 
 
 def parameter_counts(config: Config) -> dict[str, int]:
@@ -100,10 +100,12 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
 
     Raises:
         ConfigError: for a batch that cannot be divided over the workers.
+        ValueError: where the run was started on other tokens.
         FloatingPointError: where the loss is no longer finite; starting again would end in the same place.
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
     plan, key = plan_batch(config), run_key(config, stores)
+    pin(run_address(config, key), stores)
     done = finished(config, key)
     if done:
         logger.info("pre-training %s is there already: %s", key, done.checkpoint)
@@ -180,7 +182,7 @@ def _best(config: Config, key: str) -> PretrainRun:
         )
     _, name, progress = min(found, key=lambda entry: entry[:2])
     figures = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
-    return PretrainRun(key, f"{path}/{name}", progress["step"], figures)
+    return PretrainRun(key, storage.join(address, name), progress["step"], figures)
 
 
 def train_worker(task: dict[str, Any]) -> Any:

@@ -22,11 +22,11 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
     """Floating-point operations that a pre-training step needs, padding left out.
 
         step    = 3 * forward                                      (the backward pass is two more products for each)
-        forward = 2 * notes * (e h + (layers - 1) (4 h^2 + 2 h f) + 3 h^2)     products with weights, last layer without
-                + 2 * masked * (h^2 + 2 h f + v h)                              what only masked positions go through
-                + layers * c h * sum(length^2),  c = 4, or 8 for relative_key_query      scores, values, relative terms
+        forward = 2 * notes * (e h + (layers - 1) (4 h^2 + 2 h f) + 2 h^2)     products with weights
+                + 2 * masked * (2 h^2 + 2 h f + v h)          what only masked positions need: queries of the last layer
+                + c h * (layers - 1 + masked / notes) * sum(length^2)              scores, values, relative terms
 
-    with h the width, f that of the feed-forward layers, e the concatenated embeddings (1024 in CP) and v all ids of
+    with c = 4, or 8 for relative_key_query, h the width, f that of the feed-forward layers, e the concatenated embeddings (1024 in CP) and v all ids of
     all token types (176 in CP). Norms, softmax, dropout, masking and the optimizer take time but do not count.
 
     Args:
@@ -36,11 +36,12 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
     """
     h, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     sizes = config.vocabulary.sizes
-    everywhere = config.embedding_size * len(sizes) * h + (layers - 1) * (4 * h**2 + 2 * h * f) + 3 * h**2
-    at_masked = h**2 + 2 * h * f + sum(sizes) * h
-    per_pair = layers * h * (8 if config.attention == "relative_key_query" else 4)
+    everywhere = config.embedding_size * len(sizes) * h + (layers - 1) * (4 * h**2 + 2 * h * f) + 2 * h**2
+    at_masked = 2 * h**2 + 2 * h * f + sum(sizes) * h
     lengths = np.asarray(lengths, dtype=np.float64)
-    return 3 * float(2 * lengths.sum() * everywhere + 2 * masked * at_masked + per_pair * (lengths**2).sum())
+    notes, pairs = lengths.sum(), (lengths**2).sum()
+    per_pair = (8 if config.attention == "relative_key_query" else 4) * h * (layers - 1 + min(masked / notes, 1))
+    return 3 * float(2 * notes * everywhere + 2 * masked * at_masked + per_pair * pairs)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

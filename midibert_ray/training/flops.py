@@ -26,8 +26,9 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
                 + 2 * masked * (2 h^2 + 2 h f + v h)          what only masked positions need: queries of the last layer
                 + c h * (layers - 1 + masked / notes) * sum(length^2)              scores, values, relative terms
 
-    with c = 4, or 8 for relative_key_query, h the width, f that of the feed-forward layers, e the concatenated embeddings (1024 in CP) and v all ids of
-    all token types (176 in CP). Norms, softmax, dropout, masking and the optimizer take time but do not count.
+    with c = 4, or 8 for relative_key_query, h the width, f that of the feed-forward layers, e the concatenated
+    embeddings (1024 in CP) and v all ids of all token types (176 in CP). Norms, softmax, dropout, masking and the
+    optimizer take time but do not count.
 
     Args:
         config: the shape of the model.

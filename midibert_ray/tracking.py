@@ -5,6 +5,7 @@ A run is found again by its key (the tag `midibert.run_key`), so a job that is s
 a failure goes on in the same run.
 """
 
+import fcntl
 import io
 import json
 import logging
@@ -93,6 +94,22 @@ def _is_server(uri: str) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
+def _make_database(path: Path) -> None:
+    """Make MLflow's sqlite database where there is none, whole or not at all.
+
+    MLflow lays out its tables in dozens of steps, and cannot open a database in which a killed process left some out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
+        if path.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            made = Path(scratch, path.name)
+            MlflowClient(tracking_uri=f"{_SQLITE}{made}").search_experiments()
+            made.replace(path)
+
+
 class RunLog:
     """One MLflow run, new or found again: params once, every point of a curve once."""
 
@@ -165,7 +182,7 @@ class Tracker:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self.where = where
         if where.uri.startswith(_SQLITE):
-            Path(where.uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+            _make_database(Path(where.uri.removeprefix(_SQLITE)))
         self.client = MlflowClient(tracking_uri=where.uri)
 
     def open(

@@ -2,6 +2,9 @@
 
 import shlex
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,20 @@ def test_places_that_cannot_work_are_refused() -> None:
     assert tracking.address(replace(Config(), {"tracking.uri": "HTTP://host:5000"})).artifacts == ""
     server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
     assert (server.uri, server.artifacts) == ("http://host:5000", "")
+
+
+def test_a_database_appears_whole_although_its_maker_is_killed(tmp_path: Path) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    code = "import sys; from midibert_ray import tracking; tracking.Tracker(tracking.Address(sys.argv[1], ''))"
+    process = subprocess.Popen([sys.executable, "-c", code, tracking.address(config).uri])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("root/.mlflow.db.*/mlflow.db")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path(config.storage.root, "mlflow.db").exists()
+    assert tracking.Tracker(tracking.address(config)).studies() == []
+    assert Path(config.storage.root, "mlflow.db").exists()
 
 
 def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_pipeline_killed_twice_goes_on_and_repeats_nothing(no_ray: None, confi
     assert not list(root.glob("runs/*/result.json"))
 
     code, output = run(config, kill_when=lambda: len(outcomes()) >= 2)
-    assert code == -signal.SIGKILL
+    assert code == -signal.SIGKILL, output
     assert "found" in output, "the token store was made again"
     assert list(root.glob("runs/*/result.json"))
     before = outcomes()
@@ -141,7 +141,7 @@ def test_through_ray_job_submit_with_token_authentication(no_ray: None, config: 
         refused = subprocess.run([ray, "job", "list"], env=stranger, capture_output=True, text=True)
         assert refused.returncode != 0
         submit = [ray, "job", "submit", "--working-dir", ".", "--", *command("pipeline", config)]
-        done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        done = submitted(submit, environment)
     finally:
         head.terminate()
         head.wait(timeout=60)
@@ -150,6 +150,16 @@ def test_through_ray_job_submit_with_token_authentication(no_ray: None, config: 
     assert "majority class" in done.stdout
     assert list(Path(config.storage.root).glob("reports/*/report.html"))
     check_mlflow(config)
+
+
+def submitted(submit: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Submit a job and wait for its end; a head answers before the agent that starts jobs has joined it."""
+    deadline = time.monotonic() + 90
+    while True:
+        done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(1)
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 90) -> None:

@@ -102,7 +102,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.begin(request.status, headers)
         if get:
             body = body[: file.cuts.pop(0)] if file.cuts else body
-            request.sent = self.wfile.write(body)
+            request.sent = len(body)  # before the write: the client may read the count as soon as it has the bytes
+            self.wfile.write(body)
 
     def plain(self, request: Request, status: int, headers: dict[str, str] | None = None) -> None:
         request.status = status

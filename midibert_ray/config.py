@@ -4,8 +4,9 @@ A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a stud
 MLflow and in `config.json`. Two kinds of field exist:
 
 * *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
-* *runtime* fields change only where and how fast it is computed (workers, storage, tracking ...).
-  They never change a name, so a run started on a laptop goes on under the same name on a cluster.
+* *runtime* fields change only where and how fast it is computed (workers, storage, tracking ...), or which
+  cells of a study. They never change a name, so a run started on a laptop goes on under the same name on a
+  cluster, and a study that asks for more seeds keeps those that it has.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +16,21 @@ Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
 Init = Literal["pretrained", "scratch"]
 TaskName = Literal["melody", "velocity", "composer", "emotion"]
-Variant = Literal["pretrained", "freeze-backbone", "freeze-attention", "scratch"]
+Variant = Literal[
+    "pretrained",
+    "freeze-backbone",
+    "freeze-attention",
+    "scratch",
+    "rnn",
+    "remi",
+    "rnn-remi",
+    "train-splits",
+    "pop1k7-asap",
+    "pretrained-by-pitch",
+    "scratch-by-pitch",
+    "rnn-by-pitch",
+]
+TableName = Literal["1", "2", "3", "4", "leak"]
 
 
 class ConfigError(ValueError):
@@ -67,6 +82,10 @@ class CorporaConfig:
 class TokensConfig:
     protocol: Protocol = "clean"
     """`paper` repeats the authors' code, flaws included; `clean` repairs them."""
+
+    order: Literal["protocol", "track", "pitch"] = "protocol"
+    """Order of the notes of one onset: the protocol's own (`paper`: track by track, `clean`: by pitch), or one of
+    the two whatever the protocol, to measure what the order gives away."""
 
     segment: int = 512
     """Time steps (super tokens) in a segment."""
@@ -158,6 +177,10 @@ class PretrainConfig:
     valid_every: int = 1
     """Epochs between two validations, each of which saves a checkpoint."""
 
+    splits: Literal["all", "train"] = "all"
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV); under `clean` test
+    pieces are left out either way."""
+
     valid_fraction: float = 0.15
     """Share held out for validation: of the segments under `paper`, of the pieces under `clean`."""
 
@@ -176,17 +199,38 @@ class FinetuneConfig:
     corpus: str = ""
     """Labelled corpus; empty takes the task's own (melody and velocity: pop909 ...)."""
 
+    model: Literal["midibert", "rnn"] = "midibert"
+    """`rnn`: the paper's Bi-LSTM baselines, which are trained by the settings of `rnn.*` (paper, §VI)."""
+
     init: Init = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
 
     freeze: Freeze = "none"
     """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
 
+    freeze_layers: int = 0
+    """With `finetune.freeze=none`: so many of the lowest layers, and the embeddings before them, do not learn."""
+
+    head: Literal["paper", "linear"] = "paper"
+    """`paper`: two dense layers (behind attentive pooling for sequences); `linear`: one (behind the mean)."""
+
     lr: float = 2e-5
     """Learning rate of AdamW."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay, of every parameter."""
+
+    warmup: float = 0.0
+    """Share of all steps over which the rate rises from 0 before it falls to 0; 0: a constant rate, as in the paper."""
+
+    layer_decay: float = 1.0
+    """Factor by which each layer below the head learns more slowly than the one above it; 1: all alike."""
+
+    label_smoothing: float = 0.0
+    """Share of a target that is spread over all classes."""
+
+    class_balance: bool = False
+    """Weigh each class by the inverse of its frequency in the training split."""
 
     batch: int = 12
     """Segments a step."""
@@ -200,8 +244,41 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "lr"):
             require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
-        for name in ("patience", "weight_decay"):
+        for name in ("patience", "weight_decay", "freeze_layers"):
             require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
+        for name in ("warmup", "label_smoothing"):
+            require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
+        require(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "a factor above 0, up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RnnConfig:
+    """How the recurrent baselines are trained: by SGD with momentum, as in the authors' code."""
+
+    lr: float = 0.0
+    """Learning rate; 0 takes the authors': 1e-3 for notes, 1e-2 for composer, 5e-2 for emotion."""
+
+    batch: int = 0
+    """Segments a step; 0 takes the authors': 16, and 8 for REMI."""
+
+    epochs: int = 500
+    """Largest number of epochs."""
+
+    patience: int = 20
+    """Epochs without a lower validation loss before the rate falls and training goes on from the best weights."""
+
+    factor: float = 0.2
+    """What the rate is multiplied with then."""
+
+    stops: int = 5
+    """Such falls after which training ends."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "stops"):
+            require(getattr(self, name) > 0, f"rnn.{name}", getattr(self, name), "a positive number")
+        for name in ("lr", "batch"):
+            require(getattr(self, name) >= 0, f"rnn.{name}", getattr(self, name), "0 or more")
+        require(0 < self.factor < 1, "rnn.factor", self.factor, "between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,19 +286,30 @@ class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
 
-    tasks: tuple[str, ...] = ("melody", "velocity")
+    tasks: tuple[str, ...] = runtime(("melody", "velocity"))
     """Downstream tasks, one column each of the result table."""
 
-    variants: tuple[str, ...] = ("pretrained", "freeze-backbone", "freeze-attention", "scratch")
-    """Rows of the result table: how each trial starts and what it freezes."""
+    variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
+    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
 
-    seeds: int = 1
+    tables: tuple[str, ...] = runtime(())
+    """Tables of the paper (`1` to `4`, and `leak`), whose rows come before those of `study.variants`."""
+
+    protocols: tuple[str, ...] = runtime(())
+    """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
+
+    seeds: int = runtime(1)
     """Seeds a cell: seed, seed + 1, ..."""
 
     def __post_init__(self) -> None:
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require_some_of("study.tasks", self.tasks, get_args(TaskName))
-        require_some_of("study.variants", self.variants, get_args(Variant))
+        if self.tables:
+            require_some_of("study.tables", self.tables, get_args(TableName))
+        if self.protocols:
+            require_some_of("study.protocols", self.protocols, get_args(Protocol))
+        if self.variants or not self.tables:
+            require_some_of("study.variants", self.variants, get_args(Variant))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +391,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    rnn: RnnConfig = RnnConfig()
     study: StudyConfig = StudyConfig()
     compute: ComputeConfig = ComputeConfig()
     storage: StorageConfig = StorageConfig()
@@ -310,41 +399,3 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """How one optimizer step is put together; `str()` gives the line printed at the start of a run."""
-
-    batch: int
-    """Segments a step, all workers together."""
-
-    workers: int
-    micro_batch: int
-    """Segments that a worker holds at once."""
-
-    accumulation: int
-    """Micro-batches a worker adds up before it steps."""
-
-    def __str__(self) -> str:
-        parts = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
-        return f"{self.batch} segments a step = {parts}"
-
-
-def plan_batch(config: Config) -> BatchPlan:
-    """The one place of batch arithmetic: batch = micro × accumulation × workers.
-
-    Raises:
-        ConfigError: where the global batch cannot be divided evenly.
-    """
-    batch, workers = config.pretrain.batch, config.compute.workers
-    require(batch % workers == 0, "compute.workers", workers, f"a divisor of pretrain.batch={batch}")
-    share = batch // workers
-    micro = config.compute.micro_batch or share
-    require(
-        share % micro == 0,
-        "compute.micro_batch",
-        micro,
-        f"a divisor of {share} (pretrain.batch={batch} over {workers} workers)",
-    )
-    return BatchPlan(batch, workers, micro, share // micro)

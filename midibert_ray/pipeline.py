@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from midibert_ray import storage, tracking
 from midibert_ray.cli import describe
-from midibert_ray.config import Config, plan_batch
+from midibert_ray.config import Config
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.studies import report as reports
 from midibert_ray.studies import table
@@ -18,6 +18,7 @@ from midibert_ray.studies.run_trial import task_corpus
 from midibert_ray.studies.study import StudyResult, study_key
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.studies.trials import grid
+from midibert_ray.training.batch import plan_batch
 from midibert_ray.training.launch import PretrainRun, finished, parameter_counts, run_address, run_key
 from midibert_ray.training.launch import pretrain as run_pretraining
 

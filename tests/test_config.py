@@ -5,9 +5,10 @@ from typing import get_type_hints
 import pytest
 
 from midibert_ray import cli
-from midibert_ray.config import BatchPlan, Config, ConfigError, plan_batch
+from midibert_ray.config import Config, ConfigError
 from midibert_ray.overrides import flatten, from_flat, identity, replace, runtime_keys
 from midibert_ray.presets import PRESETS, preset
+from midibert_ray.training.batch import BatchPlan, plan_batch
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "study", "compute")
 

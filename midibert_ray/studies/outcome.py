@@ -41,19 +41,29 @@ class Outcome:
     trial: str
     task: str
     variant: str
+    protocol: str
     seed: int
 
     epoch: int
     """Epochs trained."""
 
     figures: dict[str, float]
-    """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`."""
+    """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`; for sequence-level tasks also `test/piece_accuracy`."""
 
     classes: list[str]
     """Names of the model's outputs, in order."""
 
     confusion: list[list[int]]
     """Counts: row = true class, column = predicted class."""
+
+    pieces: dict[str, list[int]]
+    """Test piece -> correct and scored notes or segments, and whether the mean logits of its segments are right."""
+
+    seconds: float
+    """Time spent on training and scoring, over all starts of the trial."""
+
+    devices: float
+    """GPUs that the trial held, or CPUs where it held none."""
 
     def to_json(self) -> str:
         """The outcome as JSON."""

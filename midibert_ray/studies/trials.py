@@ -6,14 +6,32 @@ from typing import Any
 
 from midibert_ray.config import Config
 from midibert_ray.overrides import replace
+from midibert_ray.studies import paper
 
-VARIANTS: dict[str, dict[str, str]] = {
-    "pretrained": {"finetune.init": "pretrained", "finetune.freeze": "none"},
+_RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": "none"}
+_SCRATCH = {"finetune.init": "scratch", "finetune.freeze": "none"}
+_TUNED = {"finetune.init": "pretrained", "finetune.freeze": "none"}
+_REMI = {"model.representation": "remi"}
+_BY_PITCH = {"tokens.order": "pitch"}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "pretrained": _TUNED,
     "freeze-backbone": {"finetune.init": "pretrained", "finetune.freeze": "backbone"},
     "freeze-attention": {"finetune.init": "pretrained", "finetune.freeze": "attention"},
-    "scratch": {"finetune.init": "scratch", "finetune.freeze": "none"},
+    "scratch": _SCRATCH,
+    "rnn": _RNN,
+    "remi": _TUNED | _REMI,
+    "rnn-remi": _RNN | _REMI,
+    "train-splits": _TUNED | {"pretrain.splits": "train"},
+    "pop1k7-asap": _TUNED | {"corpora.names": ("pop1k7", "asap")},
+    "pretrained-by-pitch": _TUNED | _BY_PITCH,
+    "scratch-by-pitch": _SCRATCH | _BY_PITCH,
+    "rnn-by-pitch": _RNN | _BY_PITCH,
 }
-"""Rows of the ablation (paper Table III): how a trial starts, and what it freezes."""
+"""Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
+
+OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
+"""Settings in which trials may differ that share a pre-trained encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +44,9 @@ class Trial:
     variant: str
     """Key of VARIANTS: the row."""
 
+    protocol: str
+    """`paper` or `clean`."""
+
     seed: int
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -34,18 +55,44 @@ class Trial:
     @property
     def name(self) -> str:
         """Unique within a study; a folder name, and what MLflow shows."""
-        return f"{self.task}-{self.variant}-seed{self.seed}"
+        return f"{self.task}-{self.variant}-{self.protocol}-seed{self.seed}"
 
     def config(self, base: Config) -> Config:
         """The trial's whole configuration."""
         return replace(base, self.changes)
 
+    def pretraining(self, base: Config) -> Config | None:
+        """The configuration of the pre-training that the trial starts from; None where it starts from random weights.
+
+        Trials that differ in what only fine-tuning reads share one.
+        """
+        if self.config(base).finetune.init == "scratch":
+            return None
+        return replace(base, {key: value for key, value in self.changes.items() if not key.startswith(OF_FINETUNING)})
+
+
+def variants(config: Config) -> tuple[str, ...]:
+    """The rows of a study: those of the paper's tables that it asks for, then its own."""
+    return tuple(dict.fromkeys((*paper.variants(config.study.tables), *config.study.variants)))
+
+
+def protocols(config: Config) -> tuple[str, ...]:
+    """The protocols of a study."""
+    return config.study.protocols or (config.tokens.protocol,)
+
 
 def grid(config: Config) -> list[Trial]:
-    """All tasks × variants × seeds of a configuration, in the order of its lists."""
+    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists."""
     return [
-        Trial(task=task, variant=variant, seed=seed, changes=VARIANTS[variant] | {"finetune.task": task, "seed": seed})
+        Trial(
+            task=task,
+            variant=variant,
+            protocol=protocol,
+            seed=seed,
+            changes=VARIANTS[variant] | {"tokens.protocol": protocol, "finetune.task": task, "seed": seed},
+        )
+        for protocol in protocols(config)
         for task in config.study.tasks
-        for variant in config.study.variants
+        for variant in variants(config)
         for seed in range(config.seed, config.seed + config.study.seeds)
     ]

@@ -23,14 +23,14 @@ from midibert_ray.data.tokenize import Summary
 def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
-    plan = pipeline.plan(config, "tokenize", "pretrain", "study")
+    described = pipeline.plan(config, "tokenize", "pretrain", "study")
     if wanted.dry_run:
-        print(plan)
+        print(described)
         return
+    plan = pipeline.study_plan(config)
     ray.init(**cli.ray_options())
-    print(Summary.table(pipeline.tokenize(config, pipeline.corpora(config))))
-    pipeline.pretrain(config)
-    result = pipeline.study(config)
+    print(Summary.table(pipeline.tokenize_for(plan)))
+    result = pipeline.study(plan)
     print(pipeline.outcome(config, result, pipeline.report(config, result.key)))
     sys.exit(1 if result.failed else 0)
 

@@ -1,10 +1,12 @@
-"""Fine-tune and ablate: tasks x variants x seeds as concurrent trials, on the encoder that jobs/pretrain.py has made.
+"""Fine-tune and ablate: protocols x tasks x variants x seeds as concurrent trials, with the pre-trainings they need.
 
     python jobs/study.py --preset debug
     python jobs/study.py --preset small corpora.root=DATA storage.root=OUT study.tasks=composer,emotion study.seeds=3
-    python jobs/study.py --preset base compute.gpus_per_trial=0.5 --dry-run
+    python jobs/study.py paper study.tables=1,2,3,4 study.protocols=paper,clean study.seeds=5 --preset base --dry-run
 
-The same command again runs the trials that are still open. Exit code 1 if a trial failed.
+`paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to
+study.tables to measure what the order of notes gives away. The same command again does what is still open, and more
+seeds, tables or protocols are added to what is there. Exit code 1 if a trial failed.
 """
 
 import sys
@@ -15,17 +17,22 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline
+from midibert_ray.data.tokenize import Summary
+from midibert_ray.presets import STUDIES
 
 
 def main() -> None:
-    wanted = cli.parse(__doc__)
-    plan = pipeline.plan(wanted.config, "pretrain", "study")
+    wanted = cli.parse(__doc__, words="paper, or section.key=value", kinds=STUDIES)
+    config = wanted.config
+    described = pipeline.plan(config, "study")
     if wanted.dry_run:
-        print(plan)
+        print(described)
         return
+    plan = pipeline.study_plan(config)
     ray.init(**cli.ray_options())
-    result = pipeline.study(wanted.config)
-    print(pipeline.outcome(wanted.config, result, pipeline.report(wanted.config, result.key)))
+    print(Summary.table(pipeline.tokenize_for(plan)))
+    result = pipeline.study(plan)
+    print(pipeline.outcome(config, result, pipeline.report(config, result.key)))
     sys.exit(1 if result.failed else 0)
 
 

@@ -45,6 +45,7 @@ def parse(
     *,
     words: str = "",
     extra: Mapping[str, str] | None = None,
+    kinds: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Invocation:
     """Read a job's command line; ends the process with a message (exit code 2) where it is wrong.
 
@@ -53,6 +54,7 @@ def parse(
         arguments: the command line, by default this process's.
         words: what positional words the job takes, for `--help`; empty: none.
         extra: settings that only this job takes (`name=value`), which no configuration holds: name -> meaning.
+        kinds: words that stand for settings, which others of the command line overrule: word -> settings.
     """
     extra = extra or {}
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -71,12 +73,24 @@ def parse(
     try:
         if plain and not words:
             raise ConfigError(f"{plain[0]!r} is not a setting; write section.key=value")
+        kind = _kind(plain, kinds) if kinds else {}
         changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
         own = _take(changes, extra)
-        config = anchor(replace(preset(known.preset), changes))
+        config = anchor(replace(preset(known.preset), kind | changes))
     except ConfigError as error:
         parser.error(str(error))
     return Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own)
+
+
+def _kind(words: Sequence[str], kinds: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """The settings that the one word of a command line stands for; none for none.
+
+    Raises:
+        ConfigError: for an unknown word, or more than one.
+    """
+    if len(words) > 1 or set(words) - kinds.keys():
+        raise ConfigError(f"{' '.join(words)!r} is not possible; use nothing, {' or '.join(kinds)}")
+    return dict(kinds[words[0]]) if words else {}
 
 
 def anchor(config: Config) -> Config:

@@ -34,7 +34,7 @@ from midibert_ray.music.tasks import TASKS
 from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.studies import outcome
 from midibert_ray.studies.outcome import Origin, Outcome
-from midibert_ray.studies.run_trial import task_corpus
+from midibert_ray.studies.plan import task_corpus
 from midibert_ray.studies.table import wilson
 from midibert_ray.training import checkpoints
 from midibert_ray.training.checkpoints import FIRST_DIGESTS, verify

@@ -14,10 +14,11 @@ from midibert_ray.config import Config
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.studies import report as reports
 from midibert_ray.studies import table
-from midibert_ray.studies.run_trial import task_corpus
-from midibert_ray.studies.study import StudyResult, study_key
+from midibert_ray.studies.outcome import finished as trial_finished
+from midibert_ray.studies.plan import Plan, study_address
+from midibert_ray.studies.plan import make as plan_study
+from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
-from midibert_ray.studies.trials import grid
 from midibert_ray.training.batch import plan_batch
 from midibert_ray.training.launch import PretrainRun, finished, parameter_counts, run_address, run_key
 from midibert_ray.training.launch import pretrain as run_pretraining
@@ -31,21 +32,25 @@ class MissingInputError(FileNotFoundError):
     """A stage's input has not been made yet; the message says by which command it is."""
 
 
-def corpora(config: Config) -> tuple[str, ...]:
-    """Every corpus that the stages need: those to pre-train on, and those of the study's tasks."""
-    labelled = (task_corpus(config, task) for task in config.study.tasks)
-    return tuple(dict.fromkeys((*config.corpora.names, *labelled)))
-
-
 def tokenize(config: Config, names: Iterable[str]) -> list[Summary]:
     """Write the token stores of some corpora, or find them; needs Ray."""
     return tokenize_corpora(list(names), **_token_settings(config))
+
+
+def tokenize_for(study: Plan) -> list[Summary]:
+    """Write the token stores that a study reads, under each protocol that it names, or find them; needs Ray."""
+    return [summary for config, names in study.tokens for summary in tokenize(config, names)]
 
 
 def addresses(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Corpus -> address of its token store, whether or not it has been written."""
     settings = _token_settings(config)
     return {name: plan_corpus(name, **settings).address for name in names}
+
+
+def study_plan(config: Config) -> Plan:
+    """The study that a configuration describes."""
+    return plan_study(config, addresses)
 
 
 def _token_settings(config: Config) -> dict[str, Any]:
@@ -98,15 +103,15 @@ def pretrained(config: Config) -> PretrainRun:
     return done
 
 
-def study(config: Config) -> StudyResult:
-    """Run the study on the pre-trained encoder of the same settings; needs Ray.
+def study(plan: Plan) -> StudyResult:
+    """Run a study, its pre-trainings included; needs Ray.
 
     Raises:
-        MissingInputError: where a token store or the encoder has not been made.
+        MissingInputError: where a token store has not been made.
     """
-    labelled = stores(config, dict.fromkeys(task_corpus(config, task) for task in config.study.tasks))
-    encoder = pretrained(config)
-    return run_study(config, stores=labelled, encoder=encoder.key, checkpoint=encoder.checkpoint)
+    for config, names in plan.tokens:
+        stores(config, names)
+    return run_study(plan)
 
 
 def report(config: Config, key: str) -> str:
@@ -135,23 +140,56 @@ def plan(config: Config, *stages: Stage) -> str:
         ConfigError: where the settings do not fit together.
         ValueError: for an unknown corpus; FileNotFoundError where it is not there.
     """
-    places = addresses(config, corpora(config) if "study" in stages else config.corpora.names)
+    study = study_plan(config) if "study" in stages else None
+    names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
+    places = addresses(config, names)
     lines = [describe(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
     if stages == ("tokenize",):
         return "\n".join(lines)
-    key = run_key(config, [places[name] for name in config.corpora.names])
-    counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
-    lines += [
-        f"{'pre-training':<15} {run_address(config, key)}",
-        f"{'batch':<15} {plan_batch(config)}",
-        f"{'parameters':<15} {counts}",
-    ]
-    if "study" in stages:
-        labelled = {task_corpus(config, task): places[task_corpus(config, task)] for task in config.study.tasks}
-        name = study_key(config, labelled, key)
-        studies = storage.join(storage.resolve(config.storage.root), "studies")
+    if "pretrain" in stages:
+        key = run_key(config, [places[name] for name in config.corpora.names])
+        counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [
-            f"{'study':<15} {storage.join(studies, name)}",
-            f"{'trials':<15} {len(grid(config))}: {', '.join(trial.name for trial in grid(config))}",
+            f"{'pre-training':<15} {run_address(config, key)}",
+            f"{'batch':<15} {plan_batch(config)}",
+            f"{'parameters':<15} {counts}",
         ]
+    lines += _study_lines(study) if study else []
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+
+
+def _study_lines(study: Plan) -> list[str]:
+    """What a study would do, and what of it is done."""
+    open_trials = [key for key in study.trials if not trial_finished(study.address(key))]
+    lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
+    for key, entry in study.pretrainings.items():
+        state = "done" if finished(entry.config, key) else "open"
+        users = sum(trial.encoder == key for trial in study.trials.values())
+        lines.append(f"{'':<15} {key}  {state}  for {users} trials: {_pretraining_words(entry.config)}")
+    names = ", ".join(entry.trial.name for entry in study.trials.values())
+    lines += [
+        f"{'pre-trainings':<15} {len(study.pretrainings)}",
+        f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
+        f"{'side by side':<15} {_concurrency(study.config)}",
+    ]
+    return lines
+
+
+def _pretraining_words(config: Config) -> str:
+    splits = "train splits" if config.pretrain.splits == "train" else "all splits"
+    order = "" if config.tokens.order == "protocol" else f", notes by {config.tokens.order}"
+    return (
+        f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
+        f"protocol {config.tokens.protocol}{order}"
+    )
+
+
+def _concurrency(config: Config) -> str:
+    compute = config.compute
+    gpus = f" and {compute.gpus_per_trial:g} GPUs" if compute.gpus_per_trial else ""
+    limit = f"at most {compute.max_concurrent_trials}" if compute.max_concurrent_trials else "as the cluster has room"
+    kind = "GPU" if compute.gpu else "CPU"
+    return (
+        f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, a pre-training {compute.workers} workers, each "
+        f"with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
+    )

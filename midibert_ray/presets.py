@@ -58,6 +58,17 @@ def base() -> Config:
     return replace(Config(), {"study.tasks": ("melody", "velocity", "composer", "emotion")})
 
 
+STUDIES: dict[str, dict[str, object]] = {
+    "paper": {
+        "study.name": "paper",
+        "study.tasks": ("melody", "velocity", "composer", "emotion"),
+        "study.variants": (),
+        "study.tables": ("1", "2", "3", "4"),
+        "study.protocols": ("paper", "clean"),
+    },
+}
+"""What a study of some name changes in a preset, before the settings of the command line."""
+
 PRESETS: dict[str, Callable[[], Config]] = {"debug": debug, "small": small, "base": base}
 
 

@@ -19,7 +19,6 @@ from pyarrow import fs
 from ray.tune import Checkpoint
 
 from midibert_ray import storage
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.training.checkpoints import CheckpointError, folders, verify
 from midibert_ray.training.finetune import Predictions, TaskData
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
 ORIGIN = "trial.json"
+EPOCH = "epoch.json"
 
 _CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
@@ -108,15 +108,11 @@ class Origin:
         return cls(**json.loads(text))
 
 
-def trial_address(config: Config, study: str, trial: str) -> str:
-    """The folder of a trial, given the key of its study and its own name."""
-    return storage.join(storage.resolve(config.storage.root), "studies", study, trial)
-
-
 def newest_checkpoint(address: str) -> Checkpoint | None:
     """The checkpoint of a trial's folder that holds its outcome, else the latest, else None.
 
-    Only sound ones count: one whose upload was cut short is passed over.
+    Only sound ones count: one whose upload was cut short is passed over. Tune counts the checkpoints of every start
+    of a study from 0, so that which is the latest is said by their epochs.
     """
     name = newest(address)
     system, path = storage.filesystem(address)
@@ -130,8 +126,11 @@ def newest(address: str) -> str | None:
         return None
     names = folders(system, path, _CHECKPOINT)
     infos = system.get_file_info([f"{path}/{name}/{OUTCOME}" for name in names])
-    finished = [name for name, info in zip(names, infos, strict=True) if info.type is fs.FileType.File]
-    for name in [*finished, *(name for name in names if name not in finished)]:
+    ranks = {
+        name: (info.type is fs.FileType.File, _epoch(system, f"{path}/{name}"), name)
+        for name, info in zip(names, infos, strict=True)
+    }
+    for name in sorted(names, key=lambda name: ranks[name], reverse=True):
         try:
             verify(system, f"{path}/{name}")
         except CheckpointError as error:
@@ -139,6 +138,21 @@ def newest(address: str) -> str | None:
         else:
             return name
     return None
+
+
+def _epoch(system: fs.FileSystem, folder: str) -> int:
+    """Epochs that a checkpoint has seen; -1 where it does not say."""
+    try:
+        with system.open_input_stream(f"{folder}/{EPOCH}") as stream:
+            return int(json.loads(stream.read())["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def finished(address: str) -> bool:
+    """Whether the trial in a folder has left its outcome."""
+    name = newest(address)
+    return name is not None and storage.exists(storage.join(address, name, OUTCOME))
 
 
 def find(address: str) -> tuple[Outcome, bytes] | None:

@@ -1,36 +1,47 @@
-"""A study: many fine-tuning trials run side by side by Ray Tune, resumable, recorded in MLflow."""
+"""A study: pre-trainings and fine-tuning trials run side by side by Ray Tune, resumable, recorded in MLflow.
 
-import json
+What is done is read from the folders of runs and trials, never from Tune's books: the same command again hands Tune
+only what is still open, with the resources that are asked for now.
+"""
+
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
 from midibert_ray import storage
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import flatten, identity, replace
-from midibert_ray.studies import figures, table
+from midibert_ray.overrides import flatten
+from midibert_ray.studies import outcome
+from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work
 from midibert_ray.studies.outcome import Outcome
+from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining, study_address
+from midibert_ray.studies.publish import publish
 from midibert_ray.studies.recorder import Recorder
-from midibert_ray.studies.run_trial import run_trial, task_corpus
+from midibert_ray.studies.run_work import run_work
+from midibert_ray.training.console import Console
 from midibert_ray.training.finetune import TaskData
 from midibert_ray.training.inputs import pin
+from midibert_ray.training.launch import finished
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "study", "compute")
-
 TUNE_SETTINGS = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "2",  # a driver that is killed forgets what came after the last snapshot
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves are in MLflow
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the agenda decides how many may wait; each is a demand for an autoscaler
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 """What Tune reads from the environment only."""
+
+HEAD = {"node:__internal_head__": 0.001}
+"""A place on the head node, which every Ray cluster has: what drives workers is not lost with a spot node."""
 
 
 @dataclass(frozen=True)
@@ -47,95 +58,146 @@ class StudyResult:
     """Trial -> reason, of those that did not."""
 
 
-def study_key(config: Config, stores: Mapping[str, str], encoder: str) -> str:
-    """The name of the study that a configuration, its token stores and its encoder describe."""
-    inputs = {"stores": sorted(map(storage.basename, stores.values())), "encoder": encoder}
-    return f"{storage.check_name('study.name', config.study.name)}-{identity(config, SECTIONS, **inputs)}"
-
-
-def study(config: Config, *, stores: Mapping[str, str], encoder: str, checkpoint: str) -> StudyResult:
-    """Run all trials of a study, or those that an earlier start of the same study left open.
-
-    Args:
-        config: the configuration that the trials vary.
-        stores: corpus -> address of its token store, for every task.
-        encoder: identity of the pre-trained encoder (the key of its run).
-        checkpoint: address of its checkpoint.
+def study(plan: Plan) -> StudyResult:
+    """Run all of a study, or what an earlier start of it left open; needs Ray, and all token stores.
 
     Raises:
         ValueError: where a task's corpus lacks a split or the labels of the task, or the study was started on other
             tokens.
     """
-    for task in config.study.tasks:  # what cannot work is said now, not by every trial
-        store = TokenStore.open(stores[task_corpus(config, task)], cache_dir=config.storage.cache)
-        TaskData(replace(config, {"finetune.task": task}), store)
-    key = study_key(config, stores, encoder)
-    pin(storage.join(storage.resolve(config.storage.root), "studies", key), stores.values())
-    recorder = Recorder(config, key, encoder)
-    logger.info("study %s: %d trials", key, len(recorder.trials))
-    result = _collect(key, _tuner(config, key, recorder, dict(stores), checkpoint).fit(), recorder)
-    log = recorder.log
-    log.parent.data(table.to_csv(result.outcomes).encode(), "results.csv")
-    log.parent.text(table.to_markdown(result.outcomes, result.failed), "results.md")
-    log.parent.json([json.loads(item.to_json()) for item in result.outcomes], "results.json")
-    if result.outcomes:
-        log.parent.figure(figures.bars(table.cells(result.outcomes)), "results.png")
-    log.parent.finish("FAILED" if result.failed else "FINISHED")
-    return result
-
-
-def _tuner(config: Config, key: str, recorder: Recorder, stores: dict[str, str], checkpoint: str) -> Tuner:
-    compute = config.compute
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, base=flatten(config), study=key, stores=stores, encoder=checkpoint),
-        {"cpu": compute.cpus_per_trial, "gpu": compute.gpus_per_trial},
+    pin(study_address(plan.config, plan.key), plan.stores)
+    encoders = {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
+    done = {key for key in plan.trials if outcome.finished(plan.address(key))}
+    todo = open_work(plan, encoders, done)
+    logger.info(
+        "study %s: %d of %d trials are done, %d of %d pre-trainings",
+        *(plan.key, len(done), len(plan.trials), len(encoders), len(plan.pretrainings)),
     )
-    space = {
-        "trial": tune.grid_search(
-            [{"name": trial.name, "changes": dict(trial.changes)} for trial in recorder.trials.values()]
-        )
-    }
-    folder = storage.join(storage.resolve(config.storage.root), "studies")
-    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)  # it warns when a tracking server takes its time
-    for name, value in TUNE_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    if Tuner.can_restore(storage.join(folder, key)):
-        logger.info("study %s goes on where it stopped", key)
-        return Tuner.restore(
-            storage.join(folder, key), trainable, param_space=space, resume_unfinished=True, resume_errored=True
-        )
-    return Tuner(
-        trainable,
-        param_space=space,
-        tune_config=TuneConfig(
-            max_concurrent_trials=compute.max_concurrent_trials or None,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
-            reuse_actors=True,
-        ),
-        run_config=RunConfig(
-            name=key,
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=compute.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=[recorder],
-            verbose=0,
-        ),
-    )
-
-
-def _trial_name(trial: Any) -> str:
-    return str(trial.config["trial"]["name"])
-
-
-def _collect(key: str, results: Any, recorder: Recorder) -> StudyResult:
-    """All outcomes; those that MLflow missed are stored there now."""
-    errors = {result.config["trial"]["name"]: result.error for result in results}
+    recorder = Recorder(plan)
+    reasons = _fit(plan, recorder, todo, encoders) if todo else {}
     outcomes, failed = [], {}
-    for name, trial in recorder.trials.items():
-        found = recorder.store(trial)
+    for key, entry in plan.trials.items():
+        found = recorder.store(key)
         if found:
             outcomes.append(found)
         else:
-            failed[name] = str(errors.get(name) or "it left no outcome").strip().splitlines()[-1]
-    return StudyResult(key, outcomes, failed)
+            failed[entry.trial.name] = reasons.get(key, "it left no outcome")
+            recorder.fail(key, failed[entry.trial.name])
+    publish(recorder.log, plan, outcomes, failed)
+    return StudyResult(plan.key, outcomes, failed)
+
+
+def open_work(plan: Plan, encoders: Mapping[str, str], done: Set[str]) -> list[Work]:
+    """What is left to do: pre-trainings that open trials wait for, then the trials, longest first.
+
+    A short trial at the end fills a gap, a long one would make one.
+
+    Args:
+        plan: the study.
+        encoders: pre-trainings that have finished.
+        done: keys of trials that have.
+
+    Raises:
+        ValueError: where a task's corpus lacks a split or the labels of the task; what cannot work is said now, not by
+            every trial.
+    """
+    trials = {key: entry for key, entry in plan.trials.items() if key not in done}
+    needed = {entry.encoder for entry in trials.values()} - encoders.keys() - {""}
+    first = [_pretraining(entry) for key, entry in plan.pretrainings.items() if key in needed]
+    sizes = _sizes(trials)
+    return first + [_finetuning(key, trials[key]) for key in sorted(trials, key=lambda key: -sizes[key])]
+
+
+def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
+    """Segments that each trial reads at most."""
+    segments: dict[tuple[str, ...], int] = {}
+    sizes = {}
+    for key, entry in trials.items():
+        config = entry.config
+        kind = (entry.trial.task, entry.store, config.model.representation)
+        if kind not in segments:
+            store = TokenStore.open(entry.store, cache_dir=config.storage.cache)
+            segments[kind] = len(TaskData(config, store).splits["train"])
+        epochs = config.rnn.epochs if config.finetune.model == "rnn" else config.finetune.epochs
+        sizes[key] = segments[kind] * epochs
+    return sizes
+
+
+def _pretraining(entry: Pretraining) -> Work:
+    compute = entry.config.compute
+    resources = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpu}
+    return Work(
+        name=entry.key,
+        kind=PRETRAIN,
+        config=flatten(entry.config),
+        stores=entry.stores,
+        needs_resources=resources,
+        slots=compute.workers,
+    )
+
+
+def _finetuning(key: str, entry: PlannedTrial) -> Work:
+    compute = entry.config.compute
+    return Work(
+        name=key,
+        kind=FINETUNE,
+        config=flatten(entry.config),
+        stores=(entry.store,),
+        needs=entry.encoder,
+        needs_resources={"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial},
+    )
+
+
+def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
+    """What Tune reserves for a trial; the workers of a pre-training are Train's own affair."""
+    work = space["work"]
+    if work["kind"] == PRETRAIN:
+        return PlacementGroupFactory([HEAD])
+    return PlacementGroupFactory([{name: amount for name, amount in work["needs_resources"].items() if amount}])
+
+
+def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str, str]) -> dict[str, str]:
+    """Let Tune do the work; the reasons of what failed, by name."""
+    config = plan.config
+    agenda = Agenda(todo, encoders=encoders, cluster=ray.cluster_resources, slots=config.compute.max_concurrent_trials)
+    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)  # it warns when a tracking server takes its time
+    for name, value in TUNE_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with Console() as console:
+        trainable = tune.with_parameters(
+            run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.sink
+        )
+        tuner = Tuner(
+            tune.with_resources(trainable, _resources),
+            tune_config=TuneConfig(
+                search_alg=agenda,
+                num_samples=len(todo),
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name=plan.key,
+                storage_path=storage.join(storage.resolve(config.storage.root), "studies"),
+                failure_config=FailureConfig(max_failures=config.compute.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                callbacks=[recorder],
+                verbose=0,
+            ),
+        )
+        reasons = {result.config["work"]["name"]: reason for result in tuner.fit() if (reason := _failure(result))}
+    for key, entry in plan.trials.items():
+        if entry.encoder in reasons:
+            reasons.setdefault(key, f"its pre-training {entry.encoder} failed: {reasons[entry.encoder]}")
+    return reasons
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.config["work"]["name"])
+
+
+def _failure(result: Any) -> str:
+    """Why a trial did not finish; empty where it did."""
+    if result.error:
+        return (str(result.error).strip() or repr(result.error)).splitlines()[-1]
+    return str((result.metrics or {}).get(FAILURE, ""))

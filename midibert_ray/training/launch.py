@@ -5,6 +5,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,16 @@ def finished(config: Config, key: str) -> PretrainRun | None:
     return PretrainRun(**json.loads(storage.read_bytes(place))) if storage.exists(place) else None
 
 
-def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
+def pretrain(
+    config: Config, stores: Sequence[str], *, sink: Any = None, callbacks: Sequence[UserCallback] = ()
+) -> PretrainRun:
     """Run pre-training to its end, or go on where an earlier start of the same run stopped.
 
     Args:
         config: the whole configuration.
         stores: addresses of the token stores to train on.
+        sink: where progress lines go (`Console.sink`); None opens a console here.
+        callbacks: told of every report, beside MLflow.
 
     Returns:
         the finished run; at once if it has been run before.
@@ -116,8 +121,8 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
     if flaw := drop_broken_books(run_address(config, key)):
         logger.warning(flaw)
     try:
-        with Console() as console:
-            result: Any = _trainer(config, stores, key, console.sink).fit()
+        with nullcontext() if sink else Console() as console:
+            result: Any = _trainer(config, stores, key, sink or console.sink, callbacks).fit()
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
@@ -132,7 +137,9 @@ def pretrain(config: Config, stores: Sequence[str]) -> PretrainRun:
     return run
 
 
-def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> TorchTrainer:
+def _trainer(
+    config: Config, stores: Sequence[str], key: str, sink: Any, callbacks: Sequence[UserCallback]
+) -> TorchTrainer:
     compute, address = config.compute, tracking.address(config)
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -154,7 +161,7 @@ def _trainer(config: Config, stores: Sequence[str], key: str, sink: Any) -> Torc
                 checkpoint_score_attribute="valid/score",
                 checkpoint_score_order="max",
             ),
-            callbacks=[Recorder(address, flatten(config), key, sink)],  # type: ignore[list-item]  # annotated by Tune's name
+            callbacks=[Recorder(address, flatten(config), key, sink), *callbacks],  # type: ignore[list-item]  # annotated by Tune's name
         ),
     )
 

@@ -29,8 +29,8 @@ from midibert_ray.music.vocabulary import CP, Vocabulary
 from midibert_ray.overrides import flatten, replace
 from midibert_ray.presets import preset
 from midibert_ray.studies import outcome
-from midibert_ray.studies.run_trial import run_trial
-from midibert_ray.studies.trials import grid
+from midibert_ray.studies.plan import make
+from midibert_ray.studies.run_work import run_trial
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
 from midibert_ray.training.pretrain import new_model
@@ -270,22 +270,21 @@ class TestRun:
 @pytest.fixture(scope="module")
 def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[str, Path]:
     """Variant -> folder of a finished trial on that encoder, run for real without Ray; stored as Tune does."""
-    key = "ablation-0123456789"
     folders: dict[str, Path] = {}
     mine = replace(config, TRIALS | {"storage.cache": str(Path(config.storage.root) / "cache")})
-    for trial in grid(mine):
-        folder = folders[trial.variant] = Path(outcome.trial_address(mine, key, trial.name))
+    plan = make(mine, lambda config, names: dict.fromkeys(names, sample_store.uri))
+    for key, entry in plan.trials.items():
+        folder = folders[entry.trial.variant] = Path(plan.address(key))
 
         def report(figures: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
             if checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
                 shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
 
-        space = {"trial": {"name": trial.name, "changes": dict(trial.changes)}}
+        work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
-            inputs = {"stores": {"sample": sample_store.uri}, "encoder": run.checkpoint}
-            run_trial(space, base=flatten(mine), study=key, **inputs)
+            run_trial(entry.config, work, plan.key, str(folder))
     return folders
 
 

@@ -1,5 +1,12 @@
-"""Ray Tune for real: a trial that fails does not take the others or the study's record with it."""
+"""Ray Tune for real: a study does what is open, once, and one failure takes nothing else with it."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -7,60 +14,140 @@ import pytest
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
-from midibert_ray.studies.study import study
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.overrides import flatten, replace
+from midibert_ray.studies import outcome
+from midibert_ray.studies.plan import Locate, Plan, make
+from midibert_ray.studies.study import StudyResult, open_work, study
 from tests.tiny import tiny_study
+
+PRETRAIN = {"pretrain.epochs": 2, "pretrain.valid_every": 1, "compute.workers": 1}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Config:
-    variants = ("freeze-backbone", "scratch")
-    return tiny_study(tmp_path, finetune__lr=1e30, study__variants=variants, compute__max_failures=0)
+def locate(sample_store: TokenStore) -> Locate:
+    def find(config: Config, names: Iterable[str]) -> dict[str, str]:
+        return dict.fromkeys(names, sample_store.uri)
+
+    return find
 
 
-def test_a_task_that_the_corpus_cannot_serve_stops_before_any_trial(config: Config, sample_store: TokenStore) -> None:
-    emotion = replace(config, {"study.tasks": ("emotion",)})
+def statuses(config: Config, key: str) -> tuple[str, list[str]]:
+    """What MLflow says of a study and of its trials, each of which it scores once."""
+    tracker = tracking.Tracker(tracking.address(config))
+    experiment = tracking.study_experiment(config.study.name)
+    (parent,) = [run for run in tracker.parents(experiment) if run.data.tags[tracking.RUN_KEY] == key]
+    children = tracker.children(experiment, parent.info.run_id)
+    assert all(len(tracker.curve(child.info.run_id, "test/accuracy")) <= 1 for child in children)
+    return parent.info.status, sorted(child.info.status for child in children)
+
+
+def scores(result: StudyResult) -> dict[str, dict[str, float]]:
+    return {item.trial: item.figures for item in result.outcomes}
+
+
+def test_a_task_that_the_corpus_cannot_serve_stops_before_any_trial(tmp_path: Path, locate: Locate) -> None:
+    plan = make(tiny_study(tmp_path, study__tasks=("emotion",)), locate)
     with pytest.raises(ValueError, match=r"task emotion needs the labels Q1.*set finetune\.corpus=emopia"):
-        study(emotion, stores={"sample": sample_store.uri}, encoder="pretrain-x", checkpoint="nowhere")
+        open_work(plan, {}, set())
+
+
+def test_work_that_is_done_is_not_handed_out_again(tmp_path: Path, locate: Locate) -> None:
+    plan = make(tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), rnn__epochs=3), locate)
+    (encoder,) = plan.pretrainings
+    scratch, pretrained, rnn = plan.trials
+    assert [item.name for item in open_work(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
+    assert [item.name for item in open_work(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
+    assert [item.name for item in open_work(plan, {}, {pretrained})] == [rnn, scratch]
+    assert open_work(plan, {}, set(plan.trials)) == []
 
 
 @pytest.mark.ray
-def test_failed_trials_are_named_and_recorded(
-    ray_cluster: object, config: Config, sample_store: TokenStore, tmp_path: Path
-) -> None:
-    new_model(config).save_pretrained(tmp_path / "encoder")
-    place = str(tmp_path / "encoder")
-    result = study(config, stores={"sample": sample_store.uri}, encoder="pretrain-x", checkpoint=place)
-    assert result.outcomes == []
-    assert sorted(result.failed) == ["melody-freeze-backbone-seed2021", "melody-scratch-seed2021"]
-    assert all("lower finetune.lr" in reason for reason in result.failed.values())
-    tracker = tracking.Tracker(tracking.address(config))
-    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
-    children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
-    assert {run.info.status for run in (parent, *children)} == {"FAILED"}
-
-
-@pytest.mark.ray
-def test_finished_trials_are_found_although_tune_has_forgotten_them(
-    ray_cluster: object, sample_store: TokenStore, tmp_path: Path
-) -> None:
-    config = tiny_study(tmp_path, study__variants=("freeze-backbone", "scratch"))
-    new_model(config).save_pretrained(tmp_path / "encoder")
-    inputs = {"stores": {"sample": sample_store.uri}, "encoder": "pretrain-x"}
-    first = study(config, checkpoint=str(tmp_path / "encoder"), **inputs)
-    folder = tmp_path / "root" / "studies" / first.key
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/outcome.json")}
+def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
+    config = replace(tiny_study(tmp_path, study__variants=("pretrained", "scratch")), PRETRAIN)
+    first = study(make(config, locate))
+    assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "scratch"]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("root/studies/*/*/checkpoint_*/outcome.json")}
     assert len(written) == 2
-    for path in folder.iterdir():  # as if the driver had been killed before Tune wrote its books
-        if path.is_file():
-            path.unlink()
 
-    again = study(config, checkpoint=str(tmp_path / "encoder"), **inputs)
-    assert again == first
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/checkpoint_*/outcome.json")} == written
-    tracker = tracking.Tracker(tracking.address(config))
-    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
-    children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
-    assert len(children) == 2
-    assert all(len(tracker.curve(run.info.run_id, "test/accuracy")) == 1 for run in children)
+    more = replace(config, {"study.seeds": 2, "study.variants": ("pretrained", "scratch", "rnn"), "rnn.epochs": 1})
+    plan = make(more, locate)
+    for path in (tmp_path / "root" / "studies" / first.key).iterdir():  # Tune's books are not needed
+        if path.is_file() and path.name != "inputs.json":
+            path.unlink()
+    again = study(plan)
+    assert again.key != first.key, "rnn.epochs is part of the identity"
+    assert len(again.outcomes) == 6 and not again.failed
+    assert len(list(tmp_path.glob("root/runs/*/result.json"))) == 1, "the encoder is shared by studies"
+    assert study(plan) == again
+    assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 6)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert scores(again).items() >= scores(first).items(), "same seeds, same figures"
+
+
+@pytest.mark.ray
+def test_a_failure_is_one_cell_with_its_reason(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
+    config = tiny_study(tmp_path, finetune__lr=1e30, rnn__epochs=1, study__variants=("scratch", "rnn"))
+    plan = make(config, locate)
+    result = study(plan)
+    assert [item.variant for item in result.outcomes] == ["rnn"]
+    (reason,) = result.failed.values()
+    assert "lower finetune.lr" in reason
+    assert statuses(config, plan.key) == ("FAILED", ["FAILED", "FINISHED"])
+    assert not study(plan).outcomes[1:], "and it fails again"
+
+
+@pytest.mark.ray
+def test_trials_of_a_failed_pretraining_say_so(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
+    config = replace(tiny_study(tmp_path, optimizer__lr=1e30, study__variants=("pretrained", "scratch")), PRETRAIN)
+    result = study(make(config, locate))
+    assert [item.variant for item in result.outcomes] == ["scratch"]
+    ((trial, reason),) = result.failed.items()
+    assert trial.startswith("melody-pretrained") and "its pre-training pretrain-" in reason
+    assert "not finite" in reason
+
+
+DRIVER = """
+import sys, ray
+from midibert_ray.overrides import from_flat
+from midibert_ray.studies.plan import make
+from midibert_ray.studies.study import study
+import json
+flat, store = json.loads(sys.argv[1]), sys.argv[2]
+ray.init("local", num_cpus=4, log_to_driver=False)
+study(make(from_flat(flat), lambda config, names: dict.fromkeys(names, store)))
+"""
+
+
+@pytest.mark.ray
+def test_a_killed_study_ends_as_an_undisturbed_one(
+    no_ray: None, tmp_path: Path, sample_store: TokenStore, locate: Locate
+) -> None:
+    def configuration(root: Path) -> Config:
+        changes = {"study__variants": ("pretrained", "scratch", "rnn"), "study__seeds": 2}
+        tiny = tiny_study(root, finetune__epochs=3, rnn__epochs=3, compute__max_concurrent_trials=2, **changes)
+        return replace(tiny, PRETRAIN)
+
+    def start(config: Config) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-c", DRIVER, json.dumps(flatten(config)), sample_store.uri]
+        return subprocess.Popen(command, cwd=Path(__file__).parents[2])
+
+    def results(plan: Plan) -> dict[str, tuple[dict[str, float], list[list[int]]]]:
+        found = (outcome.find(plan.address(key)) for key in plan.trials)
+        return {item[0].trial: (item[0].figures, item[0].confusion) for item in found if item}
+
+    undisturbed = make(configuration(tmp_path / "one"), locate)
+    assert start(undisturbed.config).wait(timeout=240) == 0
+    disturbed = make(configuration(tmp_path / "two"), locate)
+    for enough in (1, 3):
+        driver = start(disturbed.config)
+        deadline = time.monotonic() + 240
+        while driver.poll() is None and len(results(disturbed)) < enough and time.monotonic() < deadline:
+            time.sleep(0.1)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("two/root/studies/*/*/checkpoint_*/outcome.json")}
+    assert 3 <= len(before) < 6
+    assert start(disturbed.config).wait(timeout=240) == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was finished was run again"
+    assert results(disturbed) == results(undisturbed)
+    assert statuses(disturbed.config, disturbed.key) == ("FINISHED", ["FINISHED"] * 6)

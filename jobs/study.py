@@ -3,10 +3,12 @@
     python jobs/study.py --preset debug
     python jobs/study.py --preset small corpora.root=DATA storage.root=OUT study.tasks=composer,emotion study.seeds=3
     python jobs/study.py paper study.tables=1,2,3,4 study.protocols=paper,clean study.seeds=5 --preset base --dry-run
+    python jobs/study.py sweep task=composer study.draws=40 --preset small corpora.root=DATA storage.root=OUT
 
 `paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to
-study.tables to measure what the order of notes gives away. The same command again does what is still open, and more
-seeds, tables or protocols are added to what is there. Exit code 1 if a trial failed.
+study.tables to measure what the order of notes gives away. `sweep` searches the settings of fine-tuning by
+validation and prints the best as they stand on the command line of another study. The same command again does what
+is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial failed.
 """
 
 import sys
@@ -18,12 +20,14 @@ import ray
 
 from midibert_ray import cli, pipeline
 from midibert_ray.data.tokenize import Summary
+from midibert_ray.overrides import replace
 from midibert_ray.presets import STUDIES
 
 
 def main() -> None:
-    wanted = cli.parse(__doc__, words="paper, or section.key=value", kinds=STUDIES)
-    config = wanted.config
+    own = {"task": "the one task of the study, in place of study.tasks"}
+    wanted = cli.parse(__doc__, words="paper, sweep, or section.key=value", extra=own, kinds=STUDIES)
+    config = replace(wanted.config, {"study.tasks": task} if (task := wanted.extra.get("task")) else {})
     described = pipeline.plan(config, "study")
     if wanted.dry_run:
         print(described)

@@ -301,8 +301,12 @@ class StudyConfig:
     seeds: int = runtime(1)
     """Seeds a cell: seed, seed + 1, ..."""
 
+    draws: int = runtime(0)
+    """Random settings that a sweep tries, in place of tables, variants and seeds."""
+
     def __post_init__(self) -> None:
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
+        require(self.draws >= 0, "study.draws", self.draws, "0 or more")
         require_some_of("study.tasks", self.tasks, get_args(TaskName))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))

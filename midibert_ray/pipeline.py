@@ -14,6 +14,7 @@ from midibert_ray.config import Config
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.studies import report as reports
 from midibert_ray.studies import table
+from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.outcome import finished as trial_finished
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.plan import make as plan_study
@@ -171,8 +172,16 @@ def _study_lines(study: Plan) -> list[str]:
         f"{'pre-trainings':<15} {len(study.pretrainings)}",
         f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
         f"{'side by side':<15} {_concurrency(study.config)}",
+        f"{'estimate':<15} {_estimate(study)}",
     ]
     return lines
+
+
+def _estimate(study: Plan) -> str:
+    try:
+        return str(estimate(study))
+    except FileNotFoundError:
+        return "not before the tokens are there (jobs/tokenize.py): it counts segments"
 
 
 def _pretraining_words(config: Config) -> str:

@@ -66,6 +66,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
     },
+    "sweep": {"study.name": "sweep", "study.draws": 24},
 }
 """What a study of some name changes in a preset, before the settings of the command line."""
 

@@ -8,6 +8,7 @@ few seconds only, so a driver that is killed forgets what came after.
 import io
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
 ORIGIN = "trial.json"
 EPOCH = "epoch.json"
+STOPPED = "stopped.json"
 
 _CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
@@ -36,13 +38,16 @@ _CHECKPOINT = "checkpoint_"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one trial on the test split, with the weights that were best in validation."""
+    """The result of one trial on the test split (in a sweep: the validation split), with the weights of the best epoch."""
 
     trial: str
     task: str
     variant: str
     protocol: str
     seed: int
+
+    split: str = "test"
+    """What was scored: `test`, or `valid` in a sweep."""
 
     epoch: int
     """Epochs trained."""
@@ -73,6 +78,11 @@ class Outcome:
     def from_json(cls, text: str | bytes) -> "Outcome":
         """What `to_json` wrote."""
         return cls(**json.loads(text))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the scored notes or segments that are right."""
+        return self.figures[f"{self.split}/accuracy"]
 
     @property
     def scored(self) -> int:
@@ -153,6 +163,16 @@ def finished(address: str) -> bool:
     """Whether the trial in a folder has left its outcome."""
     name = newest(address)
     return name is not None and storage.exists(storage.join(address, name, OUTCOME))
+
+
+def stop(address: str, figures: Mapping[str, float]) -> None:
+    """Note that a sweep has stopped the trial in a folder, so that it is not run again."""
+    storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
+
+
+def stopped(address: str) -> bool:
+    """Whether a sweep has stopped the trial in a folder."""
+    return storage.exists(storage.join(address, STOPPED))
 
 
 def find(address: str) -> tuple[Outcome, bytes] | None:

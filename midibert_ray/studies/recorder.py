@@ -8,7 +8,7 @@ from ray import tune
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.overrides import flatten
-from midibert_ray.studies import figures, outcome
+from midibert_ray.studies import figures, outcome, sweep
 from midibert_ray.studies.agenda import FAILURE, FINETUNE
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.plan import Plan
@@ -105,15 +105,26 @@ class Recorder(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Store the outcome that the trial left in its last checkpoint, or why there is none."""
-        work = trial.config["work"]
-        if work["kind"] == FINETUNE and self.store(work["name"]) is None:
-            self.fail(work["name"], str(trial.last_result.get(FAILURE, "it left no outcome")))
+        work, last = trial.config["work"], trial.last_result
+        if work["kind"] != FINETUNE or self.store(work["name"]):
+            return
+        if self.plan.config.study.draws and FAILURE not in last:
+            self.stop(work["name"], {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
+        else:
+            self.fail(work["name"], str(last.get(FAILURE, "it left no outcome")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark the run as failed."""
         work = trial.config["work"]
         if work["kind"] == FINETUNE:
             self.fail(work["name"], "its process died")
+
+    def stop(self, key: str, figures: dict[str, float]) -> None:
+        """End the run of a draw that the sweep has stopped."""
+        outcome.stop(self.plan.address(key), figures)
+        run = self._run(key)
+        run.tag(stopped=f"after epoch {figures['epoch']}")
+        run.finish("KILLED")
 
     def fail(self, key: str, reason: str) -> None:
         """End a trial's run as failed."""

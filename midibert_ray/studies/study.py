@@ -17,7 +17,7 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Run
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
 from midibert_ray.overrides import flatten
-from midibert_ray.studies import outcome
+from midibert_ray.studies import outcome, sweep
 from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining, study_address
@@ -57,6 +57,9 @@ class StudyResult:
     failed: dict[str, str]
     """Trial -> reason, of those that did not."""
 
+    stopped: list[str]
+    """Draws that a sweep has stopped early."""
+
 
 def study(plan: Plan) -> StudyResult:
     """Run all of a study, or what an earlier start of it left open; needs Ray, and all token stores.
@@ -67,7 +70,7 @@ def study(plan: Plan) -> StudyResult:
     """
     pin(study_address(plan.config, plan.key), plan.stores)
     encoders = {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
-    done = {key for key in plan.trials if outcome.finished(plan.address(key))}
+    done = {key for key in plan.trials if outcome.finished(plan.address(key)) or outcome.stopped(plan.address(key))}
     todo = open_work(plan, encoders, done)
     logger.info(
         "study %s: %d of %d trials are done, %d of %d pre-trainings",
@@ -75,16 +78,24 @@ def study(plan: Plan) -> StudyResult:
     )
     recorder = Recorder(plan)
     reasons = _fit(plan, recorder, todo, encoders) if todo else {}
-    outcomes, failed = [], {}
+    result = _collect(plan, recorder, reasons)
+    publish(recorder.log, plan, result.outcomes, result.failed)
+    return result
+
+
+def _collect(plan: Plan, recorder: Recorder, reasons: Mapping[str, str]) -> StudyResult:
+    """All outcomes; those that MLflow missed are stored there now."""
+    result = StudyResult(plan.key, [], {}, [])
     for key, entry in plan.trials.items():
         found = recorder.store(key)
         if found:
-            outcomes.append(found)
+            result.outcomes.append(found)
+        elif outcome.stopped(plan.address(key)):
+            result.stopped.append(entry.trial.name)
         else:
-            failed[entry.trial.name] = reasons.get(key, "it left no outcome")
-            recorder.fail(key, failed[entry.trial.name])
-    publish(recorder.log, plan, outcomes, failed)
-    return StudyResult(plan.key, outcomes, failed)
+            result.failed[entry.trial.name] = reasons.get(key, "it left no outcome")
+            recorder.fail(key, result.failed[entry.trial.name])
+    return result
 
 
 def open_work(plan: Plan, encoders: Mapping[str, str], done: Set[str]) -> list[Work]:
@@ -174,7 +185,8 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
                 num_samples=len(todo),
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_name,
-                reuse_actors=True,
+                scheduler=sweep.asha(config) if config.study.draws else None,
+                reuse_actors=not config.study.draws,  # a trial that is stopped leaves its thread behind
             ),
             run_config=RunConfig(
                 name=plan.key,

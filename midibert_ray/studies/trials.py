@@ -6,7 +6,7 @@ from typing import Any
 
 from midibert_ray.config import Config
 from midibert_ray.overrides import replace
-from midibert_ray.studies import paper
+from midibert_ray.studies import paper, sweep
 
 _RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": "none"}
 _SCRATCH = {"finetune.init": "scratch", "finetune.freeze": "none"}
@@ -71,6 +71,22 @@ class Trial:
         return replace(base, {key: value for key, value in self.changes.items() if not key.startswith(OF_FINETUNING)})
 
 
+def draws(config: Config) -> list[Trial]:
+    """The trials of a sweep: tasks × draws, all from the pre-trained encoder and with the same seed."""
+    return [
+        Trial(
+            task=task,
+            variant=f"{sweep.DRAW}{number:03d}",
+            protocol=protocol,
+            seed=config.seed,
+            changes=sweep.draw(config, number) | _TUNED | {"tokens.protocol": protocol, "finetune.task": task},
+        )
+        for protocol in protocols(config)
+        for task in config.study.tasks
+        for number in range(config.study.draws)
+    ]
+
+
 def variants(config: Config) -> tuple[str, ...]:
     """The rows of a study: those of the paper's tables that it asks for, then its own."""
     return tuple(dict.fromkeys((*paper.variants(config.study.tables), *config.study.variants)))
@@ -82,7 +98,9 @@ def protocols(config: Config) -> tuple[str, ...]:
 
 
 def grid(config: Config) -> list[Trial]:
-    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists."""
+    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists; or a sweep's draws."""
+    if config.study.draws:
+        return draws(config)
     return [
         Trial(
             task=task,

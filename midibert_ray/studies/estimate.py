@@ -1,0 +1,134 @@
+"""How long a study would take: every kind of step is measured here and now, then counted."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from midibert_ray.config import Config
+from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.store import TokenStore
+from midibert_ray.model.midibert import mlm_loss
+from midibert_ray.overrides import replace
+from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
+from midibert_ray.training import pretrain
+from midibert_ray.training.finetune import Finetuning, TaskData, new_model
+from midibert_ray.training.pretrain import PretrainData, packing
+
+MEASURED = 2
+"""Segments of the step that is measured."""
+
+FORWARD = 1 / 3
+"""What a segment costs that is only scored, beside one that is learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Device-hours at most, as early stops are not foreseen."""
+
+    pretraining: Mapping[str, float]
+    """By key."""
+
+    trials: Mapping[str, float]
+    """By key."""
+
+    device: str
+    """What was measured."""
+
+    def __str__(self) -> str:
+        runs, trials = sum(self.pretraining.values()), sum(self.trials.values())
+        return (
+            f"{runs + trials:,.2f} device-hours at most ({len(self.pretraining)} pre-trainings {runs:,.2f}, "
+            f"{len(self.trials)} trials {trials:,.2f}), by a step measured on {self.device}"
+        )
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
+
+    Raises:
+        FileNotFoundError: where a token store has not been made.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(plan.config.compute.cpus_per_trial)))
+    meter = _Meter(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Estimate(
+        pretraining={key: meter.pretraining(run) / 3600 for key, run in plan.pretrainings.items()},
+        trials={key: meter.trial(entry) / 3600 for key, entry in plan.trials.items()},
+        device=name,
+    )
+
+
+class _Meter:
+    """Seconds of runs and trials; each kind of step is measured once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._seconds: dict[tuple[object, ...], float] = {}
+        self._data: dict[tuple[object, ...], TaskData] = {}
+
+    def pretraining(self, run: Pretraining) -> float:
+        """Seconds of a pre-training on one device."""
+        config = run.config
+        data = PretrainData(config, [TokenStore.open(store, cache_dir=config.storage.cache) for store in run.stores])
+        kind = ("pretrain", config.model, config.tokens, config.compute.precision)
+        a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
+        validations = config.pretrain.epochs / config.pretrain.valid_every
+        learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
+        return a_segment * (learned + FORWARD * validations * len(data.valid_rows))
+
+    def trial(self, entry: PlannedTrial) -> float:
+        """Seconds of a trial."""
+        config, settings = entry.config, entry.config.finetune
+        source = (entry.store, settings.task, config.model.representation)
+        if source not in self._data:
+            self._data[source] = TaskData(config, TokenStore.open(entry.store, cache_dir=config.storage.cache))
+        data = self._data[source]
+        learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
+        kind = ("trial", *source, config.model, config.compute.precision, learns)
+        a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
+        epochs = config.rnn.epochs if settings.model == "rnn" else settings.epochs
+        count = {split: len(segments) for split, segments in data.splits.items()}
+        return a_segment * (epochs * (count["train"] + FORWARD * count["valid"]) + FORWARD * count["test"])
+
+    def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
+        if kind not in self._seconds:
+            step()  # the first is always slower
+            begin = time.perf_counter()
+            step()
+            self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
+        return self._seconds[kind]
+
+
+def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
+    model = pretrain.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
+    batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
+    masked = mask_batch(
+        torch.from_numpy(batch.tokens).to(device, torch.int64),
+        torch.from_numpy(batch.length).to(device),
+        keys=row_keys(config.seed, 0, 0, torch.arange(MEASURED)).to(device),
+        protocol=config.tokens.protocol,
+        fraction=config.mask.fraction,
+    )
+    layout = packing(config, batch.length, data.train.length, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
+        logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+    mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
+    _wait(device)
+
+
+def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
+    scratch = replace(config, {"finetune.init": "scratch"})
+    job = Finetuning(scratch, data, new_model(scratch, data, ""), device)
+    job.model.train()
+    job.step("train", np.arange(MEASURED) % len(data.splits["train"]))
+    _wait(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

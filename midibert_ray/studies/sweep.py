@@ -1,0 +1,81 @@
+"""A search for better fine-tuning settings: random draws, of which ASHA stops the poor ones early.
+
+Draw *n* is a function of (seed, n), so that the same command searches the same settings, and one that asks for
+more draws keeps those that are there. A sweep chooses by validation and never looks at the test split.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import AsyncHyperBandScheduler
+
+from midibert_ray.config import Config
+from midibert_ray.data.order import keyed_hash
+from midibert_ray.overrides import flatten, replace
+from midibert_ray.studies.outcome import Outcome
+
+LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
+WARMUP = (0.0, 0.06, 0.1, 0.2)
+HEADS = ("paper", "linear")
+
+METRIC = "valid/best"
+"""What draws are compared by: the best validation accuracy so far."""
+
+
+def draw(config: Config, number: int) -> dict[str, Any]:
+    """The settings of one draw.
+
+    The rate is drawn within a factor of ten around `finetune.lr`, evenly in its logarithm; epochs are half, all or
+    twice `finetune.epochs`; the rest comes from what is usual for models of BERT's kind.
+
+    Args:
+        config: the study's configuration.
+        number: which draw, from 0.
+    """
+    random = np.random.default_rng(keyed_hash(config.seed, "sweep", number))
+    lr = math.exp(random.uniform(math.log(config.finetune.lr / 10), math.log(config.finetune.lr * 10)))
+    epochs = config.finetune.epochs
+    return {
+        "finetune.lr": float(f"{lr:.3g}"),
+        "finetune.layer_decay": float(random.choice(LAYER_DECAY)),
+        "finetune.warmup": float(random.choice(WARMUP)),
+        "finetune.epochs": int(random.choice([max(1, epochs // 2), epochs, 2 * epochs])),
+        "finetune.head": str(random.choice(HEADS)),
+        "finetune.freeze_layers": int(random.integers(0, config.model.layers)),
+    }
+
+
+def asha(config: Config) -> AsyncHyperBandScheduler:
+    """The scheduler of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on."""
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        max_t=2 * config.finetune.epochs,
+        grace_period=1,
+        reduction_factor=3,
+    )
+
+
+def ranking(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Task -> its draws that were not stopped early, best first by validation; of equals the earlier draw."""
+    tasks = dict.fromkeys(item.task for item in outcomes)
+    return {
+        task: sorted(
+            (item for item in outcomes if item.task == task), key=lambda item: (-item.figures[METRIC], item.variant)
+        )
+        for task in tasks
+    }
+
+
+def winner(config: Config, outcome: Outcome) -> str:
+    """The settings of a draw as they stand on a command line, such as that of the paper study."""
+    number = int(outcome.variant.removeprefix(DRAW))
+    before, after = flatten(config), flatten(replace(config, draw(config, number)))
+    return " ".join(f"{key}={value}" for key, value in after.items() if value != before[key])
+
+
+DRAW = "draw"
+"""Start of the variant names of a sweep; the rest is the number of the draw."""

@@ -38,7 +38,7 @@ _CHECKPOINT = "checkpoint_"
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The result of one trial on the test split (in a sweep: the validation split), with the weights of the best epoch."""
+    """The result of one trial on the test split, or in a sweep on the validation split, with the best weights."""
 
     trial: str
     task: str

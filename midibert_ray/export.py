@@ -35,7 +35,7 @@ from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.studies import outcome
 from midibert_ray.studies.outcome import Origin, Outcome
 from midibert_ray.studies.plan import task_corpus
-from midibert_ray.studies.table import wilson
+from midibert_ray.studies.statistics import wilson
 from midibert_ray.training import checkpoints
 from midibert_ray.training.checkpoints import FIRST_DIGESTS, verify
 from midibert_ray.training.engine import PROGRESS_FILE
@@ -273,7 +273,7 @@ def _about_trial(result: Outcome, origin: Origin) -> About:
 def _scores(result: Outcome, where: str) -> dict[str, Any]:
     """What a card says of a trial's head and of its figures."""
     task, accuracy = TASKS[result.task], result.figures["test/accuracy"]
-    unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy, result.scored)
+    unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy * result.scored, result.scored)
     return {
         "task": task,
         "classes": tuple(result.classes),

@@ -336,6 +336,12 @@ class ComputeConfig:
     gpu: bool = runtime(False)
     """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
 
+    accelerator: str = runtime("")
+    """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
+    """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
+
     cpus_per_worker: int = runtime(1)
     """CPUs of a pre-training worker, used as threads when there is no GPU."""
 
@@ -360,6 +366,7 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
+        require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
         for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
             require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
         for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):

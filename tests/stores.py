@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
 from midibert_ray.music import corpora
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
 
 Piece = tuple[str, str, str | None, Tokens]
@@ -40,6 +41,16 @@ def write_store(
     }
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     return str(folder)
+
+
+def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
+    """The first notes of each piece, labelled with one emotion after the other."""
+    emotions = TASKS["emotion"].classes
+    cut = []
+    for number, (piece, split, _, tokens) in enumerate(pieces):
+        columns = {name: getattr(tokens, name)[:notes] for name in COLUMNS}
+        cut.append((piece, split, emotions[number % len(emotions)], Tokens(**columns)))
+    return cut
 
 
 def sample(protocol: str = "clean") -> list[Piece]:

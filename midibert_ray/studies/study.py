@@ -25,8 +25,8 @@ from midibert_ray.studies.publish import publish
 from midibert_ray.studies.recorder import Recorder
 from midibert_ray.studies.run_work import run_work
 from midibert_ray.training.console import Console
-from midibert_ray.training.finetune import TaskData
 from midibert_ray.training.inputs import pin
+from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import finished
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,8 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
                 verbose=0,
             ),
         )
-        reasons = {result.config["work"]["name"]: reason for result in tuner.fit() if (reason := _failure(result))}
+        results: Any = tuner.fit()
+        reasons = {result.config["work"]["name"]: reason for result in results if (reason := _failure(result))}
     for key, entry in plan.trials.items():
         if entry.encoder in reasons:
             reasons.setdefault(key, f"its pre-training {entry.encoder} failed: {reasons[entry.encoder]}")

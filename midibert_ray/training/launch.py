@@ -4,8 +4,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,8 @@ def pretrain(
     if flaw := drop_broken_books(run_address(config, key)):
         logger.warning(flaw)
     try:
-        with nullcontext() if sink else Console() as console:
-            result: Any = _trainer(config, stores, key, sink or console.sink, callbacks).fit()
+        with nullcontext(sink) if sink else _console() as lines:
+            result: Any = _trainer(config, stores, key, lines, callbacks).fit()
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
@@ -137,6 +137,12 @@ def pretrain(
     return run
 
 
+@contextmanager
+def _console() -> Iterator[Any]:
+    with Console() as console:
+        yield console.sink
+
+
 def _trainer(
     config: Config, stores: Sequence[str], key: str, sink: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
@@ -147,11 +153,7 @@ def _trainer(
         train_worker,
         train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "sink": sink},
         torch_config=TorchConfig(backend="nccl" if compute.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=compute.workers,
-            use_gpu=compute.gpu,
-            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
-        ),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             name=key,
             storage_path=storage.join(storage.resolve(config.storage.root), "runs"),
@@ -163,6 +165,18 @@ def _trainer(
             ),
             callbacks=[Recorder(address, flatten(config), key, sink), *callbacks],  # type: ignore[list-item]  # annotated by Tune's name
         ),
+    )
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    """How many workers, what each holds, and on which nodes."""
+    compute = config.compute
+    return ScalingConfig(
+        num_workers=compute.workers,
+        use_gpu=compute.gpu,
+        resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
+        accelerator_type=compute.accelerator or None,
+        placement_strategy=compute.placement,
     )
 
 

@@ -11,9 +11,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from midibert_ray.studies.baselines import MAJORITY
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.statistics import Floats
-from midibert_ray.studies.table import MAJORITY, Key, ResultTable, mean_confusion
+from midibert_ray.studies.table import Key, ResultTable, mean_confusion
 
 INK, GREY, FAINT = "#1f2a33", "#8794a0", "#e3e8ec"
 COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8d99ae", "#355070")

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from midibert_ray.studies import paper, statistics
+from midibert_ray.studies.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.statistics import Interval
 from midibert_ray.studies.table import (
-    MAJORITY,
     PROTOCOLS,
-    Baseline,
     Key,
     ResultTable,
     Score,
@@ -22,9 +21,6 @@ from midibert_ray.studies.table import (
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
-
-NOTHING = "nothing is melody"
-"""The trivial way to tell melody from the rest."""
 
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
@@ -129,13 +125,19 @@ def melody_or_not(
     for protocol in (each for each in PROTOCOLS if any(key.protocol == each for key in shown)):
         models = {key.variant: _counts(groups[key]) for key in shown if key.protocol == protocol}
         hits, false, missed, rest = next(iter(models.values()))
-        counts: dict[str, Sequence[float]] = {NOTHING: (0, 0, hits + missed, false + rest)}
-        counts |= {item.name: item.counts for item in baselines if item.protocol == protocol and item.counts}
+        rules: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
+        rules |= {
+            item.name: _quadrants(item) for item in baselines if item.protocol == protocol and "TP" in item.detail
+        }
         rows += [
             MelodyOrNot(protocol=protocol, name=names.get(name, name), counts=each, printed=printed.get(name))
-            for name, each in (counts | models).items()
+            for name, each in (rules | models).items()
         ]
     return rows
+
+
+def _quadrants(item: Baseline) -> list[float]:
+    return [item.detail[name] for name in ("TP", "FP", "FN", "TN")]
 
 
 def _counts(group: Sequence[Outcome]) -> tuple[float, float, float, float]:

@@ -5,9 +5,10 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from midibert_ray.studies.baselines import MAJORITY, Baseline
 from midibert_ray.studies.findings import MelodyOrNot
 from midibert_ray.studies.statistics import Interval
-from midibert_ray.studies.table import STATISTICS, Baseline, Cell, Key, ResultTable
+from midibert_ray.studies.table import STATISTICS, Cell, Key, ResultTable, majority_f1
 
 FIELDS = (
     *("table", "protocol", "task", "variant", "row", "accuracy", "low", "high", "wilson_low", "wilson_high"),
@@ -61,7 +62,8 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _baseline(item: Baseline) -> dict[str, Any]:
-    return {"accuracy": item.accuracy, "f1": item.f1, "scored": item.scored} | _ends("", item.interval)
+    f1 = majority_f1(item) if item.name == MAJORITY else None
+    return {"accuracy": item.accuracy, "f1": f1, "scored": item.scored}
 
 
 def _ends(prefix: str, interval: Interval | None) -> dict[str, Any]:
@@ -111,8 +113,9 @@ def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
         cells = (table.cells.get(Key(protocol, task, row.variant)) for task in table.tasks)
         rows.append([row.label, *(_shown(cell) for cell in cells)])
     for name in table.baseline_names():
-        found = (table.trivial(protocol, task, name) for task in table.tasks)
-        rows.append([name, *(_figures(item.accuracy, item.interval) if item else "–" for item in found)])
+        found = [table.trivial(protocol, task, name) for task in table.tasks]
+        if any(found):
+            rows.append([name, *(f"{100 * item.accuracy:.2f}" if item else "–" for item in found)])
     return rows
 
 
@@ -122,16 +125,12 @@ def _shown(cell: Cell | None) -> str:
         return "–"
     if cell.score is None:
         return "failed"
-    parts = [_figures(cell.score.accuracy, cell.score.interval)]
+    low, high = cell.score.interval
+    parts = [f"{100 * cell.score.accuracy:.2f} [{100 * low:.1f}, {100 * high:.1f}]"]
     parts += [f"(paper {cell.printed:.2f})"] if cell.printed is not None else []
     parts += [p_text(cell.p)] if cell.p is not None else []
     parts += [f"{len(cell.failed)} failed"] if cell.failed else []
     return " ".join(parts)
-
-
-def _figures(accuracy: float, interval: Interval | None) -> str:
-    ends = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
-    return f"{100 * accuracy:.2f}{ends}"
 
 
 def p_text(p: float) -> str:

@@ -9,10 +9,11 @@ from importlib import resources
 from matplotlib.figure import Figure
 
 from midibert_ray.studies import figures
+from midibert_ray.studies.baselines import Baseline
 from midibert_ray.studies.formats import p_text
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.statistics import Interval
-from midibert_ray.studies.table import STATISTICS, Baseline, Cell, Key, ResultTable, Score
+from midibert_ray.studies.table import STATISTICS, Cell, Key, ResultTable, Score
 
 DPI = 160
 CSS_PIXELS = 96
@@ -112,8 +113,7 @@ def _tooltip(cell: Cell, score: Score) -> str:
 def _trivial(item: Baseline | None, edge: str) -> str:
     if item is None:
         return f"<td class={edge}></td>"
-    interval = f"<small>{between(item.interval)}</small>" if item.interval else ""
-    return f'<td class={edge} title="{escape(item.note)}"><b>{100 * item.accuracy:.2f}</b>{interval}</td>'
+    return f'<td class={edge} title="{escape(item.note)}"><b>{100 * item.accuracy:.2f}</b></td>'
 
 
 def between(interval: Interval | None) -> str:

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS
+from midibert_ray.studies import corpora as table_one
 from midibert_ray.studies import figures, outcome, paper, table
+from midibert_ray.studies.baselines import MAJORITY
 from midibert_ray.studies.findings import leaks, melody_or_not
 from midibert_ray.studies.formats import p_text
 from midibert_ray.studies.outcome import Outcome
@@ -109,13 +111,13 @@ def beside(source: Source) -> str:
     if not rows:
         return ""
     trivial = {(item.protocol, item.task, item.name): item for each in source.tables for item in each.baselines}
-    found = [trivial.get((protocol, task, table.MAJORITY)) for protocol, task in _columns(source)]
-    shown = [f"{100 * item.f1:.1f}" if item and item.f1 is not None else "" for item in found]
+    found = [trivial.get((protocol, task, MAJORITY)) for protocol, task in _columns(source)]
+    shown = [f"{100 * table.majority_f1(item):.1f}" if item else "" for item in found]
     note = (
         "Macro-F1 in %: the mean over the classes, so that rare ones count as much as frequent ones. Pieces: the share "
         "of the test pieces in % whose mean logits over all segments are right."
     )
-    return f"<p class=note>{note}</p>{grid(_heads(source), [*rows, [table.MAJORITY, *shown]])}"
+    return f"<p class=note>{note}</p>{grid(_heads(source), [*rows, [MAJORITY, *shown]])}"
 
 
 def melody(source: Source) -> str:
@@ -146,29 +148,17 @@ def failures(source: Source) -> str:
 
 
 def corpora(source: Source) -> str:
-    """Table I, from our token stores beside the paper's figures."""
-    fields = {
-        "pieces": "pieces",
-        "bars_per_piece": "bars a piece",
-        "notes_per_bar": "notes a bar",
-        "mean_pitch": "mean pitch",
-        "mean_duration": "mean duration",
-    }
+    """Table I, from our token stores beside the paper's figures, and why they differ."""
+    head = ["", "protocol", *(heading for heading, _ in table_one.SHOWN.values())]
     rows = []
-    for item in source.corpora:
-        printed = item.get("printed", {})
-        shown = (_beside(item.get(name), printed.get(name)) for name in fields)
-        rows.append([escape(item["corpus"]), escape(item["protocol"]), *shown, escape(item.get("note", ""))])
-    note = "Table I: from our token stores, and below it in grey what the paper prints."
-    return (
-        f"<p class=note>{note}</p>{grid(['', 'protocol', *fields.values(), ''], rows, 'plain notes')}" if rows else ""
-    )
-
-
-def _beside(ours: float | None, printed: float | None) -> str:
-    """A figure above the paper's, which keeps the digits that it has."""
-    mine = "" if ours is None else f"{ours:,}" if isinstance(ours, int) else f"{ours:,.2f}"
-    return f"{mine}<small>{printed:,}</small>" if printed is not None else mine
+    for line in source.corpora:
+        figures_of = (table_one.show(line, name) for name in table_one.SHOWN)
+        rows.append([escape(line["corpus"]), escape(line["protocol"]), *figures_of])
+    notes = {
+        f"<li>{escape(line['corpus'])}: {escape(line['note'])}</li>": None for line in source.corpora if line["note"]
+    }
+    listed = f"<ul class=note>{''.join(notes)}</ul>" if notes else ""
+    return f"{grid(head, rows)}<p class=note>{escape(table_one.READING)}</p>{listed}" if rows else ""
 
 
 def piano_roll(source: Source) -> str:

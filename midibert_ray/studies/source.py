@@ -8,15 +8,16 @@ from typing import Any
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.studies import outcome, table
+from midibert_ray.studies.baselines import Baseline
 from midibert_ray.studies.outcome import Outcome
-from midibert_ray.studies.table import Baseline, ResultTable
+from midibert_ray.studies.table import ResultTable
 from midibert_ray.tracking import Run, Tracker
 
 BASELINES = "baselines.json"
 """Artifact of the parent run: a list of `Baseline`."""
 
 CORPORA = "corpora.json"
-"""Artifact of the parent run: a list of rows of Table I."""
+"""Artifact of the parent run: what `corpora.table` gives."""
 
 
 @dataclass(frozen=True)

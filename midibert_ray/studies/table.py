@@ -1,20 +1,18 @@
 """Result tables: what every cell has scored, how sure that is, and what it is compared with."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.studies import paper, statistics
+from midibert_ray.studies.baselines import MAJORITY, Baseline
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.paper import PaperTable, Row
 from midibert_ray.studies.statistics import Floats, Interval
 from midibert_ray.studies.trials import VARIANTS
-
-MAJORITY = "majority class"
-"""The trivial baseline of every table: always answer the most frequent class of the test split."""
 
 PROTOCOLS = ("paper", "clean")
 
@@ -35,39 +33,6 @@ class Key(NamedTuple):
     protocol: str
     task: str
     variant: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """A way to answer without learning; a row of every table that has its task."""
-
-    protocol: str
-    task: str
-    name: str
-    correct: int
-    scored: int
-    note: str = ""
-    """How it answers, for the reader."""
-
-    f1: float | None = None
-    """Macro-F1."""
-
-    pieces: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Test piece -> correct and scored; without them there is no interval that could be believed."""
-
-    counts: Sequence[int] = ()
-    """TP, FP, FN and TN of one that tells melody from the rest only; it then stands in a table of its own."""
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the scored notes or segments that are right."""
-        return self.correct / max(self.scored, 1)
-
-    @property
-    def interval(self) -> Interval | None:
-        """95 % interval by drawing pieces anew."""
-        tally = np.array([piece[:2] for piece in self.pieces.values()], dtype=np.float64)
-        return statistics.over_pieces(tally) if self.pieces else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +63,8 @@ class Score:
     tally: Mapping[str, tuple[float, float]]
     """Piece -> correct (mean over the seeds) and scored."""
 
-    support: tuple[int, ...]
-    """Notes or segments of each class."""
+    support: Mapping[str, int]
+    """Class -> notes or segments that have it."""
 
     seeds: int
     seconds: float
@@ -110,7 +75,7 @@ class Score:
     @property
     def scored(self) -> int:
         """Test notes or segments."""
-        return sum(self.support)
+        return sum(self.support.values())
 
     @property
     def by_piece(self) -> Floats:
@@ -122,18 +87,19 @@ class Score:
         """The score of some seeds."""
         accuracies = [item.accuracy for item in group]
         accuracy = float(np.mean(accuracies))
-        support = tuple(map(sum, group[0].confusion))
+        support = dict(zip(group[0].classes, map(sum, group[0].confusion), strict=True))
+        scored = sum(support.values())
         tally = {
-            piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(scored))
-            for piece, (_, scored, *_) in group[0].pieces.items()
+            piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
+            for piece, (_, size, *_) in group[0].pieces.items()
         }
-        wilson = statistics.wilson(accuracy * sum(support), sum(support))
+        wilson = statistics.wilson(accuracy * scored, scored)
         over_pieces = statistics.over_pieces(np.array(list(tally.values())))
         name = f"{group[0].split}/piece_accuracy"
         whole = [item.figures[name] for item in group if name in item.figures]
         return cls(
             accuracy=accuracy,
-            interval=over_pieces if 1 < len(tally) < sum(support) else wilson,
+            interval=over_pieces if 1 < len(tally) < scored else wilson,
             wilson=wilson,
             over_seeds=statistics.over_seeds(accuracies) if len(group) > 1 else None,
             over_pieces=over_pieces,
@@ -227,7 +193,7 @@ def build(
     Args:
         outcomes: of the trials that have finished, in any order.
         failed: name of a trial -> reason, of those that have failed.
-        baselines: trivial ones beside the majority class, which needs no more than the outcomes.
+        baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
         tables: as in `study.tables`; variants that none of them has come in a table of their own.
     """
     scores = {key: Score.of(group) for key, group in by_key(outcomes).items()}
@@ -314,7 +280,7 @@ def _table(
         )
         for key in keys
     }
-    trivial = [item for item in baselines if (item.protocol, item.task) in present and not item.counts]
+    trivial = [item for item in baselines if (item.protocol, item.task) in present and _answers_the_task(item)]
     return ResultTable(
         name=name,
         title=wanted.title,
@@ -351,14 +317,24 @@ def _majorities(wanted: PaperTable, scores: Mapping[Key, Score]) -> list[Baselin
     return list(found.values())
 
 
-def _majority(key: Key, support: Sequence[int]) -> Baseline:
-    share = max(support) / sum(support)
+def _majority(key: Key, support: Mapping[str, int]) -> Baseline:
+    best = max(support, key=support.__getitem__)
     return Baseline(
         protocol=key.protocol,
         task=key.task,
         name=MAJORITY,
-        correct=max(support),
-        scored=sum(support),
-        note="always the most frequent class of the test split",
-        f1=2 * share / (1 + share) / sum(count > 0 for count in support),
+        correct=support[best],
+        scored=sum(support.values()),
+        detail=dict(support),
+        note=f"always {best}, the most frequent class of the test split",
     )
+
+
+def _answers_the_task(item: Baseline) -> bool:
+    """Whether a baseline belongs into a table: not where the table has it, or it tells melody from the rest only."""
+    return item.name != MAJORITY and "TP" not in item.detail
+
+
+def majority_f1(item: Baseline) -> float:
+    """Macro-F1 of always answering one class: the others that occur have none."""
+    return 2 * item.accuracy / (1 + item.accuracy) / sum(count > 0 for count in item.detail.values())

@@ -15,27 +15,33 @@ import pytest
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.overrides import flatten
-from midibert_ray.studies import page, report, sections, source
+from midibert_ray.studies import corpora, page, report, sections, source
+from midibert_ray.studies.baselines import Baseline
 from midibert_ray.studies.plan import PlannedTrial, make
 from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.source import Source
-from midibert_ray.studies.table import Baseline
 from tests.studies.made import outcome
 from tests.tiny import tiny_study
 
 SHARES = {"pretrained": 0.9, "pretrained-by-pitch": 0.7, "rnn": 0.8}
-SKYLINE = Baseline(protocol="paper", task="melody", name="skyline", correct=3, scored=4, counts=(1, 0, 1, 2))
-TABLE_ONE = {
-    "corpus": "pop909",
-    "protocol": "paper",
-    "pieces": 865,
-    "bars_per_piece": 94.86,
-    "notes_per_bar": 17.36,
-    "mean_pitch": 62.88,
-    "mean_duration": 7.117,
-    "printed": {"pieces": 865, "bars_per_piece": 94.9, "notes_per_bar": 17.4, "mean_pitch": 63, "mean_duration": 6.1},
-    "note": "the paper's duration is an index, one thirty-second too small",
-}
+SKYLINE = Baseline(
+    protocol="paper",
+    task="melody",
+    name="skyline",
+    correct=3,
+    scored=4,
+    detail={"TP": 1, "FP": 0, "FN": 1, "TN": 2},
+    note="the highest",
+)
+ASAP = corpora.CorpusRow(
+    corpus="asap",
+    protocol="paper",
+    pieces=65,
+    bars_per_piece=95.88,
+    notes_per_bar=23.14,
+    mean_pitch=63.11,
+    mean_duration=2.914,
+)
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -94,7 +100,7 @@ def key(config: Config) -> str:
         if entry.trial.variant in (*SHARES, "scratch"):
             record(log, name, entry)
     log.parent.json([asdict(SKYLINE)], source.BASELINES)
-    log.parent.json([TABLE_ONE], source.CORPORA)
+    log.parent.json(corpora.table([ASAP]), source.CORPORA)
     log.parent.finish("FAILED")
     return plan.key
 
@@ -143,7 +149,7 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
         "majority class",
         "failed",
         "skyline paper 75.00 78.54",
-        "865 865 94.86 94.9 17.36 17.4",
+        "asap paper 65 (65) 95.9 (95.9) 23.1 (23.0)",
         "test piece 343",
         "Fig. 3 of the paper",
         "notes by pitch 20 0.200 50.00 1",
@@ -199,7 +205,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
 
 def test_names_are_escaped(found: Source) -> None:
     found.parent.data.params["corpora.names"] = "<script>alert(1)</script>"
-    hostile = replace(found, corpora=[TABLE_ONE | {"note": "<script>"}])
+    hostile = replace(found, corpora=[found.corpora[0] | {"note": "<script>"}])
     next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = "<script>"
     assert "<script>" not in report.render(hostile)
     assert "<script>" not in page.to_html(hostile.tables, ["<script>"])

@@ -268,7 +268,7 @@ class StudyConfig:
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
 
     tables: tuple[str, ...] = runtime(())
-    """Tables of the paper (`1` to `4`, and `leak`), whose rows come before those of `study.variants`."""
+    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
 
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""

@@ -2,30 +2,32 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from midibert_ray.data.store import TokenStore
 from midibert_ray.studies import corpora, figures, findings, formats, page, sweep, table
 from midibert_ray.studies.baselines import Baseline, baselines
-from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.plan import Plan
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.studies.source import BASELINES, CORPORA
+from midibert_ray.studies.source import BASELINES, CORPORA, load
 
 logger = logging.getLogger(__name__)
 
 
-def publish(log: StudyLog, plan: Plan, outcomes: Sequence[Outcome], failed: Mapping[str, str]) -> None:
-    """Store the results of a study and end its run."""
-    run, trivial = log.parent, [] if plan.config.study.draws else study_baselines(plan)
-    tables = table.build(outcomes, failed, trivial, plan.config.study.tables)
+def publish(log: StudyLog, plan: Plan) -> None:
+    """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
+    run, before = log.parent, load(plan.config, plan.key)
+    outcomes, failed = before.outcomes, before.failed
+    trivial = [] if plan.config.study.draws else study_baselines(plan)
+    known = {(item.protocol, item.task) for item in trivial}
+    trivial += [item for item in before.baselines if (item.protocol, item.task) not in known]
+    tables = table.build(outcomes, failed, trivial, before.parent.data.tags["tables"].split(","))
     leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, leaks, melody), "results.md")
     run.text(page.to_html(tables, leaks), "results.html")
     run.json([json.loads(item.to_json()) for item in outcomes], "results.json")
-    run.json(dict(failed), "failed.json")
+    run.json(failed, "failed.json")
     run.json([asdict(item) for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(corpora.table([corpora.describe(store) for store in _paper_stores(plan)]), CORPORA)

@@ -79,7 +79,7 @@ def study(plan: Plan) -> StudyResult:
     recorder = Recorder(plan)
     reasons = _fit(plan, recorder, todo, encoders) if todo else {}
     result = _collect(plan, recorder, reasons)
-    publish(recorder.log, plan, result.outcomes, result.failed)
+    publish(recorder.log, plan)
     return result
 
 
@@ -171,7 +171,9 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
     """Let Tune do the work; the reasons of what failed, by name."""
     config = plan.config
     agenda = Agenda(todo, encoders=encoders, cluster=ray.cluster_resources, slots=config.compute.max_concurrent_trials)
-    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)  # it warns when a tracking server takes its time
+    for name in ("ray.tune.utils.util", "ray.tune.analysis.experiment_analysis"):
+        # They warn when a tracking server takes its time, and that Tune's own curves are not there.
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     with Console() as console:

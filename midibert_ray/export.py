@@ -163,9 +163,9 @@ def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedMo
 
 def _run_of(address: str) -> tuple[str, str]:
     """Storage root and key of the run that a checkpoint `{root}/runs/<key>/<checkpoint>` belongs to, or nothing."""
-    place, mark, query = address.partition("?")
+    place = storage.without_query(address)
     found = re.fullmatch(r"(.+)/runs/([^/]+)/[^/]+/?", place)
-    return (found[1] + mark + query, found[2]) if found else ("", "")
+    return (found[1] + address.removeprefix(place), found[2]) if found else ("", "")
 
 
 def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Config, dict[str, float]] | None:

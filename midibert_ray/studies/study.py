@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves are in MLflow
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the agenda decides how many may wait; each is a demand for an autoscaler
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a sweep's scheduler compares draws, not their pre-training
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",

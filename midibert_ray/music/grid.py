@@ -73,7 +73,7 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     """
     columns = len(text.strip().split(b"\n", 1)[0].split())
     try:
-        table = np.array(list(map(float, text.split()))).reshape(-1, max(columns, 1))
+        table = np.fromiter(map(float, text.split()), dtype=np.float64).reshape(-1, max(columns, 1))
     except ValueError as error:
         raise MidiError(f"the beat annotation is not a table of numbers: {error}") from error
     if len(table) < 2 or columns < 2:
@@ -121,15 +121,16 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
         MidiError: no downbeat among the first four beats, or no note left.
     """
     times = beats[:, 0]
-    start, end = _performed_seconds(notes, notes.start), _performed_seconds(notes, notes.end)
+    start, end = _performed_seconds(notes, np.stack([notes.start, notes.end]))
     early = start < times[0]
     rescued = early & (start >= times[0] - EARLY_SECONDS) & (end - start > EARLY_MIN_SECONDS)
     start = np.where(rescued, times[0], start)
     lengths = np.diff(times, append=2 * times[-1] - times[-2])
     beat = np.maximum(np.searchsorted(times, start, side="left") - 1, 0)
     late = start > times[-1] + lengths[-1]
-    inside = np.rint((start - times[beat]) / lengths[beat] * SUBBEATS_PER_BEAT)
-    duration = np.minimum(np.rint((end - start) / lengths[beat] * SUBBEATS_PER_BEAT), MAX_TICK).astype(np.int64)
+    length = lengths[beat]
+    inside = np.rint((start - times[beat]) / length * SUBBEATS_PER_BEAT)
+    duration = np.minimum(np.rint((end - start) / length * SUBBEATS_PER_BEAT), MAX_TICK).astype(np.int64)
     onset = (beat + _upbeats(beats)) * SUBBEATS_PER_BEAT + inside.astype(np.int64)
     dropped = {BEFORE_FIRST_BEAT: early & ~rescued, AFTER_LAST_BEAT: late}
     outside = dropped[BEFORE_FIRST_BEAT] | late
@@ -142,7 +143,7 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
 
 
 def _performed_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Seconds of ``ticks``, float for float as the authors' alignment computes them.
+    """Seconds of ``ticks`` (any shape), float for float as the authors' alignment computes them.
 
     POP909's tempi are round and its beats are annotated in hundredths of a second, so that notes halfway
     between two sixteenths are common, and the last bit of the time decides where they go.
@@ -282,10 +283,15 @@ def _clean_order(
     token = (onset * 128 + pitch) * DURATIONS + duration
     order = np.argsort(token, kind="stable")
     ordered = token[order]
-    if (ordered[1:] != ordered[:-1]).all():
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same) == 0:
         return order
-    content = (token * 128 + velocity) * 4 + part
-    return np.lexsort((_mix(content.astype(np.uint64)), token))
+    # Few notes have a double: only their places are dealt out anew.
+    places = np.union1d(same, same + 1)
+    doubles, token = order[places], ordered[places]
+    content = (token * 128 + velocity[doubles]) * 4 + part[doubles]
+    order[places] = doubles[np.lexsort((_mix(content.astype(np.uint64)), token))]
+    return order
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

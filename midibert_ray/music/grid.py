@@ -136,10 +136,14 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
     outside = dropped[BEFORE_FIRST_BEAT] | late
     dropped[ZERO_DURATION] = ~outside & (duration <= 0)
     keep = ~outside & (duration > 0)
-    counts = {reason: int(where.sum()) for reason, where in dropped.items() if where.any()}
+    counts = _counts(dropped)
     if not keep.any():
         raise MidiError(f"no notes within the annotated beats (dropped: {counts})")
     return _regrid(notes, keep, onset, duration), counts
+
+
+def _counts(dropped: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
+    return {reason: int(count) for reason, where in dropped.items() if (count := np.count_nonzero(where))}
 
 
 def _performed_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -171,16 +175,18 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
     order = np.flatnonzero(keep)
     place = (notes.track[order].astype(np.int64) * 2**32 + onset[order]) * 128 + notes.pitch[order]
     order = order[np.argsort(place * 128 + notes.velocity[order], kind="stable")]
-    kept = notes.take(order)
+    track, pitch = notes.track[order], notes.pitch[order]
     start = onset[order] * tick
     end = start + duration[order] * tick
     if end.max() >= MAX_TICK:
         raise MidiError(f"an aligned note ends at tick {end.max()}, later than {MAX_TICK}: check the beat annotation")
-    end = close_notes(kept.track.astype(np.int64) * 128 + kept.pitch, start, end)
     return replace(
-        kept,
+        notes,
         start=start,
-        end=end,
+        end=close_notes(track.astype(np.int64) * 128 + pitch, start, end),
+        pitch=pitch,
+        velocity=notes.velocity[order],
+        track=track,
         ticks_per_beat=PAPER_TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
@@ -214,15 +220,16 @@ def quantize(notes: Notes, *, protocol: Protocol, order: NoteOrder = "track", pa
     if protocol == "paper":
         notes = _paper_order(notes, order)
     onset, duration = _grid_times(notes, protocol)
-    part = _parts(notes, parts)
+    part, pitch, velocity = _parts(notes, parts), notes.pitch, notes.velocity
     if protocol == "clean":
-        sort = _clean_order(onset, duration, notes.pitch, notes.velocity, part)
-        onset, duration, part, notes = onset[sort], duration[sort], part[sort], notes.take(sort)
+        sort = _clean_order(onset, duration, pitch, velocity, part)
+        onset, duration = onset[sort], duration[sort]
+        part, pitch, velocity = part[sort], pitch[sort], velocity[sort]
     return GridNotes(
         onset=onset.astype(np.int32),
         duration=duration.astype(np.uint8),
-        pitch=notes.pitch,
-        velocity=notes.velocity,
+        pitch=pitch,
+        velocity=velocity,
         part=part,
         dropped=dropped,
     )
@@ -249,7 +256,7 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:
     drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
     drums &= protocol == "clean"
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
-    dropped = {reason: int(where.sum()) for reason, where in ((DRUM, drums), (OUT_OF_RANGE, outside)) if where.any()}
+    dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     if not dropped:
         return notes, dropped
     notes = notes.take(~(drums | outside))
@@ -287,7 +294,8 @@ def _clean_order(
     if len(same) == 0:
         return order
     # Few notes have a double: only their places are dealt out anew.
-    places = np.union1d(same, same + 1)
+    places = np.zeros(len(order), dtype=bool)
+    places[same] = places[same + 1] = True
     doubles, token = order[places], ordered[places]
     content = (token * 128 + velocity[doubles]) * 4 + part[doubles]
     order[places] = doubles[np.lexsort((_mix(content.astype(np.uint64)), token))]

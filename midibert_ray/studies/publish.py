@@ -32,7 +32,7 @@ def publish(log: StudyLog, plan: Plan) -> None:
     if "1" in plan.config.study.tables:
         run.json(corpora.table([corpora.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
-        run.figure(figures.accuracies(each), f"results-{each.name}.png")
+        run.figure(figures.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
     run.finish("FAILED" if failed else "FINISHED")

@@ -74,8 +74,9 @@ def study(plan: Plan) -> StudyResult:
     done = {key for key in plan.trials if outcome.finished(plan.address(key)) or outcome.stopped(plan.address(key))}
     todo = open_work(plan, encoders, done)
     logger.info(
-        "study %s: %d of %d trials are done, %d of %d pre-trainings",
-        *(plan.key, len(done), len(plan.trials), len(encoders), len(plan.pretrainings)),
+        "study %s %s: %d of %d trials are done, %d of %d pre-trainings",
+        *(plan.key, "goes on where it stopped" if done else "begins", len(done), len(plan.trials)),
+        *(len(encoders), len(plan.pretrainings)),
     )
     recorder = Recorder(plan)
     reasons = _fit(plan, recorder, todo, encoders) if todo else {}

@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from midibert_ray import tracking
@@ -117,6 +118,23 @@ study(make(from_flat(flat), lambda config, names: dict.fromkeys(names, store)))
 """
 
 
+def wait_until(driver: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
+    """Until it holds, or the driver ends."""
+    deadline = time.monotonic() + 240
+    while driver.poll() is None and not condition():
+        assert time.monotonic() < deadline, "the study came to nothing"
+        time.sleep(0.1)
+
+
+def kill_trials(driver: int) -> None:
+    """Kill the processes that run trials below a driver's Ray."""
+    found = [child for child in psutil.Process(driver).children(recursive=True) if "ray::ImplicitFunc" in child.name()]
+    titles = [" ".join(child.cmdline()) for child in psutil.Process(driver).children(recursive=True)]
+    assert found, titles
+    for child in found:
+        child.kill()
+
+
 @pytest.mark.ray
 def test_a_killed_study_ends_as_an_undisturbed_one(
     no_ray: None, tmp_path: Path, sample_store: TokenStore, locate: Locate
@@ -137,13 +155,12 @@ def test_a_killed_study_ends_as_an_undisturbed_one(
     undisturbed = make(configuration(tmp_path / "one"), locate)
     assert start(undisturbed.config).wait(timeout=240) == 0
     disturbed = make(configuration(tmp_path / "two"), locate)
-    for enough in (1, 2):
-        driver = start(disturbed.config)
-        deadline = time.monotonic() + 240
-        while driver.poll() is None and len(results(disturbed)) < enough and time.monotonic() < deadline:
-            time.sleep(0.1)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+    driver = start(disturbed.config)
+    wait_until(driver, lambda: any(tmp_path.glob("two/root/studies/*/*/checkpoint_*/trial.pt")))
+    kill_trials(driver.pid)
+    wait_until(driver, lambda: len(results(disturbed)) >= 2)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("two/root/studies/*/*/checkpoint_*/outcome.json")}
     assert 2 <= len(before) < 4
     assert start(disturbed.config).wait(timeout=240) == 0

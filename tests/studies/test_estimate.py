@@ -1,0 +1,42 @@
+"""A dry run says what a study would take, from a step that is measured, and what of it is done."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import torch
+
+from midibert_ray import pipeline
+from midibert_ray.config import Config
+from midibert_ray.data.store import TokenStore
+from midibert_ray.overrides import replace
+from midibert_ray.presets import STUDIES
+from midibert_ray.studies.estimate import _Meter, estimate
+from midibert_ray.studies.plan import make
+from tests.tiny import tiny_study
+
+
+def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenStore) -> None:
+    def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
+        return dict.fromkeys(names, sample_store.uri)
+
+    config = tiny_study(tmp_path, study__variants=("pretrained", "scratch", "rnn"), rnn__epochs=2)
+    plan = make(config, locate)
+    found = estimate(plan)
+    assert found.pretraining.keys() == plan.pretrainings.keys() and found.trials.keys() == plan.trials.keys()
+    assert all(hours > 0 for hours in (*found.pretraining.values(), *found.trials.values()))
+    assert "device-hours at most (1 pre-trainings" in str(found) and "3 trials" in str(found)
+
+    meter = _Meter(torch.device("cpu"))
+    (run,) = plan.pretrainings.values()
+    (longer,) = make(replace(config, {"pretrain.epochs": 24}), locate).pretrainings.values()
+    assert meter.pretraining(longer) == pytest.approx(2 * meter.pretraining(run)), "one step is measured for both"
+
+
+def test_a_dry_run_tells_of_a_paper_study_before_there_are_tokens(tmp_path: Path) -> None:
+    config = replace(tiny_study(tmp_path), STUDIES["paper"] | {"study.tables": ("3",), "study.tasks": ("melody",)})
+    told = pipeline.plan(config, "study")
+    assert "pre-trainings   2" in told and "trials          10, 10 of them open" in told
+    assert "open  for 3 trials: CP, sample, all splits, protocol paper" in told
+    assert "not before the tokens are there" in told
+    assert not (tmp_path / "root").exists(), "a dry run writes nothing"

@@ -26,13 +26,13 @@ test-fast: $(READY)
 	$(BIN)/python -m pytest -m "$(FAST)"
 
 lint: $(READY)
-	$(BIN)/ruff check midibert_ray jobs tests benchmarks
-	$(BIN)/ruff format --check midibert_ray jobs tests benchmarks
+	$(BIN)/ruff check midibert_ray jobs cluster tests benchmarks
+	$(BIN)/ruff format --check midibert_ray jobs cluster tests benchmarks
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix midibert_ray jobs tests benchmarks
-	$(BIN)/ruff format midibert_ray jobs tests benchmarks
+	$(BIN)/ruff check --fix midibert_ray jobs cluster tests benchmarks
+	$(BIN)/ruff format midibert_ray jobs cluster tests benchmarks
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -4,9 +4,8 @@ A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a stud
 MLflow and in `config.json`. Two kinds of field exist:
 
 * *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
-* *runtime* fields change only where and how fast it is computed (workers, storage, tracking ...), or which
-  cells of a study. They never change a name, so a run started on a laptop goes on under the same name on a
-  cluster, and a study that asks for more seeds keeps those that it has.
+* *runtime* fields change only where and how fast it is computed, or which cells of a study. They never change a
+  name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
 from dataclasses import dataclass, field
@@ -200,7 +199,7 @@ class FinetuneConfig:
     """Labelled corpus; empty takes the task's own (melody and velocity: pop909 ...)."""
 
     model: Literal["midibert", "rnn"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines, which are trained by the settings of `rnn.*` (paper, §VI)."""
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
 
     init: Init = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
@@ -215,7 +214,7 @@ class FinetuneConfig:
     """`paper`: two dense layers (behind attentive pooling for sequences); `linear`: one (behind the mean)."""
 
     lr: float = 2e-5
-    """Learning rate of AdamW."""
+    """Learning rate of AdamW; with `finetune.warmup` or `finetune.layer_decay` the highest one."""
 
     weight_decay: float = 0.01
     """Decoupled weight decay, of every parameter."""
@@ -259,13 +258,13 @@ class RnnConfig:
     """Learning rate; 0 takes the authors': 1e-3 for notes, 1e-2 for composer, 5e-2 for emotion."""
 
     batch: int = 0
-    """Segments a step; 0 takes the authors': 16, and 8 for REMI."""
+    """Segments a step; 0 takes the authors': 16."""
 
     epochs: int = 500
     """Largest number of epochs."""
 
     patience: int = 20
-    """Epochs without a lower validation loss before the rate falls and training goes on from the best weights."""
+    """Epochs without a lower validation loss before the rate falls; `clean` then goes back to the best weights."""
 
     factor: float = 0.2
     """What the rate is multiplied with then."""
@@ -336,6 +335,12 @@ class ComputeConfig:
     gpu: bool = runtime(False)
     """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
 
+    accelerator: str = runtime("")
+    """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
+    """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
+
     cpus_per_worker: int = runtime(1)
     """CPUs of a pre-training worker, used as threads when there is no GPU."""
 
@@ -360,6 +365,7 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
+        require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
         for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
             require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
         for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from midibert_ray import pipeline, storage, tracking
-from midibert_ray.config import Config, ConfigError
+from midibert_ray.config import Config, ConfigError, FinetuneConfig
 from midibert_ray.model.card import CARD, About, output_names, render
 from midibert_ray.model.checkpoint import (
     WEIGHT_FILES,
@@ -260,7 +260,7 @@ def _about_trial(result: Outcome, origin: Origin) -> About:
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     return About(
         origin=f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}` of study `{origin.study}`, "
-        f"{epochs} from {start}{FROZEN[config.finetune.freeze]}. These are the weights of the epoch that was best in "
+        f"{epochs} from {start}{_frozen(config.finetune)}. These are the weights of the epoch that was best in "
         "validation.",
         protocol=config.tokens.protocol,
         corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
@@ -268,6 +268,12 @@ def _about_trial(result: Outcome, origin: Origin) -> About:
         settings=_settings(config, TRIAL_SECTIONS + (("mask", "pretrain") if pretrained else ())),
         **_scores(result, f"the test split of {labelled.slug}, protocol `{config.tokens.protocol}`"),
     )
+
+
+def _frozen(settings: FinetuneConfig) -> str:
+    if settings.freeze == "none" and settings.freeze_layers:
+        return f" with the embeddings and the lowest {settings.freeze_layers} of the Transformer layers frozen"
+    return FROZEN[settings.freeze]
 
 
 def _scores(result: Outcome, where: str) -> dict[str, Any]:

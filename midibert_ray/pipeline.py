@@ -60,6 +60,7 @@ def _token_settings(config: Config) -> dict[str, Any]:
         "storage_root": config.storage.root,
         "protocol": config.tokens.protocol,
         "segment": config.tokens.segment,
+        "order": config.tokens.order,
     }
 
 

@@ -10,12 +10,15 @@ import pyarrow.parquet as pq
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
 from midibert_ray.music import corpora
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
 
 Piece = tuple[str, str, str | None, Tokens]
 
 
-def write_store(folder: Path, pieces: list[Piece], corpus: str = "made", in_part: int = 5) -> str:
+def write_store(
+    folder: Path, pieces: list[Piece], corpus: str = "made", in_part: int = 5, protocol: str = "clean"
+) -> str:
     """A token store as `data.tokenize` writes it, without Ray."""
     folder.mkdir(parents=True)
     digests = []
@@ -31,6 +34,7 @@ def write_store(folder: Path, pieces: list[Piece], corpus: str = "made", in_part
     counts = {"pieces": len(pieces), "notes": sum(len(tokens) for *_, tokens in pieces)}
     manifest = {
         "corpus": corpus,
+        "protocol": protocol,
         "settings": {"format_version": FORMAT_VERSION},
         "counts": counts,
         "digest": store_digest(digests),
@@ -39,12 +43,28 @@ def write_store(folder: Path, pieces: list[Piece], corpus: str = "made", in_part
     return str(folder)
 
 
+def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
+    """The first notes of each piece, labelled with one emotion after the other."""
+    emotions = TASKS["emotion"].classes
+    cut = []
+    for number, (piece, split, _, tokens) in enumerate(pieces):
+        columns = {name: getattr(tokens, name)[:notes] for name in COLUMNS}
+        cut.append((piece, split, emotions[number % len(emotions)], Tokens(**columns)))
+    return cut
+
+
 def sample(protocol: str = "clean") -> list[Piece]:
     """The pieces of the sample corpus, by id."""
-    corpus = corpora.corpus("sample")
-    folder = Path(corpus.location(""))
+    return read_corpus("sample", protocol)
+
+
+def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
+    """The pieces of a corpus whose folder lies below `root`, by id."""
+    corpus = corpora.corpus(name)
+    folder = Path(corpus.location(str(root)))
+    files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(corpus.pieces({}, protocol), key=lambda piece: piece.piece):
+    for piece in sorted(corpus.pieces(files, protocol), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
         tokens = corpora.tokenize_piece(corpus, piece, contents, protocol)
         pieces.append((piece.piece, piece.split, piece.label, tokens))

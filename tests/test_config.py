@@ -58,6 +58,8 @@ def test_base_is_the_paper() -> None:
         ("corpora.names", "asap,asap", ["each corpus once"]),
         ("corpora.names", "folder:/x,folder:/x/", ["each corpus once"]),
         ("compute.keep_checkpoints", "1", ["2 or more"]),
+        ("compute.accelerator", "H100", ["compute.gpu=true"]),
+        ("compute.placement", "pack", ["PACK, SPREAD, STRICT_PACK, STRICT_SPREAD"]),
     ],
 )
 def test_errors_name_key_value_and_what_is_allowed(key: str, value: str, words: list[str]) -> None:
@@ -70,7 +72,9 @@ def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
     base = preset("base")
     before = identity(base, SECTIONS)
     moved = replace(
-        base, {"compute.workers": 4, "compute.zero_stage": 3, "storage.root": "/elsewhere", "tracking.uri": "x"}
+        base,
+        {"compute.workers": 4, "compute.zero_stage": 3, "storage.root": "/elsewhere", "tracking.uri": "x"}
+        | {"compute.gpu": True, "compute.accelerator": "L4", "compute.placement": "SPREAD"},
     )
     assert identity(moved, SECTIONS) == before
     for change in ({"seed": 1}, {"optimizer.lr": 1e-3}, {"compute.precision": "bf16"}, {"model.attention": "rope"}):

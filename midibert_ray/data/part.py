@@ -20,7 +20,7 @@ from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, piece_digest
 from midibert_ray.data.listing import File, open_file
 from midibert_ray.data.sandbox import Answer, Request, process_sandbox
-from midibert_ray.music.corpora import Corpus, Piece, corpus
+from midibert_ray.music.corpora import Corpus, Piece, TokenOrder, corpus
 from midibert_ray.music.grid import Protocol
 
 FILE_LIMIT = 32 << 20
@@ -42,6 +42,9 @@ class Part:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
+
+    order: TokenOrder
+    """Of the notes of one onset."""
 
     number: int
     """Of the part, from 0; it names the file."""
@@ -103,7 +106,7 @@ def make_part(part: Part) -> list[Report]:
                     unread.add(piece.piece)
                 continue
             sent.append(piece.piece)
-            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, contents=contents)
+            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, order=part.order, contents=contents)
 
     for answer in sandbox.tokenize(requests()):
         answers[sent.popleft()] = answer

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from pyarrow import fs
 
@@ -14,7 +14,7 @@ from midibert_ray.data import layout
 from midibert_ray.data.columns import FORMAT_VERSION
 from midibert_ray.data.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
 from midibert_ray.data.part import locate
-from midibert_ray.music.corpora import MIDI_SUFFIXES, Corpus, Piece, corpus
+from midibert_ray.music.corpora import MIDI_SUFFIXES, Corpus, Piece, TokenOrder, corpus
 from midibert_ray.music.grid import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 
@@ -27,6 +27,9 @@ class Plan:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
+
+    order: TokenOrder = "protocol"
+    """Of the notes of one onset."""
 
     root: str
     """`corpora.root`, absolute."""
@@ -45,7 +48,9 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever the content of the store depends on, apart from the files."""
-        return {"protocol": self.protocol, "segment": self.segment, "format_version": FORMAT_VERSION}
+        settings = {"protocol": self.protocol, "segment": self.segment, "format_version": FORMAT_VERSION}
+        # Stores in the protocol's own order keep the addresses that they had before there were others.
+        return settings if self.order == "protocol" else {**settings, "order": self.order}
 
     @functools.cached_property
     def address(self) -> str:
@@ -105,14 +110,24 @@ class Plan:
         return True
 
 
-def plan_corpus(name: str, *, corpora_root: str, storage_root: str, protocol: Protocol, segment: int = 512) -> Plan:
+def plan_corpus(
+    name: str,
+    *,
+    corpora_root: str,
+    storage_root: str,
+    protocol: Protocol,
+    segment: int = 512,
+    order: TokenOrder = "protocol",
+) -> Plan:
     """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
 
     Raises:
-        ValueError: for an unknown corpus or protocol, or a folder without MIDI files of the corpus.
+        ValueError: for an unknown corpus, protocol or order, or a folder without MIDI files of the corpus.
         FileNotFoundError: if the corpus folder is not there.
         PermissionError: if it may not be listed.
     """
+    if order not in get_args(TokenOrder):
+        raise ValueError(f"order={order!r}: use one of {', '.join(get_args(TokenOrder))}")
     chosen, root = _corpus(name), storage.resolve(corpora_root)
     location = locate(chosen, root)
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
@@ -126,6 +141,7 @@ def plan_corpus(name: str, *, corpora_root: str, storage_root: str, protocol: Pr
         corpus=chosen,
         protocol=protocol,
         segment=segment,
+        order=order,
         root=root,
         pieces=tuple(pieces),
         files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},

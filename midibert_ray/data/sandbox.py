@@ -51,7 +51,7 @@ TIME_LIMIT_S = 20.0
 HANDLER = "midibert_ray.music.corpora:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
-Handler = Callable[[Corpus, Piece, Sequence[bytes], str], Tokens]
+Handler = Callable[[Corpus, Piece, Sequence[bytes], str, str], Tokens]
 
 _START_LIMIT_S = 120.0  # importing the readers on a busy machine
 _ALARM_MARGIN_S = 1  # the child's own alarm is for a child whose parent is gone
@@ -67,6 +67,9 @@ class Request:
     corpus: str
     piece: Piece
     protocol: str
+    order: str = "protocol"
+    """Of the notes of one onset."""
+
     contents: tuple[bytes, ...] = field(repr=False)
     """The bytes of `piece.files`."""
 
@@ -287,7 +290,7 @@ def _cut(joined: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 def _pack_request(request: Request) -> bytes:
     piece = dataclasses.asdict(request.piece)
-    header = {"corpus": request.corpus, "protocol": request.protocol, "piece": piece}
+    header = {"corpus": request.corpus, "protocol": request.protocol, "order": request.order, "piece": piece}
     return _pack(header, request.contents)
 
 
@@ -340,14 +343,20 @@ def _read_request(stream: IO[bytes]) -> Request | None:
     header = json.loads(stream.read(_LENGTH.unpack(prefix)[0]))
     contents = [stream.read(size) for size in header["sizes"]]
     piece = Piece(**{**header["piece"], "files": tuple(header["piece"]["files"])})
-    return Request(corpus=header["corpus"], piece=piece, protocol=header["protocol"], contents=tuple(contents))
+    return Request(
+        corpus=header["corpus"],
+        piece=piece,
+        protocol=header["protocol"],
+        order=header["order"],
+        contents=tuple(contents),
+    )
 
 
 def _respond(handler: Handler, request: Request, memory_limit: int) -> bytes:
     """The answer to one request; whatever goes wrong with a file is its reason."""
     dropped: dict[str, int] = {}
     try:
-        tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)
+        tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol, request.order)
         dropped = {reason: int(count) for reason, count in tokens.dropped.items() if count}
         if len(tokens.velocity):
             return _pack({"reason": None, "dropped": dropped}, _columns(tokens))

@@ -24,6 +24,7 @@ from midibert_ray.data import layout, staging
 from midibert_ray.data.columns import store_digest
 from midibert_ray.data.part import Part, make_part
 from midibert_ray.data.plan import Plan, plan_corpus
+from midibert_ray.music.corpora import TokenOrder
 from midibert_ray.music.grid import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 
@@ -93,11 +94,19 @@ def tokenize_corpora(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
+    order: TokenOrder = "protocol",
     progress_s: float = 2.0,
 ) -> list[Summary]:
     """Plan and make the token stores of some corpora; see `plan_corpus` and `tokenize_plans`."""
     plans = [
-        plan_corpus(name, corpora_root=corpora_root, storage_root=storage_root, protocol=protocol, segment=segment)
+        plan_corpus(
+            name,
+            corpora_root=corpora_root,
+            storage_root=storage_root,
+            protocol=protocol,
+            segment=segment,
+            order=order,
+        )
         for name in names
     ]
     return tokenize_plans(plans, progress_s=progress_s)
@@ -138,6 +147,7 @@ def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
             root=plan.root,
             protocol=plan.protocol,
             segment=plan.segment,
+            order=plan.order,
             number=number,
             pieces=pieces,
             files={file: plan.files[file] for piece in pieces for file in piece.files if file in plan.files},

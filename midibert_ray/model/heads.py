@@ -1,6 +1,8 @@
-"""Fine-tuning heads of the paper (§V-B, Fig. 2b, 2c), and which parameters learn beside them (§VIII-B2)."""
+"""Fine-tuning heads of the paper (§V-B, Fig. 2b, 2c) and plainer ones, and what learns beside them (§VIII-B2)."""
 
-from typing import get_args
+from collections.abc import Iterator
+from itertools import islice
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,22 +49,51 @@ class SequenceHead(nn.Module):
         return self.output(torch.relu(self.dense(averaged.flatten(1))))
 
 
+class LinearNoteHead(nn.Module):
+    """Classify every position: one dense layer behind 10 % dropout."""
+
+    def __init__(self, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.1)
+        self.output = nn.Linear(hidden_size, classes)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: float [b, t, hidden_size] -> logits float [b, t, classes]."""
+        return self.output(self.dropout(hidden))
+
+
+class LinearSequenceHead(nn.Module):
+    """Classify a segment: one dense layer behind the mean of its hidden states."""
+
+    def __init__(self, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.output = nn.Linear(hidden_size, classes)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """hidden: float [b, t, hidden_size]; mask: [b, t], true or 1 = counts -> logits float [b, classes]."""
+        if mask is None:
+            return self.output(hidden.mean(1))
+        weights = mask.to(hidden.dtype)[..., None]
+        return self.output((hidden * weights).sum(1) / weights.sum(1))
+
+
 class _Classifier(MidiBertPreTrainedModel):
-    head_class: type[nn.Module]
+    head_classes: ClassVar[dict[str, type[nn.Module]]]
+    """By `MidiBertConfig.head`."""
 
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__(config)
         if config.num_classes is None:
             raise ValueError(f"MidiBertConfig.num_classes=None; {type(self).__name__} needs the number of its outputs")
         self.midibert = MidiBertModel(config)
-        self.head = self.head_class(config.hidden_size, config.num_classes)
+        self.head = self.head_classes[config.head](config.hidden_size, config.num_classes)
         self.post_init()
 
 
 class MidiBertForNotes(_Classifier):
     """The encoder with a note-level head; where class 0 is padding, `num_classes` counts it too."""
 
-    head_class = NoteHead
+    head_classes: ClassVar = {"paper": NoteHead, "linear": LinearNoteHead}
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """Logits float [b, t, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`."""
@@ -72,7 +103,7 @@ class MidiBertForNotes(_Classifier):
 class MidiBertForSequences(_Classifier):
     """The encoder with a sequence-level head."""
 
-    head_class = SequenceHead
+    head_classes: ClassVar = {"paper": SequenceHead, "linear": LinearSequenceHead}
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
         """Logits float [b, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`.
@@ -83,17 +114,30 @@ class MidiBertForSequences(_Classifier):
         return self.head(hidden, attention_mask)
 
 
-def freeze(model: MidiBertForNotes | MidiBertForSequences, what: str) -> None:
+def stages(model: MidiBertForNotes | MidiBertForSequences) -> Iterator[list[nn.Parameter]]:
+    """The parameters from bottom to top: of the embeddings (with what stands before the layers), each layer, the
+    head.
+    """
+    encoder = model.midibert
+    yield [
+        parameter for part in (encoder.embeddings, encoder.token_type, encoder.norm) for parameter in part.parameters()
+    ]
+    for part in (*encoder.layers, model.head):
+        yield list(part.parameters())
+
+
+def freeze(model: MidiBertForNotes | MidiBertForSequences, what: str, layers: int = 0) -> None:
     """Choose the parameters that learn while fine-tuning (paper §VIII-B2, Table III).
 
-    "none": everything learns.
-    "backbone" ("freeze BERT"): only the head learns; no graph is recorded below it.
+    "none": everything learns, but for the lowest `layers` layers and, where there are such, the embeddings.
+    "backbone" ("freeze BERT"): only the head learns.
     "attention" ("freeze self-attn layers"): the head and the token embeddings learn. The paper freezes "only
     the 12 self-attention layers, so that the token embedding layer will still be fine-tuned", and by such a
     layer it means a whole Transformer layer. The authors' code freezes its BERT module: the layers, and the
     norm and token type before them. So does this.
 
-    Frozen parts keep their dropout, as in the authors' code. Raises ValueError on any other word.
+    Frozen parts keep their dropout, as in the authors' code. No graph is recorded below the lowest part that learns.
+    Raises ValueError on any other word.
     """
     if what not in get_args(Freeze):
         raise ValueError(f"freeze={what!r} is not possible; allowed: {', '.join(get_args(Freeze))}")
@@ -102,6 +146,10 @@ def freeze(model: MidiBertForNotes | MidiBertForSequences, what: str) -> None:
         model.midibert.requires_grad_(False)
     if what == "attention":
         model.midibert.embeddings.requires_grad_(True)
+    if what == "none" and layers > 0:
+        for stage in islice(stages(model), layers + 1):
+            for parameter in stage:
+                parameter.requires_grad_(False)
 
 
 AutoModelForTokenClassification.register(MidiBertConfig, MidiBertForNotes, exist_ok=True)

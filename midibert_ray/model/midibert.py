@@ -35,13 +35,15 @@ _SIZES = (
     "max_length",
     "embedding_size",
 )
+HEADS = ("paper", "linear")
+"""Kinds of fine-tuning heads."""
 
 
 class MidiBertConfig(PreTrainedConfig):
     """Sizes of a MidiBERT; the defaults are the paper's. Raises ValueError on a value that cannot work.
 
-    `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` belongs to the
-    fine-tuning heads.
+    `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` and `head` (`paper` or
+    `linear`) belong to the fine-tuning heads.
     """
 
     model_type = "midibert"
@@ -59,11 +61,13 @@ class MidiBertConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     num_classes: int | None = None
+    head: str = "paper"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self._check("representation", self.representation in VOCABULARIES, f"one of {sorted(VOCABULARIES)}")
         self._check("attention", self.attention in ATTENTIONS, f"one of {sorted(ATTENTIONS)}")
+        self._check("head", self.head in HEADS, f"one of {sorted(HEADS)}")
         for name in _SIZES:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):

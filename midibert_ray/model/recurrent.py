@@ -1,5 +1,10 @@
 """The paper's recurrent baselines (§VI): Bi-LSTM for notes, Bi-LSTM with attentive pooling for sequences."""
 
+import json
+from pathlib import Path
+from typing import Self
+
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -28,12 +33,42 @@ def _run(lstm: nn.LSTM, embedded: Tensor, mask: Tensor | None) -> Tensor:
     return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])[0]
 
 
-class BiLstmNotes(nn.Module):
-    """Note-level baseline: three bidirectional layers of 256, dropout .5, one dense layer."""
+class _Recurrent(nn.Module):
+    """Embeddings, and a folder to be written to and opened from, as the Hugging Face models have it."""
 
     def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
         super().__init__()
+        self.num_classes, self.representation = num_classes, representation
         self.embeddings = _embeddings(representation)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into a folder, which is made where it is not there."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        sizes = {"num_classes": self.num_classes, "representation": self.representation}
+        Path(folder, "config.json").write_text(json.dumps({"architectures": [type(self).__name__], **sizes}, indent=1))
+        # On a GPU the weights of an LSTM lie in one block, which safetensors does not take.
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
+        save_file(weights, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """The model that `save_pretrained` wrote, in eval mode.
+
+        Raises FileNotFoundError, and ValueError where another class wrote the folder.
+        """
+        settings = json.loads(Path(folder, "config.json").read_bytes())
+        if settings.pop("architectures", None) != [cls.__name__]:
+            raise ValueError(f"{folder} does not hold a {cls.__name__}; its config.json names another class")
+        model = cls(**settings)
+        model.load_state_dict(load_file(Path(folder, "model.safetensors")))
+        return model.eval()
+
+
+class BiLstmNotes(_Recurrent):
+    """Note-level baseline: three bidirectional layers of 256, dropout .5, one dense layer."""
+
+    def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
+        super().__init__(num_classes=num_classes, representation=representation)
         self.lstm = nn.LSTM(EMBEDDED, 256, num_layers=3, batch_first=True, bidirectional=True)
         self.dropout = nn.Dropout(0.5)
         self.output = nn.Linear(512, num_classes)
@@ -46,12 +81,11 @@ class BiLstmNotes(nn.Module):
         return self.output(self.dropout(_run(self.lstm, self.embeddings(tokens), attention_mask)))
 
 
-class BiLstmSequences(nn.Module):
+class BiLstmSequences(_Recurrent):
     """Sequence-level baseline (Bi-LSTM-Attn): one bidirectional layer of 128 and MidiBERT's pooling head."""
 
     def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
-        super().__init__()
-        self.embeddings = _embeddings(representation)
+        super().__init__(num_classes=num_classes, representation=representation)
         self.lstm = nn.LSTM(EMBEDDED, 128, batch_first=True, bidirectional=True)
         self.head = SequenceHead(256, num_classes)
 

@@ -23,6 +23,9 @@ from midibert_ray.music.tokens import Tokens, encode
 PROTOCOLS: tuple[Protocol, ...] = ("paper", "clean")
 """The authors' behaviour, or the repaired one."""
 
+TokenOrder = Literal["protocol", "track", "pitch"]
+"""Order of the notes of one onset: the protocol's own, or one of the two whatever the protocol and corpus."""
+
 PRETRAIN = "pretrain"
 """The split of every piece of a corpus without splits."""
 
@@ -242,7 +245,9 @@ def _sample_ids() -> frozenset[str]:
     return frozenset(path.parent.name for path in (_PACKAGE / "sample" / "POP909").glob("*/beat_audio.txt"))
 
 
-def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol) -> Tokens:
+def tokenize_piece(
+    corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol, order: TokenOrder = "protocol"
+) -> Tokens:
     """A piece's files -> its CP rows.
 
     Args:
@@ -250,6 +255,7 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
         piece: as `Corpus.pieces` gives it.
         contents: the bytes of ``piece.files``, in that order.
         protocol: "paper" or "clean".
+        order: of the notes of one onset; "protocol" is that of `Corpus.order`, or under "clean" by pitch.
 
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
@@ -258,5 +264,6 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     lost: dict[str, int] = {}
     if corpus.beats is not None:
         notes, lost = align_to_beats(notes, read_beats(contents[1]))
-    grid = quantize(notes, protocol=protocol, order=corpus.order, parts=corpus.parts)
+    own: NoteOrder = corpus.order if protocol == "paper" else "pitch"
+    grid = quantize(notes, protocol=protocol, order=own if order == "protocol" else order, parts=corpus.parts)
     return encode(replace(grid, dropped=lost | dict(grid.dropped)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ from midibert_ray.music.pairing import close_notes
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
 
 Protocol = Literal["paper", "clean"]
-NoteOrder = Literal["track", "merged"]
+NoteOrder = Literal["track", "merged", "pitch"]
+"""How the notes of one onset stand; see `quantize`."""
 
 PAPER_TICKS_PER_BEAT = 480
 """What the authors' code takes for granted, whatever the file says."""
@@ -187,7 +188,9 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
     )
 
 
-def quantize(notes: Notes, *, protocol: Protocol, order: NoteOrder = "track", parts: Sequence[str] = ()) -> GridNotes:
+def quantize(
+    notes: Notes, *, protocol: Protocol, order: NoteOrder | None = None, parts: Sequence[str] = ()
+) -> GridNotes:
     """Put notes on the sixteenth grid, in token order: `Notes` -> `GridNotes`.
 
     Both protocols: pitches outside 22..107 have no token; such notes are dropped and counted (the authors'
@@ -195,11 +198,14 @@ def quantize(notes: Notes, *, protocol: Protocol, order: NoteOrder = "track", pa
     from 1 to 64, ties to the earlier and the shorter; a moved onset does not change the duration.
 
     "paper" repeats the authors' code: 480 ticks per beat whatever the file says; drums are notes; the grid
-    ends before the piece's last onset, so that notes there move one sub-beat early if they lie on the grid;
-    notes of one onset stand track by track (``order="track"``, POP909 and the reader's rule), or all tracks
-    together by pitch (``order="merged"``, the published ASAP arrays). "clean" takes the file's ticks per
-    beat, drops drums, shifts nothing, and orders by (onset, pitch, duration), so that the order tells nothing
-    about tracks, parts or velocities; ``order`` is not asked.
+    ends before the piece's last onset, so that notes there move one sub-beat early if they lie on the grid.
+    "clean" takes the file's ticks per beat, drops drums and shifts nothing.
+
+    ``order`` says how notes of one onset stand, and changes nothing else. "track": track by track, each by
+    pitch (None under "paper": POP909 and the reader's rule); "merged": all tracks together by pitch, where one
+    and the same pitch still comes track by track (the published ASAP arrays). To the authors, one onset means
+    one tick of the file, before the grid; under "clean" it means one sub-beat. "pitch" (None under "clean"):
+    by (onset on the grid, pitch, duration), so that the order tells nothing about tracks, parts or velocities.
 
     ``part`` is the place (from 1) of the track name's first word in ``parts`` (`PARTS` for POP909), or 0.
 
@@ -207,38 +213,36 @@ def quantize(notes: Notes, *, protocol: Protocol, order: NoteOrder = "track", pa
         MidiError: no note is left.
         ValueError: unknown protocol or order.
     """
-    if protocol not in ("paper", "clean") or order not in ("track", "merged"):
-        raise ValueError(f"protocol={protocol!r}, order={order!r}: use 'paper' or 'clean', 'track' or 'merged'")
+    if protocol not in ("paper", "clean") or order not in (None, *get_args(NoteOrder)):
+        raise ValueError(
+            f"protocol={protocol!r}, order={order!r}: use 'paper' or 'clean', and 'track', 'merged' or 'pitch'"
+        )
+    order = order or ("track" if protocol == "paper" else "pitch")
     notes, dropped = _usable(notes, protocol)
-    if protocol == "paper":
-        notes = _paper_order(notes, order)
     onset, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
-    if protocol == "clean":
-        sort = _clean_order(onset, duration, notes.pitch, notes.velocity, part)
-        onset, duration, part, notes = onset[sort], duration[sort], part[sort], notes.take(sort)
+    if order == "pitch":
+        sort = _by_pitch(onset, duration, notes.pitch, notes.velocity, part)
+    else:
+        # Notes come by (track, start, pitch), and the sort is stable.
+        start = notes.start if protocol == "paper" else onset
+        sort = np.lexsort((notes.pitch, notes.track, start) if order == "track" else (notes.pitch, start))
     return GridNotes(
-        onset=onset.astype(np.int32),
-        duration=duration.astype(np.uint8),
-        pitch=notes.pitch,
-        velocity=notes.velocity,
-        part=part,
+        onset=onset[sort].astype(np.int32),
+        duration=duration[sort].astype(np.uint8),
+        pitch=notes.pitch[sort],
+        velocity=notes.velocity[sort],
+        part=part[sort],
         dropped=dropped,
     )
 
 
-def _paper_order(notes: Notes, order: NoteOrder) -> Notes:
-    """Notes by raw start, then track or pitch: they come by (track, start, pitch), and sorts are stable."""
-    place = notes.start if order == "track" else notes.start * 128 + notes.pitch
-    return notes.take(np.argsort(place, kind="stable"))
-
-
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Onsets in sub-beats and duration indices of notes; under "paper" the last note is the last to start."""
+    """Onsets in sub-beats and duration indices of notes."""
     beat = PAPER_TICKS_PER_BEAT if protocol == "paper" else notes.ticks_per_beat
     onset = _nearest(notes.start, beat, SUBBEATS_PER_BEAT)
     if protocol == "paper":
-        last = (notes.start[-1] - 1) * SUBBEATS_PER_BEAT // beat
+        last = (notes.start.max() - 1) * SUBBEATS_PER_BEAT // beat
         onset = np.minimum(onset, max(last, 0))
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
     return onset, np.clip(duration, 0, DURATIONS - 1)
@@ -268,7 +272,7 @@ def _parts(notes: Notes, parts: Sequence[str]) -> NDArray[np.uint8]:
     return table[notes.track]
 
 
-def _clean_order(
+def _by_pitch(
     onset: NDArray[np.int64],
     duration: NDArray[np.int64],
     pitch: NDArray[np.uint8],

@@ -147,11 +147,7 @@ def _trainer(
         train_worker,
         train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "sink": sink},
         torch_config=TorchConfig(backend="nccl" if compute.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=compute.workers,
-            use_gpu=compute.gpu,
-            resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
-        ),
+        scaling_config=_scaling(config),
         run_config=RunConfig(
             name=key,
             storage_path=storage.join(storage.resolve(config.storage.root), "runs"),
@@ -163,6 +159,18 @@ def _trainer(
             ),
             callbacks=[Recorder(address, flatten(config), key, sink), *callbacks],  # type: ignore[list-item]  # annotated by Tune's name
         ),
+    )
+
+
+def _scaling(config: Config) -> ScalingConfig:
+    """How many workers, what each holds, and on which nodes."""
+    compute = config.compute
+    return ScalingConfig(
+        num_workers=compute.workers,
+        use_gpu=compute.gpu,
+        resources_per_worker={"CPU": compute.cpus_per_worker, **({"GPU": 1} if compute.gpu else {})},
+        accelerator_type=compute.accelerator or None,
+        placement_strategy=compute.placement,
     )
 
 

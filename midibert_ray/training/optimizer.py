@@ -1,7 +1,7 @@
 """AdamW under both protocols, which parameters decay, and the course of the learning rate."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ def adamw(
     eps: float,
     weight_decay: float,
     decay: str = "all",
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over the parameters that learn.
 
@@ -72,13 +73,18 @@ def adamw(
         eps: what keeps the division finite.
         weight_decay: decoupled decay.
         decay: `all`, or `matrices` to spare biases and LayerNorm.
+        factors: what the rate of a parameter is multiplied with; 1 for one that is not named.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in trainable:
         spared = decay == "matrices" and parameter.ndim < 2
-        groups.setdefault(0.0 if spared else weight_decay, []).append(parameter)
-    members = [{"params": parameters, "weight_decay": share} for share, parameters in groups.items()]
+        key = (factors or {}).get(parameter, 1.0), 0.0 if spared else weight_decay
+        groups.setdefault(key, []).append(parameter)
+    members = [
+        {"params": parameters, "lr": lr * factor, "weight_decay": share}
+        for (factor, share), parameters in groups.items()
+    ]
     if protocol == "paper":
         return ReferenceAdamW(members, lr=lr, eps=eps)
     return torch.optim.AdamW(members, lr=lr, eps=eps, fused=trainable[0].is_cuda)

@@ -60,6 +60,7 @@ class PretrainData:
 
     `paper`: all splits, test pieces included, cut by segment, so that a piece may stand on both sides.
     `clean`: without the test pieces of the downstream tasks, cut by piece.
+    With `pretrain.splits=train`, under both: without the validation and test pieces of the downstream tasks.
     """
 
     def __init__(self, config: Config, stores: Sequence[TokenStore]) -> None:
@@ -72,15 +73,15 @@ class PretrainData:
             Segments, stores, length=config.tokens.segment, representation=config.model.representation
         )
         fraction = config.pretrain.valid_fraction
+        splits = _splits(config)
         if config.tokens.protocol == "paper":
-            self.train = self.valid = cut()
+            self.train = self.valid = cut(splits=splits)
             self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
         else:
 
             def held_out(corpus: str, piece: str) -> bool:
                 return holdout_piece(piece, corpus=corpus, seed=config.seed, fraction=fraction)
 
-            splits = {"train", "valid", "pretrain"}
             self.train = cut(splits=splits, keep=lambda *piece: not held_out(*piece))
             self.valid = cut(splits=splits, keep=held_out)
             self.train_rows, self.valid_rows = np.arange(len(self.train)), np.arange(len(self.valid))
@@ -94,6 +95,13 @@ class PretrainData:
     def steps(self, epochs: int) -> int:
         """Optimizer steps of so many epochs."""
         return epochs * self.order.batches_per_epoch
+
+
+def _splits(config: Config) -> set[str] | None:
+    """The splits that take part in pre-training; None: all."""
+    if config.pretrain.splits == "train":
+        return {"train", "pretrain"}
+    return None if config.tokens.protocol == "paper" else {"train", "valid", "pretrain"}
 
 
 def packing(config: Config, lengths: NDArray[np.int64], length: int, device: torch.device) -> Packing | None:

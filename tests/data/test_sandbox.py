@@ -22,7 +22,7 @@ import ctypes, os, signal, sys, time
 import numpy as np
 from midibert_ray.music.corpora import tokenize_piece
 
-def act(corpus, piece, contents, protocol):
+def act(corpus, piece, contents, protocol, order):
     """What the file says, for example b"segfault"."""
     word = contents[0][:9].rstrip()
     if word == b"segfault":
@@ -47,8 +47,8 @@ def act(corpus, piece, contents, protocol):
     if word == b"print":
         print("noise " * 100_000)
         os.write(1, b"more noise")
-        return tokenize_piece(corpus, piece, contents[1:], protocol)
-    return tokenize_piece(corpus, piece, contents, protocol)
+        return tokenize_piece(corpus, piece, contents[1:], protocol, order)
+    return tokenize_piece(corpus, piece, contents, protocol, order)
 '''
 
 

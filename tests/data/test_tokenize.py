@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray.data import layout, staging
-from midibert_ray.data.part import FILE_LIMIT
+from midibert_ray.data.part import FILE_LIMIT, Part, make_part
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus
 from midibert_ray.music import corpora
@@ -25,6 +25,7 @@ from tests.data.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(corpora.corpus("sample").location(""))
+ORDERS: list[dict[str, str]] = [{}, {"order": "protocol"}, {"order": "track"}, {"order": "pitch"}]
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
 
@@ -63,6 +64,37 @@ def test_a_plan_names_its_store_by_what_goes_into_it(tmp_path: Path) -> None:
     (folder / "one more.mid").write_bytes(b"")
     others.append(plan_corpus(name, **settings(tmp_path)).address)
     assert len({plan.address, *others}) == 4
+
+
+def test_only_an_order_of_its_own_is_part_of_a_stores_name(tmp_path: Path) -> None:
+    plans = [plan_corpus("sample", **settings(tmp_path, **order)) for order in ORDERS]
+    assert plans[0].address == plans[1].address
+    assert len({plan.address for plan in plans}) == 3
+    assert "order" not in plans[1].settings
+    assert plans[2].settings == {**plans[0].settings, "order": "track"}
+    with pytest.raises(ValueError, match="order='pich': use one of protocol, track, pitch"):
+        plan_corpus("sample", **settings(tmp_path, order="pich"))
+
+
+def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
+    digests = []
+    for order in ORDERS:
+        plan = plan_corpus("sample", **settings(tmp_path, **order))
+        part = Part(
+            corpus="sample",
+            root=plan.root,
+            protocol=plan.protocol,
+            segment=plan.segment,
+            order=plan.order,
+            number=0,
+            pieces=plan.pieces,
+            files=dict(plan.files),
+            staging=str(tmp_path),
+        )
+        digests.append([report["digest"] for report in make_part(part)])
+    default, own, track, pitch = digests
+    assert default == own == pitch
+    assert not set(own) & set(track)
 
 
 def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

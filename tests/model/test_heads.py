@@ -1,5 +1,6 @@
 """Fine-tuning heads, freezing, and the recurrent baselines."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from midibert_ray.model.checkpoint import CheckpointError, load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, NoteHead, SequenceHead, freeze
 from midibert_ray.model.midibert import MidiBertConfig
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
@@ -90,19 +92,77 @@ def test_saved_heads_load_through_auto_classes(tmp_path: Path) -> None:
         assert torch.equal(again(tokens), model(tokens))
 
 
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+def test_linear_heads(representation: str, tmp_path: Path) -> None:
+    tokens, other, mask = padded(representation)
+    config = MidiBertConfig(**CONFIG, representation=representation, head="linear")
+    notes, sequences = MidiBertForNotes(config).eval(), MidiBertForSequences(config).eval()
+    assert count(notes.head) == count(sequences.head) == 32 * 4 + 4
+    hidden = sequences.midibert(tokens, mask).last_hidden_state
+    means = torch.stack([row[real].mean(0) for row, real in zip(hidden, mask, strict=True)])
+    torch.testing.assert_close(sequences(tokens, mask), sequences.head.output(means))
+    torch.testing.assert_close(sequences(tokens, mask), sequences(other, mask), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sequences(tokens, torch.ones(3, 40)), sequences(tokens), rtol=0, atol=1e-6)
+    torch.testing.assert_close(notes(tokens, mask), notes.head.output(notes.midibert(tokens, mask).last_hidden_state))
+    for model in (notes, sequences):
+        model.save_pretrained(tmp_path / type(model).__name__)
+        again = load_checkpoint(tmp_path / type(model).__name__)
+        assert type(again.head) is type(model.head)
+        assert torch.equal(again(tokens, mask), model(tokens, mask))
+
+
+def test_a_folder_from_before_there_were_two_heads_has_the_paper_s(tmp_path: Path) -> None:
+    model = MidiBertForNotes(MidiBertConfig(**CONFIG)).eval()
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written.pop("head") == "paper"
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    again = load_checkpoint(tmp_path)
+    assert isinstance(again.head, NoteHead)
+    assert again.config.head == "paper"
+
+
+def test_an_unknown_head_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"head='deep' is not possible.*linear.*paper"):
+        MidiBertConfig(**CONFIG, head="deep")
+
+
 LEARNING = {
     "none": ("midibert.", "head."),
     "backbone": ("head.",),
     "attention": ("midibert.embeddings.", "head."),
+    "1": ("midibert.layers.1.", "head."),
+    "2": ("head.",),
 }
+"""What is frozen, or how many layers -> starts of the names of what learns."""
+
+
+def frozen(model_class: type, what: str) -> MidiBertForNotes | MidiBertForSequences:
+    model = model_class(MidiBertConfig(**CONFIG))
+    freeze(model, "backbone")
+    if what.isdigit():
+        freeze(model, "none", int(what))
+    else:
+        freeze(model, what)
+    return model
+
+
+@pytest.mark.parametrize("what", LEARNING)
+def test_no_graph_is_recorded_below_the_lowest_part_that_learns(what: str) -> None:
+    """Of the hidden states behind the embeddings, the first layer and the second."""
+    model = frozen(MidiBertForNotes, what)
+    output = model.midibert(random_tokens(), output_hidden_states=True)
+    recorded = [state.requires_grad for state in output.hidden_states]
+    assert recorded == [state.grad_fn is not None for state in output.hidden_states]
+    nothing = [False, False, False]
+    expected = {"none": [True] * 3, "backbone": nothing, "attention": [True] * 3, "1": [False, False, True]}
+    assert recorded == expected.get(what, nothing)
 
 
 @pytest.mark.parametrize("model_class", MODELS)
 @pytest.mark.parametrize("what", LEARNING)
 def test_frozen_parameters_do_not_change_a_bit(model_class: type, what: str) -> None:
-    model = model_class(MidiBertConfig(**CONFIG))
-    freeze(model, "backbone")
-    freeze(model, what)
+    model = frozen(model_class, what)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     model(random_tokens()).square().sum().backward()
@@ -148,6 +208,21 @@ def test_recurrent_sizes_are_the_authors() -> None:
     assert (notes.lstm.hidden_size, notes.lstm.num_layers, notes.lstm.bidirectional) == (256, 3, True)
     assert (sequences.lstm.hidden_size, sequences.lstm.num_layers) == (128, 1)
     assert tuple(sequences.head.dense.weight.shape) == (256, 1024)
+
+
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+@pytest.mark.parametrize("model_class", [BiLstmNotes, BiLstmSequences])
+def test_recurrent_models_come_back_from_their_folder(model_class: type, representation: str, tmp_path: Path) -> None:
+    model, tokens = model_class(num_classes=5, representation=representation).eval(), random_tokens(representation)
+    model.save_pretrained(tmp_path / "new")
+    again = model_class.from_pretrained(tmp_path / "new")
+    assert not again.training
+    assert torch.equal(again(tokens), model(tokens))
+    other = BiLstmNotes if model_class is BiLstmSequences else BiLstmSequences
+    with pytest.raises(ValueError, match=f"does not hold a {other.__name__}"):
+        other.from_pretrained(tmp_path / "new")
+    with pytest.raises(CheckpointError, match=f"written by '{model_class.__name__}'; supported: MidiBert"):
+        load_checkpoint(tmp_path / "new")
 
 
 def test_an_unknown_representation_is_refused() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from midibert_ray.music import corpora
 from midibert_ray.music.corpora import CORPORA, PROTOCOLS, corpus, tokenize_piece
 from midibert_ray.music.midi import MidiError
+from midibert_ray.music.tokens import Tokens
 
 
 def split_sizes(name: str, protocol: str) -> dict[str, int]:
@@ -107,6 +110,42 @@ def test_dropped_notes_of_alignment_are_reported(sample):
     assert set(tokens.dropped) <= {"zero duration", "before first beat", "after last beat"}
     assert sum(tokens.dropped.values()) > 0
     assert set(tokens.part.tolist()) == {1, 2, 3}
+
+
+def columns(tokens: Tokens) -> np.ndarray:
+    """[n, 5] onset, pitch, duration, velocity, part, in token order."""
+    _, _, pitch, duration = tokens.tokens.T.astype(int)
+    return np.stack([tokens.onset, pitch, duration, tokens.velocity, tokens.part], axis=1)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_order_changes_nothing_but_the_order(sample, protocol):
+    differing = 0
+    for piece, contents in sample:
+        own, track, pitch = (
+            columns(tokenize_piece(corpus("sample"), piece, contents, protocol, order))
+            for order in ("protocol", "track", "pitch")
+        )
+        assert np.array_equal(own, track if protocol == "paper" else pitch)
+        assert sorted(track.tolist()) == sorted(pitch.tolist())
+        assert pitch[:, :3].tolist() == sorted(pitch[:, :3].tolist())
+        differing += not np.array_equal(track, pitch)
+        if protocol == "clean":
+            by_track = track[:, [0, 4, 1]].tolist()  # the parts are the tracks, in this order
+            assert by_track == sorted(by_track)
+    assert differing == len(sample)
+
+
+def test_an_order_asked_for_goes_before_that_of_the_corpus(sample):
+    """Under paper, ASAP's tracks are merged."""
+    piece, contents = sample[0]
+    merged = dataclasses.replace(corpus("sample"), order="merged")
+    found = {
+        order: columns(tokenize_piece(merged, piece, contents, "paper", order)).tolist()
+        for order in ("protocol", "track", "pitch")
+    }
+    assert found["track"] == columns(tokenize_piece(corpus("sample"), piece, contents, "paper")).tolist()
+    assert found["protocol"] not in (found["track"], found["pitch"])
 
 
 def test_a_bad_piece_is_an_error_with_a_reason(sample):

@@ -114,6 +114,27 @@ def test_paper_orders_equal_onsets_by_track_or_by_pitch():
     assert quantize(notes, protocol="clean").pitch.tolist() == [40, 70, 50]
 
 
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_an_order_asked_for_holds_under_both_protocols(protocol):
+    rows = [(0, 60, 72, 64, 0), (0, 60, 40, 64, 1), (0, 60, 50, 64, 0), (960, 990, 50, 64, 1)]
+    notes = make_notes(rows, tracks=("A", "B"))
+    assert quantize(notes, protocol=protocol, order="track").pitch.tolist() == [50, 72, 40, 50]
+    assert quantize(notes, protocol=protocol, order="pitch").pitch.tolist() == [40, 50, 72, 50]
+
+
+@pytest.mark.parametrize("order", [None, "track", "merged", "pitch"])
+def test_the_last_onset_moves_in_every_order(order):
+    notes = make_notes([(0, 60, 60, 64, 0), (480, 540, 60, 64, 0), (240, 300, 60, 64, 1)], tracks=("A", "B"))
+    assert onsets(notes, protocol="paper", order=order) == [0, 2, 3]
+    assert onsets(notes, protocol="clean", order=order) == [0, 2, 4]
+
+
+def test_clean_takes_one_sub_beat_for_one_onset():
+    notes = make_notes([(0, 60, 50, 64, 1), (10, 60, 70, 64, 0), (960, 990, 50, 64, 0)], tracks=("A", "B"))
+    assert quantize(notes, protocol="paper", order="track").pitch.tolist() == [50, 70, 50]
+    assert quantize(notes, protocol="clean", order="track").pitch.tolist() == [70, 50, 50]
+
+
 def test_paper_orders_by_raw_start_before_the_grid():
     notes = make_notes([(0, 60, 50), (10, 60, 40), (960, 990, 50)])
     assert quantize(notes, protocol="paper").pitch.tolist() == [50, 40, 50]
@@ -157,6 +178,8 @@ def test_equal_tokens_do_not_come_in_the_order_of_part_or_velocity():
 def test_unknown_protocol_is_refused():
     with pytest.raises(ValueError, match="'paper' or 'clean'"):
         quantize(make_notes([(0, 5, 60)]), protocol="papre")
+    with pytest.raises(ValueError, match="'track', 'merged' or 'pitch'"):
+        quantize(make_notes([(0, 5, 60)]), protocol="paper", order="protocol")
 
 
 BEATS = b"1.0\t2.0\n1.5\t3.0\n2.0\t4.0\n2.5\t1.0\n3.0\t2.0\n"

@@ -10,7 +10,7 @@ from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.overrides import replace
 from midibert_ray.presets import preset
-from tests.stores import Piece, write_store
+from tests.stores import Piece, beginnings, write_store
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,14 @@ def sample_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFa
     """A third of the sample, all splits among it: enough to learn from, and quick."""
     folder = tmp_path_factory.mktemp("few")
     return TokenStore.open(write_store(folder / "sample-few", sample_pieces[::3], "sample"), str(folder / "cache"))
+
+
+@pytest.fixture(scope="session")
+def short_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The first 40 notes of a third of the sample, each with an emotion: for models that take their time."""
+    folder = tmp_path_factory.mktemp("short")
+    pieces = beginnings(sample_pieces[::3], 40)
+    return TokenStore.open(write_store(folder / "sample-short", pieces, "sample"), str(folder / "cache"))
 
 
 @pytest.fixture

@@ -19,12 +19,22 @@ from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.overrides import flatten, replace
-from midibert_ray.training.launch import RESULT_FILE, pretrain, run_address, run_key
+from midibert_ray.training.launch import RESULT_FILE, _scaling, pretrain, run_address, run_key
 
 
 @pytest.fixture
 def config(two_workers: Config) -> Config:
     return replace(two_workers, {"model.dropout": 0.1, "pretrain.epochs": 4})
+
+
+def test_workers_are_as_many_and_where_the_config_says(config: Config) -> None:
+    scaling = _scaling(replace(config, {"compute.cpus_per_worker": 3}))
+    assert (scaling.num_workers, scaling.use_gpu, scaling.placement_strategy) == (2, False, "PACK")
+    assert scaling._resources_per_worker_not_none == {"CPU": 3}
+    wanted = {"compute.workers": 8, "compute.gpu": True, "compute.accelerator": "H100", "compute.placement": "SPREAD"}
+    scaling = _scaling(replace(config, {"pretrain.batch": 16, **wanted}))
+    assert (scaling.num_workers, scaling.use_gpu, scaling.placement_strategy) == (8, True, "SPREAD")
+    assert scaling._resources_per_worker_not_none == {"CPU": 1, "GPU": 1, "accelerator_type:H100": 0.001}
 
 
 def curves(config: Config, key: str) -> dict[str, list[tuple[int, float]]]:

@@ -13,6 +13,7 @@ from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.launch import progress_lines
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs, score
+from tests.stores import Piece, write_store
 
 CPU = torch.device("cpu")
 Reports = list[tuple[dict[str, Any], bool]]
@@ -56,6 +57,24 @@ def test_paper_data_takes_all_segments_and_cuts_by_segment(sample_store: TokenSt
     data = PretrainData(replace(tiny, {"tokens.protocol": "paper"}), [sample_store])
     assert len(data.train_rows) == int(0.85 * len(data.train))
     assert len(data.train_rows) + len(data.valid_rows) == len(data.train)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "clean"])
+def test_train_splits_leave_validation_and_test_pieces_out(
+    sample_pieces: list[Piece], tiny: Config, tmp_path: Path, protocol: str
+) -> None:
+    unlabelled = [(f"{piece} again", "pretrain", None, tokens) for piece, _, _, tokens in sample_pieces[:4]]
+    stores = [
+        TokenStore.open(write_store(tmp_path / name, pieces, name), str(tmp_path / "cache"))
+        for name, pieces in (("labelled", sample_pieces), ("unlabelled", unlabelled))
+    ]
+    data = PretrainData(replace(tiny, {"tokens.protocol": protocol, "pretrain.splits": "train"}), stores)
+    found = {
+        segments.piece_id(int(piece))
+        for segments, rows in ((data.train, data.train_rows), (data.valid, data.valid_rows))
+        for piece in segments.gather(rows).piece
+    }
+    assert found == {piece for piece, split, *_ in [*sample_pieces, *unlabelled] if split in ("train", "pretrain")}
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])

@@ -1,0 +1,168 @@
+"""How a model is trained on a labelled task: MidiBERT by AdamW, the recurrent baselines by SGD.
+
+A recipe keeps nothing. What changes while a trial runs stands in its `TrialProgress`, so that a resumed trial goes
+on as if nothing had happened.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from midibert_ray.config import Config, OptimizerConfig
+from midibert_ray.model.heads import stages
+from midibert_ray.training.engine import Progress
+from midibert_ray.training.optimizer import adamw, rate_factor
+
+RNN_RATES = {"melody": 1e-3, "velocity": 1e-3, "composer": 1e-2, "emotion": 5e-2}
+"""Learning rates of the authors' recurrent baselines."""
+
+RNN_BATCH = 16
+"""Their batch."""
+
+
+@dataclass
+class TrialProgress(Progress):
+    """Where a trial stands."""
+
+    accuracy: float = 0.0
+    """Validation accuracy of the best epoch."""
+
+    falls: int = 0
+    """How often the rate fell after too many epochs without a better validation."""
+
+    seconds: float = 0.0
+    """Time spent on training and scoring, over all starts of the trial."""
+
+
+class Recipe(Protocol):
+    """What the training loop asks of a recipe."""
+
+    batch: int
+    """Segments a step."""
+
+    epochs: int
+    """Largest number of epochs."""
+
+    rate: float
+    """Highest learning rate."""
+
+    rate_setting: str
+    """The setting that it comes from."""
+
+    def optimizer(self, model: Any) -> Optimizer:
+        """An optimizer over what learns of the model; each group's `lr` is its highest rate."""
+
+    def factor(self, progress: TrialProgress, steps: int) -> float:
+        """What all rates are multiplied with at the next step of a trial of so many steps."""
+
+    def score(self, valid: Mapping[str, float]) -> float:
+        """How good the figures of a validation are; higher is better."""
+
+    def after_validation(
+        self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
+    ) -> None:
+        """Do what is to be done after too many epochs without a better validation.
+
+        Args:
+            progress: after it has judged the validation.
+            model: as it was validated.
+            optimizer: its optimizer.
+            best: the weights that were best so far.
+        """
+
+    def over(self, progress: TrialProgress) -> bool:
+        """Whether training has ended."""
+
+
+class AdamwRecipe:
+    """AdamW by the settings `finetune.*`: the best epoch is that of the highest validation accuracy (paper §V-C)."""
+
+    rate_setting = "finetune.lr"
+
+    def __init__(self, config: Config) -> None:
+        self._config, settings = config, config.finetune
+        self.batch, self.epochs, self.rate = settings.batch, settings.epochs, settings.lr
+
+    def optimizer(self, model: Any) -> Optimizer:
+        """AdamW of the protocol; each stage of the model below the head learns more slowly by `layer_decay`."""
+        settings = self._config.finetune
+        downwards = enumerate(reversed(list(stages(model))))
+        factors = {parameter: settings.layer_decay**depth for depth, stage in downwards for parameter in stage}
+        return adamw(
+            model.parameters(),
+            self._config.tokens.protocol,
+            lr=settings.lr,
+            eps=self._config.optimizer.eps,
+            weight_decay=settings.weight_decay,
+            factors=factors,
+        )
+
+    def factor(self, progress: TrialProgress, steps: int) -> float:
+        """1, or with `warmup` up to 1 and then down to 0."""
+        if not (share := self._config.finetune.warmup):
+            return 1.0
+        course = OptimizerConfig(schedule="linear", warmup_steps=max(1, round(share * steps)))
+        return rate_factor(course, steps)(progress.step)
+
+    def score(self, valid: Mapping[str, float]) -> float:
+        """The accuracy."""
+        return valid["valid/accuracy"]
+
+    def after_validation(
+        self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
+    ) -> None:
+        """Nothing: too many epochs without a better one end the trial."""
+
+    def over(self, progress: TrialProgress) -> bool:
+        """After all epochs, or `patience` of them without a better one."""
+        return progress.epoch >= self.epochs or 0 < self._config.finetune.patience <= progress.bad
+
+
+class SgdRecipe:
+    """SGD with momentum by the settings `rnn.*`: the best epoch is that of the lowest validation loss.
+
+    After `rnn.patience` epochs without a lower one the rate falls. The authors' code then goes on from where it
+    stands; under protocol clean training goes on from the best weights.
+    """
+
+    rate_setting = "rnn.lr"
+
+    def __init__(self, config: Config) -> None:
+        self._settings, self._clean = config.rnn, config.tokens.protocol == "clean"
+        self.batch, self.epochs = config.rnn.batch or RNN_BATCH, config.rnn.epochs
+        self.rate = config.rnn.lr or RNN_RATES[config.finetune.task]
+
+    def optimizer(self, model: Any) -> Optimizer:
+        """SGD over all parameters."""
+        return SGD(model.parameters(), lr=self.rate, momentum=0.9)
+
+    def factor(self, progress: TrialProgress, steps: int) -> float:
+        """Less with each fall."""
+        return self._settings.factor**progress.falls
+
+    def score(self, valid: Mapping[str, float]) -> float:
+        """The loss, negative."""
+        return -valid["valid/loss"]
+
+    def after_validation(
+        self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
+    ) -> None:
+        """Let the rate fall, and the momentum go, after `patience` epochs without a lower loss."""
+        if progress.bad < self._settings.patience:
+            return
+        progress.falls, progress.bad = progress.falls + 1, 0
+        optimizer.state.clear()
+        if self._clean:
+            model.load_state_dict(best)
+
+    def over(self, progress: TrialProgress) -> bool:
+        """After all epochs, or `stops` falls."""
+        return progress.epoch >= self.epochs or progress.falls >= self._settings.stops
+
+
+def recipe(config: Config) -> Recipe:
+    """The recipe of a configuration's kind of model."""
+    return SgdRecipe(config) if config.finetune.model == "rnn" else AdamwRecipe(config)

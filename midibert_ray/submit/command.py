@@ -40,22 +40,22 @@ def main(description: str | None, arguments: Sequence[str] | None = None) -> int
     asked = _parse(description, arguments)
     address, again = _address(asked.address)
     if asked.stop:
-        logger.info("%-9s%s", server.stop(server.connect(address), asked.stop), asked.stop)
+        logger.info("%-10s%s", server.stop(server.connect(address), asked.stop), asked.stop)
         return 0
     if asked.attach:
         return _watch(server.connect(address), asked.attach, again)
     job, *words = asked.command
-    logger.info("checking %s", shlex.join(asked.command))
+    logger.info("checking  %s", shlex.join(asked.command))
     path, invocation = resolve(job, words)
     wanted, paths = describe(path, words, invocation), workdir.files(ROOT)
     workdir.check_size(ROOT, paths, asked.limit_mib)
-    logger.info("sending  %d files, %.1f MiB, to %s", len(paths), workdir.size(paths) / (1 << 20), address)
+    logger.info("sending   %d files, %.1f MiB, to %s", len(paths), workdir.size(paths) / (1 << 20), address)
     if asked.dry_run:
-        logger.info("job      %s: %s", wanted.id, wanted.entrypoint)
+        logger.info("job       %s: %s", wanted.id, wanted.entrypoint)
         return 0
     client = server.connect(address)
     name, fresh = server.start(client, wanted, paths)
-    logger.info("%-9s%s: %s", "started" if fresh else "running", name, wanted.entrypoint)
+    logger.info("%-10s%s: %s", "started" if fresh else "running", name, wanted.entrypoint)
     if asked.no_wait:
         _say_how(name, again)
         return 0
@@ -79,8 +79,8 @@ def _watch(client: "JobSubmissionClient", job: str, again: Sequence[str]) -> int
 
 
 def _say_how(job: str, again: Sequence[str]) -> None:
-    logger.info("follow   %s", shlex.join([*again, "--attach", job]))
-    logger.info("stop     %s", shlex.join([*again, "--stop", job]))
+    logger.info("follow    %s", shlex.join([*again, "--attach", job]))
+    logger.info("stop      %s", shlex.join([*again, "--stop", job]))
 
 
 def _parse(description: str | None, arguments: Sequence[str]) -> argparse.Namespace:

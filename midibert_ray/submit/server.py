@@ -161,7 +161,7 @@ def join(wanted: Submission, running: "JobDetails", code: str) -> str:
             f"Let it end, or stop it (python jobs/submit.py --stop {name}); what is submitted then goes on from there"
         )
     if labels.get("code") != code:
-        logger.warning("note     %s runs other code than that of %s", name, ROOT)
+        logger.warning("note      %s runs other code than that of %s", name, ROOT)
     return name
 
 
@@ -178,7 +178,7 @@ def follow(client: "JobSubmissionClient", job: str) -> int:
     status, code = details.status.value, details.driver_exit_code
     if status == "FAILED" and code is None:  # the driver was not even started; other reasons stand in the log
         logger.error("%s", details.message)
-    logger.info("%-9s%s", status.lower(), job)
+    logger.info("%-10s%s", status.lower(), job)
     if status == "STOPPED":
         return STOPPED
     return 1 if code is None else code if code >= 0 else 128 - code

@@ -63,7 +63,7 @@ def describe(job: Path, words: Sequence[str], asked: Invocation) -> Submission:
 
 def _check_places(asked: Invocation) -> None:
     """Refuse relative folders: below the job's working directory, which Ray deletes, results would be lost."""
-    settings = flatten(asked.config) | asked.extra
+    settings = flatten(asked.config) | dict(asked.extra)
     places = [(key, str(settings.get(key, ""))) for key in _PLACES]
     places += [("tracking.uri", asked.config.tracking.uri.removeprefix("sqlite:///"))]
     folders = [name for name in asked.config.corpora.names if name.startswith("folder:")]

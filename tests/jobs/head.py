@@ -83,7 +83,10 @@ def started(home: Path) -> Iterator[Cluster]:
     program = Path(sys.executable).with_name("ray")
     options = [f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
     environment = cluster.environment(
-        PATH=f"{program.parent}:{os.environ['PATH']}", RAY_AUTH_MODE="token", RAY_API_SERVER_ADDRESS=""
+        PATH=f"{program.parent}:{os.environ['PATH']}",
+        RAY_AUTH_MODE="token",
+        RAY_API_SERVER_ADDRESS="",
+        RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
     )
     head = subprocess.Popen([program, "start", "--head", "--block", "--num-cpus=4", *options], env=environment)
     try:

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -193,78 +193,98 @@ def test_each_mistake_is_one_line(words: list[str], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    ray.shutdown()
+    ray.shutdown()  # that of the tests before
     with started(tmp_path_factory.mktemp("home")) as found:
         yield found
 
 
-@pytest.mark.ray
-def test_a_job_is_left_joined_again_and_repeated_without_repeating_its_work(cluster: Cluster, tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    settings = TINY | {"study.tasks": "melody", "study.variants": "pretrained", "storage.root": root}
-    words = ["jobs/pipeline.py", "--preset", "debug", *(f"{key}={value}" for key, value in settings.items())]
+@dataclass(frozen=True)
+class Visit:
+    """A pipeline that its user left by Ctrl-C and came back to, over a connection that was lost once."""
+
+    job: str
+    left: str
+    """What was said when it was left."""
+    seen: str
+    """The last line of its log before that, at which the connection was lost later."""
+    log: str
+    said: str
+
+
+@pytest.fixture(scope="module")
+def visit(cluster: Cluster) -> Visit:
+    small = {"study.tasks": "melody", "study.variants": "pretrained", "compute.workers": 1, "storage.root": "~/root"}
+    words = ["jobs/pipeline.py", "--preset", "debug", *(f"{key}={value}" for key, value in (TINY | small).items())]
 
     with cluster.start(*words) as process:
         assert process.stdout
         assert process.stderr
-        seen = next(line for line in process.stdout if line.startswith("step"))
+        log = ""
+        while not (seen := process.stdout.readline()).startswith("corpus"):
+            assert seen, log
+            log += seen
         process.send_signal(signal.SIGINT)
-        said = process.stderr.read()
-    assert process.returncode == 130
-    (name,) = cluster.jobs()
-    assert re.fullmatch(r"pipeline-[0-9a-f]{10}", name)
-    assert f"{name} goes on without you" in said
-    assert f"python jobs/submit.py --attach {name}\nstop     python jobs/submit.py --stop {name}" in said
-    assert cluster.jobs()[name]["status"] == "RUNNING"
+        left = process.stderr.read()
+    assert process.returncode == 130, left
+    (job,) = cluster.jobs()
 
     tunnel = Tunnel(int(cluster.address.rpartition(":")[2]))
     with cluster.start("--address", tunnel.address, *words[:3], *reversed(words[3:])) as process:
         assert process.stdout
         assert process.stderr
-        output = ""
+        log = ""
         for line in process.stdout:
-            output += line
+            log += line
             if line == seen:
                 tunnel.cut()
         said = process.stderr.read()
-    assert process.returncode == 0, said
-    assert f"running  {name}" in said
-    assert f"succeeded {name}" in said
-    assert output == cluster.get(f"/api/jobs/{name}/logs")["logs"]
-    assert seen in output
-
-    made = {path: path.stat().st_mtime_ns for path in root.glob("**/outcome.json")}
-    code, again, said = cluster.submit(*words)
-    assert code == 0, said
-    assert f"started  {name}-2" in said
-    assert "found" in again
-    assert seen not in again
-    assert {path: path.stat().st_mtime_ns for path in root.glob("**/outcome.json")} == made
-    assert made
-
-    labels = cluster.jobs()[f"{name}-2"]["metadata"]
-    assert (labels["job"], labels["preset"], f"pipeline-{labels['identity']}") == ("pipeline", "debug", name)
-    tokens = [path for path in places_of(TOKEN, cluster.folder, cluster.home, root) if path.name != "auth_token"]
-    assert places_of(NEEDLE, cluster.folder, cluster.home, root) == tokens == []
-    shown = json.dumps(cluster.get("/api/jobs/")) + output + again + said
-    assert not any(secret in shown for secret in (NEEDLE, TOKEN))
-    assert not [line for line in command_lines() if TOKEN in line or NEEDLE in line]
-    assert list(root.glob("mlflow.db"))
+    assert process.returncode == 0, log + said
+    return Visit(job, left, seen, log, said)
 
 
 @pytest.mark.ray
-def test_a_job_ends_with_its_own_exit_code(cluster: Cluster, tmp_path: Path) -> None:
-    place = f"storage.root={tmp_path}"
-    code, output, said = cluster.submit("jobs/tokenize.py", f"corpora.names=folder:{tmp_path}/no", place)
-    assert code == 2
-    assert f"{tmp_path}/no" in output
-    assert "failed   tokenize-" in said
+def test_a_job_is_left_and_joined_again(cluster: Cluster, visit: Visit) -> None:
+    assert re.fullmatch(r"pipeline-[0-9a-f]{10}", visit.job)
+    again = f"python jobs/submit.py --attach {visit.job}\nstop      python jobs/submit.py --stop {visit.job}\n"
+    assert visit.left.endswith(f"{visit.job} goes on without you\nfollow    {again}")
+    assert f"running   {visit.job}" in visit.said
+    assert visit.said.endswith(f"succeeded {visit.job}\n")
+    assert list(cluster.jobs()) == [visit.job]
+    assert visit.log.count(visit.seen) == 1
+    assert "majority class" in visit.log
+    assert visit.log == cluster.get(f"/api/jobs/{visit.job}/logs")["logs"]
 
-    code, _, said = cluster.submit("--no-wait", "jobs/tokenize.py", "--preset", "debug", place)
+
+@pytest.mark.ray
+def test_no_secret_leaves_its_place(cluster: Cluster, visit: Visit) -> None:
+    assert (cluster.home / "root/mlflow.db").exists()
+    places = (cluster.folder, cluster.home)
+    assert [path.name for path in places_of(TOKEN, *places)] == ["auth_token"]
+    shown = [json.dumps(cluster.get("/api/jobs/")), visit.left, visit.log, visit.said, *command_lines()]
+    assert not [text for text in shown if NEEDLE in text or TOKEN in text]
+    assert places_of(NEEDLE, *places) == []
+
+
+@pytest.mark.ray
+def test_a_job_ends_with_its_own_exit_code_and_may_be_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+    names = []
+    for _ in range(2):
+        code, output, said = cluster.submit("jobs/download.py", "pop999", f"corpora.root={tmp_path}")
+        assert code == 2
+        assert "pop999" in output.splitlines()[-1]
+        names += re.findall(r"^started   (\S+):", said, re.MULTILINE)
+        assert said.splitlines()[-1] == f"failed    {names[-1]}"
+    assert names == [names[0], f"{names[0]}-2"]
+    labels = cluster.jobs()[names[1]]["metadata"]
+    assert (labels["job"], labels["preset"], f"download-{labels['identity']}") == ("download", "base", names[0])
+
+
+@pytest.mark.ray
+def test_a_job_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    code, _, said = cluster.submit("--no-wait", "jobs/tokenize.py", "--preset", "debug", f"storage.root={tmp_path}")
     assert code == 0
-    name = next(word for word in said.split() if word.startswith("tokenize-")).rstrip(":")
-    assert f"--attach {name}" in said
-    assert cluster.submit("--stop", name)[::2] == (0, f"stopped  {name}\n")
+    (name,) = re.findall(r"^follow .* --attach (\S+)$", said, re.MULTILINE)
+    assert cluster.submit("--stop", name) == (0, "", f"stopped   {name}\n")
     assert cluster.submit("--attach", name)[0] == 143
 
 
@@ -272,7 +292,7 @@ def test_a_job_ends_with_its_own_exit_code(cluster: Cluster, tmp_path: Path) -> 
 def test_strangers_learn_and_start_nothing(cluster: Cluster, tmp_path: Path) -> None:
     before = cluster.jobs()
     wrong = {"RAY_AUTH_TOKEN": "f" * 64}
-    code, output, said = cluster.submit("jobs/tokenize.py", "--preset", "debug", f"storage.root={tmp_path}", **wrong)
+    code, output, said = cluster.submit("jobs/download.py", "pop909", f"corpora.root={tmp_path}", **wrong)
     assert (code, output) == (2, "")
     assert "does not take the token that is set here; put the token of its head" in said.splitlines()[-1]
     code, output, said = cluster.submit("--stop", next(iter(before), "x"), HOME=str(tmp_path))

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-NEEDLE = f"planted{uuid.uuid4().hex}"
-SECRETS = (
+NAMES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AZURE_STORAGE_KEY",
@@ -28,12 +27,16 @@ SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
 )
-PLANTED = {name: f"{NEEDLE}-{name}" for name in SECRETS}
+PLANTED = {name: f"planted{uuid.uuid4().hex}" for name in NAMES}
+"""Secrets in the environment of every node and every user, by name."""
+
 TOKEN = uuid.uuid4().hex * 2
 
 
 @dataclass(frozen=True)
 class Cluster:
+    """A running head, and the people who use it."""
+
     address: str
     folder: Path
     """Where Ray keeps its logs and what it has unpacked."""

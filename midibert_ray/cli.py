@@ -19,7 +19,7 @@ from typing import Any
 
 from midibert_ray import storage
 from midibert_ray.config import Config, ConfigError
-from midibert_ray.overrides import flatten, replace, runtime_keys
+from midibert_ray.overrides import flatten, from_flat, refuse_secrets, replace, runtime_keys
 from midibert_ray.presets import PRESETS, preset
 
 TOP = "(top)"
@@ -38,6 +38,16 @@ class Invocation:
     extra: Mapping[str, str]
     """Those of the job's own settings that were given, such as the output folder of an export."""
 
+    def to_json(self) -> str:
+        """One line that `from_json` reads."""
+        return json.dumps(vars(self) | {"config": flatten(self.config)})
+
+    @classmethod
+    def from_json(cls, line: str) -> "Invocation":
+        """What `to_json` wrote."""
+        content = json.loads(line)
+        return cls(**content | {"config": from_flat(content["config"]), "words": tuple(content["words"])})
+
 
 def parse(
     description: str | None,
@@ -49,6 +59,10 @@ def parse(
 ) -> Invocation:
     """Read a job's command line; ends the process with a message (exit code 2) where it is wrong.
 
+    `--resolve`, which `--help` does not show, prints what was understood and ends the process: by it jobs/submit.py
+    checks the command line of any job without running it. Folders stay as they were written, as the machine that
+    submits is not the one that runs.
+
     Args:
         description: the job's docstring, shown by `--help` with every setting below it.
         arguments: the command line, by default this process's.
@@ -58,6 +72,29 @@ def parse(
     """
     extra = extra or {}
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = _parser(description, words, extra)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        refuse_secrets(arguments)  # first of all, as other messages show what they refuse
+        known = parser.parse_intermixed_args(arguments)
+        plain = tuple(word for word in known.overrides if "=" not in word)
+        if plain and not words:
+            raise ConfigError(f"{plain[0]!r} is not a setting; write section.key=value")
+        kind = _kind(plain, kinds) if kinds else {}
+        changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
+        own = _take(changes, extra)
+        config = replace(preset(known.preset), kind | changes)
+        config = config if known.resolve else anchor(config)
+    except ConfigError as error:
+        parser.error(str(error))
+    asked = Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own)
+    if known.resolve:
+        sys.stdout.write(asked.to_json() + "\n")
+        sys.exit(0)
+    return asked
+
+
+def _parser(description: str | None, words: str, extra: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         epilog=_extra_help(extra) + settings_help(),
@@ -67,19 +104,9 @@ def parse(
         "--preset", default="base", choices=sorted(PRESETS), help="starting point (default: base, the paper)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
+    parser.add_argument("--resolve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=words or "settings, listed below")
-    known = parser.parse_intermixed_args(arguments)
-    plain = tuple(word for word in known.overrides if "=" not in word)
-    try:
-        if plain and not words:
-            raise ConfigError(f"{plain[0]!r} is not a setting; write section.key=value")
-        kind = _kind(plain, kinds) if kinds else {}
-        changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
-        own = _take(changes, extra)
-        config = anchor(replace(preset(known.preset), kind | changes))
-    except ConfigError as error:
-        parser.error(str(error))
-    return Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own)
+    return parser
 
 
 def _kind(words: Sequence[str], kinds: Mapping[str, Mapping[str, object]]) -> dict[str, object]:

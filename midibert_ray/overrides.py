@@ -5,11 +5,44 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from midibert_ray.config import Config, ConfigError, require
+
+_USERINFO = re.compile(
+    r"""https?://[^/?#\s]+@                      # a server's: a name alone may be a token
+      | ://[^/?#@,\s]*:(?!\d+([/?#]|$))[^@\s]*@   # name:password, but not host:port/a@b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_QUERY = re.compile(
+    r"[?&;]([\w.-]*(secret|passw|pwd|token|credential|signature|(access|account|api)[_-]?key)[\w.-]*|key|sig)=\S",
+    re.IGNORECASE,
+)
+
+
+def refuse_secrets(words: Iterable[str]) -> None:
+    """Refuse words of a command line that carry a password or a key inside an address.
+
+    Settings are printed, recorded in MLflow and shown on Ray's dashboard; the message does not repeat the word.
+
+    Raises:
+        ConfigError: naming the setting, and how a node gets a secret instead.
+    """
+    for word in words:
+        if not (_USERINFO.search(word) or _QUERY.search(unquote(word))):
+            continue
+        key = re.match(r"(-{0,2}[A-Za-z_.-]+)=", word)
+        raise ConfigError(
+            f"{key[1] if key else 'an argument'} holds a password or a key (not shown here), and settings end up in "
+            "logs, in MLflow and on Ray's dashboard; leave it out of the address, and give it to every node in its "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, PGPASSWORD ...) or in a file (~/.aws/credentials, ~/.mlflow/credentials, "
+            "~/.pgpass ...)"
+        )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

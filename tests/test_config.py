@@ -6,7 +6,7 @@ import pytest
 
 from midibert_ray import cli
 from midibert_ray.config import Config, ConfigError
-from midibert_ray.overrides import flatten, from_flat, identity, replace, runtime_keys
+from midibert_ray.overrides import flatten, from_flat, identity, refuse_secrets, replace, runtime_keys
 from midibert_ray.presets import PRESETS, preset
 from midibert_ray.training.batch import BatchPlan, plan_batch
 
@@ -153,3 +153,62 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         cli.parse("What it does.", ["--help"])
     shown = capsys.readouterr().out
     assert all(key in shown for key in flatten(Config()))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "tracking.uri=http://user:hunter2@host:5000",
+        "tracking.uri=HTTPS://hunter2@host",
+        "tracking.uri=postgresql+psycopg2://user:hunter2@host/db",
+        "storage.root=s3://KEY:hunter2@bucket/out",
+        "storage.root=s3://KEY:hun/ter2@bucket/out",
+        "storage.root=s3://bucket/out?region=x&access_key=A&secret_key=hunter2",
+        "storage.root=s3://bucket/out?secret%5Fkey=hunter2",
+        "storage.root=abfs://c@a.dfs.core.windows.net/out?sig=hunter2",
+        "corpora.names=asap,folder:s3://KEY:hunter2@bucket/music",
+        "run=s3://KEY:hunter2@bucket/runs/x",
+        "http://user:hunter2@host/?a=b",
+        "--preset=http://user:hunter2@host",
+        "nonsense.key=http://user:hunter2@host",
+    ],
+)
+def test_a_password_in_a_setting_is_refused_and_not_repeated(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse("text", [word], words="STUDY", extra={"run": "A run."})
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert "password or a key" in shown
+    assert "ter2" not in shown
+    assert "AWS_SECRET_ACCESS_KEY" in shown
+
+
+def test_addresses_without_a_password_pass() -> None:
+    refuse_secrets(
+        [
+            "tracking.uri=http://host:5000",
+            "tracking.uri=http://host:5000/mlflow/a@b",
+            "tracking.uri=postgresql+psycopg2://user@host/db",
+            "tracking.uri=sqlite:////shared/a:b@c/mlflow.db",
+            "storage.root=s3://bucket/out?region=eu-central-1&endpoint_override=127.0.0.1:9000&scheme=http",
+            "storage.root=abfs://container@account.dfs.core.windows.net/out",
+            "corpora.names=folder:/music/a:b@c,folder:s3://bucket,folder:s3://other/y@z",
+            "storage.root=/shared/secret=x/password@home",
+            "study.name=key",
+        ]
+    )
+
+
+def test_a_command_line_can_be_resolved_without_running_its_job(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(
+            "text",
+            ["--resolve", "sweep", "task=composer", "storage.root=out", "--preset", "small"],
+            words="sweep",
+            extra={"task": "The task."},
+            kinds={"sweep": {"study.draws": 24}},
+        )
+    assert stop.value.code == 0
+    asked = cli.Invocation.from_json(capsys.readouterr().out)
+    assert (asked.preset, asked.words, asked.extra, asked.dry_run) == ("small", ("sweep",), {"task": "composer"}, False)
+    assert asked.config == replace(preset("small"), {"study.draws": 24, "storage.root": "out"})

@@ -8,8 +8,12 @@ MLflow and in `config.json`. Two kinds of field exist:
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from midibert_ray.checks import ConfigError, require, require_some_of, runtime
+
+__all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
 Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
@@ -30,37 +34,6 @@ Variant = Literal[
     "rnn-by-pitch",
 ]
 TableName = Literal["1", "2", "3", "4", "leak"]
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message names the key, the value and what is allowed."""
-
-
-def runtime(default: Any) -> Any:
-    """A field that never changes a result and therefore stays out of the identity hash."""
-    return field(default=default, metadata={"runtime": True})
-
-
-def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    """Refuse a list that is empty, names something twice, or names what is not allowed.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
-    require(len(values) > 0, key, values, f"at least one of {', '.join(allowed)}")
-    require(len(set(values)) == len(values), key, values, "each value once")
-    for value in values:
-        require(value in allowed, key, value, f"some of {', '.join(allowed)}")
-
-
-def require(condition: bool, key: str, value: object, allowed: str) -> None:
-    """Refuse a value that is not allowed.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
-    if not condition:
-        raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +204,9 @@ class FinetuneConfig:
     class_balance: bool = False
     """Weigh each class by the inverse of its frequency in the training split."""
 
+    train_segments: int = 0
+    """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+
     batch: int = 12
     """Segments a step."""
 
@@ -243,7 +219,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "lr"):
             require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
-        for name in ("patience", "weight_decay", "freeze_layers"):
+        for name in ("patience", "weight_decay", "freeze_layers", "train_segments"):
             require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
@@ -292,7 +268,7 @@ class StudyConfig:
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
 
     tables: tuple[str, ...] = runtime(())
-    """Tables of the paper (`1` to `4`, and `leak`), whose rows come before those of `study.variants`."""
+    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
 
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""

@@ -35,7 +35,7 @@ from midibert_ray.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.studies import outcome
 from midibert_ray.studies.outcome import Origin, Outcome
 from midibert_ray.studies.plan import task_corpus
-from midibert_ray.studies.table import wilson
+from midibert_ray.studies.statistics import wilson
 from midibert_ray.training import checkpoints
 from midibert_ray.training.checkpoints import FIRST_DIGESTS, verify
 from midibert_ray.training.engine import PROGRESS_FILE
@@ -163,9 +163,9 @@ def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedMo
 
 def _run_of(address: str) -> tuple[str, str]:
     """Storage root and key of the run that a checkpoint `{root}/runs/<key>/<checkpoint>` belongs to, or nothing."""
-    place, mark, query = address.partition("?")
+    place = storage.without_query(address)
     found = re.fullmatch(r"(.+)/runs/([^/]+)/[^/]+/?", place)
-    return (found[1] + mark + query, found[2]) if found else ("", "")
+    return (found[1] + address.removeprefix(place), found[2]) if found else ("", "")
 
 
 def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Config, dict[str, float]] | None:
@@ -279,7 +279,7 @@ def _frozen(settings: FinetuneConfig) -> str:
 def _scores(result: Outcome, where: str) -> dict[str, Any]:
     """What a card says of a trial's head and of its figures."""
     task, accuracy = TASKS[result.task], result.figures["test/accuracy"]
-    unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy, result.scored)
+    unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy * result.scored, result.scored)
     return {
         "task": task,
         "classes": tuple(result.classes),

@@ -12,8 +12,8 @@ from midibert_ray import storage, tracking
 from midibert_ray.cli import describe
 from midibert_ray.config import Config
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
+from midibert_ray.studies import formats, sweep, table
 from midibert_ray.studies import report as reports
-from midibert_ray.studies import table
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.outcome import finished as trial_finished
 from midibert_ray.studies.plan import Plan, study_address
@@ -127,10 +127,12 @@ def report_address(config: Config, key: str) -> str:
 
 
 def outcome(config: Config, result: StudyResult, page: str) -> str:
-    """What a job prints at its end: the table, the report, and how to browse MLflow."""
-    failed = [f"failed: {name}: {reason}" for name, reason in result.failed.items()]
-    lines = ["", "test accuracy in % [95 % interval]", table.to_text(result.outcomes), *failed, ""]
-    return "\n".join([*lines, f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
+    """What a job prints at its end: the tables, the report, and how to browse MLflow."""
+    tables = table.build(result.outcomes, result.failed, (), config.study.tables)
+    lines = ["", formats.to_text(tables)]
+    if config.study.draws:
+        lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
+    return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
 
 
 def plan(config: Config, *stages: Stage) -> str:

@@ -74,7 +74,7 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     """
     columns = len(text.strip().split(b"\n", 1)[0].split())
     try:
-        table = np.array(list(map(float, text.split()))).reshape(-1, max(columns, 1))
+        table = np.fromiter(map(float, text.split()), dtype=np.float64).reshape(-1, max(columns, 1))
     except ValueError as error:
         raise MidiError(f"the beat annotation is not a table of numbers: {error}") from error
     if len(table) < 2 or columns < 2:
@@ -122,28 +122,33 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
         MidiError: no downbeat among the first four beats, or no note left.
     """
     times = beats[:, 0]
-    start, end = _performed_seconds(notes, notes.start), _performed_seconds(notes, notes.end)
+    start, end = _performed_seconds(notes, np.stack([notes.start, notes.end]))
     early = start < times[0]
     rescued = early & (start >= times[0] - EARLY_SECONDS) & (end - start > EARLY_MIN_SECONDS)
     start = np.where(rescued, times[0], start)
     lengths = np.diff(times, append=2 * times[-1] - times[-2])
     beat = np.maximum(np.searchsorted(times, start, side="left") - 1, 0)
     late = start > times[-1] + lengths[-1]
-    inside = np.rint((start - times[beat]) / lengths[beat] * SUBBEATS_PER_BEAT)
-    duration = np.minimum(np.rint((end - start) / lengths[beat] * SUBBEATS_PER_BEAT), MAX_TICK).astype(np.int64)
+    length = lengths[beat]
+    inside = np.rint((start - times[beat]) / length * SUBBEATS_PER_BEAT)
+    duration = np.minimum(np.rint((end - start) / length * SUBBEATS_PER_BEAT), MAX_TICK).astype(np.int64)
     onset = (beat + _upbeats(beats)) * SUBBEATS_PER_BEAT + inside.astype(np.int64)
     dropped = {BEFORE_FIRST_BEAT: early & ~rescued, AFTER_LAST_BEAT: late}
     outside = dropped[BEFORE_FIRST_BEAT] | late
     dropped[ZERO_DURATION] = ~outside & (duration <= 0)
     keep = ~outside & (duration > 0)
-    counts = {reason: int(where.sum()) for reason, where in dropped.items() if where.any()}
+    counts = _counts(dropped)
     if not keep.any():
         raise MidiError(f"no notes within the annotated beats (dropped: {counts})")
     return _regrid(notes, keep, onset, duration), counts
 
 
+def _counts(dropped: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
+    return {reason: int(count) for reason, where in dropped.items() if (count := np.count_nonzero(where))}
+
+
 def _performed_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Seconds of ``ticks``, float for float as the authors' alignment computes them.
+    """Seconds of ``ticks`` (any shape), float for float as the authors' alignment computes them.
 
     POP909's tempi are round and its beats are annotated in hundredths of a second, so that notes halfway
     between two sixteenths are common, and the last bit of the time decides where they go.
@@ -171,16 +176,18 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
     order = np.flatnonzero(keep)
     place = (notes.track[order].astype(np.int64) * 2**32 + onset[order]) * 128 + notes.pitch[order]
     order = order[np.argsort(place * 128 + notes.velocity[order], kind="stable")]
-    kept = notes.take(order)
+    track, pitch = notes.track[order], notes.pitch[order]
     start = onset[order] * tick
     end = start + duration[order] * tick
     if end.max() >= MAX_TICK:
         raise MidiError(f"an aligned note ends at tick {end.max()}, later than {MAX_TICK}: check the beat annotation")
-    end = close_notes(kept.track.astype(np.int64) * 128 + kept.pitch, start, end)
     return replace(
-        kept,
+        notes,
         start=start,
-        end=end,
+        end=close_notes(track.astype(np.int64) * 128 + pitch, start, end),
+        pitch=pitch,
+        velocity=notes.velocity[order],
+        track=track,
         ticks_per_beat=PAPER_TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
@@ -252,7 +259,7 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:
     drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
     drums &= protocol == "clean"
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
-    dropped = {reason: int(where.sum()) for reason, where in ((DRUM, drums), (OUT_OF_RANGE, outside)) if where.any()}
+    dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     if not dropped:
         return notes, dropped
     notes = notes.take(~(drums | outside))
@@ -286,10 +293,16 @@ def _by_pitch(
     token = (onset * 128 + pitch) * DURATIONS + duration
     order = np.argsort(token, kind="stable")
     ordered = token[order]
-    if (ordered[1:] != ordered[:-1]).all():
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same) == 0:
         return order
-    content = (token * 128 + velocity) * 4 + part
-    return np.lexsort((_mix(content.astype(np.uint64)), token))
+    # Few notes have a double: only their places are dealt out anew.
+    places = np.zeros(len(order), dtype=bool)
+    places[same] = places[same + 1] = True
+    doubles, token = order[places], ordered[places]
+    content = (token * 128 + velocity[doubles]) * 4 + part[doubles]
+    order[places] = doubles[np.lexsort((_mix(content.astype(np.uint64)), token))]
+    return order
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -77,11 +77,11 @@ class Agenda(Searcher):
         self._starting: set[str] = set()
         """Trials whose own workers have not reported yet: they may still wait for resources."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next piece of work as a trial's configuration; None where Tune should ask again later."""
+    def suggest(self, trial_id: str) -> Any:
+        """The next piece of work as a trial's configuration; None: ask again later; FINISHED: there is no more."""
         self._give_up()
         if not self.waiting:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         work = next((item for item in self.waiting if not item.needs or item.needs in self.encoders), None)
         if work is None or not self._has_room(work):
             return None

@@ -51,6 +51,11 @@ class Baseline:
     note: str
     """The rule, for a reader of a table."""
 
+    @property
+    def accuracy(self) -> float:
+        """Share that is answered rightly."""
+        return self.correct / self.scored
+
     def to_json(self) -> str:
         """The baseline as JSON."""
         return json.dumps(asdict(self), indent=1)

@@ -47,7 +47,7 @@ NOTES = {
 }
 """Corpus -> why our figures are not the paper's."""
 
-_SHOWN = {
+SHOWN = {
     "pieces": ("pieces", ",.0f"),
     "bars_per_piece": ("bars per piece", ".1f"),
     "notes_per_bar": ("notes per bar", ".1f"),
@@ -116,15 +116,16 @@ def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
 
 def to_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """What `table` gives as Markdown: our figures, the paper's in parentheses behind them, the notes below."""
-    head = ["corpus", "protocol", *(heading for heading, _ in _SHOWN.values())]
-    rows = [[line["corpus"], line["protocol"], *(_show(line, name) for name in _SHOWN)] for line in lines]
+    head = ["corpus", "protocol", *(heading for heading, _ in SHOWN.values())]
+    rows = [[line["corpus"], line["protocol"], *(show(line, name) for name in SHOWN)] for line in lines]
     notes = {f"- {line['corpus']}: {line['note']}": None for line in lines if line["note"]}
     separated = ["---"] * len(head)
     parts = ["| " + " | ".join(cells) + " |" for cells in (head, separated, *rows)]
     return "\n".join([*parts, "", READING, "", *notes]).rstrip() + "\n"
 
 
-def _show(line: Mapping[str, Any], name: str) -> str:
-    _, digits = _SHOWN[name]
+def show(line: Mapping[str, Any], name: str) -> str:
+    """Our figure, and the paper's in parentheses."""
+    _, digits = SHOWN[name]
     printed = line["printed"].get(name)
     return f"{line[name]:{digits}}" + ("" if printed is None else f" ({printed:{digits}})")

@@ -14,7 +14,8 @@ from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.overrides import replace
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
 from midibert_ray.training import pretrain
-from midibert_ray.training.finetune import Finetuning, TaskData, new_model
+from midibert_ray.training.finetune import Finetuning, new_model
+from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.pretrain import PretrainData, packing
 
 MEASURED = 2
@@ -93,7 +94,7 @@ class _Meter:
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
         epochs = config.rnn.epochs if settings.model == "rnn" else settings.epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
-        return a_segment * (epochs * (count["train"] + FORWARD * count["valid"]) + FORWARD * count["test"])
+        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
@@ -125,7 +126,7 @@ def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
     scratch = replace(config, {"finetune.init": "scratch"})
     job = Finetuning(scratch, data, new_model(scratch, data, ""), device)
     job.model.train()
-    job.step("train", np.arange(MEASURED) % len(data.splits["train"]))
+    job.learn(np.arange(MEASURED) % len(data.splits["train"]))
     _wait(device)
 
 

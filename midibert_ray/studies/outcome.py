@@ -22,7 +22,8 @@ from ray.tune import Checkpoint
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
 from midibert_ray.training.checkpoints import CheckpointError, folders, verify
-from midibert_ray.training.finetune import Predictions, TaskData
+from midibert_ray.training.labelled import TaskData
+from midibert_ray.training.predictions import Predictions
 
 logger = logging.getLogger(__name__)
 
@@ -198,12 +199,12 @@ def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) ->
     (folder / OUTCOME).write_text(outcome.to_json())
 
 
-def predictions_table(data: TaskData, store: TokenStore, predictions: Predictions) -> bytes:
-    """Test predictions as Parquet: piece, segment, label, prediction, logits, and for notes where they lie.
+def predictions_table(data: TaskData, store: TokenStore, predictions: Predictions, split: str = "test") -> bytes:
+    """Predictions of a split as Parquet: piece, segment, label, prediction, logits, and for notes where they lie.
 
     `onset` is in sub-beats, `pitch` a MIDI number, `duration` in thirty-seconds of a whole note.
     """
-    segments = data.splits["test"]
+    segments = data.splits[split]
     names = np.array([segments.piece_id(piece) for piece in range(segments.pieces)], dtype=object)
     columns: dict[str, Any] = {
         "piece": pa.DictionaryArray.from_arrays(pa.array(predictions.piece.astype(np.int32)), pa.array(names.tolist())),

@@ -19,6 +19,9 @@ class Row:
     printed: Mapping[str, float]
     """Task -> the paper's test accuracy in %; empty where the paper has none."""
 
+    baseline: str = ""
+    """The variant that this row is tested against; empty takes the table's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
@@ -26,13 +29,14 @@ class PaperTable:
 
     title: str
     baseline: str
-    """The variant that the other rows are tested against."""
+    """The variant that the other rows are tested against; empty tests only rows that have a baseline of their own."""
 
     rows: tuple[Row, ...]
 
 
-def _row(label: str, variant: str, *printed: float) -> Row:
-    return Row(label=label, variant=variant, printed=dict(zip(TASKS, printed, strict=True)) if printed else {})
+def _row(label: str, variant: str, *printed: float, baseline: str = "") -> Row:
+    figures = dict(zip(TASKS, printed, strict=True)) if printed else {}
+    return Row(label=label, variant=variant, printed=figures, baseline=baseline)
 
 
 _RNN = _row("RNN + CP", "rnn", 88.66, 43.77, 60.32, 54.13)
@@ -71,21 +75,29 @@ TABLES: dict[str, PaperTable] = {
     ),
     "leak": PaperTable(
         title="What the order of notes gives away",
-        baseline="pretrained",
+        baseline="",
         rows=(
             _row("MidiBERT + CP, notes track by track", "pretrained"),
-            _row("MidiBERT + CP, notes by pitch", "pretrained-by-pitch"),
+            _row("MidiBERT + CP, notes by pitch", "pretrained-by-pitch", baseline="pretrained"),
             _row("without pre-training, track by track", "scratch"),
-            _row("without pre-training, by pitch", "scratch-by-pitch"),
+            _row("without pre-training, by pitch", "scratch-by-pitch", baseline="scratch"),
             _row("RNN + CP, track by track", "rnn"),
-            _row("RNN + CP, by pitch", "rnn-by-pitch"),
+            _row("RNN + CP, by pitch", "rnn-by-pitch", baseline="rnn"),
         ),
     ),
 }
 """By name, as in `study.tables`. Table I describes corpora and has no trials."""
 
-PRINTED_ELSEWHERE = {"melody or not": 97.09, "skyline": 78.54}
-"""Melody against the two other classes (paper, §VIII-A1): MidiBERT + CP, and skyline."""
+MELODY_OR_NOT = {"pretrained": 97.09, "skyline": 78.54}
+"""Accuracy in % of telling melody from the two other classes (paper, §VIII-A1)."""
+
+CONFUSIONS = {"melody": "Fig. 3", "velocity": "Fig. 5", "composer": "Fig. 6", "emotion": "Fig. 7"}
+"""Where the paper shows confusion matrices, of these two variants:"""
+
+CONFUSED = ("rnn", "pretrained")
+
+ROLL = "343"
+"""The test piece of the paper's Fig. 4."""
 
 
 def variants(tables: tuple[str, ...]) -> tuple[str, ...]:

@@ -114,7 +114,8 @@ def make(config: Config, locate: Locate) -> Plan:
         known |= locate(of, missing) if missing else {}
         return tuple(known[name] for name in names)
 
-    pretrainings, trials = {}, {}
+    pretrainings: dict[str, Pretraining] = {}
+    trials: dict[str, PlannedTrial] = {}
     for trial in grid(config):
         mine, encoder = trial.config(config), trial.pretraining(config)
         run = _pretraining(encoder, stores(encoder, encoder.corpora.names)) if encoder else None

@@ -1,20 +1,62 @@
-"""What a study leaves on its parent run in MLflow: tables, charts, baselines, reasons of failures."""
+"""What a study leaves on its parent run in MLflow: tables, charts, baselines, corpora, reasons of failures."""
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from dataclasses import asdict
 
-from midibert_ray.studies import figures, table
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.data.store import TokenStore
+from midibert_ray.studies import corpora, figures, findings, formats, page, sweep, table
+from midibert_ray.studies.baselines import Baseline, baselines
 from midibert_ray.studies.plan import Plan
 from midibert_ray.studies.recorder import StudyLog
+from midibert_ray.studies.source import BASELINES, CORPORA, load
+
+logger = logging.getLogger(__name__)
 
 
-def publish(log: StudyLog, plan: Plan, outcomes: Sequence[Outcome], failed: Mapping[str, str]) -> None:
-    """Store the results of a study and end its run."""
-    log.parent.data(table.to_csv(outcomes).encode(), "results.csv")
-    log.parent.text(table.to_markdown(outcomes, failed), "results.md")
-    log.parent.json([json.loads(item.to_json()) for item in outcomes], "results.json")
-    log.parent.json(dict(failed), "failed.json")
-    if outcomes:
-        log.parent.figure(figures.bars(table.cells(outcomes)), "results.png")
-    log.parent.finish("FAILED" if failed else "FINISHED")
+def publish(log: StudyLog, plan: Plan) -> None:
+    """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
+    run, before = log.parent, load(plan.config, plan.key)
+    outcomes, failed = before.outcomes, before.failed
+    trivial = [] if plan.config.study.draws else study_baselines(plan)
+    known = {(item.protocol, item.task) for item in trivial}
+    trivial += [item for item in before.baselines if (item.protocol, item.task) not in known]
+    tables = table.build(outcomes, failed, trivial, before.parent.data.tags["tables"].split(","))
+    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
+    run.data(formats.to_csv(tables).encode(), "results.csv")
+    run.text(formats.to_markdown(tables, leaks, melody), "results.md")
+    run.text(page.to_html(tables, leaks), "results.html")
+    run.json([json.loads(item.to_json()) for item in outcomes], "results.json")
+    run.json(failed, "failed.json")
+    run.json([asdict(item) for item in trivial], BASELINES)
+    if "1" in plan.config.study.tables:
+        run.json(corpora.table([corpora.describe(store) for store in _paper_stores(plan)]), CORPORA)
+    for each in tables:
+        run.figure(figures.accuracies(each), f"results-{each.name}.png")
+    if plan.config.study.draws:
+        run.text(sweep.report(plan.config, outcomes), "winners.md")
+    run.finish("FAILED" if failed else "FINISHED")
+
+
+def study_baselines(plan: Plan) -> list[Baseline]:
+    """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
+    found: dict[tuple[str, str], list[Baseline]] = {}
+    for entry in plan.trials.values():
+        config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
+        if kind in found or config.model.representation != "cp" or config.tokens.order != "protocol":
+            continue
+        store = TokenStore.open(entry.store, cache_dir=config.storage.cache)
+        try:
+            found[kind] = baselines(config, store)
+        except FileNotFoundError as error:  # skyline reads the corpus itself, which may be gone by now
+            logger.warning("no trivial baselines of %s under protocol %s: %s", kind[1], kind[0], error)
+            found[kind] = []
+    return [item for items in found.values() for item in items]
+
+
+def _paper_stores(plan: Plan) -> list[TokenStore]:
+    """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
+    order = list(corpora.PRINTED)
+    stores = [TokenStore.open(address, cache_dir=plan.config.storage.cache) for address in plan.stores]
+    known = [store for store in stores if store.corpus in order and store.manifest["settings"].get("order") is None]
+    return sorted(known, key=lambda store: (store.manifest["protocol"] != "paper", order.index(store.corpus)))

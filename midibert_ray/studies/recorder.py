@@ -25,13 +25,21 @@ class StudyLog:
         self.plan = plan
         self.tracker = tracking.Tracker(tracking.address(config))
         self.experiment = tracking.study_experiment(config.study.name)
-        protocols = dict.fromkeys(entry.trial.protocol for entry in plan.trials.values())
         tags = {"stage": "study", "study": plan.key}
         self.parent = self.tracker.open(self.experiment, plan.key, plan.key, params=flatten(config), tags=tags)
-        # A study may be started again with more cells: params stay as they were, tags follow.
-        self.parent.tag(
-            protocol=",".join(protocols), encoder=",".join(plan.pretrainings), tables=",".join(config.study.tables)
-        )
+        self._tag_cells()
+
+    def _tag_cells(self) -> None:
+        """Name what the study holds; it may be started again with other cells, which then come beside the first."""
+        run, plan = self.tracker.find(self.experiment, self.plan.key), self.plan
+        cells = {
+            "protocol": [entry.trial.protocol for entry in plan.trials.values()],
+            "encoder": list(plan.pretrainings),
+            "tables": list(plan.config.study.tables),
+        }
+        before = {name: run.data.tags.get(name, "") if run else "" for name in cells}
+        both = {name: dict.fromkeys([*before[name].split(","), *values]) for name, values in cells.items()}
+        self.parent.tag(**{name: ",".join(filter(None, values)) for name, values in both.items()})
 
     def trial(self, key: str) -> tracking.RunLog:
         """The child run of a trial, made or found again."""

@@ -19,8 +19,10 @@ from midibert_ray.studies import outcome
 from midibert_ray.studies.agenda import ENCODER, FAILURE, PRETRAIN
 from midibert_ray.studies.outcome import Origin, Outcome
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.finetune import Finetuning, Predictions, TaskData, finetune, new_model
+from midibert_ray.training.finetune import Finetuning, finetune, new_model
+from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import pretrain
+from midibert_ray.training.predictions import Predictions
 
 
 def run_work(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> None:
@@ -82,10 +84,11 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
     if earlier:
         with earlier.as_directory() as folder:
             job.load(Path(folder))
-    predictions = finetune(job, _report)
-    result = _result(work["name"], job, predictions)
+    split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
+    predictions = finetune(job, _report, split)
+    result = _result(work["name"], job, predictions, split)
     origin = Origin(study=study, encoder=work["encoder"], config=flatten(config))
-    content = outcome.predictions_table(data, store, predictions)
+    content = outcome.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         outcome.write(folder, result, origin, content)
@@ -106,8 +109,8 @@ def _outcome(checkpoint: Checkpoint) -> Outcome | None:
         return outcome.read(Path(folder))
 
 
-def _result(key: str, job: Finetuning, predictions: Predictions) -> Outcome:
-    config, segments = job.config, job.data.splits["test"]
+def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> Outcome:
+    config, segments = job.config, job.data.splits[split]
     task, protocol = job.data.task.name, config.tokens.protocol
     name = key.rpartition("-")[0]
     return Outcome(
@@ -116,8 +119,9 @@ def _result(key: str, job: Finetuning, predictions: Predictions) -> Outcome:
         variant=name.removeprefix(f"{task}-").removesuffix(f"-{protocol}-seed{config.seed}"),
         protocol=protocol,
         seed=config.seed,
+        split=split,
         epoch=job.progress.epoch,
-        figures=predictions.figures("test") | {"valid/best": job.progress.best},
+        figures=predictions.figures(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(segments.piece_id),

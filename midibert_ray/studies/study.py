@@ -25,8 +25,8 @@ from midibert_ray.studies.publish import publish
 from midibert_ray.studies.recorder import Recorder
 from midibert_ray.studies.run_work import run_work
 from midibert_ray.training.console import Console
-from midibert_ray.training.finetune import TaskData
 from midibert_ray.training.inputs import pin
+from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import finished
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves are in MLflow
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the agenda decides how many may wait; each is a demand for an autoscaler
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a sweep's scheduler compares draws, not their pre-training
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -79,7 +80,7 @@ def study(plan: Plan) -> StudyResult:
     recorder = Recorder(plan)
     reasons = _fit(plan, recorder, todo, encoders) if todo else {}
     result = _collect(plan, recorder, reasons)
-    publish(recorder.log, plan, result.outcomes, result.failed)
+    publish(recorder.log, plan)
     return result
 
 
@@ -171,7 +172,9 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
     """Let Tune do the work; the reasons of what failed, by name."""
     config = plan.config
     agenda = Agenda(todo, encoders=encoders, cluster=ray.cluster_resources, slots=config.compute.max_concurrent_trials)
-    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)  # it warns when a tracking server takes its time
+    for name in ("ray.tune.utils.util", "ray.tune.analysis.experiment_analysis"):
+        # They warn when a tracking server takes its time, and that Tune's own curves are not there.
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     with Console() as console:
@@ -197,7 +200,8 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
                 verbose=0,
             ),
         )
-        reasons = {result.config["work"]["name"]: reason for result in tuner.fit() if (reason := _failure(result))}
+        results: Any = tuner.fit()
+        reasons = {result.config["work"]["name"]: reason for result in results if (reason := _failure(result))}
     for key, entry in plan.trials.items():
         if entry.encoder in reasons:
             reasons.setdefault(key, f"its pre-training {entry.encoder} failed: {reasons[entry.encoder]}")

@@ -13,7 +13,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 
 from midibert_ray.config import Config
 from midibert_ray.data.order import keyed_hash
-from midibert_ray.overrides import flatten, replace
+from midibert_ray.overrides import flatten
 from midibert_ray.studies.outcome import Outcome
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
@@ -70,11 +70,25 @@ def ranking(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     }
 
 
-def winner(config: Config, outcome: Outcome) -> str:
+def settings(config: Config, outcome: Outcome) -> str:
     """The settings of a draw as they stand on a command line, such as that of the paper study."""
-    number = int(outcome.variant.removeprefix(DRAW))
-    before, after = flatten(config), flatten(replace(config, draw(config, number)))
-    return " ".join(f"{key}={value}" for key, value in after.items() if value != before[key])
+    drawn = draw(config, int(outcome.variant.removeprefix(DRAW)))
+    before = flatten(config)
+    return " ".join(f"{key}={value}" for key, value in drawn.items() if value != before[key])
+
+
+def report(config: Config, outcomes: Sequence[Outcome]) -> str:
+    """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
+    parts = []
+    for task, ranked in ranking(outcomes).items():
+        rows = [
+            f"| {item.variant} | {100 * item.figures[METRIC]:.2f} | {item.epoch} | {settings(config, item)} |"
+            for item in ranked
+        ]
+        head = ["| draw | validation accuracy in % | epochs | settings |", "|---|---|---|---|"]
+        best = f"Best for {task}, for another study: `{settings(config, ranked[0])}`"
+        parts += ["\n".join([*head, *rows]), best]
+    return "\n\n".join(parts) + "\n"
 
 
 DRAW = "draw"

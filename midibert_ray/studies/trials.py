@@ -88,8 +88,9 @@ def draws(config: Config) -> list[Trial]:
 
 
 def variants(config: Config) -> tuple[str, ...]:
-    """The rows of a study: those of the paper's tables that it asks for, then its own."""
-    return tuple(dict.fromkeys((*paper.variants(config.study.tables), *config.study.variants)))
+    """The rows of a study: those of the paper's tables that it asks for, or only some of them."""
+    rows, chosen = paper.variants(config.study.tables), config.study.variants
+    return tuple(row for row in rows if not chosen or row in chosen) if rows else chosen
 
 
 def protocols(config: Config) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from midibert_ray.config import Config, require
@@ -74,7 +75,7 @@ class Finetuning:
         self.optimizer = self.recipe.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         seed = keyed_hash(config.seed, "order", config.finetune.task) % 2**31
-        self.order = BatchOrder(n=len(data.splits["train"]), batch_size=self.recipe.batch, seed=seed, drop_last=False)
+        self.order = BatchOrder(n=len(data.learned), batch_size=self.recipe.batch, seed=seed, drop_last=False)
         self.class_weights: Tensor | None = None
         if config.finetune.class_balance:
             self.class_weights = torch.from_numpy(data.class_weights()).to(device)
@@ -100,16 +101,30 @@ class Finetuning:
             for k in range(self.order.batches_per_epoch):
                 # Seeded step by step, so that dropout after a resume is what it would have been.
                 torch.manual_seed(keyed_hash(self.config.seed, "dropout", self.progress.step) % 2**63)
-                batch, _ = self.data.batch("train", self.order.indices(self.progress.epoch, k), self.device)
-                logits, targets = self._logits(batch).flatten(0, -2), batch.targets.flatten()
-                loss, weight = self._loss(logits, targets)
-                # A last batch may be one segment of REMI without a Pitch token: nothing is scored then.
-                self._step(loss / weight.clamp_min(1e-9))
-                loss_sum, weight_sum = loss_sum + loss.detach(), weight_sum + weight
-                hits, scored = hits + (logits.argmax(-1) == targets).sum(), scored + (targets != IGNORE).sum()
+                rows = self.data.learned[self.order.indices(self.progress.epoch, k)]
+                loss, weight, correct, count = self.learn(rows)
+                loss_sum, weight_sum = loss_sum + loss, weight_sum + weight
+                hits, scored = hits + correct, scored + count
             self.progress.epoch += 1
             self._check_finite()
             return {"train/loss": float(loss_sum / weight_sum), "train/accuracy": float(hits / scored)}
+
+    def learn(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One step on some segments of the training split.
+
+        Args:
+            rows: int64 [batch], their numbers.
+
+        Returns:
+            four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right,
+            and how much it is.
+        """
+        batch, _ = self.data.batch("train", rows, self.device)
+        logits, targets = self._logits(batch).flatten(0, -2), batch.targets.flatten()
+        loss, weight = self._loss(logits, targets)
+        # A last batch may be one segment of REMI without a Pitch token: nothing is scored then.
+        self._step(loss / weight.clamp_min(1e-9))
+        return loss.detach(), weight, (logits.argmax(-1) == targets).sum(), (targets != IGNORE).sum()
 
     def _logits(self, batch: Batch) -> Tensor:
         packed = {"packing": batch.packing} if batch.packing else {}
@@ -191,10 +206,10 @@ class Finetuning:
         self.progress.seconds += time.perf_counter() - start
 
 
-def finetune(job: Finetuning, report: Report) -> Predictions:
-    """From where a trial stands to its end; returns the predictions of the best weights on the test split.
+def finetune(job: Finetuning, report: Report, split: str = "test") -> Predictions:
+    """From where a trial stands to its end; returns the predictions of the best weights on a split.
 
-    The test split is scored once, with the weights that were best in validation.
+    The test split is scored once, with the weights that were best in validation, or not at all.
     """
     for figures in job.progress.reports:
         report(figures, None)
@@ -205,4 +220,4 @@ def finetune(job: Finetuning, report: Report) -> Predictions:
         job.progress.reports = [figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         report(job.progress.reports[-1], job.save)
     job.model.load_state_dict(job.best)
-    return job.evaluate("test")
+    return job.evaluate(split)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midibert_ray.config import Config
+from midibert_ray.data.order import Permutation
 from midibert_ray.data.store import SegmentBatch, Segments, TokenStore
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
@@ -65,8 +66,16 @@ class TaskData:
                 f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
             )
         self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
+        self.learned = self._learned(config.finetune.train_segments)
+        """int64 [k], the segments of the training split that are learned from, ascending."""
         if self.task.level == "sequence":
             self._check_labels(store)
+
+    def _learned(self, limit: int) -> NDArray[np.int64]:
+        count = len(self.splits["train"])
+        if not 0 < limit < count:
+            return np.arange(count)
+        return np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
 
     def _check_labels(self, store: TokenStore) -> None:
         unknown = {store.label(piece) for piece in range(len(store))} - set(self.task.classes)
@@ -93,8 +102,8 @@ class TaskData:
         class that is none of them.
         """
         counts, segments = np.zeros(self.outputs, dtype=np.int64), self.splits["train"]
-        for start in range(0, len(segments), 256):
-            raw = segments.gather(np.arange(start, min(start + 256, len(segments))))
+        for start in range(0, len(self.learned), 256):
+            raw = segments.gather(self.learned[start : start + 256])
             labels, _ = self._labels("train", raw)
             counts += np.bincount(labels[labels != IGNORE], minlength=self.outputs)
         weights, seen = np.zeros(self.outputs, dtype=np.float32), counts > 0

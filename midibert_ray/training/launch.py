@@ -4,8 +4,8 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,8 @@ def pretrain(
     if flaw := drop_broken_books(run_address(config, key)):
         logger.warning(flaw)
     try:
-        with nullcontext() if sink else Console() as console:
-            result: Any = _trainer(config, stores, key, sink or console.sink, callbacks).fit()
+        with nullcontext(sink) if sink else _console() as lines:
+            result: Any = _trainer(config, stores, key, lines, callbacks).fit()
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
@@ -135,6 +135,12 @@ def pretrain(
     log.tag(checkpoint=run.checkpoint)
     log.finish()
     return run
+
+
+@contextmanager
+def _console() -> Iterator[Any]:
+    with Console() as console:
+        yield console.sink
 
 
 def _trainer(

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midibert_ray.music import midi as midi_module
+from midibert_ray.music.events import changes_program, has_doubtful_sysex
 from midibert_ray.music.midi import (
     MidiError,
     Notes,
@@ -101,6 +102,18 @@ def test_programs_that_share_a_channel_are_read_as_pretty_midi_reads_them():
         *note(61, 5),
     ]
     assert_equals_pretty_midi(midi_file(track))
+
+
+@pytest.mark.parametrize(
+    ("event", "program", "sysex"),
+    [("60c004", True, False), ("60c003", False, False), ("60f7027e09", False, True), ("60f0027ef7", False, False)],
+)
+def test_rare_events_among_notes_are_found(event, program, sysex):
+    """Delta times hold the bytes 0xC0 and 0xF7, five bytes long the last, and most notes have no status byte."""
+    notes = "00903c40 81c0003c00 81f7004040 604000 e0404000 81808080003c40 603c00"
+    body = bytes.fromhex(f"00c003 {notes} {event} {notes}") + END
+    assert changes_program(body, 0) is program
+    assert has_doubtful_sysex(body) is sysex
 
 
 def test_several_tempi_and_960_ticks_per_beat():

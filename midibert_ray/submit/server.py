@@ -55,7 +55,7 @@ def connect(address: str) -> "JobSubmissionClient":
         ClusterError: where none answers.
         PermissionError: where it does not take our token.
     """
-    if _has_token():
+    if has_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, on import; its client does not set it
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # which the client prefers to its own argument
     from ray.job_submission import JobSubmissionClient
@@ -66,10 +66,12 @@ def connect(address: str) -> "JobSubmissionClient":
         return JobSubmissionClient(address)
 
 
-def _has_token() -> bool:
+def has_token() -> bool:
     """Whether there is a token where Ray looks for one."""
-    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(named) or Path("~/.ray/auth_token").expanduser().exists()
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return True
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    return path.is_file() and bool(path.read_text().strip())
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _explained(address: str, job: str = "") -> Iterator[None]:
     try:
         yield
     except AuthenticationError:
-        found = "does not take the token that is set here" if _has_token() else "wants a token, and none is set here"
+        found = "does not take the token that is set here" if has_token() else "wants a token, and none is set here"
         raise PermissionError(
             f"the cluster at {address} {found}; put the token of its head (`ray get-auth-token` there) into "
             "~/.ray/auth_token, or the path of such a file into RAY_AUTH_TOKEN_PATH"
@@ -93,6 +95,8 @@ def _explained(address: str, job: str = "") -> Iterator[None]:
             "RAY_API_SERVER_ADDRESS, and open a tunnel if it is on another machine (ssh -L 8265:127.0.0.1:8265 HEAD)"
         ) from None
     except RuntimeError as error:
+        if "Version check" in str(error):
+            raise ClusterError(f"what answers at {address} runs no Ray jobs: {error}") from None
         if "status code 404" not in str(error) or not job:
             raise
         raise LookupError(

@@ -194,6 +194,7 @@ def test_files_made_by_hand(sandbox: Sandbox) -> None:
     assert len(reasons(STRANGE)) == len(STRANGE)
 
 
+@pytest.mark.slow
 def test_mutated_files(sandbox: Sandbox, sample: list) -> None:
     """500 damaged files: each has tokens or a reason, and good ones in between come out as they should."""
     originals = [contents[0] for _, contents in sample]

@@ -8,10 +8,12 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -186,6 +188,25 @@ def test_each_mistake_is_one_line(words: list[str], message: str) -> None:
     assert message in said.stderr.splitlines()[-1]
     assert "Traceback" not in said.stderr + said.stdout
     assert "hunter2" not in said.stderr + said.stdout
+
+
+def test_a_server_of_another_kind_is_no_cluster() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        said = submit("--attach", "x", "--address", f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+    assert said.returncode == 2
+    assert f"error: no Ray cluster answers at http://127.0.0.1:{other.server_port} (HTTPError: 501" in said.stderr
+
+
+def test_a_token_that_is_not_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert not server.has_token()
+    (tmp_path / "token").write_text("\n")
+    assert not server.has_token()
+    (tmp_path / "token").write_text("abc\n")
+    assert server.has_token()
 
 
 # ------------------------------------------------------------------------------------------- on a cluster

@@ -16,6 +16,7 @@ from midibert_ray.studies.plan import make
 from tests.tiny import tiny_study
 
 
+@pytest.mark.slow
 def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenStore) -> None:
     def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
         return dict.fromkeys(names, sample_store.uri)

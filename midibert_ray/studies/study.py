@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.execution import class_cache
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
@@ -178,6 +179,10 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
         logging.getLogger(name).setLevel(logging.ERROR)
     for name, value in TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
+    # Tune would copy the driver's keys into the trials' runtime environment, which Ray logs and shows on its dashboard.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+    )
     with Console() as console:
         trainable = tune.with_parameters(
             run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.sink

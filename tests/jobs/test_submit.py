@@ -279,11 +279,8 @@ def test_a_job_is_left_and_joined_again(cluster: Cluster, visit: Visit) -> None:
 
 # Tune copies these from the driver into the runtime_env of trials, which Ray logs, until studies/study.py keeps it from
 # doing so; see ray.tune.execution.class_cache.
-COPIED = pytest.mark.xfail(strict=True, reason="Tune copies AWS_* into the runtime_env of trials")
-
-
 @pytest.mark.ray
-@pytest.mark.parametrize("name", [pytest.param(name, marks=COPIED if "AWS" in name else ()) for name in PLANTED])
+@pytest.mark.parametrize("name", PLANTED)
 def test_no_secret_leaves_its_place(cluster: Cluster, visit: Visit, name: str) -> None:
     assert (cluster.home / "root/mlflow.db").exists()
     assert places_of(PLANTED[name], cluster.folder, cluster.home) == []

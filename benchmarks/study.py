@@ -1,6 +1,6 @@
 """How well a study fills its slots: the time it takes beside the ideal packing of its trials.
 
-    python benchmarks/study.py --write                # about ten minutes on two cores
+    python benchmarks/study.py --write
     python benchmarks/study.py --seeds 1 --epochs 1   # a look
 
 Real trials on the 32 songs of the package, pre-training included: {melody, velocity} x {pre-trained, frozen backbone,

@@ -23,7 +23,7 @@ from midibert_ray.data.tokenize import Summary
 def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
-    described = pipeline.plan(config, "tokenize", "pretrain", "study")
+    described = pipeline.plan(config, "tokenize", "pretrain", "study", estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return

@@ -28,7 +28,7 @@ def main() -> None:
     own = {"task": "the one task of the study, in place of study.tasks"}
     wanted = cli.parse(__doc__, words="paper, sweep, or section.key=value", extra=own, kinds=STUDIES)
     config = replace(wanted.config, {"study.tasks": task} if (task := wanted.extra.get("task")) else {})
-    described = pipeline.plan(config, "study")
+    described = pipeline.plan(config, "study", estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return

@@ -15,7 +15,7 @@ from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.studies import formats, sweep, table
 from midibert_ray.studies import report as reports
 from midibert_ray.studies.estimate import estimate
-from midibert_ray.studies.outcome import finished as trial_finished
+from midibert_ray.studies.outcome import settled
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.study import StudyResult
@@ -135,7 +135,7 @@ def outcome(config: Config, result: StudyResult, page: str) -> str:
     return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
 
 
-def plan(config: Config, *stages: Stage) -> str:
+def plan(config: Config, *stages: Stage, estimates: bool = True) -> str:
     """What some stages would do: the configuration, addresses, batch arithmetic, parameters and trials.
 
     Jobs make a plan before they start Ray, so that what cannot work is said at once, and `--dry-run` prints it.
@@ -159,12 +159,13 @@ def plan(config: Config, *stages: Stage) -> str:
             f"{'parameters':<15} {counts}",
         ]
     lines += _study_lines(study) if study else []
+    lines += [f"{'estimate':<15} {_estimate(study)}"] if study and estimates else []
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
 
 
 def _study_lines(study: Plan) -> list[str]:
     """What a study would do, and what of it is done."""
-    open_trials = [key for key in study.trials if not trial_finished(study.address(key))]
+    open_trials = [key for key in study.trials if not settled(study.address(key))]
     lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
     for key, entry in study.pretrainings.items():
         state = "done" if finished(entry.config, key) else "open"
@@ -175,7 +176,6 @@ def _study_lines(study: Plan) -> list[str]:
         f"{'pre-trainings':<15} {len(study.pretrainings)}",
         f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
         f"{'side by side':<15} {_concurrency(study.config)}",
-        f"{'estimate':<15} {_estimate(study)}",
     ]
     return lines
 

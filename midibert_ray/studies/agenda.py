@@ -48,6 +48,11 @@ class Work:
     """How much it counts towards `compute.max_concurrent_trials`."""
 
 
+def given_up(encoder: str, reason: str) -> str:
+    """Why a trial is not begun whose pre-training has failed."""
+    return f"its pre-training {encoder} failed: {reason}"
+
+
 class Agenda(Searcher):
     """Hands out the work of a study; Tune calls it in the driver."""
 
@@ -95,7 +100,7 @@ class Agenda(Searcher):
         """Drop what waits for a pre-training that has failed."""
         for item in [item for item in self.waiting if item.needs in self.failed]:
             self.waiting.remove(item)
-            self.failed[item.name] = f"its pre-training {item.needs} failed: {self.failed[item.needs]}"
+            self.failed[item.name] = given_up(item.needs, self.failed[item.needs])
 
     def _has_room(self, work: Work) -> bool:
         """Whether a piece of work may be handed to Tune now.

@@ -7,7 +7,7 @@ one column with the models.
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -102,13 +102,27 @@ def _test_segments(config: Config, store: TokenStore) -> Segments:
 def _majority(config: Config, store: TokenStore) -> Baseline:
     task, true = TASKS[config.finetune.task], _true_classes(config, store)
     counts = np.bincount(true, minlength=len(task.classes)).tolist()
-    best = counts.index(max(counts))
-    return _maker(config)(
+    support = dict(zip(task.classes, counts, strict=True))
+    return majority(config.tokens.protocol, task.name, support)
+
+
+def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
+    """Always answer the most frequent class of the test split; of equals the first.
+
+    Args:
+        protocol: `paper` or `clean`.
+        task: name of the task.
+        support: class -> how many notes or segments of the test split are of it.
+    """
+    best = max(support, key=support.__getitem__)
+    return Baseline(
+        protocol=protocol,
+        task=task,
         name=MAJORITY,
-        correct=counts[best],
-        scored=len(true),
-        detail=dict(zip(task.classes, counts, strict=True)),
-        note=f"always {task.classes[best]}, the most frequent class of the test split",
+        correct=support[best],
+        scored=sum(support.values()),
+        detail=dict(support),
+        note=f"always {best}, the most frequent class of the test split",
     )
 
 

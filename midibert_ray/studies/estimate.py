@@ -17,6 +17,7 @@ from midibert_ray.training import pretrain
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.pretrain import PretrainData, packing
+from midibert_ray.training.recipes import recipe
 
 MEASURED = 2
 """Segments of the step that is measured."""
@@ -92,7 +93,7 @@ class _Meter:
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
-        epochs = config.rnn.epochs if settings.model == "rnn" else settings.epochs
+        epochs = recipe(config).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
         return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
 

@@ -21,7 +21,7 @@ from ray.tune import Checkpoint
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
-from midibert_ray.training.checkpoints import CheckpointError, folders, verify
+from midibert_ray.training.checkpoints import flaw, folders
 from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.predictions import Predictions
 
@@ -142,12 +142,10 @@ def newest(address: str) -> str | None:
         for name, info in zip(names, infos, strict=True)
     }
     for name in sorted(names, key=lambda name: ranks[name], reverse=True):
-        try:
-            verify(system, f"{path}/{name}")
-        except CheckpointError as error:
-            logger.warning("a checkpoint of a trial is passed over: %s", error)
-        else:
+        reason = flaw(system, f"{path}/{name}")
+        if reason is None:
             return name
+        logger.warning("a checkpoint of a trial is passed over: %s", reason)
     return None
 
 
@@ -174,6 +172,11 @@ def stop(address: str, figures: Mapping[str, float]) -> None:
 def stopped(address: str) -> bool:
     """Whether a sweep has stopped the trial in a folder."""
     return storage.exists(storage.join(address, STOPPED))
+
+
+def settled(address: str) -> bool:
+    """Whether the trial in a folder need not run any more."""
+    return finished(address) or stopped(address)
 
 
 def find(address: str) -> tuple[Outcome, bytes] | None:

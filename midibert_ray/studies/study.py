@@ -19,7 +19,7 @@ from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
 from midibert_ray.overrides import flatten
 from midibert_ray.studies import outcome, sweep
-from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work
+from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining, study_address
 from midibert_ray.studies.publish import publish
@@ -29,6 +29,7 @@ from midibert_ray.training.console import Console
 from midibert_ray.training.inputs import pin
 from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import finished
+from midibert_ray.training.recipes import recipe
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ TUNE_SETTINGS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a sweep's scheduler compares draws, not their pre-training
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 """What Tune reads from the environment only."""
 
@@ -72,7 +72,7 @@ def study(plan: Plan) -> StudyResult:
     """
     pin(study_address(plan.config, plan.key), plan.stores)
     encoders = {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
-    done = {key for key in plan.trials if outcome.finished(plan.address(key)) or outcome.stopped(plan.address(key))}
+    done = {key for key in plan.trials if outcome.settled(plan.address(key))}
     todo = open_work(plan, encoders, done)
     logger.info(
         "study %s %s: %d of %d trials are done, %d of %d pre-trainings",
@@ -123,7 +123,7 @@ def open_work(plan: Plan, encoders: Mapping[str, str], done: Set[str]) -> list[W
 
 
 def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
-    """Segments that each trial reads at most."""
+    """Segments that each trial learns from at most, over all its epochs."""
     segments: dict[tuple[str, ...], int] = {}
     sizes = {}
     for key, entry in trials.items():
@@ -131,9 +131,8 @@ def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
         kind = (entry.trial.task, entry.store, config.model.representation)
         if kind not in segments:
             store = TokenStore.open(entry.store, cache_dir=config.storage.cache)
-            segments[kind] = len(TaskData(config, store).splits["train"])
-        epochs = config.rnn.epochs if config.finetune.model == "rnn" else config.finetune.epochs
-        sizes[key] = segments[kind] * epochs
+            segments[kind] = len(TaskData(config, store).learned)
+        sizes[key] = segments[kind] * recipe(config).epochs
     return sizes
 
 
@@ -210,7 +209,7 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
         reasons = {result.config["work"]["name"]: reason for result in results if (reason := _failure(result))}
     for key, entry in plan.trials.items():
         if entry.encoder in reasons:
-            reasons.setdefault(key, f"its pre-training {entry.encoder} failed: {reasons[entry.encoder]}")
+            reasons.setdefault(key, given_up(entry.encoder, reasons[entry.encoder]))
     return reasons
 
 

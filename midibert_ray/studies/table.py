@@ -8,7 +8,7 @@ import numpy as np
 
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.studies import paper, statistics
-from midibert_ray.studies.baselines import MAJORITY, Baseline
+from midibert_ray.studies.baselines import MAJORITY, Baseline, majority
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.paper import PaperTable, Row
 from midibert_ray.studies.statistics import Floats, Interval
@@ -313,21 +313,8 @@ def _majorities(wanted: PaperTable, scores: Mapping[Key, Score]) -> list[Baselin
     for variant in (wanted.baseline, *(row.variant for row in wanted.rows)):
         for key, score in scores.items():
             if key.variant == variant:
-                found.setdefault((key.protocol, key.task), _majority(key, score.support))
+                found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, score.support))
     return list(found.values())
-
-
-def _majority(key: Key, support: Mapping[str, int]) -> Baseline:
-    best = max(support, key=support.__getitem__)
-    return Baseline(
-        protocol=key.protocol,
-        task=key.task,
-        name=MAJORITY,
-        correct=support[best],
-        scored=sum(support.values()),
-        detail=dict(support),
-        note=f"always {best}, the most frequent class of the test split",
-    )
 
 
 def _answers_the_task(item: Baseline) -> bool:

@@ -116,6 +116,15 @@ def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
     return running.hexdigest()
 
 
+def flaw(system: fs.FileSystem, folder: str) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole."""
+    try:
+        verify(system, folder)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which checkpoint of a run to go on from."""
@@ -131,12 +140,10 @@ def newest_sound(system: fs.FileSystem, run: str) -> Choice:
     """The newest checkpoint in a run's folder that is whole, whether or not Ray Train has heard of it."""
     broken: dict[str, str] = {}
     for name in folders(system, run, PREFIX):
-        try:
-            verify(system, f"{run}/{name}")
-        except CheckpointError as error:
-            broken[name] = str(error)
-        else:
+        reason = flaw(system, f"{run}/{name}")
+        if reason is None:
             return Choice(name, broken)
+        broken[name] = reason
     return Choice(None, broken)
 
 

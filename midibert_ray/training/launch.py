@@ -27,10 +27,10 @@ from midibert_ray.training.checkpoints import (
     CheckpointError,
     drop_broken_books,
     explain_full_disk,
+    flaw,
     folders,
     newest_sound,
     unused_name,
-    verify,
 )
 from midibert_ray.training.console import Console
 from midibert_ray.training.inputs import pin
@@ -190,11 +190,9 @@ def _best(config: Config, key: str) -> PretrainRun:
     system, path = storage.filesystem(address)
     broken, found = [], []
     for name in folders(system, path, PREFIX):
-        try:
-            verify(system, f"{path}/{name}")
-        except CheckpointError as error:
-            broken.append(str(error))
-            logger.warning("a checkpoint of %s is passed over: %s", key, error)
+        if reason := flaw(system, f"{path}/{name}"):
+            broken.append(reason)
+            logger.warning("a checkpoint of %s is passed over: %s", key, reason)
             continue
         progress = json.loads(storage.read_bytes(storage.join(address, name, engines.PROGRESS_FILE)))
         found.append((-progress["reports"][-1]["valid/score"], name, progress))

@@ -51,7 +51,12 @@ def tables() -> list[ResultTable]:
 
 
 def test_a_cell_is_the_mean_of_its_seeds(plain: ResultTable) -> None:
-    assert (plain.name, plain.title, plain.tasks, plain.protocols) == ("results", "All variants", ("melody",), ("clean",))
+    assert (plain.name, plain.title, plain.tasks, plain.protocols) == (
+        "results",
+        "All variants",
+        ("melody",),
+        ("clean",),
+    )
     assert [row.variant for row in plain.rows] == ["pretrained", "scratch", "rnn"]
     score = plain.cells[Key("clean", "melody", "pretrained")].score
     assert score is not None

@@ -188,6 +188,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     process_group: None, tiny: Config, small_disk: Path
 ) -> None:

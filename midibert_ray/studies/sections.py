@@ -125,9 +125,13 @@ def melody(source: Source) -> str:
     found = melody_or_not(source.outcomes, source.baselines, source.tables)
     if not found:
         return ""
-    head, *rows = melody_grid(found)
+    head, *lines = melody_grid(found)
+    rows = [
+        [name, protocol, f"<b>{accuracy}</b>", *others]
+        for name, protocol, accuracy, *others in (map(escape, line) for line in lines)
+    ]
     note = "Bridge and accompaniment are one class here. Skyline takes the highest note for the melody, by rule."
-    return f"<p class=note>{note}</p>{grid(head, [list(map(escape, row)) for row in rows])}"
+    return f"<p class=note>{note}</p>{grid(head, rows)}"
 
 
 def failures(source: Source) -> str:

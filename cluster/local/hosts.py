@@ -1,10 +1,10 @@
 """A Ray cluster of several nodes on one machine, each with an address and folders of its own.
 
-    sudo .venv/bin/python cluster/local/hosts.py up             # a head without CPUs, and two workers: 1 and 2
-    sudo .venv/bin/python cluster/local/hosts.py run head python jobs/tokenize.py --preset debug storage.root=/tmp/out
-    sudo .venv/bin/python cluster/local/hosts.py kill 1         # lose a worker; `cut 1` only pulls its cable
-    sudo .venv/bin/python cluster/local/hosts.py join 1         # plug it in, and start Ray where it has ended
-    sudo .venv/bin/python cluster/local/hosts.py down
+    python cluster/local/hosts.py up             # a head without CPUs, and two workers: 1 and 2
+    python cluster/local/hosts.py run head python jobs/tokenize.py --preset debug storage.root=/srv/out
+    python cluster/local/hosts.py kill 1         # lose a worker; `cut 1` only pulls its cable
+    python cluster/local/hosts.py join 1         # plug it in, and start Ray where it has ended
+    python cluster/local/hosts.py down
 
 Nodes are network namespaces of Linux. They have the environment of who starts them; their home and temporary folder
 lie on a disk that no other node sees, all else they share. The dashboard is reached from this machine only, with a

@@ -1,4 +1,7 @@
-"""Several real Ray nodes: jobs spread over them, and lose one, or its cable, without a trace in their results."""
+"""Several real Ray nodes: jobs spread over them, and lose one, or its cable, without a trace in their results.
+
+Each fault comes in the middle of a job, when something of it is done and something is not.
+"""
 
 import json
 import os
@@ -17,39 +20,46 @@ from cluster.local.hosts import Cluster, own_name
 from cluster.local.network import obstacle
 from midibert_ray import tracking
 from midibert_ray.config import Config
-from midibert_ray.data.columns import store_digest
 from midibert_ray.data.layout import read_manifest
-from midibert_ray.data.part import Part, make_part
-from midibert_ray.data.plan import plan_corpus
 from midibert_ray.overrides import replace
+from midibert_ray.studies.outcome import OUTCOME, newest
+from tests.cluster import reference
 from tests.cluster.listing import homes, listed
+from tests.cluster.reference import CURVES, Curves
 from tests.data.test_tokenize import midi_folder
 from tests.jobs.head import ROOT, command_lines, places_of
 from tests.jobs.test_pipeline import command
 from tests.tiny import tiny_study
+from tests.training.layouts import Pair
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
 COPIES = 40
+"""Of the sample, in the corpus that is tokenized: 20 parts."""
+
 CUT_S = 20.0
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    """A head, and two workers of one CPU each, so that two of anything need both of them."""
     if reason := obstacle():
         pytest.skip(reason)
     ray.shutdown()  # that of the tests before
-    with Cluster(own_name("mt"), {"1": 2, "2": 2}) as found:
+    with Cluster(own_name("mt"), {"1": 1, "2": 1}) as found:
         yield found
+
+
+def addresses(cluster: Cluster) -> set[str]:
+    return {cluster.network.hosts[worker].address for worker in cluster.workers}
 
 
 class Job:
     """A job that is driven from the head."""
 
     def __init__(self, cluster: Cluster, job: str, config: Config) -> None:
-        root = Path(config.storage.root)
-        root.mkdir(parents=True, exist_ok=True)
-        self.log = root / f"{job}.log"
+        self.log = Path(config.storage.root) / f"{job}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             self.process = cluster.start("head", command(job, config), stdout=log, stderr=subprocess.STDOUT)
 
@@ -59,13 +69,16 @@ class Job:
         while not condition():
             assert self.process.poll() is None, f"it ended too soon\n{self.log.read_text()}"
             assert time.monotonic() < deadline, self.log.read_text()
-            time.sleep(0.05)
+            time.sleep(0.02)
 
-    def wait(self, code: int = 0) -> str:
-        """What it has said at its end."""
-        found = self.process.wait(timeout=240)
-        assert found == code, self.log.read_text()
-        return self.log.read_text()
+    def wait(self) -> None:
+        """Until it has ended, and that well."""
+        assert self.process.wait(timeout=240) == 0, self.log.read_text()
+
+
+def places(root: Path) -> dict[str, str]:
+    """Where a job keeps things: on what all nodes see, but for the cache, which is each node's own."""
+    return {"storage.root": str(root / "root"), "storage.cache": "~/cache"}
 
 
 # ------------------------------------------------------------------------------------------- tokenizing
@@ -73,48 +86,37 @@ class Job:
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A corpus of some 40 parts, in a folder that all nodes see."""
     return f"folder:{midi_folder(tmp_path_factory.mktemp('music'), copies=COPIES)}"
 
 
 @pytest.fixture(scope="module")
 def digest(music: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """That of the store of one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    plan = plan_corpus(music, corpora_root="", storage_root=str(folder), protocol="clean")
-    part = Part(
-        corpus=plan.corpus.name,
-        root=plan.root,
-        protocol=plan.protocol,
-        segment=plan.segment,
-        order=plan.order,
-        number=0,
-        pieces=plan.pieces,
-        files=dict(plan.files),
-        staging=str(folder),
-    )
-    return store_digest((report["piece"], report["digest"]) for report in make_part(part))
+    return reference.digest(music, tmp_path_factory.mktemp("alone"))
 
 
 def tokenizing(root: Path, *names: str) -> Config:
-    return replace(tiny_study(root, storage__cache="~/cache"), {"corpora.names": names, "tokens.segment": 512})
+    return replace(tiny_study(root), {"corpora.names": names, **places(root)})
 
 
-def manifest(root: Path, name: str = "folder") -> dict[str, Any]:
-    (place,) = root.glob(f"root/tokens/{name}-*")
+@pytest.fixture(scope="module")
+def tokenized(cluster: Cluster, music: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpora after a job that was submitted from this machine, through the bridge; and a database for MLflow."""
+    root = tmp_path_factory.mktemp("tokens")
+    config = tokenizing(root, music, "sample")
+    words = [sys.executable, "jobs/submit.py", *command("tokenize", config)[1:]]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tracking.Tracker(tracking.address(config))
+    return root
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    (place,) = root.glob("root/tokens/folder-*")
     return read_manifest(str(place))
 
 
-def addresses(cluster: Cluster) -> set[str]:
-    return {cluster.network.hosts[worker].address for worker in cluster.workers}
-
-
-def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
-    """Submitted from this machine, through the bridge."""
-    words = [sys.executable, "jobs/submit.py", *command("tokenize", tokenizing(tmp_path, music))[1:]]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    made = manifest(tmp_path)
+def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, tokenized: Path, digest: str) -> None:
+    made = manifest(tokenized)
     assert made["digest"] == digest
     assert made["nodes"].keys() == addresses(cluster)
     assert sum(made["nodes"].values()) == made["counts"]["pieces"] == COPIES * 32
@@ -124,7 +126,7 @@ def test_tokenizing_outlives_a_node(cluster: Cluster, music: str, digest: str, t
     job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
     job.until(lambda: len(list(tmp_path.glob("root/tokens/.*/part-*.parquet"))) >= 4)
     cluster.kill("1")
-    assert not list(tmp_path.glob("root/tokens/*/manifest.json")), "it was over before"
+    assert not list(tmp_path.glob("root/tokens/*/manifest.json"))
     cluster.join("1")
     job.wait()
     made = manifest(tmp_path)
@@ -132,100 +134,15 @@ def test_tokenizing_outlives_a_node(cluster: Cluster, music: str, digest: str, t
     assert sum(made["nodes"].values()) == COPIES * 32
 
 
-def test_a_folder_of_one_node_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    place = cluster.network.own / "music"
-    midi_folder(cluster.network.hosts["head"].disk / "music", copies=1)
-    said = Job(cluster, "tokenize", tokenizing(tmp_path, f"folder:{place}")).wait(code=2)
-    assert said.startswith(f"error: {place} is not on this node; corpora.root must be visible from every node")
-    assert len(said.splitlines()) == 1
-
-
 # ------------------------------------------------------------------------------------------- pre-training
 
 
-def pretraining(root: Path, placement: str) -> Config:
-    changes = {
-        "pretrain.epochs": 8,
-        "pretrain.valid_every": 1,
-        "compute.workers": 2,
-        "compute.placement": placement,
-        "compute.log_every": 4,
-        "storage.cache": "~/cache",
-    }
-    return replace(tiny_study(root), changes)
-
-
-Curves = dict[str, list[tuple[int, float]]]
-
-
-def curves(config: Config) -> Curves:
-    tracker = tracking.Tracker(tracking.address(config))
-    (run,) = tracker.parents(tracking.PRETRAINING)
-    assert run.info.status == "FINISHED"
-    return {name: tracker.curve(run.info.run_id, name) for name in ("train/loss", "valid/loss", "valid/accuracy")}
-
-
-@pytest.fixture(scope="module")
-def tokens(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tokens")
-    Job(cluster, "tokenize", replace(tiny_study(root), {"storage.cache": "~/cache"})).wait()
-    return root / "root" / "tokens"
-
-
-@pytest.fixture
-def root(tokens: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tokens, tmp_path / "root" / "tokens")
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def one_node(cluster: Cluster, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
-    root = tmp_path_factory.mktemp("one-node")
-    shutil.copytree(tokens, root / "root" / "tokens")
-    config = pretraining(root, "STRICT_PACK")
-    Job(cluster, "pretrain", config).wait()
-    return curves(config)
-
-
-def checkpoints(root: Path) -> list[Path]:
-    return list(root.glob("root/runs/*/step_*/progress.json"))
-
-
-def test_two_nodes_train_as_one(cluster: Cluster, root: Path, one_node: Curves) -> None:
-    config = pretraining(root, "STRICT_SPREAD")
-    Job(cluster, "pretrain", config).wait()
-    assert curves(config) == one_node
-    assert len(one_node["valid/loss"]) == config.pretrain.epochs
-
-
-def test_pretraining_outlives_a_node(cluster: Cluster, root: Path, one_node: Curves) -> None:
-    config = pretraining(root, "STRICT_SPREAD")
-    job = Job(cluster, "pretrain", config)
-    job.until(lambda: len(checkpoints(root)) >= 2)
-    cluster.kill("2")
-    cluster.join("2")
-    assert "failed" in job.wait()
-    assert curves(config) == one_node
-
-
-def test_pretraining_outlives_a_pulled_cable(cluster: Cluster, root: Path, one_node: Curves) -> None:
-    config = pretraining(root, "STRICT_SPREAD")
-    job = Job(cluster, "pretrain", config)
-    job.until(lambda: len(checkpoints(root)) >= 2)
-    cluster.cut("2")
-    time.sleep(CUT_S)
-    cluster.join("2")
-    job.wait()
-    assert curves(config) == one_node
-
-
-# ------------------------------------------------------------------------------------------- a study
-
-
 def studying(root: Path) -> Config:
+    """A study of six trials, and the pre-training that three of them start from, a worker on each node."""
     changes = {
-        "pretrain.epochs": 2,
+        "pretrain.epochs": 6,
         "pretrain.valid_every": 1,
+        "pretrain.batch": 24,
         "finetune.epochs": 4,
         "finetune.patience": 0,
         "study.variants": ("pretrained", "scratch"),
@@ -233,65 +150,147 @@ def studying(root: Path) -> Config:
         "compute.workers": 2,
         "compute.placement": "STRICT_SPREAD",
         "compute.max_concurrent_trials": 0,
-        "storage.cache": "~/cache",
     }
-    return replace(tiny_study(root), changes)
+    return replace(tiny_study(root), changes | places(root))
 
 
-def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
-    """Trial -> when its outcome was written, and its figures and confusion counts."""
-    found = {}
-    for path in root.glob("root/studies/*/*/checkpoint_*/outcome.json"):
-        content = json.loads(path.read_text())
-        assert path.parts[-3] not in found, "a trial has one outcome"
-        found[path.parts[-3]] = path.stat().st_mtime_ns, (content["figures"], content["confusion"])
-    return found
-
-
-def table(found: Mapping[str, tuple[int, Any]]) -> dict[str, Any]:
-    return {name: content for name, (_, content) in found.items()}
-
-
-def trial_nodes(cluster: Cluster) -> set[str]:
-    """Addresses of the nodes on which trials have run."""
-    places = {node["node_id"]: node["node_ip"] for node in listed(cluster.ask, "nodes")}
-    return {places[node] for node in homes(cluster.ask)["ImplicitFunc"]}
+def curves(config: Config) -> Curves:
+    tracker = tracking.Tracker(tracking.address(config))
+    (run,) = tracker.parents(tracking.PRETRAINING)
+    assert run.info.status == "FINISHED"
+    return {name: tracker.curve(run.info.run_id, name) for name in CURVES}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_node(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
+    """The curves of two workers on one node."""
+    (store,) = tokenized.glob("root/tokens/sample-*")
+    pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
+    run = reference.Run(studying(tokenized), str(store), str(tmp_path_factory.mktemp("cache")))
+    first, second = pair.run(reference.curves, run)
+    pair.close()
+    assert first == second
+    return dict(first)
+
+
+@pytest.fixture
+def root(tokenized: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tokenized, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def checkpoints(root: Path) -> list[Path]:
+    return list(root.glob("root/runs/*/step_*/progress.json"))
+
+
+def test_pretraining_outlives_a_node(cluster: Cluster, root: Path, one_node: Curves) -> None:
+    job = Job(cluster, "pretrain", studying(root))
+    job.until(lambda: len(checkpoints(root)) >= 2)
+    cluster.kill("2")
+    cluster.join("2")
+    job.wait()
+    assert "failed" in job.log.read_text(), "it went on without starting again"
+    assert curves(studying(root)) == one_node
+
+
+def test_pretraining_outlives_a_pulled_cable(cluster: Cluster, root: Path, one_node: Curves) -> None:
+    job = Job(cluster, "pretrain", studying(root))
+    job.until(lambda: len(checkpoints(root)) >= 2)
+    cluster.cut("2")
+    time.sleep(CUT_S)
+    cluster.join("2")
+    job.wait()
+    assert curves(studying(root)) == one_node
+
+
+# ------------------------------------------------------------------------------------------- a study
+
+
+def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
+    """Trial that has finished -> when its outcome was written, and its figures and confusion counts."""
+    found = {}
+    for folder in root.glob("root/studies/*/*/"):
+        path = folder / (newest(str(folder)) or "none") / OUTCOME
+        if path.exists():
+            content = json.loads(path.read_text())
+            found[folder.name] = path.stat().st_mtime_ns, (content["figures"], content["confusion"])
+    return found
+
+
+def table(root: Path) -> Mapping[str, Any]:
+    return {name: content for name, (_, content) in outcomes(root).items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
-    shutil.copytree(tokens, root / "root" / "tokens")
+    shutil.copytree(tokenized, root, dirs_exist_ok=True)
     Job(cluster, "study", studying(root)).wait()
     return root
 
 
-def test_a_study_runs_trials_on_both_nodes(cluster: Cluster, undisturbed: Path) -> None:
-    assert len(outcomes(undisturbed)) == 6
-    assert trial_nodes(cluster) >= addresses(cluster)
+@pytest.fixture
+def pretrained(undisturbed: Path, root: Path) -> Path:
+    """Where the study's pre-training is done, and nothing else of it."""
+    shutil.copytree(undisturbed / "root/runs", root / "root/runs")
+    return root
 
 
-def test_a_study_outlives_a_node(cluster: Cluster, root: Path, undisturbed: Path) -> None:
-    job = Job(cluster, "study", studying(root))
-    job.until(lambda: len(outcomes(root)) >= 1)
+def test_a_study_trains_on_both_nodes_as_on_one(cluster: Cluster, undisturbed: Path, one_node: Curves) -> None:
+    assert curves(studying(undisturbed)) == one_node
+    assert len(one_node["valid/loss"]) == 6
+    assert len(table(undisturbed)) == 6
+    where = {node["node_id"]: node["node_ip"] for node in listed(cluster.ask, "nodes")}
+    ran = {name: {where[node] for node in nodes} for name, nodes in homes(cluster.ask).items()}
+    assert ran["RayTrainWorker"] == addresses(cluster)
+    assert ran["ImplicitFunc"] == addresses(cluster) | {cluster.head}, "trials on both, driver of workers on the head"
+    assert ran["TrainController"] == ran["_Lines"] == {cluster.head}
+
+
+def check_study(root: Path, undisturbed: Path, before: dict[str, tuple[int, Any]]) -> None:
+    """It has ended as the undisturbed one, nothing that was done before the fault was done again, MLflow is whole."""
+    after = outcomes(root)
+    assert 1 <= len(before) < len(after) == 6
+    assert {name: after[name] for name in before} == before, "what was finished was run again"
+    assert table(root) == table(undisturbed)
+    tracker = tracking.Tracker(tracking.address(studying(root)))
+    experiment = tracking.study_experiment(studying(root).study.name)
+    (parent,) = tracker.parents(experiment)
+    children = tracker.children(experiment, parent.info.run_id)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 7
+    for child in children:
+        assert [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")] == [1, 2, 3, 4]
+        assert len(tracker.curve(child.info.run_id, "test/accuracy")) == 1
+
+
+def test_a_study_outlives_a_node(cluster: Cluster, pretrained: Path, undisturbed: Path) -> None:
+    job = Job(cluster, "study", studying(pretrained))
+    job.until(lambda: outcomes(pretrained))
     cluster.kill("1")
-    before = outcomes(root)
-    assert len(before) < 6
+    before = outcomes(pretrained)
     cluster.join("1")
     job.wait()
-    after = outcomes(root)
-    assert {name: after[name] for name in before} == before, "what was finished was run again"
-    assert table(after) == table(outcomes(undisturbed))
+    check_study(pretrained, undisturbed, before)
 
 
-def test_a_study_outlives_a_pulled_cable(cluster: Cluster, root: Path, undisturbed: Path) -> None:
-    job = Job(cluster, "study", studying(root))
-    job.until(lambda: len(outcomes(root)) >= 1)
+def test_a_study_outlives_a_pulled_cable(cluster: Cluster, pretrained: Path, undisturbed: Path) -> None:
+    job = Job(cluster, "study", studying(pretrained))
+    job.until(lambda: outcomes(pretrained))
     cluster.cut("1")
+    before = outcomes(pretrained)
     time.sleep(CUT_S)
     cluster.join("1")
     job.wait()
-    assert table(outcomes(root)) == table(outcomes(undisturbed))
+    check_study(pretrained, undisturbed, before)
+
+
+# ------------------------------------------------------------------------------------------- what was seen of it
+
+
+def test_every_node_has_a_copy_of_its_own(cluster: Cluster, undisturbed: Path) -> None:
+    for worker in cluster.workers:
+        assert list((cluster.network.hosts[worker].disk / "home/cache").glob("sample-*"))
+    assert not list(cluster.network.own.iterdir())
 
 
 def test_the_token_stays_in_its_file(cluster: Cluster, undisturbed: Path) -> None:

@@ -6,9 +6,9 @@
     python cluster/local/hosts.py join 1         # plug it in, and start Ray where it has ended
     python cluster/local/hosts.py down
 
-Nodes are network namespaces of Linux. They have the environment of who starts them; their home and temporary folder
-lie on a disk that no other node sees, all else they share. The dashboard is reached from this machine only, with a
-token that `up` draws; `env` prints what a shell needs to submit jobs (`eval "$(... env)"`).
+Nodes are network namespaces of Linux, which need root. Their environment is that of who starts them; their home and
+temporary folder lie on a disk that no other node sees, all else they share. The dashboard is reached from this machine
+only, with a token that `up` draws; `env` prints what a shell needs to submit jobs (`eval "$(... env)"`).
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """A head that only drives, and an autoscaler that brings workers when a job wants them and lets them go."""
 
 import json
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import ray
 
 from midibert_ray.overrides import replace
 from tests.cluster.listing import homes, listed
-from tests.jobs.head import Cluster, free_port, started
+from tests.jobs.head import ROOT, TOKEN, Cluster, free_port, started
 from tests.jobs.test_pipeline import command
 from tests.tiny import tiny_study
 
@@ -65,7 +66,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     ray.shutdown()  # that of the tests before
     port, config = free_port(), tmp_path / "autoscaler.json"
     config.write_text(json.dumps(fake_provider(port)))
-    options = (f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", f"--autoscaling-config={config}")
+    options = (f"--port={port}", "--num-cpus=0", f"--autoscaling-config={config}")
     (tmp_path / "home").mkdir()
     settings = {
         "RAY_FAKE_CLUSTER": "1",
@@ -102,6 +103,20 @@ def workers(cluster: Cluster) -> int:
     return sum(node["state"] == "ALIVE" for node in listed(cluster.get, "nodes")) - 1
 
 
+def run(cluster: Cluster, words: list[str]) -> None:
+    """Submit a job and wait for its end.
+
+    It brings no code along: pretended nodes share the head's folder, and one that leaves removes jobs' code from it.
+    """
+    wish = {"entrypoint": f"cd {ROOT} && {shlex.join(words)}", "submission_id": "job"}
+    assert cluster.status("POST", "/api/jobs/", TOKEN, wish) == 200
+    deadline = time.monotonic() + 300
+    while (state := cluster.jobs()["job"]["status"]) in ("PENDING", "RUNNING"):
+        assert time.monotonic() < deadline, cluster.get("/api/jobs/job/logs")["logs"]
+        time.sleep(0.5)
+    assert state == "SUCCEEDED", cluster.get("/api/jobs/job/logs")["logs"]
+
+
 def test_workers_come_with_the_demand_and_go_when_they_are_idle(cluster: Cluster, tmp_path: Path) -> None:
     changes = {
         "pretrain.epochs": 2,
@@ -112,8 +127,7 @@ def test_workers_come_with_the_demand_and_go_when_they_are_idle(cluster: Cluster
     }
     config = replace(tiny_study(tmp_path), changes)
     with Watch(cluster) as watch:
-        code, output, said = cluster.submit(*command("pipeline", config)[1:])
-        assert code == 0, output + said
+        run(cluster, command("pipeline", config))
         ran = homes(cluster.get)
         deadline = time.monotonic() + 120
         while watch.counts[-1] and time.monotonic() < deadline:

@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -299,3 +301,19 @@ def test_the_token_stays_in_its_file(cluster: Cluster, undisturbed: Path) -> Non
     assert places_of(token, cluster.network.folder, undisturbed) == [cluster.token]
     assert not [line for line in command_lines() if token in line]
     assert token not in json.dumps(cluster.ask("/api/jobs/"))
+
+
+AGENT_PORT = 52365
+"""Where every node takes jobs from the head."""
+
+
+@pytest.mark.parametrize(("headers", "status"), [({}, 401), ({"Authorization": f"Bearer {'f' * 64}"}, 403)])
+def test_no_node_takes_jobs_from_strangers(cluster: Cluster, headers: dict[str, str], status: int) -> None:
+    for host in cluster.network.hosts.values():
+        place = f"http://{host.address}:{AGENT_PORT}/api/job_agent/jobs/"
+        wish = urllib.request.Request(place, data=b'{"entrypoint": "true"}', headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(wish, timeout=10)
+        assert refused.value.code == status
+        refused.value.close()
+    assert "true" not in {job["entrypoint"] for job in cluster.ask("/api/jobs/")}

@@ -159,7 +159,7 @@ class Cluster:
         wish = urllib.request.Request(
             self.dashboard + path, headers={"Authorization": f"Bearer {self.token.read_text()}"}
         )
-        with urllib.request.urlopen(wish, timeout=10) as answer:
+        with urllib.request.urlopen(wish, timeout=30) as answer:
             return json.load(answer)
 
     def nodes(self) -> set[str]:

@@ -25,8 +25,9 @@ from typing import Any
 RANGE = ipaddress.ip_network("10.77.0.0/16")
 """Where networks have their addresses, 256 of them, by a hash of their names."""
 
-_INSIDE = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-"""What starts a program on a host: its own disk appears at `Network.own`, for this program and its children."""
+_INSIDE = 'mount --bind "$1" "$2" && mount --bind /dev/null /etc/resolv.conf && shift 2 && exec "$@"'
+"""What starts a program on a host: for it and its children alone, the host's disk appears at `Network.own`, and no name
+server, which no host would reach, is waited for."""
 
 
 class NetworkError(RuntimeError):

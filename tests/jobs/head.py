@@ -69,7 +69,7 @@ class Cluster:
     def get(self, path: str) -> Any:
         """What the API answers to somebody with the token."""
         wish = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(wish, timeout=10) as answer:
+        with urllib.request.urlopen(wish, timeout=30) as answer:
             return json.load(answer)
 
     def status(self, method: str, path: str, token: str, body: Any = None) -> int:
@@ -78,7 +78,7 @@ class Cluster:
         content = None if body is None else json.dumps(body).encode()
         wish = urllib.request.Request(f"{self.address}{path}", data=content, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(wish, timeout=10) as answer:
+            with urllib.request.urlopen(wish, timeout=30) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             with error:

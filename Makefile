@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 OUT ?= $(CURDIR)/output
-FAST := not ray and not corpora and not slow
+FAST := not ray and not corpora and not slow and not cluster
 
 # Ray's usage statistics need a network, and its tests none.
 export RAY_USAGE_STATS_ENABLED = 0

@@ -258,17 +258,27 @@ def _make(plans: Sequence[Plan], progress_s: float) -> list[str]:
 
 
 def _stream(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
-    """Run one task a part, wherever there is a free CPU, and give the reports of a part when it is done."""
+    """Run one task a part, wherever there is a free CPU, and give the reports of a part when it is done.
+
+    Raises:
+        FileNotFoundError: where a node does not see the corpus or the store.
+    """
     with _quiet():
         rows = [{"part": pickle.dumps(part)} for part in parts]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(_task, num_cpus=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield pa.table(batch).to_pylist()
+        reports = pa.table(batch).to_pylist()
+        if absent := reports[0].get("absent"):
+            raise FileNotFoundError(absent)
+        yield reports
 
 
 def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
     began = time.time()
-    reports = make_part(pickle.loads(row["part"]))
+    try:
+        reports = make_part(pickle.loads(row["part"]))
+    except FileNotFoundError as error:
+        return [{"absent": str(error)}]  # raised by the driver: Ray Data would bury it in its own
     place = {"node": ray.util.get_node_ip_address(), "began": began, "ended": time.time()}
     return [{**report, **place} for report in reports]
 

@@ -25,7 +25,7 @@ from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining, study_add
 from midibert_ray.studies.publish import publish
 from midibert_ray.studies.recorder import Recorder
 from midibert_ray.studies.run_work import run_work
-from midibert_ray.training.console import Console
+from midibert_ray.training.console import HEAD, Console
 from midibert_ray.training.inputs import pin
 from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import finished
@@ -41,9 +41,6 @@ TUNE_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
 }
 """What Tune reads from the environment only."""
-
-HEAD = {"node:__internal_head__": 0.001}
-"""A place on the head node, which every Ray cluster has: what drives workers is not lost with a spot node."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def _finetuning(key: str, entry: PlannedTrial) -> Work:
 
 
 def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
-    """What Tune reserves for a trial; the workers of a pre-training are Train's own affair."""
+    """What Tune reserves for a trial; a pre-training is driven from the head, its workers are Train's own affair."""
     work = space["work"]
     if work["kind"] == PRETRAIN:
         return PlacementGroupFactory([HEAD])

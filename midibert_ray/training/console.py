@@ -14,6 +14,9 @@ import ray
 
 logger = logging.getLogger(__name__)
 
+HEAD = {"node:__internal_head__": 0.001}
+"""A place on the head node, which every Ray cluster has: what stands there is not lost with a spot node."""
+
 
 class _Lines:
     """An actor that holds lines until the driver fetches them."""
@@ -32,7 +35,7 @@ class Console:
     """While it is open, lines put by any process that holds `console.sink` appear in the driver's log, in order."""
 
     def __init__(self) -> None:
-        self.sink: Any = ray.remote(num_cpus=0)(_Lines).remote()
+        self.sink: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
         """Actor handle; `sink.put.remote(line)` does not wait."""
         self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
 

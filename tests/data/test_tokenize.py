@@ -18,7 +18,7 @@ import pytest
 from midibert_ray.data import layout, staging
 from midibert_ray.data.part import FILE_LIMIT, Part, make_part
 from midibert_ray.data.store import Segments, TokenStore
-from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus
+from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
 from midibert_ray.music import corpora
 from midibert_ray.music.vocabulary import vocabulary_digest
 from tests.data.malformed import BAD, GOOD, STRANGE, mutated
@@ -303,6 +303,17 @@ def test_no_usable_piece_no_store(ray_cluster: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"corpus folder:.*/bad: none of its files can be used: .*\(\d+ files\)"):
         tokenize_corpora([f"folder:{tmp_path}/bad", "sample"], **settings(tmp_path))
     assert [name.split("-")[0] for name in stores(tmp_path)] == ["sample"]
+
+
+@pytest.mark.ray
+def test_a_folder_that_a_node_does_not_see_is_named(ray_cluster: object, tmp_path: Path) -> None:
+    folder = midi_folder(tmp_path / "midi", copies=1)
+    plan = plan_corpus(f"folder:{folder}", **settings(tmp_path))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError) as error:
+        tokenize_plans([plan])
+    assert str(error.value) == f"{folder} is not on this node; corpora.root must be visible from every node"
+    assert stores(tmp_path) == []
 
 
 @pytest.mark.ray

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -65,18 +67,36 @@ class Cluster:
         return process.returncode, output, said
 
     def get(self, path: str) -> Any:
-        """What the job API answers to somebody with the token."""
+        """What the API answers to somebody with the token."""
         wish = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-        with urllib.request.urlopen(wish, timeout=10) as answer:
+        with urllib.request.urlopen(wish, timeout=30) as answer:
             return json.load(answer)
+
+    def status(self, method: str, path: str, token: str, body: Any = None) -> int:
+        """The HTTP status for somebody with some token, or with none."""
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        content = None if body is None else json.dumps(body).encode()
+        wish = urllib.request.Request(f"{self.address}{path}", data=content, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(wish, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
 
     def jobs(self) -> dict[str, Any]:
         return {job["submission_id"]: job for job in self.get("/api/jobs/") if job["submission_id"]}
 
 
 @contextmanager
-def started(home: Path) -> Iterator[Cluster]:
-    """A head of its own on free ports, which nobody talks to without the token; taken down by its pid."""
+def started(home: Path, *more: str, **changes: str) -> Iterator[Cluster]:
+    """A head of its own on free ports, which nobody talks to without the token; taken down by its pid.
+
+    Args:
+        home: of its user.
+        more: options of `ray start`, which overrule ours.
+        changes: what is different in the head's environment.
+    """
     port, dashboard = free_port(), free_port()
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text(TOKEN)
@@ -90,8 +110,10 @@ def started(home: Path) -> Iterator[Cluster]:
         RAY_AUTH_MODE="token",
         RAY_API_SERVER_ADDRESS="",
         RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0",
+        **changes,
     )
-    head = subprocess.Popen([program, "start", "--head", "--block", "--num-cpus=4", *options], env=environment)
+    command = [program, "start", "--head", "--block", "--num-cpus=4", *options, *more]
+    head = subprocess.Popen(command, env=environment)
     try:
         deadline = time.monotonic() + 90
         while not answers(cluster):
@@ -101,7 +123,16 @@ def started(home: Path) -> Iterator[Cluster]:
     finally:
         head.terminate()
         head.wait(timeout=60)
+        end_all(folder)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_all(folder: Path) -> None:
+    """End the raylets that an autoscaler has started in a head's folder, and with them their workers."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if str(folder).encode() in (place / "cmdline").read_bytes():
+                os.kill(int(place.name), signal.SIGKILL)
 
 
 def free_port() -> int:

@@ -321,6 +321,29 @@ def test_a_job_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize(("token", "status"), [("", 401), ("f" * 64, 403)], ids=["none", "wrong"])
+def test_the_job_api_is_closed_to_strangers(
+    cluster: Cluster, visit: Visit, tmp_path: Path, token: str, status: int
+) -> None:
+    mark, before = tmp_path / "mark", cluster.jobs()
+    job, wish = f"/api/jobs/{visit.job}", {"entrypoint": f"touch {mark}"}
+    asked = {
+        ("GET", "/api/jobs/"): None,
+        ("GET", job): None,
+        ("GET", f"{job}/logs"): None,
+        ("POST", "/api/jobs/"): wish,
+        ("POST", f"{job}/stop"): None,
+        ("DELETE", job): None,
+        ("PUT", "/api/packages/gcs/code.zip"): None,
+    }
+    answers = {way: cluster.status(*way, token, body) for way, body in asked.items()}
+    assert answers == dict.fromkeys(asked, status)
+    assert cluster.status("GET", job, TOKEN) == 200
+    assert cluster.jobs() == before
+    assert not mark.exists()
+
+
+@pytest.mark.ray
 def test_strangers_learn_and_start_nothing(cluster: Cluster, tmp_path: Path) -> None:
     before = cluster.jobs()
     wrong = {"RAY_AUTH_TOKEN": "f" * 64}

@@ -1,0 +1,319 @@
+"""Several real Ray nodes: jobs spread over them, and lose one, or its cable, without a trace in their results.
+
+Each fault comes in the middle of a job, when something of it is done and something is not.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.local.hosts import Cluster, own_name
+from cluster.local.network import obstacle
+from midibert_ray import tracking
+from midibert_ray.config import Config
+from midibert_ray.data.layout import read_manifest
+from midibert_ray.overrides import replace
+from midibert_ray.studies.outcome import OUTCOME, newest
+from tests.cluster import reference
+from tests.cluster.listing import homes, listed
+from tests.cluster.reference import CURVES, Curves
+from tests.data.test_tokenize import midi_folder
+from tests.jobs.head import ROOT, command_lines, places_of
+from tests.jobs.test_pipeline import command
+from tests.tiny import tiny_study
+from tests.training.layouts import Pair
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster]
+
+COPIES = 40
+"""Of the sample, in the corpus that is tokenized: 20 parts."""
+
+CUT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head, and two workers of one CPU each, so that two of anything need both of them."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    ray.shutdown()  # that of the tests before
+    with Cluster(own_name("mt"), {"1": 1, "2": 1}) as found:
+        yield found
+
+
+def addresses(cluster: Cluster) -> set[str]:
+    return {cluster.network.hosts[worker].address for worker in cluster.workers}
+
+
+class Job:
+    """A job that is driven from the head."""
+
+    def __init__(self, cluster: Cluster, job: str, config: Config) -> None:
+        self.log = Path(config.storage.root) / f"{job}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = cluster.start("head", command(job, config), stdout=log, stderr=subprocess.STDOUT)
+
+    def until(self, condition: Callable[[], object], limit_s: float = 150) -> None:
+        """Wait for a moment in the middle of it."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            assert self.process.poll() is None, f"it ended too soon\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+
+    def wait(self) -> None:
+        """Until it has ended, and that well."""
+        assert self.process.wait(timeout=240) == 0, self.log.read_text()
+
+
+def places(root: Path) -> dict[str, str]:
+    """Where a job keeps things: on what all nodes see, but for the cache, which is each node's own."""
+    return {"storage.root": str(root / "root"), "storage.cache": "~/cache"}
+
+
+# ------------------------------------------------------------------------------------------- tokenizing
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"folder:{midi_folder(tmp_path_factory.mktemp('music'), copies=COPIES)}"
+
+
+@pytest.fixture(scope="module")
+def digest(music: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return reference.digest(music, tmp_path_factory.mktemp("alone"))
+
+
+def tokenizing(root: Path, *names: str) -> Config:
+    return replace(tiny_study(root), {"corpora.names": names, **places(root)})
+
+
+@pytest.fixture(scope="module")
+def tokenized(cluster: Cluster, music: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpora after a job that was submitted from this machine, through the bridge; and a database for MLflow."""
+    root = tmp_path_factory.mktemp("tokens")
+    config = tokenizing(root, music, "sample")
+    words = [sys.executable, "jobs/submit.py", *command("tokenize", config)[1:]]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    tracking.Tracker(tracking.address(config))
+    return root
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    (place,) = root.glob("root/tokens/folder-*")
+    return read_manifest(str(place))
+
+
+def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, tokenized: Path, digest: str) -> None:
+    made = manifest(tokenized)
+    assert made["digest"] == digest
+    assert made["nodes"].keys() == addresses(cluster)
+    assert sum(made["nodes"].values()) == made["counts"]["pieces"] == COPIES * 32
+
+
+def test_tokenizing_outlives_a_node(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
+    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
+    job.until(lambda: len(list(tmp_path.glob("root/tokens/.*/part-*.parquet"))) >= 4)
+    cluster.kill("1")
+    assert not list(tmp_path.glob("root/tokens/*/manifest.json"))
+    cluster.join("1")
+    job.wait()
+    made = manifest(tmp_path)
+    assert made["digest"] == digest
+    assert sum(made["nodes"].values()) == COPIES * 32
+
+
+# ------------------------------------------------------------------------------------------- pre-training
+
+
+def studying(root: Path) -> Config:
+    """A study of six trials, and the pre-training that three of them start from, a worker on each node."""
+    changes = {
+        "pretrain.epochs": 6,
+        "pretrain.valid_every": 1,
+        "pretrain.batch": 24,
+        "finetune.epochs": 4,
+        "finetune.patience": 0,
+        "study.variants": ("pretrained", "scratch"),
+        "study.seeds": 3,
+        "compute.workers": 2,
+        "compute.placement": "STRICT_SPREAD",
+        "compute.max_concurrent_trials": 0,
+    }
+    return replace(tiny_study(root), changes | places(root))
+
+
+def curves(config: Config) -> Curves:
+    tracker = tracking.Tracker(tracking.address(config))
+    (run,) = tracker.parents(tracking.PRETRAINING)
+    assert run.info.status == "FINISHED"
+    return {name: tracker.curve(run.info.run_id, name) for name in CURVES}
+
+
+@pytest.fixture(scope="module")
+def one_node(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
+    """The curves of two workers on one node."""
+    (store,) = tokenized.glob("root/tokens/sample-*")
+    pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
+    run = reference.Run(studying(tokenized), str(store), str(tmp_path_factory.mktemp("cache")))
+    first, second = pair.run(reference.curves, run)
+    pair.close()
+    assert first == second
+    return dict(first)
+
+
+@pytest.fixture
+def root(tokenized: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tokenized, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def checkpoints(root: Path) -> list[Path]:
+    return list(root.glob("root/runs/*/step_*/progress.json"))
+
+
+def test_pretraining_outlives_a_node(cluster: Cluster, root: Path, one_node: Curves) -> None:
+    job = Job(cluster, "pretrain", studying(root))
+    job.until(lambda: len(checkpoints(root)) >= 2)
+    cluster.kill("2")
+    cluster.join("2")
+    job.wait()
+    assert "failed" in job.log.read_text(), "it went on without starting again"
+    assert curves(studying(root)) == one_node
+
+
+def test_pretraining_outlives_a_pulled_cable(cluster: Cluster, root: Path, one_node: Curves) -> None:
+    job = Job(cluster, "pretrain", studying(root))
+    job.until(lambda: len(checkpoints(root)) >= 2)
+    cluster.cut("2")
+    time.sleep(CUT_S)
+    cluster.join("2")
+    job.wait()
+    assert curves(studying(root)) == one_node
+
+
+# ------------------------------------------------------------------------------------------- a study
+
+
+def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
+    """Trial that has finished -> when its outcome was written, and its figures and confusion counts."""
+    found = {}
+    for folder in root.glob("root/studies/*/*/"):
+        path = folder / (newest(str(folder)) or "none") / OUTCOME
+        if path.exists():
+            content = json.loads(path.read_text())
+            found[folder.name] = path.stat().st_mtime_ns, (content["figures"], content["confusion"])
+    return found
+
+
+def table(root: Path) -> Mapping[str, Any]:
+    return {name: content for name, (_, content) in outcomes(root).items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("study")
+    shutil.copytree(tokenized, root, dirs_exist_ok=True)
+    Job(cluster, "study", studying(root)).wait()
+    return root
+
+
+@pytest.fixture
+def pretrained(undisturbed: Path, root: Path) -> Path:
+    """Where the study's pre-training is done, and nothing else of it."""
+    shutil.copytree(undisturbed / "root/runs", root / "root/runs")
+    return root
+
+
+def test_a_study_trains_on_both_nodes_as_on_one(cluster: Cluster, undisturbed: Path, one_node: Curves) -> None:
+    assert curves(studying(undisturbed)) == one_node
+    assert len(one_node["valid/loss"]) == 6
+    assert len(table(undisturbed)) == 6
+    where = {node["node_id"]: node["node_ip"] for node in listed(cluster.ask, "nodes")}
+    ran = {name: {where[node] for node in nodes} for name, nodes in homes(cluster.ask).items()}
+    assert ran["RayTrainWorker"] == addresses(cluster)
+    assert ran["ImplicitFunc"] == addresses(cluster) | {cluster.head}, "trials on both, driver of workers on the head"
+    assert ran["TrainController"] == ran["_Lines"] == {cluster.head}
+
+
+def check_study(root: Path, undisturbed: Path, before: dict[str, tuple[int, Any]]) -> None:
+    """It has ended as the undisturbed one, nothing that was done before the fault was done again, MLflow is whole."""
+    after = outcomes(root)
+    assert 1 <= len(before) < len(after) == 6
+    assert {name: after[name] for name in before} == before, "what was finished was run again"
+    assert table(root) == table(undisturbed)
+    tracker = tracking.Tracker(tracking.address(studying(root)))
+    experiment = tracking.study_experiment(studying(root).study.name)
+    (parent,) = tracker.parents(experiment)
+    children = tracker.children(experiment, parent.info.run_id)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 7
+    for child in children:
+        assert [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")] == [1, 2, 3, 4]
+        assert len(tracker.curve(child.info.run_id, "test/accuracy")) == 1
+
+
+def test_a_study_outlives_a_node(cluster: Cluster, pretrained: Path, undisturbed: Path) -> None:
+    job = Job(cluster, "study", studying(pretrained))
+    job.until(lambda: outcomes(pretrained))
+    cluster.kill("1")
+    before = outcomes(pretrained)
+    cluster.join("1")
+    job.wait()
+    check_study(pretrained, undisturbed, before)
+
+
+def test_a_study_outlives_a_pulled_cable(cluster: Cluster, pretrained: Path, undisturbed: Path) -> None:
+    job = Job(cluster, "study", studying(pretrained))
+    job.until(lambda: outcomes(pretrained))
+    cluster.cut("1")
+    before = outcomes(pretrained)
+    time.sleep(CUT_S)
+    cluster.join("1")
+    job.wait()
+    check_study(pretrained, undisturbed, before)
+
+
+# ------------------------------------------------------------------------------------------- what was seen of it
+
+
+def test_every_node_has_a_copy_of_its_own(cluster: Cluster, undisturbed: Path) -> None:
+    for worker in cluster.workers:
+        assert list((cluster.network.hosts[worker].disk / "home/cache").glob("sample-*"))
+    assert not list(cluster.network.own.iterdir())
+
+
+def test_the_token_stays_in_its_file(cluster: Cluster, undisturbed: Path) -> None:
+    token = cluster.token.read_text()
+    assert cluster.token.stat().st_mode & 0o777 == 0o600
+    assert places_of(token, cluster.network.folder, undisturbed) == [cluster.token]
+    assert not [line for line in command_lines() if token in line]
+    assert token not in json.dumps(cluster.ask("/api/jobs/"))
+
+
+AGENT_PORT = 52365
+"""Where every node takes jobs from the head."""
+
+
+@pytest.mark.parametrize(("headers", "status"), [({}, 401), ({"Authorization": f"Bearer {'f' * 64}"}, 403)])
+def test_no_node_takes_jobs_from_strangers(cluster: Cluster, headers: dict[str, str], status: int) -> None:
+    for host in cluster.network.hosts.values():
+        place = f"http://{host.address}:{AGENT_PORT}/api/job_agent/jobs/"
+        wish = urllib.request.Request(place, data=b'{"entrypoint": "true"}', headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(wish, timeout=10)
+        assert refused.value.code == status
+        refused.value.close()
+    assert "true" not in {job["entrypoint"] for job in cluster.ask("/api/jobs/")}

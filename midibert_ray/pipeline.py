@@ -144,6 +144,8 @@ def plan(config: Config, *stages: Stage, estimates: bool = True) -> str:
         ConfigError: where the settings do not fit together.
         ValueError: for an unknown corpus; FileNotFoundError where it is not there.
     """
+    storage.require_bucket("storage.root", config.storage.root)
+    storage.require_bucket("corpora.root", config.corpora.root)
     study = study_plan(config) if "study" in stages else None
     names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
     places = addresses(config, names)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from midibert_ray.data.store import TokenStore
+from tests.s3 import KEYS, S3, serving
 from tests.stores import Piece, sample, write_store
 
 
@@ -47,6 +49,22 @@ def no_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3]:
+    """An S3 server of this machine."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The server, with its keys in the environment."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    yield s3_server
+    s3_server.hook = None
 
 
 @pytest.fixture(scope="session")

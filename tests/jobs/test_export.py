@@ -284,6 +284,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
         work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
+            patch.setattr(tune, "get_checkpoint", lambda: None)
             run_trial(entry.config, work, plan.key, str(folder))
     return folders
 
@@ -304,7 +305,7 @@ class TestTrial:
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
 
-        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(checkpoint)
+        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(str(checkpoint))
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
         assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
         assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()

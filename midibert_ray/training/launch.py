@@ -128,14 +128,14 @@ def pretrain(
     logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, plan)
     if flaw := drop_broken_books(run_address(config, key)):
         logger.warning(flaw)
-    for name in remove_unfinished(run_address(config, key), PREFIX):
-        logger.warning("the checkpoint %s of %s is removed, as its writing was broken off", name, key)
+    _remove_unfinished(config, key)
     try:
         with nullcontext(sink) if sink else _console() as lines:
             result: Any = _trainer(config, stores, key, lines, callbacks).fit()
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
+        _remove_unfinished(config, key)
     except (ray.train.TrainingFailedError, FloatingPointError):
         _open_log(tracking.address(config), config, key).finish("FAILED")
         raise
@@ -145,6 +145,11 @@ def pretrain(
     log.tag(checkpoint=run.checkpoint)
     log.finish()
     return run
+
+
+def _remove_unfinished(config: Config, key: str) -> None:
+    for name in remove_unfinished(run_address(config, key), PREFIX):
+        logger.warning("the checkpoint %s of %s is removed, as its writing was broken off", name, key)
 
 
 @contextmanager

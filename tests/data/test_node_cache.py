@@ -212,6 +212,7 @@ def start(cache: NodeCache, tmp_path: Path) -> Iterator[Callable[..., "subproces
         one.communicate()
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_share_one_copy(
     start: Callable[..., "subprocess.Popen[str]"], cache: NodeCache, build: Builder, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_processes_of_a_node_share_one_copy(
     assert names(cache) == ["z"], "the lock of a killed process is void"
 
 
+@pytest.mark.slow
 def test_a_killed_builder_leaves_nothing_that_stays(
     start: Callable[..., "subprocess.Popen[str]"], cache: NodeCache, build: Builder, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Copy:
-    """A copy that is there, and stays there as long as this object (or `close` is not called)."""
+    """A copy that is there, and stays until `close` is called or this object is gone."""
 
     def __init__(self, folder: Path, handle: int) -> None:
         """Take over the handle of a folder that holds its lock; use `NodeCache.get`."""
@@ -131,7 +131,9 @@ class NodeCache:
 
     def _make_room(self, size: int) -> None:
         """Remove copies that nobody uses, the longest unused first, until so many bytes more fit."""
-        copies = sorted((path.parent for path in self.folder.glob(f"*/{COPY}")), key=lambda path: path.stat().st_mtime)
+        copies = sorted(
+            (path.parent for path in self.folder.glob(f"*/{COPY}")), key=lambda path: path.stat().st_mtime_ns
+        )
         sizes = {copy: sum(path.stat().st_size for path in copy.iterdir()) for copy in copies}
         for copy in copies:
             if self._fits(sum(sizes.values()) + size) and shutil.disk_usage(self.folder).free >= size:

@@ -41,7 +41,11 @@ def create(address: str) -> str:
 
 
 def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
-    """Write the manifest and make the staging folder the store; another job's store that came first stays."""
+    """Write the manifest and make the staging folder the store.
+
+    If another job has published the same store in the meantime, one of the two stays: on a disk that one, in an object
+    store this one.
+    """
     if not storage.is_local(address):
         return _put(staging, address, manifest)
     write_manifest(staging, manifest)

@@ -151,6 +151,13 @@ def test_a_bound_of_nothing_is_none(cache: NodeCache, build: Builder) -> None:
     assert names(cache) == ["a", "b", "c"]
 
 
+def test_copies_make_room_on_a_full_disk(build: Builder, small_disk: Path) -> None:
+    cache = NodeCache(small_disk / "cache", 0)
+    for name in ("a", "b", "c"):
+        cache.get(name, MIB, build).close()
+    assert names(cache) == ["b", "c"]
+
+
 def test_what_is_not_the_caches_own_stays(build: Builder, tmp_path: Path) -> None:
     cache = NodeCache(tmp_path, 0.1 * MIB / 2**30)
     for other in ("music", ".hidden.folder"):

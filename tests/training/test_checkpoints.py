@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -289,22 +289,6 @@ def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
     for folder in (str(tmp_path / "not" / "there"), "s3://bucket/runs"):
         with pytest.raises(CheckpointError, match="No space left on device"), explain_full_disk(folder, 1, ""):
             raise OSError(28, "No space left on device")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB: room for one checkpoint of the tiny model, and a half."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("needs the command mount")
-    if mounted.returncode:
-        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(

@@ -126,16 +126,14 @@ def pretrain(
         return done
     counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
     logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, plan)
-    if flaw := drop_broken_books(run_address(config, key)):
-        logger.warning(flaw)
-    _remove_unfinished(config, key)
     try:
         with nullcontext(sink) if sink else _console() as lines:
+            _tidy(run_address(config, key), lines)
             result: Any = _trainer(config, stores, key, lines, callbacks).fit()
+            _tidy(run_address(config, key), lines)
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
-        _remove_unfinished(config, key)
     except (ray.train.TrainingFailedError, FloatingPointError):
         _open_log(tracking.address(config), config, key).finish("FAILED")
         raise
@@ -147,9 +145,12 @@ def pretrain(
     return run
 
 
-def _remove_unfinished(config: Config, key: str) -> None:
-    for name in remove_unfinished(run_address(config, key), PREFIX):
-        logger.warning("the checkpoint %s of %s is removed, as its writing was broken off", name, key)
+def _tidy(run: str, lines: Any) -> None:
+    """Remove what would keep Ray Train from starting, and what a kill left unfinished; no worker may be running."""
+    if flaw := drop_broken_books(run):
+        lines.put.remote(flaw)
+    for name in remove_unfinished(run, PREFIX):
+        lines.put.remote(f"the checkpoint {name} of {storage.basename(run)} is removed, as its writing was broken off")
 
 
 @contextmanager

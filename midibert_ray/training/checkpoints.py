@@ -123,12 +123,13 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         CheckpointError: naming the first file that differs from its digest.
     """
     files = listed_files(system, path)
-    infos = system.get_file_info([f"{path}/{name}" for name in files])
-    for info, digest in zip(infos, files.values(), strict=True):
-        if info.type is not fs.FileType.File:
-            raise UnfinishedError(f"{info.path} is missing")
-        if info.size != digest["size"]:
-            raise CheckpointError(f"{info.path} has {info.size} bytes instead of {digest['size']}")
+    infos = system.get_file_info(fs.FileSelector(path, recursive=True))  # one request, where a bucket is asked
+    sizes = {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.is_file}
+    for name, digest in files.items():
+        if name not in sizes:
+            raise UnfinishedError(f"{path}/{name} is missing")
+        if sizes[name] != digest["size"]:
+            raise CheckpointError(f"{path}/{name} has {sizes[name]} bytes instead of {digest['size']}")
     for name in files if only is None else [name for name in files if name in only]:
         if _digest_of_stream(system, f"{path}/{name}") != files[name]["sha256"]:
             raise CheckpointError(f"the content of {path}/{name} is not what was written")

@@ -9,6 +9,9 @@ to MLflow every few steps, checkpoint and validation at the end only. Plain is t
 steps: the same model, batches, masks, loss, clipping and AdamW; with two workers torch's
 DistributedDataParallel over gloo. One thread a worker on both sides.
 
+Where every core has a worker, Ray's daemons take their time from the workers. How much that is by itself is what
+`beside an idle Ray` shows: the plain loop again, while a Ray with as many idle actors as Ray Train keeps stands by.
+
 Only the steady state counts. Both sides measure the wall time of intervals of `--log-every` steps, reports
 included: ours are those that the run itself reports (`throughput/steps_per_s` in MLflow), the first of each run is
 dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own daemons weigh on our side only.
@@ -32,7 +35,10 @@ from typing import Any
 from benchmarks import harness
 
 TARGET = 0.025
-SIDES = ("plain", "ray")
+SIDES = ("plain", "beside", "ray")
+
+IDLE_ACTORS = 8
+"""Processes that Ray Train keeps beside its workers: controller, synchronization, preemption watcher and the like."""
 
 Turn = dict[str, list[float]]
 """Seconds a step of each interval that counts, by side."""
@@ -148,6 +154,25 @@ def with_ray(options: argparse.Namespace) -> list[float]:
     return [1 / rate for rate in rates[: options.intervals + 1]]
 
 
+def beside_idle_ray(options: argparse.Namespace) -> list[float]:
+    """Seconds a step of each interval of the plain loop, while Ray stands by."""
+    import ray
+
+    from midibert_ray import cli
+
+    ray.init(**cli.ray_options())
+    idle = [ray.remote(num_cpus=0)(_Idle).remote() for _ in range(IDLE_ACTORS)]
+    ray.get([actor.ready.remote() for actor in idle])
+    return in_plain_torch(options)
+
+
+class _Idle:
+    """An actor that does nothing."""
+
+    def ready(self) -> bool:
+        return True
+
+
 def in_plain_torch(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of the plain loop."""
     import torch.multiprocessing
@@ -216,20 +241,32 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
 
 
-WORKERS = {"store": make_store, "ray": with_ray, "plain": in_plain_torch}
+WORKERS = {"store": make_store, "ray": with_ray, "plain": in_plain_torch, "beside": beside_idle_ray}
 
 
 def _table(found: dict[int, list[Turn]], options: argparse.Namespace) -> str:
     rows = []
     for workers, turns in found.items():
-        plain, ours = ([median(turn[side]) for turn in turns] for side in SIDES)
-        fastest, our_fastest = (min(min(turn[side]) for turn in turns) for side in SIDES)
-        overhead = median(own / other for own, other in zip(ours, plain, strict=True)) - 1
-        row = [f"{workers}", f"{median(plain):.3f}", f"{median(ours):.3f}", f"{overhead:+.1%}"]
+        plain, beside, ours = ([median(turn[side]) for turn in turns] for side in SIDES)
+        fastest, _, our_fastest = (min(min(turn[side]) for turn in turns) for side in SIDES)
+        idle, overhead = (
+            median(own / other for own, other in zip(side, plain, strict=True)) - 1 for side in (beside, ours)
+        )
+        row = [f"{workers}", f"{median(plain):.3f}", f"{median(ours):.3f}", f"{idle:+.1%}", f"{overhead:+.1%}"]
         row += [f"{our_fastest / fastest - 1:+.1%}", f"{max(plain) / min(plain) - 1:.1%}"]
         rows.append([*row, f"≤ {TARGET:.1%}", harness.verdict(overhead, most=TARGET)])
     shape = f"workers (4x{options.size} {options.attention}, 12 × {options.segment})"
-    head = (shape, "plain s/step", "ours s/step", "overhead", "by fastest", "spread", "target", "holds")
+    head = (
+        shape,
+        "plain s/step",
+        "ours s/step",
+        "beside an idle Ray",
+        "overhead",
+        "by fastest",
+        "spread",
+        "target",
+        "holds",
+    )
     return harness.table(head, rows)
 
 

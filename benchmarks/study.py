@@ -4,7 +4,7 @@
     python benchmarks/study.py --seeds 1 --epochs 1   # a look
 
 Real trials on the 32 songs of the package, pre-training included: {melody, velocity} x {pre-trained, frozen backbone,
-frozen attention, from scratch, RNN} x seeds, two at a time, one thread each. A piece of work counts from the first
+frozen attention, from scratch} x seeds, two at a time, one thread each. A piece of work counts from the first
 step to the last score, as it says itself; processes, imports, data, checkpoints and MLflow are what the study adds.
 `ideal` is the shortest packing of these times on two slots that one can hope for: longest first, each on the slot that
 is free first, trials of the encoder after it. `study` is the wall time from the call to the tables. A trial's time
@@ -58,11 +58,10 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
 
     changes = {
         "storage.root": options.worker,
-        "study.variants": ("pretrained", "freeze-backbone", "freeze-attention", "scratch", "rnn"),
+        "study.variants": ("pretrained", "freeze-backbone", "freeze-attention", "scratch"),
         "study.seeds": options.seeds,
         "finetune.epochs": options.epochs,
         "finetune.patience": 0,
-        "rnn.epochs": options.epochs,
         "compute.workers": 1,
         "compute.max_concurrent_trials": SLOTS,
     }
@@ -79,8 +78,8 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "study": seconds,
         "encoder": steps * len(rates) / sum(rate for _, rate in rates),
-        "tuned": [item.seconds for item in result.outcomes if item.variant not in ("scratch", "rnn")],
-        "free": [item.seconds for item in result.outcomes if item.variant in ("scratch", "rnn")],
+        "tuned": [item.seconds for item in result.outcomes if item.variant != "scratch"],
+        "free": [item.seconds for item in result.outcomes if item.variant == "scratch"],
     }
 
 

@@ -23,11 +23,11 @@ from midibert_ray.data.tokenize import Summary
 def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
-    described = pipeline.plan(config, "tokenize", "pretrain", "study", estimates=wanted.dry_run)
+    plan = pipeline.study_plan(config)
+    described = pipeline.plan(config, "tokenize", "pretrain", study=plan, estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return
-    plan = pipeline.study_plan(config)
     ray.init(**cli.ray_options())
     print(Summary.table(pipeline.tokenize_for(plan)))
     result = pipeline.study(plan)

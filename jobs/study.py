@@ -28,11 +28,11 @@ def main() -> None:
     own = {"task": "the one task of the study, in place of study.tasks"}
     wanted = cli.parse(__doc__, words="paper, sweep, or section.key=value", extra=own, kinds=STUDIES)
     config = replace(wanted.config, {"study.tasks": task} if (task := wanted.extra.get("task")) else {})
-    described = pipeline.plan(config, "study", estimates=wanted.dry_run)
+    plan = pipeline.study_plan(config)
+    described = pipeline.plan(config, study=plan, estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return
-    plan = pipeline.study_plan(config)
     ray.init(**cli.ray_options())
     print(Summary.table(pipeline.tokenize_for(plan)))
     result = pipeline.study(plan)

@@ -26,7 +26,7 @@ from midibert_ray.training.launch import pretrain as run_pretraining
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["tokenize", "pretrain", "study"]
+Stage = Literal["tokenize", "pretrain"]
 
 
 class MissingInputError(FileNotFoundError):
@@ -44,7 +44,14 @@ def tokenize_for(study: Plan) -> list[Summary]:
 
 
 def addresses(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Corpus -> address of its token store, whether or not it has been written."""
+    """Corpus -> address of its token store, whether or not it has been written.
+
+    Raises:
+        ConfigError: for a bucket that cannot be used.
+        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+    """
+    storage.require_bucket("storage.root", config.storage.root)
+    storage.require_bucket("corpora.root", config.corpora.root)
     settings = _token_settings(config)
     return {name: plan_corpus(name, **settings).address for name in names}
 
@@ -135,22 +142,25 @@ def outcome(config: Config, result: StudyResult, page: str) -> str:
     return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
 
 
-def plan(config: Config, *stages: Stage, estimates: bool = True) -> str:
+def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: bool = True) -> str:
     """What some stages would do: the configuration, addresses, batch arithmetic, parameters and trials.
 
     Jobs make a plan before they start Ray, so that what cannot work is said at once, and `--dry-run` prints it.
+
+    Args:
+        config: the whole configuration.
+        stages: those before a study that are told of.
+        study: the study that follows them, if one does.
+        estimates: whether to measure a step, and say what the study will take.
 
     Raises:
         ConfigError: where the settings do not fit together.
         ValueError: for an unknown corpus; FileNotFoundError where it is not there.
     """
-    storage.require_bucket("storage.root", config.storage.root)
-    storage.require_bucket("corpora.root", config.corpora.root)
-    study = study_plan(config) if "study" in stages else None
     names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
     places = addresses(config, names)
     lines = [describe(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
-    if stages == ("tokenize",):
+    if stages == ("tokenize",) and not study:
         return "\n".join(lines)
     if "pretrain" in stages:
         key = run_key(config, [places[name] for name in config.corpora.names])

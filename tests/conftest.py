@@ -11,6 +11,9 @@ from midibert_ray.data.store import TokenStore
 from tests.s3 import KEYS, S3, serving
 from tests.stores import Piece, sample, write_store
 
+# Tiny runs report many times a second, and a worker waits until Ray Train has taken its last report.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:

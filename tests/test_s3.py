@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray import storage
+from midibert_ray import pipeline, storage
 from midibert_ray.checks import ConfigError
+from midibert_ray.overrides import replace
+from midibert_ray.presets import preset
 from tests.s3 import S3
 
 pytestmark = pytest.mark.slow
@@ -76,6 +78,13 @@ def test_a_folder_is_uploaded_in_order(s3: S3, tmp_path: Path) -> None:
     s3.hook = None
     storage.upload(tmp_path, s3.address(f"{bucket}/x"), ["b", "last"])
     assert s3.keys(f"{bucket}/x") == ["a", "b", "last"]
+
+
+@pytest.mark.parametrize("key", ["storage.root", "corpora.root"])
+def test_a_job_asks_for_its_buckets_before_it_starts(s3: S3, tmp_path: Path, key: str) -> None:
+    places = {"storage.root": str(tmp_path), key: s3.address("no-such-bucket/x")}
+    with pytest.raises(ConfigError, match=rf"^{key}=s3://no-such-bucket/x cannot be used"):
+        pipeline.plan(replace(preset("debug"), places), "tokenize")
 
 
 def test_a_bucket_that_cannot_be_used_is_one_error(s3: S3) -> None:

@@ -72,6 +72,7 @@ def test_places_that_cannot_work_are_refused() -> None:
     assert (server.uri, server.artifacts) == ("http://host:5000", "")
 
 
+@pytest.mark.slow
 def test_a_database_appears_whole_although_its_maker_is_killed(tmp_path: Path) -> None:
     config = replace(Config(), {"storage.root": str(tmp_path / "root")})
     code = "import sys; from midibert_ray import tracking; tracking.Tracker(tracking.Address(sys.argv[1], ''))"

@@ -85,7 +85,7 @@ def to_markdown(
         for protocol in table.protocols:
             blocks += [f"### {table.title}, protocol {protocol}", table.caption, _pipes(_grid(table, protocol))]
     if melody:
-        blocks += ["### Melody or not", _pipes(_melody_grid(melody))]
+        blocks += ["### Melody or not", _pipes(melody_grid(melody))]
     blocks += [STATISTICS] if tables else ["No trial has finished."]
     blocks += ["\n".join(f"- failed: {line}" for line in failures(tables))]
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -138,13 +138,14 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
-def _melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
-    head = ["protocol", "", "accuracy", "paper", "F1 of melody", "TP", "FP", "FN", "TN"]
+def melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
+    """Melody against the rest as text: head, then a row a model and protocol."""
+    head = ["", "protocol", "accuracy", "paper", "F1 of melody", "TP", "FP", "FN", "TN"]
     rows = [head]
     for item in melody:
         printed = "" if item.printed is None else f"{item.printed:.2f}"
         shares = [f"{100 * item.accuracy:.2f}", printed, f"{100 * item.f1:.2f}"]
-        rows.append([item.protocol, item.name, *shares, *(f"{count:,.0f}" for count in item.counts)])
+        rows.append([item.name, item.protocol, *shares, *(f"{count:,.0f}" for count in item.counts)])
     return rows
 
 

@@ -18,7 +18,7 @@ from midibert_ray.studies import corpora as table_one
 from midibert_ray.studies import figures, outcome, paper, table
 from midibert_ray.studies.baselines import MAJORITY
 from midibert_ray.studies.findings import leaks, melody_or_not
-from midibert_ray.studies.formats import p_text
+from midibert_ray.studies.formats import melody_grid, p_text
 from midibert_ray.studies.outcome import Outcome
 from midibert_ray.studies.page import between, findings, folded, grid, heat, picture, results
 from midibert_ray.studies.source import Source
@@ -125,20 +125,9 @@ def melody(source: Source) -> str:
     found = melody_or_not(source.outcomes, source.baselines, source.tables)
     if not found:
         return ""
-    head = ("", "protocol", "accuracy", "paper", "F1 of melody", "TP", "FP", "FN", "TN")
-    rows = [
-        [
-            escape(item.name),
-            item.protocol,
-            f"<b>{100 * item.accuracy:.2f}</b>",
-            f"{item.printed:.2f}" if item.printed is not None else "",
-            f"{100 * item.f1:.2f}",
-            *(f"{count:,.0f}" for count in item.counts),
-        ]
-        for item in found
-    ]
+    head, *rows = melody_grid(found)
     note = "Bridge and accompaniment are one class here. Skyline takes the highest note for the melody, by rule."
-    return f"<p class=note>{note}</p>{grid(head, rows)}"
+    return f"<p class=note>{note}</p>{grid(head, [list(map(escape, row)) for row in rows])}"
 
 
 def failures(source: Source) -> str:

@@ -204,7 +204,7 @@ def build(
     known = set(paper.variants(tuple(wanted)))
     others = sorted({key.variant for key in (*scores, *broken)} - known, key=_place)
     plain = PaperTable(
-        title="Other variants" if wanted else "Results",
+        title="Other variants" if wanted else "All variants",
         baseline="pretrained" if "pretrained" in others else "",
         rows=tuple(Row(label=variant, variant=variant, printed={}) for variant in others),
     )

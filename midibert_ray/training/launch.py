@@ -164,8 +164,9 @@ def _trainer(
 ) -> TorchTrainer:
     compute, address = config.compute, tracking.address(config)
     system, runs = storage.filesystem(storage.join(storage.resolve(config.storage.root), "runs"))
-    # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
+    # a core, so looking more often than this takes its time from workers that fill a node.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "sink": sink},

@@ -99,6 +99,7 @@ def test_the_child_gives_what_the_parent_would(sandbox: Sandbox, sample: list, p
             np.testing.assert_array_equal(values, getattr(tokens, name))
 
 
+@pytest.mark.slow
 def test_what_kills_a_child_is_the_reason_and_the_rest_goes_on(act: Sandbox) -> None:
     good = GOOD["upper.MID"]
     deeds = {
@@ -117,6 +118,7 @@ def test_what_kills_a_child_is_the_reason_and_the_rest_goes_on(act: Sandbox) -> 
     assert answers[1::2] == [None] * len(deeds)
 
 
+@pytest.mark.slow
 def test_two_crashes_in_a_row_are_blamed_on_the_right_files(act: Sandbox) -> None:
     words = [b"segfault", b"segfault", GOOD["upper.MID"], b"exit", b"kill", b"kill"]
     reasons = [answer.reason for answer in act.tokenize(map(request, words))]
@@ -150,6 +152,7 @@ def test_a_child_that_cannot_start_is_no_fault_of_a_file() -> None:
         list(Sandbox(handler="no_such_module:f").tokenize([request(b"")]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["idle", "spin"])
 def test_the_child_dies_with_its_parent(tmp_path: Path, word: str) -> None:
     """An idle one sees the end of its input; one that hangs is ended by its alarm."""

@@ -278,6 +278,7 @@ def small_large_tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str
     return write(1), write(10), write_store(folder / "tiny", [("a", "train", None, made_tokens(600, 0))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("representation", ["cp", "remi"])
 def test_memory_of_a_gatherer_does_not_grow_with_the_store(
     small_large_tiny: tuple[str, str, str], tmp_path: Path, representation: str

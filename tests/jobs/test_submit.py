@@ -92,6 +92,7 @@ def wanted(*words: str, job: str = "pipeline") -> Submission:
     return describe(Path(f"jobs/{job}.py"), words, cli.Invocation.from_json(shown.getvalue()))
 
 
+@pytest.mark.slow
 def test_an_id_says_what_is_made_and_where() -> None:
     one = wanted("--preset", "debug", "storage.root=/a", "seed=7")
     assert re.fullmatch(r"pipeline-[0-9a-f]{10}", one.id)
@@ -160,6 +161,7 @@ def submit(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_said_before_anything_is_sent() -> None:
     wrong = submit("jobs/download.py", "pop909", "corpora.rot=/data")
     assert wrong.returncode == 2

@@ -198,7 +198,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
         record(log, name, entry)
     content = report.render(source.load(plan.config, plan.key))
     text = check(content)
-    assert "Results Accuracy on the test split in %; p against pretrained." in text
+    assert "All variants Accuracy on the test split in %; p against pretrained." in text
     assert "Melody or not" not in text and "Pre-training" not in text
     assert "pieces" in text.partition("Beside accuracy")[2]
 

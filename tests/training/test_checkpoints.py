@@ -291,6 +291,7 @@ def test_only_a_full_disk_is_explained(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     process_group: None, tiny: Config, small_disk: Path
 ) -> None:

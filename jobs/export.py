@@ -4,6 +4,7 @@
     python jobs/export.py run=OUT/runs/pretrain-1a2b3c4d5e/step_000000120 output=exports/step-120
     python jobs/export.py run=OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021 output=exports/melody
     python jobs/export.py reference=pretrain_model.ckpt output=exports/authors   # a file of the authors' code
+    python jobs/export.py --preset base storage.root=s3://bucket/out output=s3://bucket/exports/mine
 
 `MidiBertModel.from_pretrained(FOLDER)` opens it on a machine without Ray and DeepSpeed; README.md in it says how.
 """
@@ -15,7 +16,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 
 from transformers.utils import logging
 
-from midibert_ray import cli, export
+from midibert_ray import cli, export, storage
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
         print(export.plan(wanted.config, **wanted.extra))
         return
     folder = export.export(wanted.config, **wanted.extra)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"{folder}: {', '.join(storage.names(folder))}")
 
 
 if __name__ == "__main__":

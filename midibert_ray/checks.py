@@ -1,7 +1,33 @@
 """What a setting may be: the error for one that may not, and the checks that raise it."""
 
+import re
 from dataclasses import field
 from typing import Any
+from urllib.parse import parse_qsl
+
+QUERIES: dict[str, dict[str, str]] = {
+    "s3": {
+        "endpoint_override": r"(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?",
+        "scheme": r"https?",
+        "region": r"[a-z0-9-]+",
+        "tls_ca_file_path": r"/.+",
+    },
+    "gs": {
+        "endpoint_override": r"(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:\d{1,5})?",
+        "scheme": r"https?",
+        "project_id": r"[a-z0-9:.-]+",
+        "retry_limit_seconds": r"\d+",
+    },
+}
+"""Object stores by the scheme of their addresses: what a query may say of where they are, and how (a pattern)."""
+
+FOLDER = "folder:"
+"""Start of the name of a corpus of the user's own; its address follows."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_SLIP = re.compile(r"(s3|gs|file):(?!//)")
 
 
 class ConfigError(ValueError):
@@ -33,3 +59,84 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
+
+
+def require_name(key: str, name: str) -> None:
+    """Refuse a user's name that could not stand in a path.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    allowed = "letters, digits and . _ = , + - (128 at most, a letter or digit first, no two dots in a row)"
+    require(bool(_NAME.fullmatch(name)) and ".." not in name, key, name, allowed)
+
+
+def require_corpora(key: str, names: tuple[str, ...]) -> None:
+    """Refuse a list of corpora that is empty, names one twice, or has one of the user's (`folder:ADDRESS`) whose
+    address is not plain. Whether a corpus exists is checked where it is opened.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    require(len(names) > 0, key, names, "at least one corpus")
+    require(len({name.rstrip("/") for name in names}) == len(names), key, names, "each corpus once")
+    for name in names:
+        if name.startswith(FOLDER):
+            require_address(key, name.removeprefix(FOLDER))
+
+
+def require_folder(key: str, path: str) -> None:
+    """Refuse what is no path of a local folder.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    require(not _CONTROL.search(path), key, path, "a path without control characters")
+    require("://" not in path and not _SLIP.match(path), key, path, "a folder of the machine itself")
+
+
+def require_address(key: str, address: str) -> None:
+    """Refuse what is neither a path nor `s3://bucket/prefix` or `gs://bucket/prefix` with a plain bucket and prefix.
+
+    The message repeats neither a query nor what cannot be a bucket, as both may hold a key.
+
+    Raises:
+        ConfigError: naming the key, the value and what is allowed.
+    """
+    require(not _CONTROL.search(address), key, address, "an address without control characters")
+    require(not _SLIP.match(address), key, address, "two slashes behind the colon, as in s3://bucket/prefix")
+    scheme, mark, rest = address.partition("://")
+    if scheme == "file":
+        require(rest.startswith("/"), key, address, "three slashes, as in file:///folder, or the path alone")
+    elif mark:
+        base, _, query = rest.partition("?")
+        bucket, slash, prefix = base.partition("/")
+        shown = f"{scheme}://{bucket}{slash}{prefix}" if re.fullmatch(r"[\w.-]*", bucket) else f"{scheme}://..."
+        _require_bucket(key, shown, scheme, bucket)
+        _require_prefix(key, shown, prefix)
+        _require_query(key, f"{shown}?...", scheme, query)
+
+
+def _require_bucket(key: str, shown: str, scheme: str, bucket: str) -> None:
+    require(scheme in QUERIES, key, shown, "a folder, s3://bucket/prefix or gs://bucket/prefix")
+    require(not set("@:") & set(bucket), key, shown, "a bucket without keys: nodes have them in their environment")
+    plain = _BUCKET.fullmatch(bucket) and ".." not in bucket and not ("_" in bucket and scheme == "s3")
+    allowed = (
+        "a bucket of 3 to 63 lower-case letters, digits, dots and hyphens, the first and the last no dot or hyphen"
+    )
+    require(bool(plain), key, shown, allowed)
+
+
+def _require_prefix(key: str, shown: str, prefix: str) -> None:
+    parts = prefix.removesuffix("/").split("/") if prefix else []
+    require(not {"", ".", ".."} & set(parts), key, shown, "a prefix without empty parts, . and ..")
+    require(not set(prefix) & set("%#\\"), key, shown, "a prefix as it stands in the bucket, without %, # and \\")
+
+
+def _require_query(key: str, shown: str, scheme: str, query: str) -> None:
+    known, seen = QUERIES[scheme], parse_qsl(query, keep_blank_values=True)
+    require(len(dict(seen)) == len(seen), key, shown, "each part of the query once")
+    for name, value in seen:
+        require(name in known, key, shown, f"nothing but {', '.join(known)} behind the question mark")
+        wanted = "HOST:PORT" if name == "endpoint_override" else f"what fits {known[name]}"
+        require(bool(re.fullmatch(known[name], value)), key, shown, f"{wanted} for {name}")

@@ -11,6 +11,7 @@ MLflow and in `config.json`. Two kinds of field exist:
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from midibert_ray import checks
 from midibert_ray.checks import ConfigError, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
@@ -39,15 +40,15 @@ TableName = Literal["1", "2", "3", "4", "leak"]
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
-    """Corpora to tokenize and to pre-train on; `folder:/path` takes any folder of MIDI files."""
+    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
+    MIDI files."""
 
     root: str = runtime("")
-    """Folder or URI that holds the publishers' folders (POP909, asap-dataset, ...)."""
+    """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
     def __post_init__(self) -> None:
-        require(len(self.names) > 0, "corpora.names", self.names, "at least one corpus")
-        same = {name.rstrip("/") for name in self.names}
-        require(len(same) == len(self.names), "corpora.names", self.names, "each corpus once")
+        checks.require_address("corpora.root", self.root)
+        checks.require_corpora("corpora.names", self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
+        checks.require_corpora("finetune.corpus", (self.corpus,))
         for name in ("batch", "epochs", "lr"):
             require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
         for name in ("patience", "weight_decay", "freeze_layers", "train_segments"):
@@ -280,6 +282,7 @@ class StudyConfig:
     """Random settings that a sweep tries, in place of tables, variants and seeds."""
 
     def __post_init__(self) -> None:
+        checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
         require_some_of("study.tasks", self.tasks, get_args(TaskName))
@@ -351,10 +354,20 @@ class ComputeConfig:
 @dataclass(frozen=True, kw_only=True)
 class StorageConfig:
     root: str = runtime("~/midibert")
-    """Folder or URI below which every artifact is written: tokens, runs, studies."""
+    """Folder, `s3://bucket/prefix` or `gs://bucket/prefix` below which every artifact is written: tokens, runs,
+    studies. Behind it may stand which server of your own has the bucket: `?endpoint_override=HOST:PORT&scheme=http`."""
 
     cache: str = runtime("~/.cache/midibert_ray")
-    """Folder on each node for memory-mapped copies of token stores."""
+    """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
+
+    cache_gib: float = runtime(50.0)
+    """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
+    in use; 0 sets no bound."""
+
+    def __post_init__(self) -> None:
+        checks.require_address("storage.root", self.root)
+        checks.require_folder("storage.cache", self.cache)
+        require(self.cache_gib >= 0, "storage.cache_gib", self.cache_gib, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,19 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from midibert_ray import pipeline, storage, tracking
+from midibert_ray.checks import require, require_address, require_folder
 from midibert_ray.config import Config, ConfigError, FinetuneConfig
 from midibert_ray.model.card import CARD, About, output_names, render
 from midibert_ray.model.checkpoint import (
+    VOCABULARY,
     WEIGHT_FILES,
     CheckpointError,
+    OutputError,
     check_free,
     load_checkpoint,
     save_export,
@@ -37,14 +39,14 @@ from midibert_ray.studies.outcome import Origin, Outcome
 from midibert_ray.studies.plan import task_corpus
 from midibert_ray.studies.statistics import wilson
 from midibert_ray.training import checkpoints
-from midibert_ray.training.checkpoints import FIRST_DIGESTS, verify
+from midibert_ray.training.checkpoints import verify, weights
 from midibert_ray.training.engine import PROGRESS_FILE
-from midibert_ray.training.launch import SECTIONS, PretrainRun, run_address
+from midibert_ray.training.launch import SECTIONS
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = {
-    "output": "Folder to write; it must be new or empty.",
+    "output": "Folder to write, local or `s3://bucket/prefix`; it must be new or empty.",
     "run": "Address of a checkpoint to export, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or of a finished "
     "trial, such as OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021; without it and without reference, the "
     "best checkpoint of the finished pre-training of these settings is exported.",
@@ -56,6 +58,9 @@ SETTINGS = {
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "compute")
 """What changes the weights of a trial, beside its encoder."""
 
+UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
+"""What an export is in a bucket, in the order in which it is written: the last says that the others are there."""
+
 FROZEN = {"none": "", "backbone": " with the encoder frozen", "attention": " with the Transformer layers frozen"}
 """What `finetune.freeze` is called on a card."""
 
@@ -66,46 +71,73 @@ REFERENCE_NOTE = (
 )
 
 
-def export(config: Config, *, output: str = "", run: str = "", reference: str = "") -> Path:
-    """Write a model as a folder, whole or not at all, and return the folder.
+def export(config: Config, *, output: str = "", run: str = "", reference: str = "") -> str:
+    """Write a model as a folder, whole or not at all, and return the folder's address.
+
+    In a bucket the folder is a model as soon as it has a config.json, which is written last.
 
     Args:
         config: describes the pre-training to export, where neither `run` nor `reference` is given.
-        output: folder to write.
+        output: folder to write, local or in a bucket.
         run: address of a checkpoint, or of a finished trial, to export instead.
         reference: path of a file of the authors' code to export instead.
 
     Raises:
-        ConfigError: for no output, an output that is not a local folder, or two sources.
+        ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
         CheckpointError: for a source that is no whole model, or a pickle that holds more than tensors.
         FileNotFoundError: where the source is not there; MissingInputError where no such pre-training has finished.
     """
-    final = check_free(_folder(output))
+    final = _output(output)
+    _check_free(final)
     if run and reference:
         raise ConfigError(f"run={run} and reference={reference} are two sources; give one of them")
     if reference:
+        require_folder("reference", reference)
         model, about = _from_reference(Path(storage.resolve(reference)))
     elif run:
+        require_address("run", run)
         model, about = _from_checkpoint(config, storage.resolve(run))
     else:
         model, about = _from_settings(config)
     if names := about.classes or output_names(model):
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
-    return save_export(model, final, {CARD: render(model, about)})
+    _write(model, final, {CARD: render(model, about)})
+    return final
+
+
+def _output(output: str) -> str:
+    require(bool(output), "output", output, "the folder to write, such as output=exports/mine")
+    require_address("output", output)
+    return storage.resolve(output)
+
+
+def _check_free(final: str) -> None:
+    """Make sure that an export may be written; what one that was broken off left in a bucket is overwritten."""
+    if storage.is_local(final):
+        check_free(final)
+        return
+    storage.require_bucket("output", final)
+    found = storage.names(final)
+    broken_off = UPLOADED[0] in found and set(found) <= set(UPLOADED[:-1])
+    if found and not broken_off:
+        raise OutputError(f"{final} is there already; nothing is overwritten: name a new folder, or remove it first")
+
+
+def _write(model: MidiBertPreTrainedModel, final: str, texts: Mapping[str, str]) -> None:
+    if storage.is_local(final):
+        save_export(model, final, texts)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_export(model, Path(scratch, "export"), texts)
+        storage.upload(folder, final, UPLOADED)
 
 
 def plan(config: Config, *, output: str = "", run: str = "", reference: str = "") -> str:
     """What `--dry-run` prints: where the weights come from, and where the folder goes."""
-    source = reference or run or _best(config)[0]
-    return f"{'from':<8}{source}\n{'to':<8}{_folder(output)}"
-
-
-def _folder(output: str) -> str:
-    if not output or not storage.is_local(output):
-        raise ConfigError(f"output={output!r} is not allowed; name the folder to write, such as output=exports/mine")
-    return storage.resolve(output)
+    source = reference or run or pipeline.pretrained(config).checkpoint
+    return f"{'from':<8}{source}\n{'to':<8}{_output(output)}"
 
 
 def _from_reference(path: Path) -> tuple[MidiBertPreTrainedModel, About]:
@@ -137,15 +169,9 @@ def _numbers(scores: Mapping[str, Any], families: Mapping[str, Any]) -> dict[str
     return figures
 
 
-def _best(config: Config) -> tuple[str, PretrainRun]:
-    done = pipeline.pretrained(config)
-    # A storage root may have been copied elsewhere since; the folder's name stays.
-    return storage.join(run_address(config, done.key), storage.basename(done.checkpoint)), done
-
-
 def _from_settings(config: Config) -> tuple[MidiBertPreTrainedModel, About]:
-    address, done = _best(config)
-    return _open(address), _about(config, key=done.key, step=done.step, figures=done.metrics)
+    done = pipeline.pretrained(config)
+    return _open(done.checkpoint), _about(config, key=done.key, step=done.step, figures=done.metrics)
 
 
 def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedModel, About]:
@@ -164,13 +190,13 @@ def _from_checkpoint(config: Config, address: str) -> tuple[MidiBertPreTrainedMo
 def _run_of(address: str) -> tuple[str, str]:
     """Storage root and key of the run that a checkpoint `{root}/runs/<key>/<checkpoint>` belongs to, or nothing."""
     place = storage.without_query(address)
-    found = re.fullmatch(r"(.+)/runs/([^/]+)/[^/]+/?", place)
+    found = re.fullmatch(r"(.+)/runs/([\w.-]+)/[^/]+/?", place)
     return (found[1] + address.removeprefix(place), found[2]) if found else ("", "")
 
 
 def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Config, dict[str, float]] | None:
     """The configuration of a run, and its validation figures at a step, as MLflow holds them."""
-    if not key:
+    if not key or not (config.tracking.uri or storage.is_local(root)):
         return None
     where = tracking.address(replace(config, {"storage.root": root}))
     if where.uri.startswith("sqlite:///") and not Path(where.uri.removeprefix("sqlite:///")).exists():
@@ -298,30 +324,11 @@ def _open(address: str) -> MidiBertPreTrainedModel:
             "OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or a finished trial, such as "
             "OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021"
         )
-    with _local(address) as folder:
-        _check_digests(address, folder)
-        return load_checkpoint(folder)
-
-
-def _check_digests(address: str, folder: Path) -> None:
-    """Compare weights with what the first worker noted when it wrote them; a folder without notes passes."""
-    place = storage.join(address, FIRST_DIGESTS)
-    noted = json.loads(storage.read_bytes(place))["files"] if storage.exists(place) else {}
-    for name in noted.keys() & set(WEIGHT_FILES):
-        if _sha256(folder / name) != noted[name]["sha256"]:
-            raise CheckpointError(f"{address}/{name} is not what the run wrote; export another of its checkpoints")
-
-
-@contextmanager
-def _local(address: str) -> Iterator[Path]:
-    """A checkpoint's weights as a local folder; those of a bucket are fetched."""
-    if storage.is_local(address):
-        yield Path(storage.resolve(address))
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in WEIGHT_FILES:
-            Path(scratch, name).write_bytes(storage.read_bytes(storage.join(address, name)))
-        yield Path(scratch)
+    try:
+        with weights(address) as folder:
+            return load_checkpoint(folder)
+    except checkpoints.CheckpointError as error:
+        raise CheckpointError(f"{error}; export another of its checkpoints") from error
 
 
 def _sha256(path: Path) -> str:

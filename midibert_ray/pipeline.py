@@ -44,7 +44,14 @@ def tokenize_for(study: Plan) -> list[Summary]:
 
 
 def addresses(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Corpus -> address of its token store, whether or not it has been written."""
+    """Corpus -> address of its token store, whether or not it has been written.
+
+    Raises:
+        ConfigError: for a bucket that cannot be used.
+        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+    """
+    storage.require_bucket("storage.root", config.storage.root)
+    storage.require_bucket("corpora.root", config.corpora.root)
     settings = _token_settings(config)
     return {name: plan_corpus(name, **settings).address for name in names}
 

@@ -86,8 +86,19 @@ def address(config: Config) -> Address:
             raise ConfigError(
                 f"tracking.uri is empty while storage.root={root!r} is remote; give a server, tracking.uri=http://HOST:5000"
             )
-        return Address(uri, storage.join(root, "mlflow"))
+        return Address(uri, _artifacts_of(uri, root))
     return Address(uri or f"sqlite:///{root}/mlflow.db", Path(root, "mlflow").as_uri())
+
+
+def _artifacts_of(uri: str, root: str) -> str:
+    """Where the artifacts of a database go while the storage root is a bucket.
+
+    Those of sqlite, which serves one machine, stay beside it. For another database MLflow itself writes to the bucket,
+    with boto3 (s3://) or google-cloud-storage (gs://), and takes the server of one's own from MLFLOW_S3_ENDPOINT_URL.
+    """
+    if uri.startswith(_SQLITE):
+        return Path(storage.resolve(uri.removeprefix(_SQLITE))).with_name("mlflow").as_uri()
+    return storage.without_query(storage.join(root, "mlflow"))
 
 
 def _is_server(uri: str) -> bool:

@@ -1,7 +1,10 @@
 """Token stores for tests, written without Ray."""
 
 import json
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +12,7 @@ import pyarrow.parquet as pq
 
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.data.part import Part, make_part
 from midibert_ray.music import corpora
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
@@ -41,6 +45,14 @@ def write_store(
     }
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
     return str(folder)
+
+
+def make_here(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
+    """What `tokenize._stream` gives, one part after the other in this process."""
+    for part in parts:
+        began = time.time()
+        reports = make_part(part)
+        yield [{**report, "node": "here", "began": began, "ended": time.time()} for report in reports]
 
 
 def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:

@@ -1,19 +1,16 @@
 """The token store on disk, and the memory-mapped copy that every node makes of it.
 
-    {root}/tokens/<corpus>-<hash>/part-00000.parquet ...    one row a piece, pieces in the order of their ids
+    {root}/tokens/<corpus>-<hash>/part-*.parquet            one row a piece, pieces in the order of their ids
     {root}/tokens/<corpus>-<hash>/manifest.json             written last: a folder without it is no store
     {cache}/<corpus>-<hash>-<digest>/*.npy, pieces.arrow    the node's copy, one array a column
 
-A copy is built part by part, so that its memory does not depend on the size of the store, under a lock and
-under another name, so that a reader finds all of it or nothing.
+In an object store the manifest names the parts, as there those of another store may lie beside them for a while; see
+`staging`. A copy is built part by part, so that its memory does not depend on the size of the store.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.data.node_cache import Copy, NodeCache
 
 logger = logging.getLogger(__name__)
 
@@ -77,42 +74,32 @@ def write_manifest(uri: str, manifest: dict[str, Any]) -> None:
     storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
 
 
-def node_copy(uri: str, manifest: dict[str, Any], cache_dir: str | None) -> Path:
-    """The folder of this node's copy of a store; built first if the node has none.
+def part_files(uri: str, manifest: dict[str, Any]) -> list[str]:
+    """Names of the parts of a store, in the order of their pieces."""
+    named = manifest.get("parts")
+    return sorted(named if named is not None else [name for name in storage.names(uri) if name.endswith(".parquet")])
 
-    Of several processes on a node one builds and the others wait. `cache_dir` must lie on a disk of the node;
-    without it, the user's cache folder is used.
+
+def node_copy(uri: str, manifest: dict[str, Any], cache: NodeCache) -> Copy:
+    """The copy of a store on this node; built first if the node has none.
 
     Raises:
         ValueError: if the content of the store is not what its manifest says.
+        OSError: if the store cannot be read, or the copy not be written.
     """
-    root = Path(cache_dir).expanduser() if cache_dir else _default_cache()
-    name = Path(storage.without_query(uri)).name
-    target = root / f"{name}-{manifest['digest'][:16]}-v{FORMAT_VERSION}"
-    if target.is_dir():
-        return target
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when the builder dies
-        if not target.is_dir():
-            building = root / f".{target.name}.building"
-            shutil.rmtree(building, ignore_errors=True)
-            try:
-                _build(uri, manifest, building)
-                building.replace(target)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
-    return target
+    name = f"{storage.basename(uri)}-{manifest['digest'][:16]}-v{FORMAT_VERSION}"
+    return cache.get(name, _copy_bytes(manifest["counts"]), lambda folder: _build(uri, manifest, folder))
 
 
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "midibert_ray" / "tokens"
+def _copy_bytes(counts: dict[str, int]) -> int:
+    """Roughly the bytes of a copy: its columns, and of every piece an id, a split, an offset and its bars."""
+    columns = sum(np.dtype(dtype).itemsize * width for dtype, width in COLUMNS.values())
+    return counts["notes"] * columns + counts["pieces"] * 64
 
 
 def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
     """Write every column of the store as one array, and compare counts and digest with the manifest."""
     logger.info("copying the token store %s to %s", uri, folder.parent)
-    folder.mkdir()
     notes = manifest["counts"]["notes"]
     digests: list[tuple[str, str]] = []
     lengths: list[NDArray[np.int64]] = []
@@ -124,7 +111,7 @@ def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
         }
         sink = files.enter_context(pa.OSFile(str(folder / "pieces.arrow"), "wb"))
         pieces = files.enter_context(pa.ipc.new_file(sink, PIECE_SCHEMA))
-        for batch in _batches(uri):
+        for batch in _batches(uri, manifest):
             pieces.write_batch(batch.select(PIECE_SCHEMA.names))
             length = batch.column("velocity").value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
             values = {name: batch.column(name).flatten().to_numpy() for name in COLUMNS}
@@ -145,12 +132,11 @@ def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
     np.save(folder / "bars.npy", np.concatenate(bars))
 
 
-def _batches(uri: str) -> Iterator[pa.RecordBatch]:
+def _batches(uri: str, manifest: dict[str, Any]) -> Iterator[pa.RecordBatch]:
     """The rows of all parts in their order, some at a time."""
     system, path = storage.filesystem(uri)
-    files = [info.path for info in system.get_file_info(fs.FileSelector(path)) if info.extension == "parquet"]
-    for file in sorted(files):
-        with system.open_input_file(file) as source:
+    for name in part_files(uri, manifest):
+        with system.open_input_file(f"{path}/{name}") as source:
             yield from pq.ParquetFile(source).iter_batches(batch_size=64, columns=SCHEMA.names)
 
 

@@ -5,7 +5,6 @@ subfolders that nobody may read, links that lead back to where they stand. An ob
 and pyarrow lists it.
 """
 
-import functools
 import hashlib
 import heapq
 import json
@@ -56,7 +55,7 @@ def list_files(location: str) -> Listing:
     """
     if storage.is_local(location):
         return _Walk(storage.resolve(location)).listing()
-    system, path = _store(location)
+    system, path = storage.filesystem(location)
     infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     names = {info.path[len(path) :].lstrip("/"): info for info in infos if info.is_file}
     files = {name: File(int(info.size), info.mtime_ns, name) for name, info in names.items()}
@@ -71,19 +70,14 @@ def open_file(location: str, path: str) -> BinaryIO:
     """
     if storage.is_local(location):
         return Path(storage.resolve(location), path).open("rb")
-    system, folder = _store(location)
+    system, folder = storage.filesystem(location)
     return cast(BinaryIO, system.open_input_stream(f"{folder}/{path}"))
-
-
-@functools.lru_cache(maxsize=8)
-def _store(location: str) -> tuple[fs.FileSystem, str]:
-    return storage.filesystem(location)  # a client of an object store is slow to make, and serves all threads
 
 
 def listing_digest(files: Mapping[str, File], unlisted: Iterable[str]) -> str:
     """A digest of names, sizes and times: while it stays the same, no file has been changed.
 
-    A change that keeps a file's size within one tick of the storage's clock (milliseconds) goes unseen.
+    A change that keeps a file's size within one tick of the storage's clock (milliseconds; in S3 a second) goes unseen.
     """
     rows = [[name, files[name].size, files[name].mtime_ns] for name in sorted(files)]
     return hashlib.sha256(json.dumps([rows, sorted(unlisted)]).encode()).hexdigest()

@@ -1,11 +1,12 @@
 """A token store appears whole or not at all.
 
-A job writes into a hidden folder beside the address, `.<store>.<host>.<pid>.<random>`, and publishes it when
-the manifest is in it: by a rename, or, in an object store, which has none, by copying the manifest last.
-What a killed job leaves behind is no store, and the next job removes it.
+A job writes into a hidden folder beside the address, `.<store>.<host>.<pid>.<mark>`, and publishes it when the
+manifest is in it, by a rename. A store whose files have changed is replaced: the two folders are exchanged.
 
-A store whose files have changed is replaced: the two folders are exchanged. An object store has no such thing;
-there the old manifest is deleted first, and until the new one is there, no store is.
+An object store can do neither. There the parts are copied to names that end in the job's mark, and then the manifest,
+which names them, is written: one object, which makes a store of them, or puts the new store in the place of the old.
+
+What a killed job leaves behind is no store, and the next job removes it.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from typing import Any
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.data.layout import MANIFEST, write_manifest
+from midibert_ray.data.layout import MANIFEST, part_files, read_manifest, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,20 @@ def create(address: str) -> str:
     parent, name = _split(address)
     host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
     staging = storage.join(parent, f".{name}.{host}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    system, path = storage.filesystem(staging)
-    system.create_dir(path)
+    if storage.is_local(staging):  # in an object store it comes with the first part
+        Path(storage.resolve(staging)).mkdir(parents=True)
     return staging
 
 
 def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
-    """Write the manifest and make the staging folder the store; another job's store that came first stays."""
-    write_manifest(staging, manifest)
+    """Write the manifest and make the staging folder the store.
+
+    If another job has published the same store in the meantime, one of the two stays: on a disk that one, in an object
+    store this one.
+    """
     if not storage.is_local(address):
-        _copy(staging, address)
-        return discard(staging)
+        return _put(staging, address, manifest)
+    write_manifest(staging, manifest)
     source, target = _swept(staging), Path(storage.resolve(address))
     if target.exists() and not (target / MANIFEST).exists():
         shutil.rmtree(target)
@@ -60,17 +64,43 @@ def publish(staging: str, address: str, manifest: dict[str, Any]) -> None:
 
 def replace(staging: str, address: str, manifest: dict[str, Any]) -> None:
     """Write the manifest and put the staging folder in the place of the store that stands at the address."""
+    if not storage.is_local(address):
+        return _put(staging, address, manifest)
     write_manifest(staging, manifest)
-    if storage.is_local(address):
-        _exchange(_swept(staging), Path(storage.resolve(address)))
-        return discard(staging)
-    system, target = storage.filesystem(address)
-    system.delete_file(f"{target}/{MANIFEST}")
-    for info in system.get_file_info(fs.FileSelector(target)):
-        if info.is_file and info.base_name != MANIFEST:
-            system.delete_file(info.path)
-    _copy(staging, address)
+    _exchange(_swept(staging), Path(storage.resolve(address)))
     return discard(staging)
+
+
+def _put(staging: str, address: str, manifest: dict[str, Any]) -> None:
+    """Make the parts in a staging folder the store at an address of an object store."""
+    system, source = storage.filesystem(staging)
+    _, target = storage.filesystem(address)
+    mark = _mark(storage.basename(staging))
+    parts = {name: name.replace(".parquet", f".{mark}.parquet") for name in storage.names(staging)}
+    for name, marked in parts.items():
+        system.copy_file(f"{source}/{name}", f"{target}/{marked}")
+    write_manifest(address, {**manifest, "parts": list(parts.values())})
+    _remove_unnamed(address)
+    discard(staging)
+
+
+def _remove_unnamed(address: str) -> None:
+    """Remove the parts that the manifest does not name and no running job is about to name."""
+    parent, store = _split(address)
+    try:
+        named = set(part_files(address, read_manifest(address)))
+    except FileNotFoundError:
+        named = set()
+    running = {_mark(name) for name in storage.names(parent) if name.startswith(f".{store}.")}
+    system, path = storage.filesystem(address)
+    for name in storage.names(address):
+        if name.endswith(".parquet") and name not in named and _mark(name.removesuffix(".parquet")) not in running:
+            system.delete_file(f"{path}/{name}")
+
+
+def _mark(name: str) -> str:
+    """The mark of a job at the end of the name of its staging folder, or of one of its parts."""
+    return name.rpartition(".")[2]
 
 
 def _swept(staging: str) -> Path:
@@ -110,6 +140,8 @@ def remove_stale(parent: str) -> None:
             if _is_dead(system, info, host, pid):
                 logger.info("removing %s, which a dead job left behind", info.base_name)
                 system.delete_dir(info.path)
+                if not storage.is_local(parent):
+                    _remove_unnamed(storage.join(parent, parts[0].removeprefix(".")))
 
 
 def _is_dead(system: fs.FileSystem, info: fs.FileInfo, host: str, pid: str) -> bool:
@@ -135,11 +167,3 @@ def _split(address: str) -> tuple[str, str]:
     base = storage.without_query(address)
     parent, _, name = base.rpartition("/")
     return parent + address[len(base) :], name
-
-
-def _copy(staging: str, address: str) -> None:
-    system, source = storage.filesystem(staging)
-    _, target = storage.filesystem(address)
-    names = [info.base_name for info in system.get_file_info(fs.FileSelector(source)) if info.is_file]
-    for name in sorted(names, key=lambda name: (name == MANIFEST, name)):
-        system.copy_file(f"{source}/{name}", f"{target}/{name}")

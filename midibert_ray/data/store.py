@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from midibert_ray.config import StorageConfig
 from midibert_ray.data import layout
+from midibert_ray.data.node_cache import Copy, NodeCache
 from midibert_ray.music import tokens as music_tokens
 from midibert_ray.music import vocabulary
 
@@ -26,9 +28,11 @@ Indices = NDArray[np.int64]
 class TokenStore:
     """One token store; its arrays are memory maps and stay on disk until they are read."""
 
-    def __init__(self, uri: str, manifest: dict[str, Any], folder: Path, cache_dir: str | None) -> None:
-        """Map the node's copy in `folder`; use `open`, which makes the copy."""
-        self.uri, self.manifest, self._cache_dir = uri, manifest, cache_dir
+    def __init__(self, uri: str, manifest: dict[str, Any], copy: Copy, cache: tuple[str, float]) -> None:
+        """Map the node's copy; use `open`, which makes it."""
+        self.uri, self.manifest, self._cache = uri, manifest, cache
+        self._copy = copy  # stays where it is as long as this store
+        folder = copy.folder
         self.tokens: NDArray[np.uint8] = _mapped(folder / "tokens.npy")
         """uint8[N, 4], CP ids of all pieces, one after the other."""
         self.onset: NDArray[np.int32] = _mapped(folder / "onset.npy")
@@ -45,25 +49,32 @@ class TokenStore:
             self._pieces = pa.ipc.open_file(source).read_all()
 
     @classmethod
-    def open(cls, uri: str, cache_dir: str | None = None) -> "TokenStore":
-        """Open the store at an address; the first process of a node copies it to `cache_dir`.
+    def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
+        """Open the store at an address; the first process of a node copies it to the node's cache.
+
+        Args:
+            uri: address of the store.
+            cache_dir: folder of the node's copies of stores, on a disk of its own.
+            cache_gib: GiB that these may take together; 0: as much as the disk holds.
 
         Raises:
             FileNotFoundError: if no finished store stands at the address.
             ValueError: if the store is damaged or has another format.
+            OSError: if it cannot be read, or the disk of the cache is full.
         """
+        cache = NodeCache(Path(cache_dir).expanduser(), cache_gib)
         while True:
             manifest = layout.read_manifest(uri)
             try:
-                return cls(uri, manifest, layout.node_copy(uri, manifest, cache_dir), cache_dir)
+                return cls(uri, manifest, layout.node_copy(uri, manifest, cache), (cache_dir, cache_gib))
             except (ValueError, OSError):
-                if layout.read_manifest(uri)["digest"] == manifest["digest"]:
+                if _content(layout.read_manifest(uri)) == _content(manifest):
                     raise
                 # the store was replaced while it was read: the new one is as good
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process or node, a store is opened there: arrays are never pickled."""
-        return TokenStore.open, (self.uri, self._cache_dir)
+        return TokenStore.open, (self.uri, *self._cache)
 
     def __len__(self) -> int:
         """Number of pieces."""
@@ -98,6 +109,16 @@ class TokenStore:
     def splits(self) -> set[str]:
         """The splits that occur."""
         return set(pc.unique(self._pieces["split"]).to_pylist())
+
+
+def open_store(uri: str, where: StorageConfig) -> TokenStore:
+    """Open the store at an address, by way of the cache that a configuration names; see `TokenStore.open`."""
+    return TokenStore.open(uri, where.cache, where.cache_gib)
+
+
+def _content(manifest: dict[str, Any]) -> tuple[Any, ...]:
+    """What another store at the same address differs in."""
+    return manifest["digest"], manifest.get("parts")
 
 
 def _mapped(path: Path) -> NDArray[Any]:

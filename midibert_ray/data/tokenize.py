@@ -219,7 +219,7 @@ class _Ledger:
     def _manifest(self) -> dict[str, Any]:
         quarantined = self._quarantined | self.plan.quarantined
         return {
-            "corpus": self.plan.corpus.name,
+            "corpus": storage.without_query(self.plan.corpus.name),  # which server had it is no part of a name
             "protocol": self.plan.protocol,
             "settings": self.plan.settings,
             "vocabulary_digest": vocabulary_digest(),

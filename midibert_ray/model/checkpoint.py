@@ -22,6 +22,8 @@ _CLASSES: dict[str, type[MidiBertPreTrainedModel]] = {kind.__name__: kind for ki
 WEIGHT_FILES = ("config.json", "model.safetensors")
 """What a folder must hold to be opened as a model."""
 
+VOCABULARY = "vocabulary.json"
+
 
 class CheckpointError(ValueError):
     """A file or folder that holds no model of ours or the authors'; the message names it and what is wrong."""
@@ -84,9 +86,9 @@ def save_export(model: MidiBertPreTrainedModel, directory: str | Path, texts: Ma
     with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as scratch:
         new = Path(scratch, "new")
         model.save_pretrained(new)
-        for name, text in {"vocabulary.json": model.config.vocabulary.to_json() + "\n", **(texts or {})}.items():
+        for name, text in {VOCABULARY: model.config.vocabulary.to_json() + "\n", **(texts or {})}.items():
             (new / name).write_text(text, encoding="utf-8")
         for path in new.iterdir():  # safetensors would leave the weights to their owner alone
-            path.chmod((new / "vocabulary.json").stat().st_mode)
+            path.chmod((new / VOCABULARY).stat().st_mode)
         new.rename(final)
     return final

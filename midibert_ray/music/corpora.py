@@ -87,7 +87,8 @@ class Corpus:
         """The name for use in a path: letters, digits, dots, dashes and underscores."""
         if not self.name.startswith(_FOLDER_PREFIX):
             return self.name
-        return "folder-" + (re.sub(r"[^\w.-]+", "-", PurePosixPath(self.folder).name).strip("-.") or "midi")
+        folder = self.folder.partition("?")[0] if "://" in self.folder else self.folder
+        return "folder-" + (re.sub(r"[^\w.-]+", "-", PurePosixPath(folder).name).strip("-.") or "midi")
 
     def location(self, root: str) -> str:
         """The address of the corpus's files, given the address (path or URI) that all corpora lie under."""

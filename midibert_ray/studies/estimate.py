@@ -9,7 +9,7 @@ import torch
 
 from midibert_ray.config import Config
 from midibert_ray.data.masking import mask_batch, row_keys
-from midibert_ray.data.store import TokenStore
+from midibert_ray.data.store import open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.overrides import replace
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
@@ -76,7 +76,7 @@ class _Meter:
     def pretraining(self, run: Pretraining) -> float:
         """Seconds of a pre-training on one device."""
         config = run.config
-        data = PretrainData(config, [TokenStore.open(store, cache_dir=config.storage.cache) for store in run.stores])
+        data = PretrainData(config, [open_store(store, config.storage) for store in run.stores])
         kind = ("pretrain", config.model, config.tokens, config.compute.precision)
         a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
         validations = config.pretrain.epochs / config.pretrain.valid_every
@@ -88,7 +88,7 @@ class _Meter:
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, TokenStore.open(entry.store, cache_dir=config.storage.cache))
+            self._data[source] = TaskData(config, open_store(entry.store, config.storage))
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
-from ray.tune import Checkpoint
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
@@ -33,8 +32,10 @@ ORIGIN = "trial.json"
 EPOCH = "epoch.json"
 STOPPED = "stopped.json"
 
-_CHECKPOINT = "checkpoint_"
+CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
+
+_READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,30 +120,22 @@ class Origin:
         return cls(**json.loads(text))
 
 
-def newest_checkpoint(address: str) -> Checkpoint | None:
-    """The checkpoint of a trial's folder that holds its outcome, else the latest, else None.
-
-    Only sound ones count: one whose upload was cut short is passed over. Tune counts the checkpoints of every start
-    of a study from 0, so that which is the latest is said by their epochs.
-    """
-    name = newest(address)
-    system, path = storage.filesystem(address)
-    return Checkpoint(f"{path}/{name}", system) if name else None
-
-
 def newest(address: str) -> str | None:
-    """The name of that checkpoint's folder, or None; what is no folder has none."""
+    """The name of the checkpoint in a trial's folder that holds its outcome, else of the latest, else None.
+
+    Only sound ones count: one whose upload was cut short is passed over. Of one with an outcome only what a study
+    reads is compared with its digests, and the sizes of all: whoever reads the weights compares them. Tune counts the
+    checkpoints of every start of a study from 0, so that which is the latest is said by their epochs.
+    """
     system, path = storage.filesystem(address)
     if system.get_file_info(path).type is fs.FileType.File:
         return None
-    names = folders(system, path, _CHECKPOINT)
+    names = folders(system, path, CHECKPOINT)
     infos = system.get_file_info([f"{path}/{name}/{OUTCOME}" for name in names])
-    ranks = {
-        name: (info.type is fs.FileType.File, _epoch(system, f"{path}/{name}"), name)
-        for name, info in zip(names, infos, strict=True)
-    }
+    done = {name: info.type is fs.FileType.File for name, info in zip(names, infos, strict=True)}
+    ranks = {name: (done[name], _epoch(system, f"{path}/{name}"), name) for name in names}
     for name in sorted(names, key=lambda name: ranks[name], reverse=True):
-        reason = flaw(system, f"{path}/{name}")
+        reason = flaw(system, f"{path}/{name}", _READ if done[name] else None)
         if reason is None:
             return name
         logger.warning("a checkpoint of a trial is passed over: %s", reason)
@@ -181,18 +174,17 @@ def settled(address: str) -> bool:
 
 def find(address: str) -> tuple[Outcome, bytes] | None:
     """Outcome and predictions of the trial in a folder, or None where it has not finished."""
-    checkpoint = newest_checkpoint(address)
-    if checkpoint is None:
+    name = newest(address)
+    result = read(storage.join(address, name)) if name else None
+    if name is None or result is None:
         return None
-    with checkpoint.as_directory() as folder:
-        result = read(Path(folder))
-        return (result, Path(folder, PREDICTIONS).read_bytes()) if result else None
+    return result, storage.read_bytes(storage.join(address, name, PREDICTIONS))
 
 
-def read(folder: Path) -> Outcome | None:
-    """The outcome in a checkpoint, or None where the trial has not finished."""
-    path = folder / OUTCOME
-    return Outcome.from_json(path.read_bytes()) if path.exists() else None
+def read(checkpoint: str) -> Outcome | None:
+    """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
+    place = storage.join(checkpoint, OUTCOME)
+    return Outcome.from_json(storage.read_bytes(place)) if storage.exists(place) else None
 
 
 def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) -> None:

@@ -92,7 +92,7 @@ def study_address(config: Config, key: str) -> str:
 
 def study_key(config: Config) -> str:
     """The name of the study that a configuration describes."""
-    return f"{storage.check_name('study.name', config.study.name)}-{identity(config, SECTIONS)}"
+    return f"{config.study.name}-{identity(config, SECTIONS)}"
 
 
 def make(config: Config, locate: Locate) -> Plan:

@@ -4,7 +4,7 @@ import json
 import logging
 from dataclasses import asdict
 
-from midibert_ray.data.store import TokenStore
+from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.studies import corpora, figures, findings, formats, page, sweep, table
 from midibert_ray.studies.baselines import Baseline, baselines
 from midibert_ray.studies.plan import Plan
@@ -45,7 +45,7 @@ def study_baselines(plan: Plan) -> list[Baseline]:
         config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
         if kind in found or config.model.representation != "cp" or config.tokens.order != "protocol":
             continue
-        store = TokenStore.open(entry.store, cache_dir=config.storage.cache)
+        store = open_store(entry.store, config.storage)
         try:
             found[kind] = baselines(config, store)
         except FileNotFoundError as error:  # skyline reads the corpus itself, which may be gone by now
@@ -57,6 +57,6 @@ def study_baselines(plan: Plan) -> list[Baseline]:
 def _paper_stores(plan: Plan) -> list[TokenStore]:
     """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
     order = list(corpora.PRINTED)
-    stores = [TokenStore.open(address, cache_dir=plan.config.storage.cache) for address in plan.stores]
+    stores = [open_store(address, plan.config.storage) for address in plan.stores]
     known = [store for store in stores if store.corpus in order and store.manifest["settings"].get("order") is None]
     return sorted(known, key=lambda store: (store.manifest["protocol"] != "paper", order.index(store.corpus)))

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from midibert_ray import storage
+from midibert_ray.checks import require_name
 from midibert_ray.config import Config
 from midibert_ray.studies import table
 from midibert_ray.studies.page import document
@@ -26,7 +27,12 @@ def write(config: Config, key: str) -> str:
 
 
 def address(config: Config, key: str) -> str:
-    """Where the report of the study with this key stands."""
+    """Where the report of the study with this key stands.
+
+    Raises:
+        ConfigError: for a key that cannot be a name; it may come from a tracking server that others write to.
+    """
+    require_name("the key of a study", key)
     return storage.join(storage.resolve(config.storage.root), "reports", key, "report.html")
 
 

@@ -13,12 +13,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from midibert_ray import storage
 from midibert_ray.config import Config
-from midibert_ray.data.store import TokenStore
+from midibert_ray.data.store import open_store
 from midibert_ray.overrides import flatten, from_flat
 from midibert_ray.studies import outcome
 from midibert_ray.studies.agenda import ENCODER, FAILURE, PRETRAIN
 from midibert_ray.studies.outcome import Origin, Outcome
-from midibert_ray.training.checkpoints import write_digests
+from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import pretrain
@@ -70,19 +70,21 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
         study: the study's key.
         address: the trial's own folder.
     """
-    earlier = outcome.newest_checkpoint(address)
-    if earlier and (done := _outcome(earlier)):
+    earlier = outcome.newest(address)
+    if earlier and (done := outcome.read(storage.join(address, earlier))):
         tune.report(_last_figures(done))  # a driver that was killed may not have written them down
         return
+    remove_unfinished(address, outcome.CHECKPOINT)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
     (place,) = work["stores"]
-    store = TokenStore.open(place, cache_dir=config.storage.cache)
+    store = open_store(place, config.storage)
     data = TaskData(config, store)
     job = Finetuning(config, data, _model(config, data, work["encoder"]), device)
     if earlier:
-        with earlier.as_directory() as folder:
+        system, path = storage.filesystem(storage.join(address, earlier))
+        with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
     predictions = finetune(job, _report, split)
@@ -100,13 +102,8 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
 def _model(config: Config, data: TaskData, encoder: str) -> Any:
     if not encoder:
         return new_model(config, data, "")
-    with Checkpoint(encoder).as_directory() as folder:
-        return new_model(config, data, folder)
-
-
-def _outcome(checkpoint: Checkpoint) -> Outcome | None:
-    with checkpoint.as_directory() as folder:
-        return outcome.read(Path(folder))
+    with weights(encoder) as folder:
+        return new_model(config, data, str(folder))
 
 
 def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> Outcome:
@@ -144,3 +141,5 @@ def _report(figures: dict[str, Any], write: Callable[[Path], None] | None) -> No
         (Path(scratch) / outcome.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
         write_digests(Path(scratch), rank=0, world=1)
         tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
+    if stored := tune.get_checkpoint():
+        verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused

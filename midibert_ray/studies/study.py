@@ -16,7 +16,7 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Run
 from ray.tune.execution import class_cache
 
 from midibert_ray import storage
-from midibert_ray.data.store import TokenStore
+from midibert_ray.data.store import open_store
 from midibert_ray.overrides import flatten
 from midibert_ray.studies import outcome, sweep
 from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
@@ -127,7 +127,7 @@ def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
         config = entry.config
         kind = (entry.trial.task, entry.store, config.model.representation)
         if kind not in segments:
-            store = TokenStore.open(entry.store, cache_dir=config.storage.cache)
+            store = open_store(entry.store, config.storage)
             segments[kind] = len(TaskData(config, store).learned)
         sizes[key] = segments[kind] * recipe(config).epochs
     return sizes
@@ -179,6 +179,7 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
         {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     )
+    system, studies = storage.filesystem(storage.join(storage.resolve(config.storage.root), "studies"))
     with Console() as console:
         trainable = tune.with_parameters(
             run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.sink
@@ -195,7 +196,8 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
             ),
             run_config=RunConfig(
                 name=plan.key,
-                storage_path=storage.join(storage.resolve(config.storage.root), "studies"),
+                storage_path=studies,
+                storage_filesystem=system,
                 failure_config=FailureConfig(max_failures=config.compute.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 callbacks=[recorder],

@@ -5,12 +5,14 @@ not fit (a save that was cut short, an upload that broke off) is not a checkpoin
 filesystem that pyarrow knows.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from midibert_ray import storage
+from midibert_ray.model.checkpoint import WEIGHT_FILES
 
 FIRST_DIGESTS = "digests-00000.json"
 
@@ -35,6 +38,10 @@ _CHUNK = 2**22
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the text says which, why, and what to do."""
+
+
+class UnfinishedError(CheckpointError):
+    """A checkpoint of which a file is not there."""
 
 
 def write_digests(folder: Path, rank: int, world: int) -> None:
@@ -53,6 +60,21 @@ def write_digests(folder: Path, rank: int, world: int) -> None:
     storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
 
 
+def store(folder: Path, address: str, rank: int) -> None:
+    """Copy one worker's part of a checkpoint to where the parts come together; its digests come last.
+
+    Args:
+        folder: what this worker wrote, with its digests.
+        address: of the checkpoint's folder.
+        rank: this worker.
+
+    Raises:
+        OSError: where something could not be written.
+    """
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    storage.upload(folder, address, sorted(names, key=lambda name: (name == _digests_name(rank), name)))
+
+
 def _digests_name(rank: int) -> str:
     return f"digests-{rank:05d}.json"
 
@@ -68,7 +90,8 @@ def listed_files(system: fs.FileSystem, path: str) -> dict[str, dict[str, Any]]:
     Files of an earlier save by more workers may lie beside them; they belong to no checkpoint.
 
     Raises:
-        CheckpointError: where a worker's digests are missing or cannot be read.
+        UnfinishedError: where a worker's digests are missing.
+        CheckpointError: where they cannot be read.
     """
     first = _read_digests(system, path, 0)
     parts = [first, *(_read_digests(system, path, rank) for rank in range(1, first["world"]))]
@@ -82,26 +105,33 @@ def _read_digests(system: fs.FileSystem, path: str, rank: int) -> dict[str, Any]
             content = json.loads(stream.read())
         return {"world": int(content["world"]), "files": dict(content["files"])}
     except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {name}, so worker {rank} did not finish writing it") from None
+        raise UnfinishedError(f"{path} has no {name}, so worker {rank} did not finish writing it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/{name} cannot be read: {error}") from error
 
 
-def verify(system: fs.FileSystem, path: str) -> None:
-    """Make sure that a checkpoint is whole; reads all of it, sizes first.
+def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None) -> None:
+    """Make sure that a checkpoint is whole: sizes first, then contents, which means to read all of it.
+
+    Args:
+        system: where it lies.
+        path: its folder.
+        only: names of the files whose contents are compared; None: of all.
 
     Raises:
-        CheckpointError: naming the first file that is missing or differs from its digest.
+        UnfinishedError: naming the first file that is missing.
+        CheckpointError: naming the first file that differs from its digest.
     """
     files = listed_files(system, path)
-    infos = system.get_file_info([f"{path}/{name}" for name in files])
-    for info, digest in zip(infos, files.values(), strict=True):
-        if info.type is not fs.FileType.File:
-            raise CheckpointError(f"{info.path} is missing")
-        if info.size != digest["size"]:
-            raise CheckpointError(f"{info.path} has {info.size} bytes instead of {digest['size']}")
+    infos = system.get_file_info(fs.FileSelector(path, recursive=True))  # one request, where a bucket is asked
+    sizes = {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.is_file}
     for name, digest in files.items():
-        if _digest_of_stream(system, f"{path}/{name}") != digest["sha256"]:
+        if name not in sizes:
+            raise UnfinishedError(f"{path}/{name} is missing")
+        if sizes[name] != digest["size"]:
+            raise CheckpointError(f"{path}/{name} has {sizes[name]} bytes instead of {digest['size']}")
+    for name in files if only is None else [name for name in files if name in only]:
+        if _digest_of_stream(system, f"{path}/{name}") != files[name]["sha256"]:
             raise CheckpointError(f"the content of {path}/{name} is not what was written")
 
 
@@ -116,13 +146,38 @@ def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
     return running.hexdigest()
 
 
-def flaw(system: fs.FileSystem, folder: str) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+def flaw(system: fs.FileSystem, folder: str, only: Collection[str] | None = None) -> str | None:
+    """What is wrong with a checkpoint; None where it is whole. See `verify`."""
     try:
-        verify(system, folder)
+        verify(system, folder, only)
     except CheckpointError as error:
         return str(error)
     return None
+
+
+@contextmanager
+def weights(address: str) -> Iterator[Path]:
+    """The weights in a checkpoint as a local folder that `from_pretrained` opens; those of a bucket are fetched.
+
+    They are compared with what the first worker noted when it wrote them; a folder without such notes passes.
+
+    Args:
+        address: of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: where they are not what was written.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = Path(storage.resolve(address))
+        if not storage.is_local(address):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            storage.download(address, folder, WEIGHT_FILES)
+        place = storage.join(address, FIRST_DIGESTS)
+        noted = json.loads(storage.read_bytes(place))["files"] if storage.exists(place) else {}
+        for name in noted.keys() & set(WEIGHT_FILES):
+            if _digest_of_file(folder / name) != noted[name]:
+                raise CheckpointError(f"{storage.join(address, name)} is not what was written")
+        yield folder
 
 
 @dataclass(frozen=True)
@@ -173,6 +228,32 @@ def drop_broken_books(run: str) -> str | None:
         flaw = f"the checkpoint {gone[-1]} that it names is gone"
     system.delete_file(path)
     return f"{path} is removed, as {flaw}; the run goes on from the checkpoints that are there"
+
+
+def remove_unfinished(run: str, prefix: str) -> list[str]:
+    """Remove the checkpoints of which something was never written, as a kill broke it off; gives their names.
+
+    No worker may be writing there meanwhile. Those that Ray Train's list names stay, as it refuses a list with one
+    that is gone; and those whose content is wrong, which somebody may want to look at.
+
+    Args:
+        run: address of the folder of a run or trial.
+        prefix: start of the names of its checkpoints.
+    """
+    system, path = storage.filesystem(run)
+    books = storage.join(run, BOOKS)
+    booked = storage.read_bytes(books).decode() if storage.exists(books) else ""
+    removed = []
+    for name in folders(system, path, prefix):
+        try:
+            verify(system, f"{path}/{name}", only=())
+        except UnfinishedError:
+            if f'"{name}"' not in booked:
+                system.delete_dir(f"{path}/{name}")
+                removed.append(name)
+        except CheckpointError:
+            continue
+    return removed
 
 
 def folders(system: fs.FileSystem, run: str, prefix: str) -> list[str]:

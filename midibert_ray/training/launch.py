@@ -1,12 +1,13 @@
 """From a configuration to a finished pre-training run: TorchTrainer, restarts, MLflow, the best checkpoint."""
 
+import dataclasses
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from midibert_ray import storage, tracking
 from midibert_ray.config import Config
-from midibert_ray.data.store import TokenStore
+from midibert_ray.data.store import open_store
 from midibert_ray.overrides import flatten, from_flat, identity
 from midibert_ray.training import engine as engines
 from midibert_ray.training.batch import plan_batch
@@ -30,10 +31,12 @@ from midibert_ray.training.checkpoints import (
     flaw,
     folders,
     newest_sound,
+    remove_unfinished,
+    store,
     unused_name,
 )
 from midibert_ray.training.console import Console
-from midibert_ray.training.inputs import pin
+from midibert_ray.training.inputs import INPUTS, pin
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
 
 logger = logging.getLogger(__name__)
@@ -86,8 +89,13 @@ def run_address(config: Config, key: str) -> str:
 
 def finished(config: Config, key: str) -> PretrainRun | None:
     """The run of a key, if it has ended well."""
-    place = storage.join(run_address(config, key), RESULT_FILE)
-    return PretrainRun(**json.loads(storage.read_bytes(place))) if storage.exists(place) else None
+    address = run_address(config, key)
+    place = storage.join(address, RESULT_FILE)
+    if not storage.exists(place):
+        return None
+    done = PretrainRun(**json.loads(storage.read_bytes(place)))
+    # A storage root may have moved since, or its bucket be reached by another server; the folder's name stays.
+    return dataclasses.replace(done, checkpoint=storage.join(address, storage.basename(done.checkpoint)))
 
 
 def pretrain(
@@ -118,23 +126,31 @@ def pretrain(
         return done
     counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
     logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, plan)
-    if flaw := drop_broken_books(run_address(config, key)):
-        logger.warning(flaw)
     try:
         with nullcontext(sink) if sink else _console() as lines:
+            _tidy(run_address(config, key), lines)
             result: Any = _trainer(config, stores, key, lines, callbacks).fit()
+            _tidy(run_address(config, key), lines)
         if result.return_value:
             raise FloatingPointError(f"pre-training {key}: {result.return_value}")
         run = _best(config, key)
     except (ray.train.TrainingFailedError, FloatingPointError):
         _open_log(tracking.address(config), config, key).finish("FAILED")
         raise
-    content = json.dumps(asdict(run), indent=1).encode()
+    content = json.dumps(dataclasses.asdict(run), indent=1).encode()
     storage.write_bytes(storage.join(run_address(config, key), RESULT_FILE), content)
     log = _open_log(tracking.address(config), config, key)
     log.tag(checkpoint=run.checkpoint)
     log.finish()
     return run
+
+
+def _tidy(run: str, lines: Any) -> None:
+    """Remove what would keep Ray Train from starting, and what a kill left unfinished; no worker may be running."""
+    if flaw := drop_broken_books(run):
+        lines.put.remote(flaw)
+    for name in remove_unfinished(run, PREFIX):
+        lines.put.remote(f"the checkpoint {name} of {storage.basename(run)} is removed, as its writing was broken off")
 
 
 @contextmanager
@@ -147,6 +163,7 @@ def _trainer(
     config: Config, stores: Sequence[str], key: str, sink: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
     compute, address = config.compute, tracking.address(config)
+    system, runs = storage.filesystem(storage.join(storage.resolve(config.storage.root), "runs"))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
@@ -157,7 +174,8 @@ def _trainer(
         scaling_config=_scaling(config),
         run_config=RunConfig(
             name=key,
-            storage_path=storage.join(storage.resolve(config.storage.root), "runs"),
+            storage_path=runs,
+            storage_filesystem=system,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=compute.keep_checkpoints,
@@ -213,16 +231,21 @@ def train_worker(task: dict[str, Any]) -> Any:
     every draw would be the same. None when all went well.
     """
     config = from_flat(task["config"])
+    run = run_address(config, task["key"])
+    _require_visible(run)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(config.compute.cpus_per_worker)
-    data = PretrainData(config, [TokenStore.open(store, cache_dir=config.storage.cache) for store in task["stores"]])
+    data = PretrainData(config, [open_store(store, config.storage) for store in task["stores"]])
     engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=device)
-    progress, broken = _restore(engine, run_address(config, task["key"]), task["sink"])
+    progress, broken = _restore(engine, run, task["sink"])
     job = Pretraining(
         config, data, engine, rank=context.get_world_rank(), world=context.get_world_size(), device=device
     )
-    place, needed = run_address(config, task["key"]), engines.checkpoint_bytes(engine)
+    needed = engines.checkpoint_bytes(engine)
+
+    def upload(part: Checkpoint, name: str) -> Checkpoint:
+        return _store(part, run, name, job.rank)
 
     def report(figures: dict[str, Any], with_checkpoint: bool) -> None:
         if not with_checkpoint:
@@ -231,14 +254,32 @@ def train_worker(task: dict[str, Any]) -> Any:
         with tempfile.TemporaryDirectory() as scratch:
             engines.save(engine, progress, Path(scratch))
             checkpoint, name = Checkpoint.from_directory(scratch), unused_name(progress.step, broken)
-            with explain_full_disk(place, needed, ", or lower compute.keep_checkpoints"):
-                ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=name)
+            with explain_full_disk(run, needed, ", or lower compute.keep_checkpoints"):
+                ray.train.report(figures, checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=upload)
 
     try:
         run_epochs(job, progress, report)
     except FloatingPointError as error:
         return str(error)
     return None
+
+
+def _require_visible(run: str) -> None:
+    """Make sure that a run's folder is the one that the driver wrote to, and not this node's own of the same name."""
+    if not storage.exists(storage.join(run, INPUTS)):
+        raise FileNotFoundError(f"{run} is not on this node; storage.root must be visible from every node")
+
+
+def _store(part: Checkpoint, run: str, name: str, rank: int) -> Checkpoint:
+    """Copy this worker's part of a checkpoint to the run's folder.
+
+    Ray Train's own copy would not tell of an object that S3 refused, and would leave the order of files to chance.
+    """
+    _require_visible(run)
+    address = storage.join(run, name)
+    store(Path(part.path), address, rank)
+    system, path = storage.filesystem(address)
+    return Checkpoint(path, system)
 
 
 def _restore(engine: Any, address: str, sink: Any) -> tuple[engines.Progress, frozenset[str]]:
@@ -250,7 +291,7 @@ def _restore(engine: Any, address: str, sink: Any) -> tuple[engines.Progress, fr
         CheckpointError: where the run had checkpoints and none is sound any more.
     """
     system, run = storage.filesystem(address)
-    found = None
+    found: Any = None
     if ray.train.get_context().get_world_rank() == 0:  # reads all of it, so one worker is enough
         choice = newest_sound(system, run)
         for flaw in choice.broken.values():
@@ -258,16 +299,17 @@ def _restore(engine: Any, address: str, sink: Any) -> tuple[engines.Progress, fr
             line = f"a broken checkpoint is passed over, the run {start}: {flaw}"
             logger.warning(line)
             sink.put.remote(line)
-        found = choice.name, dict(choice.broken)
-    name, broken = broadcast_from_rank_zero(found)
-    if name is None:
+        # One object for all workers: those of a node fetch it together, once.
+        found = choice.name and Checkpoint(f"{run}/{choice.name}", system), dict(choice.broken)
+    checkpoint, broken = broadcast_from_rank_zero(found)
+    if checkpoint is None:
         if ray.train.get_checkpoint():
             raise CheckpointError(
                 f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); bring one of them back "
                 "from a copy, or remove that folder to start the run again"
             )
         return engines.Progress(), frozenset(broken)
-    with Checkpoint(f"{run}/{name}", system).as_directory() as folder:
+    with checkpoint.as_directory() as folder:
         return engines.load(engine, Path(folder)), frozenset(broken)
 
 

@@ -2,18 +2,14 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
-from midibert_ray import storage
 from midibert_ray.data import layout, listing, part, plan, staging, tokenize
-from midibert_ray.data.part import make_part
 from midibert_ray.data.store import TokenStore
 from midibert_ray.data.tokenize import Summary
 from tests.data.malformed import BAD, GOOD
@@ -23,20 +19,7 @@ HIGHER = MIDI.replace(b"\x3c", b"\x40")
 """Another pitch, the same size."""
 
 
-@pytest.fixture(autouse=True)
-def tasks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Runs every part here; the list holds the numbers of those that were."""
-    made: list[int] = []
-
-    def stream(parts: Sequence[part.Part]) -> Iterator[list[dict[str, Any]]]:
-        for number, work in enumerate(parts):
-            made.append(number)
-            began = time.time()
-            reports = make_part(work)
-            yield [{**report, "node": "here", "began": began, "ended": time.time()} for report in reports]
-
-    monkeypatch.setattr(tokenize, "_stream", stream)
-    return made
+pytestmark = pytest.mark.usefixtures("tasks")
 
 
 @pytest.fixture
@@ -210,19 +193,6 @@ def test_a_store_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = staging.create(str(address))
         Path(folder, f"part-{job}.parquet").write_bytes(b"")
         (staging.publish if job == 1 else staging.replace)(folder, str(address), {"job": job})
-    assert sorted(path.name for path in address.iterdir()) == [layout.MANIFEST, "part-2.parquet"]
-    assert json.loads((address / layout.MANIFEST).read_text()) == {"job": 2}
-    assert [path.name for path in address.parent.iterdir()] == ["a-0"]
-
-
-def test_a_store_in_an_object_store_is_replaced_manifest_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (fs.LocalFileSystem(), uri.replace("s3:/", str(tmp_path))))
-    for job in (1, 2):
-        folder = staging.create("s3://tokens/a-0")
-        storage.write_bytes(f"{folder}/part-{job}.parquet", b"")
-        (tmp_path / "tokens" / "a-0").mkdir(exist_ok=True)
-        (staging.publish if job == 1 else staging.replace)(folder, "s3://tokens/a-0", {"job": job})
-    address = tmp_path / "tokens" / "a-0"
     assert sorted(path.name for path in address.iterdir()) == [layout.MANIFEST, "part-2.parquet"]
     assert json.loads((address / layout.MANIFEST).read_text()) == {"job": 2}
     assert [path.name for path in address.parent.iterdir()] == ["a-0"]

@@ -93,6 +93,38 @@ def test_many_readers_make_one_copy(tmp_path: Path) -> None:
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
+def test_a_damaged_copy_is_made_again_while_others_have_it_mapped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pieces: list[Piece] = [(f"{i:02d}", "train", None, made_tokens(9, i)) for i in range(12)]
+    uri = write_store(tmp_path / "store", pieces)
+    first = TokenStore.open(uri, str(tmp_path / "cache"))
+    expected = first.tokens.copy()
+    (copy,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    content = (copy / "tokens.npy").read_bytes()
+    (copy / "tokens.npy").unlink()
+    (copy / "tokens.npy").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    again = pickle.loads(pickle.dumps(first))
+    assert "the content of tokens.npy is not what was written" in caplog.text
+    np.testing.assert_array_equal(again.tokens, expected)
+    np.testing.assert_array_equal(first.tokens, expected)
+    del first
+    np.testing.assert_array_equal(again.tokens, expected)
+
+
+def test_a_copy_stays_as_long_as_its_store_is_open(tmp_path: Path) -> None:
+    uris = [write_store(tmp_path / f"s{i}", [("a", "train", None, made_tokens(9, i))]) for i in range(3)]
+    cache = str(tmp_path / "cache")
+    held = pickle.loads(pickle.dumps(TokenStore.open(uris[0], cache, 1e-9)))
+    for uri in uris[1:]:
+        TokenStore.open(uri, cache, 1e-9)
+    left = sorted(path.name[:2] for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert left == ["s0", "s2"]
+    del held
+    TokenStore.open(uris[1], cache, 1e-9)
+    assert [path.name[:2] for path in (tmp_path / "cache").iterdir() if path.is_dir()] == ["s1"]
+
+
 # -------------------------------------------------------------------------------------------- the segments
 
 

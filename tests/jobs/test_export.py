@@ -35,6 +35,7 @@ from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
 from midibert_ray.training.pretrain import new_model
 from tests.reference import LENGTH, reference_weights, write
+from tests.s3 import S3
 
 pytestmark = pytest.mark.slow
 
@@ -221,6 +222,23 @@ class TestRun:
         (tmp_path / "gone").rename(config.storage.root)
         assert code == 0, said
 
+    def test_a_checkpoint_in_a_bucket(self, config: Config, run: PretrainRun, s3: S3, tmp_path: Path, job: Job) -> None:
+        root, written = s3.address(f"{s3.bucket()}/root"), Path(config.storage.root)
+        for path in written.glob("runs/**/*.*"):
+            storage.write_bytes(storage.join(root, path.relative_to(written).as_posix()), path.read_bytes())
+        there = replace(config, {"storage.root": root})
+        code, said = job(*words(there), f"output={tmp_path / 'best'}")
+        assert code == 0, said
+        assert equal(load_checkpoint(tmp_path / "best").state_dict(), load_checkpoint(run.checkpoint).state_dict())
+        checkpoint = storage.join(root, "runs", run.key, "step_000000020")
+        code, said = job(f"run={checkpoint}", f"output={tmp_path / 'unknown'}")
+        assert code == 0 and "its training is not known" in said, "without a tracking server nobody can tell"
+        code, said = job(
+            f"run={checkpoint}", f"output={tmp_path / 'known'}", f"tracking.uri=sqlite:///{written}/mlflow.db"
+        )
+        assert code == 0 and "not known" not in said
+        assert "after 20 optimizer steps" in (tmp_path / "known" / "README.md").read_text()
+
     def test_any_checkpoint_with_what_mlflow_knows_of_it(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
         address = run.checkpoint.replace("step_000000010", "step_000000020")
         code, said = job(f"run={address}", f"output={tmp_path / 'out'}")
@@ -259,7 +277,7 @@ class TestRun:
         whole = weights.read_bytes()
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of a weight
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
-        assert code == 2 and "model.safetensors is not what the run wrote" in said
+        assert code == 2 and "model.safetensors is not what was written; export another" in said
         (folder / "digests-00000.json").unlink()
         weights.write_bytes(whole[:-50])
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
@@ -284,6 +302,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
         work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
+            patch.setattr(tune, "get_checkpoint", lambda: None)
             run_trial(entry.config, work, plan.key, str(folder))
     return folders
 
@@ -304,7 +323,7 @@ class TestTrial:
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
 
-        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(checkpoint)
+        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(str(checkpoint))
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
         assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
         assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
@@ -389,12 +408,46 @@ class TestOutput:
             assert code == 2 and "there already" in said
         assert {name: (folder / name).read_bytes() for name in names(folder)} == before
 
+    def test_a_bucket_has_an_export_once_its_last_file_is_there(self, s3: S3, tmp_path: Path, job: Job) -> None:
+        path = write(tmp_path / "x.ckpt", reference_weights())
+        bucket = s3.bucket()
+        words = [f"reference={path}", f"output={s3.address(f'{bucket}/exports/mine')}"]
+        s3.hook = lambda request: request.startswith("PUT") and "vocabulary.json" in request
+        with pytest.raises(OSError, match="ACCESS_DENIED"):
+            job(*words)
+        s3.hook = None
+        assert s3.keys(f"{bucket}/exports/mine") == ["model.safetensors"]
+        code, said = job(*words)
+        assert code == 0 and f"{', '.join(FILES)}" in said
+        assert s3.keys(f"{bucket}/exports/mine") == FILES
+        puts = [request.partition("?")[0].rpartition("/")[2] for request in s3.requests if request.startswith("PUT")]
+        assert puts[-1] == "config.json"
+        code, said = job(*words)
+        assert code == 2 and "there already" in said
+        storage.download(s3.address(f"{bucket}/exports/mine"), tmp_path, FILES)
+        assert equal(MidiBertModel.from_pretrained(tmp_path).state_dict(), load_reference(path)[0].state_dict())
+
+    def test_what_others_left_in_a_bucket_is_not_overwritten(self, s3: S3, tmp_path: Path, job: Job) -> None:
+        path = write(tmp_path / "x.ckpt", reference_weights())
+        for number, names in enumerate(
+            (["README.md"], ["model.safetensors", "other"], ["model.safetensors", "config.json"])
+        ):
+            place = s3.address(f"{s3.bucket()}/{number}")
+            for name in names:
+                storage.write_bytes(storage.join(place, name), b"x")
+            code, said = job(f"reference={path}", f"output={place}")
+            assert code == 2 and "nothing is overwritten" in said
+        code, said = job(f"reference={path}", f"output={s3.address('no-such-bucket/x')}")
+        assert code == 2 and "there is no such bucket" in said
+
     @pytest.mark.parametrize(
         ("given", "told"),
         [
             (["reference=x"], "output='' is not allowed"),
             (["reference=x", "output="], "output= has no value"),
-            (["reference=x", "output=s3://bucket/x"], "name the folder to write"),
+            (["reference=x", "output=hdfs://host/x"], "use a folder, s3://bucket/prefix or gs://bucket/prefix"),
+            (["run=s3://Bucket/x", "output=z"], "run='s3://Bucket/x' is not allowed"),
+            (["reference=s3://bucket/x", "output=z"], "use a folder of the machine itself"),
             (["reference=x", "run=y", "output=z"], "two sources"),
             (["refrence=x", "output=z"], "did you mean 'reference'"),
             (["output=z", "optimizer.lrr=1"], "optimizer.lr"),

@@ -45,10 +45,16 @@ def command(job: str, config: Config) -> list[str]:
     return ["python", f"jobs/{job}.py", "--preset", "debug", *texts]
 
 
-def run(config: Config, *, kill_when: Callable[[], object] | None = None, limit_s: float = 240) -> tuple[int, str]:
-    """Exit code and output of the pipeline; with `kill_when`, it is killed (SIGKILL) as soon as that holds."""
+def run(
+    config: Config,
+    *words: str,
+    job: str = "pipeline",
+    kill_when: Callable[[], object] | None = None,
+    limit_s: float = 240,
+) -> tuple[int, str]:
+    """Exit code and output of a job; with `kill_when`, it is killed (SIGKILL) as soon as that holds."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    arguments = [sys.executable, *command("pipeline", config)[1:]]
+    arguments = [sys.executable, *command(job, config)[1:], *words]
     with subprocess.Popen(
         arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

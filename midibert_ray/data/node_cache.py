@@ -1,0 +1,220 @@
+"""Copies of token stores on a node: made once, shared by its processes, checked by digest, bounded in size.
+
+    {folder}/<name>/                         a copy; who reads it holds a shared lock on this folder
+    {folder}/<name>/midibert-copy.json       size and SHA-256 of every file of the copy, written last
+    {folder}/<name>/midibert-compared.json   the files as they were when they were last compared with these
+    {folder}/.lock                           held by the one process that makes, compares or removes copies
+
+A copy is compared with its digests, which means to read all of it, when it is opened for the first time since the
+node has booted, and whenever one of its files is not the one that was compared (size, times, inode). So what a crash
+of the node left half-written is noticed, and what anything writes to a file; not what a disk forgets between boots.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from midibert_ray import storage
+
+logger = logging.getLogger(__name__)
+
+COPY, COMPARED = "midibert-copy.json", "midibert-compared.json"
+_MAKING, _REMOVING = ".being-made", ".being-removed"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Copy:
+    """A copy that is there, and stays until `close` is called or this object is gone."""
+
+    def __init__(self, folder: Path, handle: int) -> None:
+        """Take over the handle of a folder that holds its lock; use `NodeCache.get`."""
+        self.folder = folder
+        self.close = weakref.finalize(self, os.close, handle)
+        """Let go of the copy."""
+
+
+@dataclass(frozen=True)
+class NodeCache:
+    """The copies in one folder, which must lie on a disk of the node."""
+
+    folder: Path
+    gib: float
+    """GiB that copies may take together; 0: as much as the disk holds."""
+
+    def get(self, name: str, size: int, build: Callable[[Path], None]) -> Copy:
+        """The copy of a name; made first where there is none, and made again where it is damaged.
+
+        Args:
+            name: it names the content: what is there under it need not be made.
+            size: bytes that the copy will take, roughly.
+            build: writes the files into an empty folder.
+
+        Raises:
+            OSError: where the disk is full, or nothing can be written there; and whatever `build` raises.
+        """
+        copy = self._open(name)
+        if copy is None or not _is_compared(copy.folder):
+            if copy:
+                copy.close()
+            with self._alone():
+                self._ensure(name, size, build)
+                copy = self._open(name)
+        assert copy is not None  # only who holds the lock of the cache removes a copy
+        return copy
+
+    def _open(self, name: str) -> Copy | None:
+        """The copy of a name with a shared lock on it; None where there is none, or it is being removed."""
+        folder = self.folder / name
+        with contextlib.ExitStack() as stack:
+            try:
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                if not os.path.samestat(os.fstat(handle), folder.stat()):
+                    return None
+                os.utime(handle)  # the last use, by which `_make_room` goes
+            except (FileNotFoundError, BlockingIOError):
+                return None
+            stack.pop_all()
+        return Copy(folder, handle)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the lock of the cache; the kernel frees it when its holder dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _ensure(self, name: str, size: int, build: Callable[[Path], None]) -> None:
+        """Make sure that the copy of a name is there and sound; needs the lock."""
+        folder = self.folder / name
+        for leftover in (*self.folder.glob(f".*{_MAKING}"), *self.folder.glob(f".*{_REMOVING}")):
+            shutil.rmtree(leftover)  # of a process that was killed
+        if folder.exists() and not _is_compared(folder) and (flaw := _flaw(folder)):
+            logger.warning("the copy %s is made again: %s", folder, flaw)
+            self._remove(folder)
+        if not folder.exists():
+            self._make_room(size)
+            self._make(folder, size, build)
+        storage.write_bytes(str(folder / COMPARED), json.dumps(_state(folder)).encode())
+
+    def _make(self, folder: Path, size: int, build: Callable[[Path], None]) -> None:
+        """Make a copy under another name, then rename it; needs the lock."""
+        building = folder.with_name(f".{folder.name}{_MAKING}")
+        building.mkdir()
+        try:
+            build(building)
+            _write_digests(building)
+            building.rename(folder)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise OSError(
+                error.errno,
+                f"no room in storage.cache={self.folder} for a copy of a token store, about {size / 2**20:,.0f} MiB; "
+                "free some there, or set storage.cache to a larger disk",
+            ) from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def _make_room(self, size: int) -> None:
+        """Remove copies that nobody uses, the longest unused first, until so many bytes more fit."""
+        copies = sorted(
+            (path.parent for path in self.folder.glob(f"*/{COPY}")), key=lambda path: path.stat().st_mtime_ns
+        )
+        sizes = {copy: sum(path.stat().st_size for path in copy.iterdir()) for copy in copies}
+        for copy in copies:
+            if self._fits(sum(sizes.values()) + size) and shutil.disk_usage(self.folder).free >= size:
+                return
+            if self._evict(copy):
+                del sizes[copy]
+        total = sum(sizes.values()) + size
+        if not self._fits(total):
+            logger.warning(
+                "the copies of token stores in %s will take %.2f GiB, more than storage.cache_gib=%g: %s; raise it, if "
+                "the disk is larger",
+                *(self.folder, total / 2**30, self.gib),
+                "those in use stay" if sizes else "this one alone is larger",
+            )
+
+    def _fits(self, total: int) -> bool:
+        return not self.gib or total <= self.gib * 2**30
+
+    def _evict(self, copy: Path) -> bool:
+        """Remove a copy unless it is in use."""
+        handle = os.open(copy, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            logger.info("removing %s, the copy that was not used for longest, to make room", copy)
+            self._remove(copy)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def _remove(self, copy: Path) -> None:
+        """Remove a copy; who has it mapped keeps what it has."""
+        gone = copy.with_name(f".{copy.name}{_REMOVING}")
+        copy.rename(gone)
+        shutil.rmtree(gone)
+
+
+def _write_digests(folder: Path) -> None:
+    digests = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    storage.write_bytes(str(folder / COPY), json.dumps(digests, indent=1).encode())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flaw(folder: Path) -> str | None:
+    """What is wrong with a copy, sizes first; None where it is what its digests say."""
+    try:
+        noted = {name: (about["size"], about["sha256"]) for name, about in _read(folder / COPY).items()}
+        for name, (size, _) in noted.items():
+            if (found := (folder / name).stat().st_size) != size:
+                return f"{name} has {found} bytes instead of {size}"
+        for name, (_, sha256) in noted.items():
+            if _sha256(folder / name) != sha256:
+                return f"the content of {name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read: {error!r}"
+    return None
+
+
+def _is_compared(folder: Path) -> bool:
+    """Whether the files of a copy are those that were compared with its digests, since this boot."""
+    try:
+        return bool(_read(folder / COMPARED) == _state(folder))
+    except (OSError, ValueError):
+        return False
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What changes when a file is touched, and with every boot, since when the kernel has watched the files."""
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    files: dict[str, list[int]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != COMPARED and not path.name.startswith("."):
+            about = path.stat()
+            files[path.name] = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    return {"boot": boot, "files": files}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())

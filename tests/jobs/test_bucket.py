@@ -1,0 +1,189 @@
+"""The jobs with everything in a bucket of a real S3 server, whose keys stand in the environment and nowhere else."""
+
+import json
+import re
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from midibert_ray import storage, tracking
+from midibert_ray.config import Config
+from midibert_ray.data import layout
+from midibert_ray.model.checkpoint import load_checkpoint
+from midibert_ray.music.corpora import CORPORA
+from midibert_ray.overrides import replace
+from midibert_ray.presets import preset
+from midibert_ray.studies import outcome
+from midibert_ray.training.checkpoints import verify, weights
+from tests.jobs.test_pipeline import TINY, run
+from tests.s3 import KEYS, S3
+
+pytestmark = pytest.mark.ray
+
+SMALL = TINY | {"pretrain.epochs": 5, "study.variants": ("pretrained", "freeze-backbone"), "study.tasks": ("melody",)}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Config:
+    """Everything below the test's folder."""
+    places = {"storage.root": str(tmp_path / "root"), "storage.cache": str(tmp_path / "cache")}
+    return replace(preset("debug"), SMALL | places)
+
+
+@pytest.fixture
+def bucket(disk: Config, s3: S3, tmp_path: Path) -> Config:
+    """The same in a bucket."""
+    places = {
+        "storage.root": s3.address(f"{s3.bucket()}/some where/out"),
+        "storage.cache": str(tmp_path / "cache of the bucket"),
+        "tracking.uri": f"sqlite:///{tmp_path}/tracking/mlflow.db",
+    }
+    return replace(disk, places)
+
+
+class BreakOff:
+    """A hook of the server: while the weights of the third checkpoint come in, all writing ends."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.steps: list[str] = []
+
+    def __call__(self, request: str) -> bool:
+        if not request.startswith(("PUT", "POST", "DELETE")):
+            return False
+        if (found := re.search(r"/(step_\d+)/", request)) and found[1] not in self.steps:
+            self.steps.append(found[1])
+        if len(self.steps) == 3 and "model.safetensors" in request:
+            self.reached.set()
+        return self.reached.is_set()
+
+
+def only(config: Config, folder: str) -> str:
+    """The address of the one run, study or token store."""
+    place = storage.join(config.storage.root, folder)
+    (name,) = storage.names(place)
+    return storage.join(place, name)
+
+
+def halve(address: str) -> None:
+    """Cut off an object."""
+    content = storage.read_bytes(address)
+    storage.write_bytes(address, content[: len(content) // 2])
+
+
+def best(config: Config) -> tuple[str, dict[str, Any]]:
+    """The best checkpoint of the pre-training, and what the run says of it."""
+    folder = only(config, "runs")
+    result = json.loads(storage.read_bytes(storage.join(folder, "result.json")))
+    return storage.join(folder, storage.basename(result.pop("checkpoint"))), result
+
+
+def tensors(config: Config) -> dict[str, torch.Tensor]:
+    with weights(best(config)[0]) as folder:
+        return load_checkpoint(folder).state_dict()
+
+
+def came_to(config: Config) -> dict[str, Any]:
+    """All that a pipeline has found out, wherever it lies."""
+    study = only(config, "studies")
+    trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "melody" in name}
+    return {
+        "digest": layout.read_manifest(only(config, "tokens"))["digest"],
+        "pre-training": best(config)[1],
+        "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
+    }
+
+
+def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
+    no_ray: None, disk: Config, bucket: Config, s3: S3, tmp_path: Path
+) -> None:
+    """Killed in an upload, and with its last whole checkpoint cut off."""
+    code, said = run(disk)
+    assert code == 0, said
+
+    s3.hook = hook = BreakOff()
+    code, said = run(bucket, kill_when=hook.reached.is_set)
+    assert code == -signal.SIGKILL and hook.reached.is_set(), said
+    s3.hook = None
+    folder = only(bucket, "runs")
+    first, second, third = sorted(hook.steps)
+    assert [name for name in storage.names(folder) if name.startswith("step_")] == [first, second, third]
+    halve(storage.join(folder, second, "model.safetensors"))
+
+    code, said = run(bucket)
+    assert code == 0, said
+    assert "found" in said, "the token store was made again"
+    assert f"the checkpoint {third} of {storage.basename(folder)} is removed, as its writing was broken off" in said
+    assert f"a broken checkpoint is passed over, the run goes on from {first}" in said
+    assert came_to(bucket) == came_to(disk)
+    assert len(came_to(bucket)["trials"]) == 2
+    assert all(torch.equal(tensor, tensors(disk)[name]) for name, tensor in tensors(bucket).items())
+    check_tracking(bucket)
+    nothing_twice(bucket, s3)
+    check_export(bucket)
+    assert storage.exists(storage.join(only(bucket, "reports"), "report.html"))
+    texts = [said.encode(), *(path.read_bytes() for path in tmp_path.glob("tracking/**/*") if path.is_file())]
+    assert not any(value.encode() in text for name, value in KEYS.items() if "KEY" in name for text in texts)
+
+
+def check_tracking(config: Config) -> None:
+    """One pre-training, with a point for every epoch."""
+    tracker = tracking.Tracker(tracking.address(config))
+    (pretraining,) = tracker.parents(tracking.PRETRAINING)
+    assert pretraining.info.status == "FINISHED"
+    steps = [step for step, _ in tracker.curve(pretraining.info.run_id, "valid/loss")]
+    assert len(steps) == config.pretrain.epochs and sorted(set(steps)) == steps
+    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
+    assert tracker.artifact(parent.info.run_id, "results.md")
+
+
+def nothing_twice(config: Config, s3: S3) -> None:
+    """The same command again writes no token, no checkpoint and no outcome."""
+    before = len(s3.requests)
+    code, said = run(config)
+    assert code == 0 and "goes on where it stopped: 2 of 2 trials are done, 1 of 1 pre-trainings" in said, said
+    path = storage.without_query(config.storage.root).removeprefix("s3:/")
+    writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
+    assert {request.partition(f"{path}/")[2].partition("/")[0] for request in writes} <= {"reports"}
+
+
+def check_export(config: Config) -> None:
+    """An export in the bucket is the best checkpoint."""
+    place = storage.join(config.storage.root, "exports", "mine")
+    code, said = run(config, f"output={place}", job="export")
+    assert code == 0 and "config.json, model.safetensors" in said, said
+    with weights(place) as folder:
+        exported = load_checkpoint(folder).state_dict()
+    assert all(torch.equal(tensor, tensors(config)[name]) for name, tensor in exported.items())
+
+
+def test_a_run_in_a_bucket_goes_on_with_one_worker_from_corpora_in_a_bucket(
+    no_ray: None, bucket: Config, s3: S3
+) -> None:
+    sample = Path(CORPORA["sample"].folder)
+    corpora = storage.join(storage.join(bucket.storage.root, "corpora"), "POP909")
+    for path in sample.rglob("*.*"):
+        storage.write_bytes(storage.join(corpora, path.relative_to(sample).as_posix()), path.read_bytes())
+    there = replace(
+        bucket, {"corpora.names": ("pop909",), "corpora.root": storage.join(bucket.storage.root, "corpora")}
+    )
+    code, said = run(there, job="tokenize")
+    assert code == 0 and re.search(r"pop909\s+32\s", said), said
+    assert layout.read_manifest(only(there, "tokens"))["counts"]["files"] == 865
+
+    s3.hook = hook = BreakOff()
+    code, said = run(there, job="pretrain", kill_when=hook.reached.is_set)
+    assert code == -signal.SIGKILL and hook.reached.is_set(), said
+    s3.hook = None
+    code, said = run(replace(there, {"compute.workers": 1}), job="pretrain")
+    assert code == 0, said
+    folder = only(there, "runs")
+    steps = [name for name in storage.names(folder) if name.startswith("step_")]
+    for name in steps:
+        verify(*storage.filesystem(storage.join(folder, name)))
+    assert json.loads(storage.read_bytes(storage.join(folder, steps[-1], "progress.json")))["workers"] == 1
+    assert json.loads(storage.read_bytes(storage.join(folder, steps[-1], "progress.json")))["epoch"] == 5

@@ -4,12 +4,15 @@
     {root}/runs/<run>/                  pre-training runs: Ray Train's state and checkpoints
     {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
     {root}/reports/<study>/             report.html and its tables
+    {root}/spool/<server>/              what a tracking server has not got yet
+    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
 
 A root is a local folder or a URI that pyarrow's filesystems know (`s3://`, `gs://`).
 """
 
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -79,6 +82,20 @@ def read_bytes(uri: str) -> bytes:
     system, path = filesystem(uri)
     with system.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def names(uri: str) -> list[str]:
+    """Names of the files in a folder, sorted; none where there is no folder."""
+    system, path = filesystem(uri)
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found if info.is_file)
+
+
+def remove(uri: str) -> None:
+    """Remove a file, if it is there."""
+    system, path = filesystem(uri)
+    with suppress(FileNotFoundError):
+        system.delete_file(path)
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -57,7 +57,8 @@ class Lease:
         self._name = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
         self._beats = itertools.count()
         self._mine = b""
-        self._seen, self._since = b"", 0.0
+        self._seen: bytes | None = None
+        self._since = 0.0
         self._held = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

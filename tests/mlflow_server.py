@@ -34,9 +34,17 @@ class Server:
         self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        settings = f"[mlflow]\ndefault_permission = READ\nadmin_username = admin\nadmin_password = {password}\n"
+        settings = {
+            "default_permission": "READ",
+            "admin_username": "admin",
+            "admin_password": password,
+            "database_uri": f"sqlite:///{folder}/accounts.db",
+            "auth_cache_ttl_seconds": 60,  # else every request takes the time of a password's hash
+        }
         (folder / "auth.ini").touch(mode=0o600)
-        (folder / "auth.ini").write_text(f"{settings}database_uri = sqlite:///{folder}/accounts.db\n")
+        (folder / "auth.ini").write_text(
+            "\n".join(["[mlflow]", *(f"{key} = {value}" for key, value in settings.items())])
+        )
 
     def launch(self) -> "subprocess.Popen[bytes]":
         options = ["--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
@@ -63,6 +71,11 @@ class Server:
             log = (self.folder / "server.log").read_text()
             assert self._process.poll() is None and time.monotonic() < deadline, log[-3000:]
             time.sleep(0.2)
+
+    @property
+    def pid(self) -> int:
+        """Of the process, and of the group that it has started."""
+        return self._process.pid if self._process else 0
 
     def stop(self) -> None:
         """End it with the processes that it has started; they are a group of their own."""

@@ -116,8 +116,13 @@ def _status(error: Exception) -> int:
 
 def _reason(error: BaseException) -> str:
     """What is at the bottom of an error, in a line."""
-    while inner := error.__cause__ or error.__context__:
+    while inner := error.__cause__ or error.__context__ or _within(error):
         error = inner
     text = " ".join(str(error).split())
     body = re.search(r"Response body: '(.+)'", text)
     return (body[1] if body else text)[:300] or type(error).__name__
+
+
+def _within(error: BaseException) -> BaseException | None:
+    """The error that urllib3 hands on as an argument of its own."""
+    return next((part for part in error.args if isinstance(part, BaseException)), None)

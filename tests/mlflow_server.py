@@ -99,14 +99,15 @@ def serving(folder: Path) -> Iterator[Server]:
         server.stop()
 
 
-Mode = Literal["open", "closed", "silent", "deaf"]
+Mode = Literal["open", "closed", "silent", "deaf", "late"]
 
 
 class Relay:
     """Stands before a server.
 
     `open` passes everything on; `closed` refuses connections; `silent` takes requests and passes nothing on; `deaf`
-    passes requests on and loses the answers. Connections that are open when the mode changes are cut.
+    passes requests on and loses the answers; `late` keeps requests for a new run back, and passes them on when the mode
+    changes, whoever still waits for them. Connections that are open when another mode changes are cut.
     """
 
     def __init__(self, target: int) -> None:
@@ -118,6 +119,9 @@ class Relay:
         self.uri = f"http://127.0.0.1:{self._port}"
         self.lost = 0
         """Answers that were lost."""
+        self.held = 0
+        """Requests that were kept back."""
+        self._let_go = threading.Event()
         self._listen()
 
     def set(self, mode: Mode) -> None:
@@ -131,6 +135,11 @@ class Relay:
         elif before == "closed":
             self._listener = socket.create_server(("127.0.0.1", self._port))
             self._listen()
+        if mode == "late":
+            self._let_go.clear()
+        elif before == "late":
+            self._let_go.set()
+            return
         ends, self._ends = self._ends, []
         for end in ends:
             _cut(end)
@@ -162,7 +171,13 @@ class Relay:
                 if answers and self._mode == "deaf":
                     self.lost += 1
                     break
-                sink.sendall(content)
+                if not answers and self._mode == "late" and b"mlflow/runs/create" in content:
+                    self.held += 1
+                    self._let_go.wait()
+                    sink.sendall(content)
+                    time.sleep(1)  # a server may drop what it was asked by somebody who has left
+                else:
+                    sink.sendall(content)
         _cut(sink)
         _cut(source)
 

@@ -243,9 +243,23 @@ def test_a_server_that_is_stopped_and_started_again(config: Config, server: Serv
     check(config, "restarted", undisturbed)
 
 
-def test_a_server_that_hangs_makes_no_second_run(config: Config, server: Server, undisturbed: Any) -> None:
-    """It carries out late what was given up and repeated."""
-    assert server.pid
+def test_a_run_that_is_made_late_and_twice_is_one(config: Config, relay: Relay, undisturbed: Any) -> None:
+    """The server carries out what was given up and repeated in the meantime."""
+    box = Spool(tracking.address(config).spool)
+
+    def delay(step: int) -> None:
+        if step == 1:
+            wait_for(lambda: relay.held >= 3)  # MLflow's client asks twice, then the sender again
+            relay.set("open")
+
+    relay.set("late")
+    with tracking.recording(config):
+        write(config, "twice", delay)
+        wait_for(lambda: not box.names())
+    check(config, "twice", undisturbed)
+
+
+def test_a_server_that_hangs(config: Config, server: Server, undisturbed: Any) -> None:
     with tracking.recording(config):
         os.killpg(server.pid, signal.SIGSTOP)
         try:

@@ -360,7 +360,9 @@ class StorageConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     uri: str = runtime("")
-    """MLflow tracking URI; empty takes sqlite below `storage.root`."""
+    """MLflow tracking URI: a server (http://HOST:5000, its account in MLFLOW_TRACKING_USERNAME and
+    MLFLOW_TRACKING_PASSWORD of every node), or a database; empty takes sqlite below `storage.root`. While a server does
+    not answer, work goes on, and what is recorded waits in `spool` below `storage.root`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
-from midibert_ray.spool import REFUSED, Record, RejectedError, Spool, UnreachableError, points
+from midibert_ray.spool import REFUSED, Record, RejectedError, Spool, UnreachableError, batches, points
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +36,6 @@ LONGEST_PAUSE_S = 10.0
 
 PATIENCE_S = 30.0
 """How long the end of a job waits while nothing can be sent; longer than `STALE_S`."""
-
-WINDOW = 200
-"""Records that are held in memory at once."""
 
 Send = Callable[[Sequence[Record]], None]
 """Writes records to a server: either several that are points of one run, or a single one.
@@ -146,16 +143,16 @@ class Sender:
             thread.join()
 
     def drain(self, patience_s: float) -> list[str]:
-        """Send until nothing is left, or for so long nothing has gone, be it from here or by another process.
+        """Send what is there now, until for so long nothing of it has gone, be it from here or from another process.
 
         Returns:
-            names of the records that are left.
+            names of the records that are left of it.
         """
-        fewest, since = len(self.spool.names()), time.monotonic()
-        while not self.step():
-            left = self.spool.names()
-            if len(left) < fewest:
-                fewest, since = len(left), time.monotonic()
+        left, since = self.spool.names(), time.monotonic()
+        while left and not self.step():
+            fewer = sorted(set(left) & set(self.spool.names()))
+            if len(fewer) < len(left):
+                left, since = fewer, time.monotonic()
             elif time.monotonic() - since > patience_s:
                 return left
             time.sleep(POLL_S)
@@ -196,8 +193,11 @@ class Sender:
             if not self._lease.take():
                 return False
             names = self.spool.names()
-        windows = (names[start : start + WINDOW] for start in range(0, len(names), WINDOW))
-        return all(self._deliver(self.spool.read(window)) for window in windows)
+        for batch in batches(names):
+            if not self._lease.held:  # another process sends now
+                return False
+            self._deliver(self.spool.read(batch))
+        return True
 
     def _recover(self) -> None:
         if self._trouble:
@@ -208,52 +208,28 @@ class Sender:
         while not stop.wait(min(POLL_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)):
             self.step()
 
-    def _deliver(self, records: Mapping[str, Record]) -> bool:
-        for names in batches(records):
-            if not self._lease.held:  # another process sends now
-                return False
-            self._try(names, records)
-        return True
-
-    def _try(self, names: Sequence[str], records: Mapping[str, Record]) -> None:
+    def _deliver(self, records: Mapping[str, Record]) -> None:
         """Send records that go together, and take them away, or set aside what the server will not take."""
+        if not records:
+            return
         self._send = self._send or self._connect()
         try:
-            self._send([records[name] for name in names])
+            self._send(list(records.values()))
         except RejectedError as error:
-            if len(names) > 1:
-                for name in names:
-                    self._try([name], records)
-                return
-            self._set_aside(names[0], records[names[0]].run, error)
+            for name, record in records.items():
+                if len(records) > 1:
+                    self._deliver({name: record})
+                else:
+                    self._set_aside(name, record, error)
             return
-        self._late += points(names)
-        for name in names:
+        self._late += points(records)
+        for name in records:
             self.spool.remove(name)
 
-    def _set_aside(self, name: str, run: str, error: RejectedError) -> None:
+    def _set_aside(self, name: str, record: Record, error: RejectedError) -> None:
         """Out of the way of other records; said once a run, as the rest of it may fare the same."""
-        if run not in self._rejected:
-            self._rejected.add(run)
+        if record.run not in self._rejected:
+            self._rejected.add(record.run)
             place = f"{self.spool.place}/{REFUSED}"
-            logger.warning("a record of %s was not taken, and is kept in %s: %s", run, place, error)
+            logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, place, error)
         self.spool.set_aside(name)
-
-
-def batches(records: Mapping[str, Record], limit: int = 50) -> Iterator[list[str]]:
-    """Names of records that may be sent together: points of one run that follow each other, or a single other record.
-
-    Every run keeps its order; runs come in the order of their first records.
-
-    Args:
-        records: by name, in the order of writing.
-        limit: largest number of records that go together.
-    """
-    runs: dict[str, list[str]] = {}
-    for name, record in records.items():
-        runs.setdefault(record.run, []).append(name)
-    for own in runs.values():
-        for are_points, group in itertools.groupby(own, key=lambda name: records[name].points > 0):
-            names = list(group)
-            size = limit if are_points else 1
-            yield from (names[start : start + size] for start in range(0, len(names), size))

@@ -85,10 +85,9 @@ def read_bytes(uri: str) -> bytes:
 
 
 def names(uri: str) -> list[str]:
-    """Names of the files in a folder, sorted; none where there is no folder."""
+    """Names of the files and folders directly below a URI, sorted; none where nothing is there."""
     system, path = filesystem(uri)
-    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.is_file)
+    return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
 def remove(uri: str) -> None:

@@ -43,7 +43,8 @@ def publish(log: StudyLog, plan: Plan) -> bool:
 def unpublished(config: Config) -> list[Config]:
     """Configurations of the studies below a storage root that wait for their results to be stored."""
     folder = storage.join(storage.resolve(config.storage.root), UNPUBLISHED)
-    found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in storage.names(folder)]
+    names = (name for name in storage.names(folder) if name.endswith(".json"))
+    found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
     here = {"storage.root": config.storage.root, "tracking.uri": config.tracking.uri}
     return [replace(from_flat(flat), here) for flat in found]
 

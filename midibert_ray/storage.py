@@ -10,9 +10,9 @@
 A root is a local folder or a URI that pyarrow's filesystems know (`s3://`, `gs://`).
 """
 
+import contextlib
 import re
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from pyarrow import fs
@@ -93,7 +93,7 @@ def names(uri: str) -> list[str]:
 def remove(uri: str) -> None:
     """Remove a file, if it is there."""
     system, path = filesystem(uri)
-    with suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):
         system.delete_file(path)
 
 

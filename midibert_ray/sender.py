@@ -29,8 +29,9 @@ BEAT_S = 4.0
 SETTLE_S = 1.0
 """How long it takes to see whether another process took the spool at the same moment."""
 
-POLL_S = 1.0
-"""Time between two looks into the spool; after a failure it doubles, up to `LONGEST_PAUSE_S`."""
+POLL_S = 2.0
+"""Time between two looks into the spool, each of which is a request where it lies in a bucket; after a failure it
+doubles, up to `LONGEST_PAUSE_S`."""
 
 LONGEST_PAUSE_S = 10.0
 

@@ -39,7 +39,7 @@ class RunLog:
         """Add one point to each curve; a point that stands there already (after a resume) is left out."""
         values = {key: float(value) for key, value in metrics.items()}
         if values:
-            self._add("points", points=len(values), metrics=values, step=step)
+            self._add("points", points=len(values), metrics=values, step=int(step))
 
     def tag(self, **tags: object) -> None:
         """Set tags; an underscore pair stands for a dot."""

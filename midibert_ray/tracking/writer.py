@@ -68,7 +68,7 @@ class Writer:
         found = self._only(experiment, key)
         if found:
             self._client.update_run(found.info.run_id, status="RUNNING")
-            run, known = _Run(found.info.run_id, new=False), set(found.data.params)
+            run, there = _Run(found.info.run_id, new=False), set(found.data.params)
         else:
             parent = {PARENT: self._run(experiment, content["parent"]).id} if content["parent"] else {}
             made = self._client.create_run(
@@ -77,9 +77,9 @@ class Writer:
                 tags={RUN_KEY: key} | parent | content["tags"],
                 run_name=content["name"],
             )
-            run, known = _Run(made.info.run_id, new=True), set()
+            run, there = _Run(made.info.run_id, new=True), set()
         self._runs[experiment, key] = run
-        fresh = [Param(name, value) for name, value in content["params"].items() if name not in known]
+        fresh = [Param(name, value) for name, value in content["params"].items() if name not in there]
         for start in range(0, len(fresh), 100):  # MLflow takes 100 params a call
             self._client.log_batch(run.id, params=fresh[start : start + 100])
 

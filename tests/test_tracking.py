@@ -106,3 +106,24 @@ def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) 
     assert shutil.which(words[0])
     database = tracking.address(replace(Config(), {"tracking.uri": "postgresql+psycopg2://u@host/db"}))
     assert database.command().endswith("mlflow ui --backend-store-uri postgresql+psycopg2://u@host/db")
+
+
+def test_nothing_waits_for_a_database(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    where = tracking.address(config)
+    with tracking.recording(config):
+        tracking.Tracker(where).open("midibert/x", "key-4", "fourth", params={}, tags={}).log({"loss": 1.0}, 1)
+        assert tracking.caught_up(where)
+    assert not Path(config.storage.root, "spool").exists()
+    assert tracking.amount(where) == "0 points of curves (0 records) wait"
+    tracking.flush(where)
+    assert caplog.messages[-1].endswith("is a database, which takes everything at once: nothing waits")
+
+
+def test_the_command_that_sends_what_is_left_can_be_pasted(tmp_path: Path) -> None:
+    changes = {"storage.root": "s3://bucket/x?endpoint_override=h:1&scheme=http", "tracking.uri": "http://host:5000"}
+    words = shlex.split(tracking.flush_command(replace(Config(), changes), "ablation"))
+    assert words == [
+        *("python", "jobs/report.py", "ablation", "--flush"),
+        *(f"{name}={value}" for name, value in changes.items()),
+    ]

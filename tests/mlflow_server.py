@@ -121,6 +121,8 @@ class Relay:
         """Answers that were lost."""
         self.held = 0
         """Requests that were kept back."""
+        self.delay_s = 0.0
+        """How long every answer is on its way."""
         self._let_go = threading.Event()
         self._listen()
 
@@ -168,6 +170,7 @@ class Relay:
     def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with suppress(OSError):
             while content := source.recv(1 << 16):
+                time.sleep(self.delay_s if answers else 0)
                 if answers and self._mode == "deaf":
                     self.lost += 1
                     break

@@ -350,10 +350,12 @@ def test_a_writer_that_is_killed_while_it_sends(config: Config, relay: Relay, un
         all_of_it = len(box.names())
         relay.set("deaf")  # what it sends last arrives, and it does not learn of it
         wait_for(lambda: relay.lost > 1)
+        relay.delay_s = 0.1  # it does not get far before it is killed
         relay.set("open")
         wait_for(lambda: len(box.names()) < 0.8 * all_of_it)
         process.send_signal(signal.SIGKILL)
     assert 0 < len(box.names()) < 0.8 * all_of_it
+    relay.delay_s = 0.0
     with tracking.recording(config):  # the next job, which has to see that the one before is dead
         pass
     check(config, "killed", undisturbed)

@@ -25,7 +25,8 @@ def main() -> None:
     if wanted.dry_run:
         print(pipeline.flush_plan(config) if wanted.flags else pipeline.report_address(config, *wanted.words))
     elif wanted.flags:
-        print("\n".join(pipeline.flush(config, *wanted.words)))
+        for page in pipeline.flush(config, *wanted.words):
+            print(page)
     else:
         with tracking.recording(config):
             print(pipeline.report(config, *wanted.words))

@@ -25,6 +25,9 @@ from midibert_ray.spool import UnreachableError
 
 TOP = "(top)"
 
+MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
+"""Errors that the user can do something about."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
@@ -172,10 +175,7 @@ def run(job: Callable[[], None]) -> None:
     """
     try:
         job()
-    except (
-        *(ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError),
-        UnreachableError,
-    ) as error:
+    except MENDABLE as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         logging.getLogger(__name__).error("error: %s  (%s:%d)", error, Path(place.filename).name, place.lineno)
         sys.exit(2)

@@ -360,9 +360,7 @@ class StorageConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     uri: str = runtime("")
-    """MLflow tracking URI: a server (http://HOST:5000, its account in MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD of every node), or a database; empty takes sqlite below `storage.root`. While a server does
-    not answer, work goes on, and what is recorded waits in `spool` below `storage.root`."""
+    """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,17 +98,17 @@ def test_points_of_a_run_go_together_and_all_else_alone(tmp_path: Path) -> None:
 
 
 def test_an_outage_is_said_once_and_so_is_its_end(box: Spool, caplog: pytest.LogCaptureFixture) -> None:
-    desk, writer = Desk(), box
+    desk = Desk()
     one = desk.sender(box)
     desk.trouble = UnreachableError("the desk is closed")
+    for number in range(20):
+        box.append(record(number, points=3))
     with one.running():
-        for number in range(20):
-            writer.append(record(number, points=3))
         wait_for(lambda: desk.calls > 5)
         assert len(box.names()) == 20
         desk.trouble = None
         wait_for(lambda: not box.names())
-        writer.append(record(20))
+        box.append(record(20))
         wait_for(lambda: not box.names())
     one.close()
     assert desk.taken == list(range(21))

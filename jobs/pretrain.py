@@ -24,8 +24,9 @@ def main() -> None:
     if wanted.dry_run:
         print(plan)
         return
-    ray.init(**cli.ray_options())
-    run = pipeline.pretrain(wanted.config)
+    with tracking.recording(wanted.config):
+        ray.init(**cli.ray_options())
+        run = pipeline.pretrain(wanted.config)
     print(f"best valid/loss {run.metrics['valid/loss']:.4f} at step {run.step}")
     print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(wanted.config).command()}")
 

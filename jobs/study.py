@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 
 import ray
 
-from midibert_ray import cli, pipeline
+from midibert_ray import cli, pipeline, tracking
 from midibert_ray.data.tokenize import Summary
 from midibert_ray.overrides import replace
 from midibert_ray.presets import STUDIES
@@ -33,10 +33,11 @@ def main() -> None:
     if wanted.dry_run:
         print(described)
         return
-    ray.init(**cli.ray_options())
-    print(Summary.table(pipeline.tokenize_for(plan)))
-    result = pipeline.study(plan)
-    print(pipeline.outcome(config, result, pipeline.report(config, result.key)))
+    with tracking.recording(config):
+        ray.init(**cli.ray_options())
+        print(Summary.table(pipeline.tokenize_for(plan)))
+        result = pipeline.study(plan)
+        print(pipeline.outcome(config, result))
     sys.exit(1 if result.failed else 0)
 
 

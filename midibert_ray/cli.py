@@ -21,8 +21,12 @@ from midibert_ray import storage
 from midibert_ray.config import Config, ConfigError
 from midibert_ray.overrides import flatten, from_flat, refuse_secrets, replace, runtime_keys
 from midibert_ray.presets import PRESETS, preset
+from midibert_ray.spool import UnreachableError
 
 TOP = "(top)"
+
+MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
+"""Errors that the user can do something about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class Invocation:
     extra: Mapping[str, str]
     """Those of the job's own settings that were given, such as the output folder of an export."""
 
+    flags: tuple[str, ...] = ()
+    """Those of the job's own switches that were given, such as `flush`."""
+
     def to_json(self) -> str:
         """One line that `from_json` reads."""
         return json.dumps(vars(self) | {"config": flatten(self.config)})
@@ -46,7 +53,8 @@ class Invocation:
     def from_json(cls, line: str) -> "Invocation":
         """What `to_json` wrote."""
         content = json.loads(line)
-        return cls(**content | {"config": from_flat(content["config"]), "words": tuple(content["words"])})
+        lists = {name: tuple(content[name]) for name in ("words", "flags")}
+        return cls(**content | lists | {"config": from_flat(content["config"])})
 
 
 def parse(
@@ -56,6 +64,7 @@ def parse(
     words: str = "",
     extra: Mapping[str, str] | None = None,
     kinds: Mapping[str, Mapping[str, object]] | None = None,
+    flags: Mapping[str, str] | None = None,
 ) -> Invocation:
     """Read a job's command line; ends the process with a message (exit code 2) where it is wrong.
 
@@ -69,10 +78,11 @@ def parse(
         words: what positional words the job takes, for `--help`; empty: none.
         extra: settings that only this job takes (`name=value`), which no configuration holds: name -> meaning.
         kinds: words that stand for settings, which others of the command line overrule: word -> settings.
+        flags: switches that only this job has (`--name`): name -> meaning.
     """
-    extra = extra or {}
+    extra, flags = extra or {}, flags or {}
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = _parser(description, words, extra)
+    parser = _parser(description, words, extra, flags)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         refuse_secrets(arguments)  # first of all, as other messages show what they refuse
@@ -87,14 +97,17 @@ def parse(
         config = config if known.resolve else anchor(config)
     except ConfigError as error:
         parser.error(str(error))
-    asked = Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own)
+    given = tuple(name for name in flags if getattr(known, name))
+    asked = Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own, flags=given)
     if known.resolve:
         sys.stdout.write(asked.to_json() + "\n")
         sys.exit(0)
     return asked
 
 
-def _parser(description: str | None, words: str, extra: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(
+    description: str | None, words: str, extra: Mapping[str, str], flags: Mapping[str, str]
+) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=description,
         epilog=_extra_help(extra) + settings_help(),
@@ -105,6 +118,8 @@ def _parser(description: str | None, words: str, extra: Mapping[str, str]) -> ar
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
     parser.add_argument("--resolve", action="store_true", help=argparse.SUPPRESS)
+    for name, meaning in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=words or "settings, listed below")
     return parser
 
@@ -153,13 +168,14 @@ def _take(changes: dict[str, str], extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def run(job: Callable[[], None]) -> None:
-    """Run a job's `main`; an error of the user's (a missing input, a wrong value) is one line, and exit code 2.
+    """Run a job's `main`; an error that the user can mend (a missing input, a wrong value, a tracking server that does
+    not answer) is one line, and exit code 2.
 
     Errors of any other kind keep their traceback.
     """
     try:
         job()
-    except (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError) as error:
+    except MENDABLE as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         logging.getLogger(__name__).error("error: %s  (%s:%d)", error, Path(place.filename).name, place.lineno)
         sys.exit(2)

@@ -373,7 +373,7 @@ class StorageConfig:
 @dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     uri: str = runtime("")
-    """MLflow tracking URI; empty takes sqlite below `storage.root`."""
+    """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
 
 
 @dataclass(frozen=True, kw_only=True)

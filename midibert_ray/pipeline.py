@@ -6,18 +6,22 @@ it again does nothing twice. Jobs are thin command lines over these functions.
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 from midibert_ray import storage, tracking
 from midibert_ray.cli import describe
 from midibert_ray.config import Config
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
+from midibert_ray.spool import UnreachableError
 from midibert_ray.studies import formats, sweep, table
 from midibert_ray.studies import report as reports
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.outcome import settled
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.plan import make as plan_study
+from midibert_ray.studies.publish import publish, unpublished
+from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.training.batch import plan_batch
@@ -124,8 +128,50 @@ def study(plan: Plan) -> StudyResult:
 
 
 def report(config: Config, key: str) -> str:
-    """Write `report.html` of a study from what MLflow holds, and return its address."""
+    """Write `report.html` of a study from what MLflow holds, and return its address.
+
+    Raises:
+        LookupError: where MLflow has no such study.
+        UnreachableError: where a tracking server does not answer.
+    """
+    where = tracking.address(config)
+    if not tracking.caught_up(where):
+        logger.warning("the report of %s lacks what is still to be sent: %s", key, tracking.amount(where))
     return reports.write(config, key)
+
+
+def flush(config: Config, *keys: str) -> list[str]:
+    """Send what jobs could not, store the results of studies that waited for it, and write reports.
+
+    Args:
+        config: says where records lie, and where they go.
+        keys: studies to write a report of in any case.
+
+    Returns:
+        addresses of the reports.
+
+    Raises:
+        UnreachableError: where the server does not take all of it; nothing is lost.
+    """
+    where = tracking.address(config)
+    tracking.flush(where)
+    plans = [study_plan(late) for late in unpublished(config)]
+    for plan in plans:
+        publish(StudyLog(plan), plan)
+    pages = [report(config, key) for key in dict.fromkeys([*(plan.key for plan in plans), *keys])]
+    if pages:
+        tracking.flush(where)
+    return pages
+
+
+def flush_plan(config: Config) -> str:
+    """What `flush` would do."""
+    studies = ", ".join(study_plan(late).key for late in unpublished(config))
+    lines = [
+        f"{'records':<15} {tracking.amount(tracking.address(config))}",
+        f"{'studies':<15} {studies or 'none waits'}",
+    ]
+    return "\n".join(lines)
 
 
 def report_address(config: Config, key: str) -> str:
@@ -133,13 +179,26 @@ def report_address(config: Config, key: str) -> str:
     return reports.address(config, key)
 
 
-def outcome(config: Config, result: StudyResult, page: str) -> str:
-    """What a job prints at its end: the tables, the report, and how to browse MLflow."""
+def outcome(config: Config, result: StudyResult) -> str:
+    """What a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
     tables = table.build(result.outcomes, result.failed, (), config.study.tables)
     lines = ["", formats.to_text(tables)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
+    page = _report_or_how(config, result)
     return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
+
+
+def _report_or_how(config: Config, result: StudyResult) -> str:
+    """The address of the report, or how it is written later where a tracking server does not answer."""
+    where = tracking.address(config)
+    with suppress(UnreachableError):
+        if result.published:
+            return report(config, result.key)
+    return (
+        f"not yet, nor are the tables in MLflow, as {where.uri} has not got all results. Nothing is lost; when it "
+        f"answers:\n        {tracking.flush_command(config, result.key)}"
+    )
 
 
 def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: bool = True) -> str:

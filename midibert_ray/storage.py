@@ -4,6 +4,8 @@
     {root}/runs/<run>/                  pre-training runs: Ray Train's state and checkpoints
     {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
     {root}/reports/<study>/             report.html and its tables
+    {root}/spool/<server>/              what a tracking server has not got yet
+    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
 
 A root is a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `checks.require_address`. What stands
 behind the bucket is taken as it is: nothing in it is decoded.
@@ -120,6 +122,13 @@ def read_bytes(uri: str) -> bytes:
     system, path = filesystem(uri)
     with system.open_input_stream(path) as stream:
         return bytes(stream.read())
+
+
+def remove(uri: str) -> None:
+    """Remove a file, if it is there."""
+    system, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(path)
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -211,4 +211,15 @@ def test_a_command_line_can_be_resolved_without_running_its_job(capsys: pytest.C
     assert stop.value.code == 0
     asked = cli.Invocation.from_json(capsys.readouterr().out)
     assert (asked.preset, asked.words, asked.extra, asked.dry_run) == ("small", ("sweep",), {"task": "composer"}, False)
+    assert asked.flags == ()
     assert asked.config == replace(preset("small"), {"study.draws": 24, "storage.root": "out"})
+
+
+def test_a_job_may_have_switches_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"flush": "send it", "loud": "say so"}
+    asked = cli.parse("text", ["seed=3", "--flush"], flags=flags)
+    assert (asked.flags, asked.config.seed) == (("flush",), 3)
+    assert cli.Invocation.from_json(asked.to_json()) == asked
+    with pytest.raises(SystemExit):
+        cli.parse("text", ["--flush"])
+    assert "--flush" in capsys.readouterr().err

@@ -12,7 +12,7 @@ HOMES = {
     "ray.train": ("midibert_ray/training/",),
     "deepspeed": ("midibert_ray/training/",),
     "ray.tune": ("midibert_ray/studies/",),
-    "mlflow": ("midibert_ray/tracking.py",),
+    "mlflow": ("midibert_ray/tracking/",),
 }
 LAYERS = ("music", "data", "model", "training", "studies")
 ALLOWED = {

@@ -30,10 +30,9 @@ def test_a_run_is_found_again_and_its_curve_goes_on(config: Config) -> None:
         again.log({"train/loss": 10 * step}, step)
     again.finish()
 
-    assert again.id == first.id
-    assert tracker.curve(first.id, "train/loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
-    run = tracker.find("midibert/x", "key-1")
-    assert run is not None
+    (run,) = tracker.parents("midibert/x")
+    assert tracker.curve(run.info.run_id, "train/loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
+    assert tracker.find("midibert/x", "key-1") is not None
     assert run.info.status == "FINISHED"
     assert run.data.params["seed"] == str(config.seed)
     assert run.data.params["corpora.names"] == "pop909,asap,pop1k7,pianist8,emopia"
@@ -41,23 +40,26 @@ def test_a_run_is_found_again_and_its_curve_goes_on(config: Config) -> None:
 
 def test_parents_and_children(config: Config) -> None:
     tracker = tracking.Tracker(tracking.address(config))
-    parent = tracker.open("midibert/studies/s", "s-1", "s-1", params={}, tags={})
+    tracker.open("midibert/studies/s", "s-1", "s-1", params={}, tags={})
     for name in ("a", "b"):
-        tracker.open("midibert/studies/s", f"s-1/{name}", name, params={}, tags={}, parent=parent.id)
-    assert [run.info.run_name for run in tracker.parents("midibert/studies/s")] == ["s-1"]
-    assert {run.info.run_name for run in tracker.children("midibert/studies/s", parent.id)} == {"a", "b"}
+        tracker.open("midibert/studies/s", f"s-1/{name}", name, params={}, tags={}, parent="s-1")
+    (parent,) = tracker.parents("midibert/studies/s")
+    assert parent.info.run_name == "s-1"
+    assert {run.info.run_name for run in tracker.children("midibert/studies/s", parent.info.run_id)} == {"a", "b"}
     assert tracker.studies() == ["s"]
     assert tracker.find("midibert/studies/none", "x") is None
 
 
 def test_artifacts_lie_below_the_root(config: Config) -> None:
     tracker = tracking.Tracker(tracking.address(config))
-    run = tracker.open("midibert/x", "key-2", "second", params={}, tags={})
-    run.json({"a": [1]}, "folder/a.json")
-    run.data(b"\x00\x01", "b.bin")
-    assert tracker.artifact(run.id, "b.bin") == b"\x00\x01"
-    assert b"[\n" in (tracker.artifact(run.id, "folder/a.json") or b"")
-    assert tracker.artifact(run.id, "absent") is None
+    log = tracker.open("midibert/x", "key-2", "second", params={}, tags={})
+    log.json({"a": [1]}, "folder/a.json")
+    log.data(b"\x00\x01", "b.bin")
+    run = tracker.find("midibert/x", "key-2")
+    assert run is not None
+    assert tracker.artifact(run.info.run_id, "b.bin") == b"\x00\x01"
+    assert b"[\n" in (tracker.artifact(run.info.run_id, "folder/a.json") or b"")
+    assert tracker.artifact(run.info.run_id, "absent") is None
     assert list(Path(config.storage.root, "mlflow").rglob("b.bin"))
 
 
@@ -69,7 +71,17 @@ def test_places_that_cannot_work_are_refused() -> None:
             tracking.address(replace(Config(), {"tracking.uri": uri}))
     assert tracking.address(replace(Config(), {"tracking.uri": "HTTP://host:5000"})).artifacts == ""
     server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
-    assert (server.uri, server.artifacts) == ("http://host:5000", "")
+    assert server == tracking.Address("http://host:5000", "", "s3://bucket/x/spool/http-host-5000")
+
+
+def test_tags_that_are_lists_grow(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    log = tracker.open("midibert/x", "key-3", "third", params={}, tags={"tables": "1"})
+    log.extend(tables=["2", "1"], encoder=[])
+    log.extend(tables=["3", "2"], encoder=["a", "a"])
+    run = tracker.find("midibert/x", "key-3")
+    assert run is not None
+    assert (run.data.tags["tables"], run.data.tags["encoder"]) == ("1,2,3", "a")
 
 
 @pytest.mark.slow
@@ -95,3 +107,24 @@ def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) 
     assert shutil.which(words[0])
     database = tracking.address(replace(Config(), {"tracking.uri": "postgresql+psycopg2://u@host/db"}))
     assert database.command().endswith("mlflow ui --backend-store-uri postgresql+psycopg2://u@host/db")
+
+
+def test_nothing_waits_for_a_database(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    where = tracking.address(config)
+    with tracking.recording(config):
+        tracking.Tracker(where).open("midibert/x", "key-4", "fourth", params={}, tags={}).log({"loss": 1.0}, 1)
+        assert tracking.caught_up(where)
+    assert not Path(config.storage.root, "spool").exists()
+    assert tracking.amount(where) == "0 points of curves (0 records) wait"
+    tracking.flush(where)
+    assert caplog.messages[-1].endswith("is a database, which takes everything at once: nothing waits")
+
+
+def test_the_command_that_sends_what_is_left_can_be_pasted(tmp_path: Path) -> None:
+    changes = {"storage.root": "s3://bucket/x?endpoint_override=h:1&scheme=http", "tracking.uri": "http://host:5000"}
+    words = shlex.split(tracking.flush_command(replace(Config(), changes), "ablation"))
+    assert words == [
+        *("python", "jobs/report.py", "ablation", "--flush"),
+        *(f"{name}={value}" for name, value in changes.items()),
+    ]

@@ -4,7 +4,11 @@ import json
 import logging
 from dataclasses import asdict
 
+from midibert_ray import storage, tracking
+from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore, open_store
+from midibert_ray.overrides import flatten, from_flat, replace
+from midibert_ray.spool import UnreachableError
 from midibert_ray.studies import corpora, figures, findings, formats, page, sweep, table
 from midibert_ray.studies.baselines import Baseline, baselines
 from midibert_ray.studies.plan import Plan
@@ -13,9 +17,39 @@ from midibert_ray.studies.source import BASELINES, CORPORA, load
 
 logger = logging.getLogger(__name__)
 
+UNPUBLISHED = "unpublished"
 
-def publish(log: StudyLog, plan: Plan) -> None:
-    """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
+
+def publish(log: StudyLog, plan: Plan) -> bool:
+    """Store the results of a study, those of cells that an earlier start asked for included, and end its run.
+
+    Results are made from what MLflow holds, so they wait until a tracking server has got all of it.
+
+    Returns:
+        False where it has not; then the study is among those that `unpublished` names.
+    """
+    mark = storage.join(storage.resolve(plan.config.storage.root), UNPUBLISHED, f"{plan.key}.json")
+    try:
+        if tracking.caught_up(log.tracker.where):
+            _publish(log, plan)
+            storage.remove(mark)
+            return True
+    except UnreachableError as error:
+        logger.warning("%s", error)
+    storage.write_bytes(mark, json.dumps(flatten(plan.config)).encode())
+    return False
+
+
+def unpublished(config: Config) -> list[Config]:
+    """Configurations of the studies below a storage root that wait for their results to be stored."""
+    folder = storage.join(storage.resolve(config.storage.root), UNPUBLISHED)
+    names = (name for name in storage.names(folder) if name.endswith(".json"))
+    found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
+    here = {"storage.root": config.storage.root, "tracking.uri": config.tracking.uri}
+    return [replace(from_flat(flat), here) for flat in found]
+
+
+def _publish(log: StudyLog, plan: Plan) -> None:
     run, before = log.parent, load(plan.config, plan.key)
     outcomes, failed = before.outcomes, before.failed
     trivial = [] if plan.config.study.draws else study_baselines(plan)

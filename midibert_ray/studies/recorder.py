@@ -1,6 +1,7 @@
 """A study in MLflow: one parent run, one child a trial, curves by epoch, pictures at the end."""
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 from ray import tune
@@ -8,6 +9,7 @@ from ray import tune
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.overrides import flatten
+from midibert_ray.spool import UnreachableError
 from midibert_ray.studies import figures, outcome, sweep
 from midibert_ray.studies.agenda import FAILURE, FINETUNE
 from midibert_ray.studies.outcome import Outcome
@@ -27,19 +29,12 @@ class StudyLog:
         self.experiment = tracking.study_experiment(config.study.name)
         tags = {"stage": "study", "study": plan.key}
         self.parent = self.tracker.open(self.experiment, plan.key, plan.key, params=flatten(config), tags=tags)
-        self._tag_cells()
-
-    def _tag_cells(self) -> None:
-        """Name what the study holds; it may be started again with other cells, which then come beside the first."""
-        run, plan = self.tracker.find(self.experiment, self.plan.key), self.plan
-        cells = {
-            "protocol": [entry.trial.protocol for entry in plan.trials.values()],
-            "encoder": list(plan.pretrainings),
-            "tables": list(plan.config.study.tables),
-        }
-        before = {name: run.data.tags.get(name, "") if run else "" for name in cells}
-        both = {name: dict.fromkeys([*before[name].split(","), *values]) for name, values in cells.items()}
-        self.parent.tag(**{name: ",".join(filter(None, values)) for name, values in both.items()})
+        # What it holds; it may be started again with other cells, which then come beside the first.
+        self.parent.extend(
+            protocol=[entry.trial.protocol for entry in plan.trials.values()],
+            encoder=plan.pretrainings,
+            tables=config.study.tables,
+        )
 
     def trial(self, key: str) -> tracking.RunLog:
         """The child run of a trial, made or found again."""
@@ -58,13 +53,15 @@ class StudyLog:
             trial.name,
             params=flatten(entry.config),
             tags=tags,
-            parent=self.parent.id,
+            parent=self.plan.key,
         )
 
-    def finished(self, key: str) -> bool:
-        """Whether a trial's run is complete already."""
-        run = self.tracker.find(self.experiment, f"{self.plan.key}/{key}")
-        return run is not None and run.info.status == "FINISHED"
+    def finished(self) -> set[str]:
+        """Keys of the trials whose runs are complete."""
+        parent = self.tracker.find(self.experiment, self.plan.key)
+        runs = self.tracker.children(self.experiment, parent.info.run_id) if parent else []
+        keys = {run.data.tags[tracking.RUN_KEY] for run in runs if run.info.status == "FINISHED"}
+        return {key.removeprefix(f"{self.plan.key}/") for key in keys}
 
     def complete(self, run: tracking.RunLog, result: Outcome, predictions: bytes) -> None:
         """Store a trial's outcome and end its run."""
@@ -86,6 +83,7 @@ class Recorder(tune.Callback):
         self.plan = plan
         self._log: StudyLog | None = None
         self._runs: dict[str, tracking.RunLog] = {}
+        self._stored: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recorder, (self.plan,)
@@ -142,13 +140,23 @@ class Recorder(tune.Callback):
         run.finish("FAILED")
 
     def store(self, key: str) -> Outcome | None:
-        """Store a trial's outcome with its run, unless it is there, and return it; None if it has not finished."""
+        """Store a trial's outcome with its run, once, and return it; None if it has not finished."""
         found = outcome.find(self.plan.address(key))
         if found is None:
             return None
-        if not self.log.finished(key):
+        if key not in self._stored:
             self.log.complete(self._run(key), *found)
+            self._stored.add(key)
         return found[0]
+
+    def leave_stored(self) -> None:
+        """Ask MLflow which outcomes it has; these are not stored again.
+
+        Asked when all work is done, as a server may take its time. One that does not answer is sent them again, which
+        changes nothing.
+        """
+        with suppress(UnreachableError):
+            self._stored |= self.log.finished()
 
     def _run(self, key: str) -> tracking.RunLog:
         if key not in self._runs:

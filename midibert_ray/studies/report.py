@@ -17,12 +17,13 @@ def write(config: Config, key: str) -> str:
 
     Raises:
         LookupError: where MLflow has no such study.
+        UnreachableError: where a tracking server does not answer.
     """
     source = load(config, key)
     page = render(source)
     place = address(config, source.key)
     storage.write_bytes(place, page.encode())
-    source.tracker.client.log_text(source.parent.info.run_id, page, "report.html")
+    source.tracker.log(source.experiment, source.key).text(page, "report.html")
     return place
 
 

@@ -25,6 +25,7 @@ class Source:
     """The runs of a study, and what they left."""
 
     tracker: Tracker
+    experiment: str
     parent: Run
     children: dict[str, Run]
     """By name of the trial."""
@@ -68,6 +69,7 @@ def load(config: Config, key: str) -> Source:
 
     Raises:
         LookupError: where there is no such study; names those that exist.
+        UnreachableError: where a tracking server does not answer.
     """
     tracker = Tracker(tracking.address(config))
     names = tracker.studies()
@@ -76,16 +78,17 @@ def load(config: Config, key: str) -> Source:
         for parent in tracker.parents(experiment):
             if key in (name, parent.data.tags[tracking.RUN_KEY]):
                 children = {run.info.run_name: run for run in tracker.children(experiment, parent.info.run_id)}
-                return _read(tracker, parent, children)
+                return _read(tracker, experiment, parent, children)
     raise LookupError(f"no study {key!r} in {tracker.where.uri}; there are: {', '.join(names) or 'none'}")
 
 
-def _read(tracker: Tracker, parent: Run, children: dict[str, Run]) -> Source:
+def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> Source:
     found = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children.values()]
     known = {name: tracker.artifact(parent.info.run_id, name) for name in (BASELINES, CORPORA)}
     baselines, corpora = (json.loads(known[name] or "[]") for name in (BASELINES, CORPORA))
     return Source(
         tracker=tracker,
+        experiment=experiment,
         parent=parent,
         children=children,
         outcomes=[Outcome.from_json(text) for text in found if text],

@@ -7,7 +7,7 @@ only what is still open, with the resources that are asked for now.
 import logging
 import os
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -59,6 +59,9 @@ class StudyResult:
     stopped: list[str]
     """Draws that a sweep has stopped early."""
 
+    published: bool = False
+    """Whether MLflow has its tables; where not, `publish.unpublished` names the study until it has."""
+
 
 def study(plan: Plan) -> StudyResult:
     """Run all of a study, or what an earlier start of it left open; needs Ray, and all token stores.
@@ -79,12 +82,12 @@ def study(plan: Plan) -> StudyResult:
     recorder = Recorder(plan)
     reasons = _fit(plan, recorder, todo, encoders) if todo else {}
     result = _collect(plan, recorder, reasons)
-    publish(recorder.log, plan)
-    return result
+    return replace(result, published=publish(recorder.log, plan))
 
 
 def _collect(plan: Plan, recorder: Recorder, reasons: Mapping[str, str]) -> StudyResult:
     """All outcomes; those that MLflow missed are stored there now."""
+    recorder.leave_stored()
     result = StudyResult(plan.key, [], {}, [])
     for key, entry in plan.trials.items():
         found = recorder.store(key)

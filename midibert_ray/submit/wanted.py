@@ -50,7 +50,7 @@ def describe(job: Path, words: Sequence[str], asked: Invocation) -> Submission:
     """
     _check_places(asked)
     flat = flatten(asked.config)
-    own = {"words": asked.words, "extra": asked.extra, "dry_run": asked.dry_run}
+    own = {"words": [*asked.words, *asked.flags], "extra": asked.extra, "dry_run": asked.dry_run}
     sections = {key.split(".")[0] for key in flat}
     return Submission(
         job=job.stem,

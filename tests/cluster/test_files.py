@@ -187,7 +187,9 @@ def test_what_compose_writes_into_containers_is_well_formed() -> None:
     accounts = configparser.ConfigParser(interpolation=None)
     accounts.read_string(configs.pop("mlflow"))
     assert "admin_password" not in accounts["mlflow"], "it comes from the environment"
-    assert set(accounts["mlflow"]) == {"admin_username", "database_uri", "default_permission"}
+    names = {"admin_username", "database_uri", "default_permission", "auth_cache_ttl_seconds"}
+    assert set(accounts["mlflow"]) == names
+    assert int(accounts["mlflow"]["auth_cache_ttl_seconds"]) == 60, "a comment on its line would belong to the value"
     scrape = yaml.safe_load(configs["prometheus"])["scrape_configs"][0]["http_sd_configs"][0]
     assert scrape["url"].endswith("/api/prometheus/sd")
     assert yaml.safe_load(configs["datasource"])["datasources"][0]["name"] == "Prometheus", (

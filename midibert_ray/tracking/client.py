@@ -1,0 +1,128 @@
+"""MLflow's own client: opened, asked for runs, and its errors understood."""
+
+import fcntl
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from midibert_ray.spool import RejectedError, UnreachableError
+from midibert_ray.tracking.address import SQLITE, Address, is_server
+
+# MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# And these at every request. Of itself it would try for minutes; we have a spool, and say what a reader can do.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException, RestException
+
+RUN_KEY = "midibert.run_key"
+PARENT = "mlflow.parentRunId"
+
+_PASSING = (408, 429, 499)
+"""HTTP statuses that are no fault of what was asked, though they begin with a 4."""
+
+
+def connect(where: Address) -> MlflowClient:
+    """A client for an address; asks nothing of a server, and makes a sqlite database that is not there."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else it has a line for every retry
+    if where.uri.startswith(SQLITE):
+        _make_database(Path(where.uri.removeprefix(SQLITE)))
+    return MlflowClient(tracking_uri=where.uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's sqlite database where there is none, whole or not at all.
+
+    MLflow lays out its tables in dozens of steps, and cannot open a database in which a killed process left some out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
+        if path.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            made = Path(scratch, path.name)
+            MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments()
+            made.replace(path)
+
+
+def search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Run]:
+    """The runs of an experiment that fulfil a condition in MLflow's search language; empty: all."""
+    known = client.get_experiment_by_name(experiment)
+    token: str | None = None
+    while known:
+        page = client.search_runs([known.experiment_id], condition, ViewType.ACTIVE_ONLY, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def of_key(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+    """The run of a key, if there is one; `writer.py` says how a second, empty one may come to stand behind it."""
+    runs = search(client, experiment, f"tags.`{RUN_KEY}` = '{key}'")
+    return sorted(runs, key=lambda run: -len(run.data.params) - len(run.data.metrics))
+
+
+@contextmanager
+def answers(where: Address) -> Iterator[None]:
+    """Where a server is asked: its errors become ours. Those of a database stay as they are.
+
+    Raises:
+        UnreachableError: where it does not answer, not now, or not to this account.
+        RejectedError: where it will never take what was asked.
+    """
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        if not is_server(where.uri):
+            raise
+        raise _meaning(where.uri, error) from error
+
+
+def _meaning(uri: str, error: Exception) -> UnreachableError | RejectedError:
+    status = _status(error)
+    if status in (401, 403):
+        return UnreachableError(
+            f"tracking.uri={uri} refuses access ({status}: {_reason(error)}); set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment of every node",
+            refused=True,
+        )
+    # A proxy before the server has pages of its own; only the server's own words are about what was asked.
+    own_words = isinstance(error, RestException) or getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+    if (own_words or isinstance(error, requests.HTTPError)) and 400 <= status < 500 and status not in _PASSING:
+        return RejectedError(_reason(error))
+    return UnreachableError(f"tracking.uri={uri} does not answer ({_reason(error)})")
+
+
+def _status(error: Exception) -> int:
+    """The HTTP status that an error stands for; 500 where none came back."""
+    if isinstance(error, MlflowException):
+        return int(error.get_http_status_code())
+    response = getattr(error, "response", None)
+    return 500 if response is None else int(response.status_code)
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of an error, in a line."""
+    while inner := error.__cause__ or error.__context__ or _within(error):
+        error = inner
+    text = " ".join(str(error).split())
+    body = re.search(r"Response body: '(.+)'", text)
+    return (body[1] if body else text)[:300] or type(error).__name__
+
+
+def _within(error: BaseException) -> BaseException | None:
+    """The error that urllib3 hands on as an argument of its own."""
+    return next((part for part in error.args if isinstance(part, BaseException)), None)

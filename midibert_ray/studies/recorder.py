@@ -84,6 +84,7 @@ class Recorder(tune.Callback):
         self._log: StudyLog | None = None
         self._runs: dict[str, tracking.RunLog] = {}
         self._stored: set[str] = set()
+        self._given_up: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recorder, (self.plan,)
@@ -120,10 +121,21 @@ class Recorder(tune.Callback):
             self.fail(work["name"], str(last.get(FAILURE, "it left no outcome")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Mark the run as failed."""
+        """Mark the run as failed, unless Tune has given it up too soon.
+
+        Where a process that is to go on with another trial is gone with its node, Tune counts two failures, and ends
+        the trial at the second, whatever `max_failures` says.
+        """
         work = trial.config["work"]
-        if work["kind"] == FINETUNE:
+        if trial.num_failures <= self.plan.config.compute.max_failures:
+            self._given_up.add(work["name"])
+        elif work["kind"] == FINETUNE:
             self.fail(work["name"], "its process died")
+
+    def take_given_up(self) -> set[str]:
+        """Names of the work that Tune gave up too soon, since this was last asked."""
+        taken, self._given_up = self._given_up, set()
+        return taken
 
     def stop(self, key: str, figures: dict[str, float]) -> None:
         """End the run of a draw that the sweep has stopped."""

@@ -71,7 +71,7 @@ def study(plan: Plan) -> StudyResult:
             tokens.
     """
     pin(study_address(plan.config, plan.key), plan.stores)
-    encoders = {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
+    encoders = _encoders(plan)
     done = {key for key in plan.trials if outcome.settled(plan.address(key))}
     todo = open_work(plan, encoders, done)
     logger.info(
@@ -80,9 +80,28 @@ def study(plan: Plan) -> StudyResult:
         *(len(encoders), len(plan.pretrainings)),
     )
     recorder = Recorder(plan)
-    reasons = _fit(plan, recorder, todo, encoders) if todo else {}
+    reasons = _finish(plan, recorder, todo) if todo else {}
     result = _collect(plan, recorder, reasons)
     return replace(result, published=publish(recorder.log, plan))
+
+
+def _encoders(plan: Plan) -> dict[str, str]:
+    """Pre-trainings that have finished, and the addresses of their checkpoints."""
+    return {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
+
+
+def _finish(plan: Plan, recorder: Recorder, todo: list[Work]) -> dict[str, str]:
+    """Do the work, and again what Tune gave up too soon; the reasons of what failed, by name."""
+    reasons: dict[str, str] = {}
+    for _ in range(1 + plan.config.compute.max_failures):
+        reasons |= _fit(plan, recorder, todo, _encoders(plan))
+        again = recorder.take_given_up()
+        todo = [item for item in todo if again & {item.name, item.needs}]
+        if not todo:
+            break
+        logger.info("%d trials begin again, whose process was lost between two of them", len(again))
+        reasons = {name: reason for name, reason in reasons.items() if name not in {item.name for item in todo}}
+    return reasons
 
 
 def _collect(plan: Plan, recorder: Recorder, reasons: Mapping[str, str]) -> StudyResult:
@@ -208,7 +227,7 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
             ),
         )
         results: Any = tuner.fit()
-        reasons = {result.config["work"]["name"]: reason for result in results if (reason := _failure(result))}
+        reasons = {storage.basename(result.path): reason for result in results if (reason := _failure(result))}
     for key, entry in plan.trials.items():
         if entry.encoder in reasons:
             reasons.setdefault(key, given_up(entry.encoder, reasons[entry.encoder]))

@@ -100,7 +100,8 @@ class Watch:
 
 
 def workers(cluster: Cluster) -> int:
-    return sum(node["state"] == "ALIVE" for node in listed(cluster.get, "nodes")) - 1
+    nodes = listed(cluster.get, "nodes")
+    return sum(node["state"] == "ALIVE" and node["node_id"] != HEAD_ID for node in nodes)
 
 
 def run(cluster: Cluster, words: list[str]) -> None:

@@ -136,6 +136,18 @@ def test_tokenizing_outlives_a_node(cluster: Cluster, music: str, digest: str, t
     assert sum(made["nodes"].values()) == COPIES * 32
 
 
+def test_tokenizing_outlives_a_pulled_cable(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
+    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
+    job.until(lambda: len(list(tmp_path.glob("root/tokens/.*/part-*.parquet"))) >= 4)
+    cluster.cut("1")
+    time.sleep(CUT_S)
+    cluster.join("1")
+    job.wait()
+    made = manifest(tmp_path)
+    assert made["digest"] == digest
+    assert sum(made["nodes"].values()) == COPIES * 32
+
+
 # ------------------------------------------------------------------------------------------- pre-training
 
 

@@ -99,7 +99,7 @@ def _finish(plan: Plan, recorder: Recorder, todo: list[Work]) -> dict[str, str]:
         todo = [item for item in todo if again & {item.name, item.needs}]
         if not todo:
             break
-        logger.info("%d trials begin again, whose process was lost between two of them", len(again))
+        logger.info("done again, as their processes were lost: %s", ", ".join(sorted(again)))
         reasons = {name: reason for name, reason in reasons.items() if name not in {item.name for item in todo}}
     return reasons
 

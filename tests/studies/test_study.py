@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import ray
+from ray.tune.execution.tune_controller import TuneController
 
 from midibert_ray import tracking
 from midibert_ray.config import Config
@@ -104,6 +107,32 @@ def test_trials_of_a_failed_pretraining_say_so(ray_cluster: object, tmp_path: Pa
     ((trial, reason),) = result.failed.items()
     assert trial.startswith("melody-pretrained") and "its pre-training pretrain-" in reason
     assert "not finite" in reason
+
+
+@pytest.mark.ray
+def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
+    ray_cluster: object,
+    tmp_path: Path,
+    locate: Locate,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As with a node: Tune notices when it hands the process its next trial, and gives that one up at once."""
+    hand, lost = TuneController._schedule_trial_reset, list[str]()
+
+    def lose_first(controller: TuneController, trial: Any, *settings: Any) -> None:
+        if not lost:
+            lost.append(trial.config["work"]["name"])
+            ray.kill(trial.temporary_state.ray_actor)
+        hand(controller, trial, *settings)
+
+    monkeypatch.setattr(TuneController, "_schedule_trial_reset", lose_first)
+    plan = make(tiny_study(tmp_path, study__variants=("scratch",), study__seeds=3), locate)
+    with caplog.at_level("INFO"):
+        result = study(plan)
+    assert lost and f"done again, as their processes were lost: {lost[0]}" in caplog.text
+    assert not result.failed and len(result.outcomes) == 3
+    assert statuses(plan.config, plan.key) == ("FINISHED", ["FINISHED"] * 3)
 
 
 DRIVER = """

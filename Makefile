@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 OUT ?= $(CURDIR)/output
 FAST := not ray and not corpora and not slow and not cluster
+# Tests that start Ray fill the machine alone; others run side by side.
+SLOW := (corpora or slow) and not ray and not cluster
+PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
 # Ray's usage statistics need a network, and its tests none.
 export RAY_USAGE_STATS_ENABLED = 0
@@ -19,11 +23,12 @@ demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --preset debug storage.root=$(OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "$(FAST)"
-	$(BIN)/python -m pytest -m "not ($(FAST))"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "$(SLOW)"
+	$(PYTEST) -m "ray or cluster"
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "$(FAST)"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"
 
 lint: $(READY)
 	$(BIN)/ruff check midibert_ray jobs cluster tests benchmarks

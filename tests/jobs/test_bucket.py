@@ -16,33 +16,22 @@ from midibert_ray.data import layout
 from midibert_ray.model.checkpoint import load_checkpoint
 from midibert_ray.music.corpora import CORPORA
 from midibert_ray.overrides import replace
-from midibert_ray.presets import preset
-from midibert_ray.studies import outcome
 from midibert_ray.training.checkpoints import verify, weights
-from tests.jobs.test_pipeline import TINY, run
+from tests.jobs.test_pipeline import came_to, run
 from tests.s3 import KEYS, S3
 
 pytestmark = pytest.mark.ray
 
-SMALL = TINY | {"pretrain.epochs": 5, "study.variants": ("pretrained", "freeze-backbone"), "study.tasks": ("melody",)}
-
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Config:
-    """Everything below the test's folder."""
-    places = {"storage.root": str(tmp_path / "root"), "storage.cache": str(tmp_path / "cache")}
-    return replace(preset("debug"), SMALL | places)
-
-
-@pytest.fixture
-def bucket(disk: Config, s3: S3, tmp_path: Path) -> Config:
-    """The same in a bucket."""
+def bucket(config: Config, s3: S3, tmp_path: Path) -> Config:
+    """Everything in a bucket."""
     places = {
         "storage.root": s3.address(f"{s3.bucket()}/some where/out"),
         "storage.cache": str(tmp_path / "cache of the bucket"),
         "tracking.uri": f"sqlite:///{tmp_path}/tracking/mlflow.db",
     }
-    return replace(disk, places)
+    return replace(config, places)
 
 
 class BreakOff:
@@ -87,24 +76,10 @@ def tensors(config: Config) -> dict[str, torch.Tensor]:
         return load_checkpoint(folder).state_dict()
 
 
-def came_to(config: Config) -> dict[str, Any]:
-    """All that a pipeline has found out, wherever it lies."""
-    study = only(config, "studies")
-    trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "melody" in name}
-    return {
-        "digest": layout.read_manifest(only(config, "tokens"))["digest"],
-        "pre-training": best(config)[1],
-        "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
-    }
-
-
 def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
-    no_ray: None, disk: Config, bucket: Config, s3: S3, tmp_path: Path
+    no_ray: None, undisturbed: Config, bucket: Config, s3: S3, tmp_path: Path
 ) -> None:
     """Killed in an upload, and with its last whole checkpoint cut off."""
-    code, said = run(disk)
-    assert code == 0, said
-
     s3.hook = hook = BreakOff()
     code, said = run(bucket, kill_when=hook.reached.is_set)
     assert code == -signal.SIGKILL and hook.reached.is_set(), said
@@ -119,9 +94,9 @@ def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
     assert "found" in said, "the token store was made again"
     assert f"the checkpoint {third} of {storage.basename(folder)} is removed, as its writing was broken off" in said
     assert f"a broken checkpoint is passed over, the run goes on from {first}" in said
-    assert came_to(bucket) == came_to(disk)
-    assert len(came_to(bucket)["trials"]) == 2
-    assert all(torch.equal(tensor, tensors(disk)[name]) for name, tensor in tensors(bucket).items())
+    assert came_to(bucket) == came_to(undisturbed)
+    assert len(came_to(bucket)["trials"]) == 4
+    assert all(torch.equal(tensor, tensors(undisturbed)[name]) for name, tensor in tensors(bucket).items())
     check_tracking(bucket)
     nothing_twice(bucket, s3)
     check_export(bucket)
@@ -145,7 +120,7 @@ def nothing_twice(config: Config, s3: S3) -> None:
     """The same command again writes no token, no checkpoint and no outcome."""
     before = len(s3.requests)
     code, said = run(config)
-    assert code == 0 and "goes on where it stopped: 2 of 2 trials are done, 1 of 1 pre-trainings" in said, said
+    assert code == 0 and "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in said, said
     path = storage.without_query(config.storage.root).removeprefix("s3:/")
     writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
     assert {request.partition(f"{path}/")[2].partition("/")[0] for request in writes} <= {"reports"}

@@ -34,6 +34,7 @@ from midibert_ray.studies.run_work import run_trial
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
 from midibert_ray.training.pretrain import new_model
+from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
 from tests.s3 import S3
 
@@ -509,16 +510,11 @@ def test_the_folder_opens_where_ray_and_deepspeed_cannot_be_imported(
 
 
 @pytest.mark.ray
-def test_a_real_pre_training_is_exported(no_ray: None, tmp_path: Path) -> None:
-    config = replace(preset("debug"), {"storage.root": str(tmp_path / "root")})
-    settings = [*words(config), "pretrain.epochs=1", "pretrain.valid_every=1", f"storage.cache={tmp_path / 'cache'}"]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    for name, more in (("tokenize", []), ("pretrain", []), ("export", [f"output={tmp_path / 'out'}"])):
-        command = [sys.executable, f"jobs/{name}.py", *settings, *more]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-    (checkpoint,) = Path(config.storage.root).glob("runs/*/step_*")
-    assert equal(load_checkpoint(tmp_path / "out").state_dict(), load_checkpoint(checkpoint).state_dict())
-    (result,) = Path(config.storage.root).glob("runs/*/result.json")
+def test_a_real_pre_training_is_exported(undisturbed: Config, tmp_path: Path) -> None:
+    code, said = run_job(undisturbed, f"output={tmp_path / 'out'}", job="export")
+    assert code == 0, said
+    (place,) = Path(undisturbed.storage.root).glob("runs/*/result.json")
+    result = json.loads(place.read_text())
+    assert equal(load_checkpoint(tmp_path / "out").state_dict(), load_checkpoint(result["checkpoint"]).state_dict())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"| `valid/loss` | {json.loads(result.read_text())['metrics']['valid/loss']:.4f} |" in card
+    assert f"| `valid/loss` | {result['metrics']['valid/loss']:.4f} |" in card

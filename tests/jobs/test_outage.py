@@ -14,13 +14,10 @@ import pytest
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.overrides import replace
-from midibert_ray.presets import preset
 from midibert_ray.spool import Spool
 from tests.jobs.head import places_of
-from tests.jobs.test_pipeline import ROOT, TINY, command
+from tests.jobs.test_pipeline import ROOT, command, runs
 from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, serving
-
-Curves = dict[tuple[str, str], list[tuple[int, float]]]
 
 
 @pytest.fixture
@@ -52,33 +49,16 @@ def finish(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def runs(config: Config) -> tuple[Curves, dict[str, str]]:
-    """Every curve in MLflow whose values follow from the settings, and the status of every run, by name of the run."""
-    tracker = tracking.Tracker(tracking.address(config))
-    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
-    children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
-    found = [*tracker.parents(tracking.PRETRAINING), parent, *children]
-    curves = {
-        (run.info.run_name, key): tracker.curve(run.info.run_id, key) for run in found for key in run.data.metrics
-    }
-    for curve in curves.values():
-        steps = [step for step, _ in curve]
-        assert steps == sorted(set(steps)), "each point once"
-    same = {name: curve for name, curve in curves.items() if name[1].startswith(("train/", "valid/", "test/", "epoch"))}
-    return same, {run.info.run_name: run.info.status for run in found}
-
-
 @pytest.mark.ray
-def test_a_study_goes_on_while_its_server_is_away(no_ray: None, tmp_path: Path, relay: Relay) -> None:
-    places = {"storage.root": str(tmp_path / "calm"), "storage.cache": str(tmp_path / "cache")}
-    calm = replace(preset("debug"), TINY | places | {"pretrain.epochs": 6})
-    with job(*command("study", calm)) as process:
-        finish(process)
-    expected, status = runs(calm)
+def test_a_study_goes_on_while_its_server_is_away(
+    no_ray: None, config: Config, undisturbed: Config, relay: Relay
+) -> None:
+    """Away in the pre-training, back, and hanging from the first trial's end until the job's."""
+    expected, status = runs(undisturbed)
     assert len(status) == 6 and set(status.values()) == {"FINISHED"}
 
-    root = tmp_path / "root"
-    config = replace(calm, {"storage.root": str(root), "tracking.uri": relay.uri})
+    root = Path(config.storage.root)
+    config = replace(config, {"tracking.uri": relay.uri})
     box = Spool(tracking.address(config).spool)
     with job(*command("study", config)) as process:
 

@@ -1,5 +1,6 @@
 """The jobs as a user starts them: killed and started again, and through `ray job submit`."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,13 +10,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from midibert_ray import tracking
+from midibert_ray import storage, tracking
 from midibert_ray.config import Config
-from midibert_ray.overrides import flatten, replace
+from midibert_ray.data import layout
+from midibert_ray.overrides import flatten
 from midibert_ray.presets import preset
+from midibert_ray.studies import outcome
+
+Curves = dict[tuple[str, str], list[tuple[int, float]]]
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -24,17 +31,11 @@ TINY = {
     "model.hidden": 32,
     "model.heads": 2,
     "model.feed_forward": 64,
-    "pretrain.epochs": 3,
+    "pretrain.epochs": 5,
     "pretrain.valid_every": 1,
     "finetune.epochs": 3,
     "study.variants": ("pretrained", "scratch"),
 }
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    places = {"storage.root": str(tmp_path / "root"), "storage.cache": str(tmp_path / "cache")}
-    return replace(preset("debug"), TINY | places)
 
 
 def command(job: str, config: Config) -> list[str]:
@@ -71,8 +72,53 @@ def run(
     return process.returncode, output
 
 
+def came_to(config: Config) -> dict[str, Any]:
+    """All that a pipeline has found out, wherever it lies."""
+
+    def only(folder: str) -> str:
+        place = storage.join(config.storage.root, folder)
+        (name,) = storage.names(place)
+        return storage.join(place, name)
+
+    study = only("studies")
+    trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "seed" in name}
+    pretraining = json.loads(storage.read_bytes(storage.join(only("runs"), "result.json")))
+    return {
+        "digest": layout.read_manifest(only("tokens"))["digest"],
+        "pre-training": {key: value for key, value in pretraining.items() if key != "checkpoint"},
+        "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
+    }
+
+
+def runs(config: Config) -> tuple[Curves, dict[str, str]]:
+    """Every curve in MLflow whose values follow from the settings, and the status of every run, by name of the run."""
+    tracker = tracking.Tracker(tracking.address(config))
+    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
+    children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
+    found = [*tracker.parents(tracking.PRETRAINING), parent, *children]
+    curves = {
+        (run.info.run_name, key): tracker.curve(run.info.run_id, key) for run in found for key in run.data.metrics
+    }
+    for curve in curves.values():
+        steps = [step for step, _ in curve]
+        assert steps == sorted(set(steps)), "each point once"
+    same = {name: curve for name, curve in curves.items() if name[1].startswith(("train/", "valid/", "test/", "epoch"))}
+    return same, {run.info.run_name: run.info.status for run in found}
+
+
+def kill_trials() -> None:
+    """Kill the processes that run trials."""
+    found = [child for child in psutil.Process().children(recursive=True) if "ray::ImplicitFunc" in child.name()]
+    assert found
+    for child in found:
+        child.kill()
+
+
 @pytest.mark.ray
-def test_a_pipeline_killed_twice_goes_on_and_repeats_nothing(no_ray: None, config: Config) -> None:
+def test_a_pipeline_killed_at_every_point_ends_as_an_undisturbed_one(
+    no_ray: None, config: Config, undisturbed: Config
+) -> None:
+    """The driver in its pre-training, then the trials, then the driver among the trials."""
     root = Path(config.storage.root)
 
     def outcomes() -> dict[str, int]:
@@ -83,18 +129,30 @@ def test_a_pipeline_killed_twice_goes_on_and_repeats_nothing(no_ray: None, confi
     assert code == -signal.SIGKILL
     assert not list(root.glob("runs/*/result.json"))
 
-    code, output = run(config, kill_when=lambda: len(outcomes()) >= 2)
-    assert code == -signal.SIGKILL, output
+    struck = False
+
+    def two_are_done() -> bool:
+        nonlocal struck
+        if not struck and list(root.glob("studies/*/*/checkpoint_*/trial.pt")):
+            kill_trials()
+            struck = True
+        return len(outcomes()) >= 2
+
+    code, output = run(config, kill_when=two_are_done)
+    assert struck and code == -signal.SIGKILL, output
     assert "found" in output, "the token store was made again"
     assert list(root.glob("runs/*/result.json"))
     before = outcomes()
+    assert 2 <= len(before) < 4
 
     code, output = run(config)
     assert code == 0, output
     assert "goes on where it stopped" in output
     after = outcomes()
-    assert len(after) == 4
     assert {name: after[name] for name in before} == before, "a finished trial was run again"
+    assert came_to(config) == came_to(undisturbed)
+    assert len(after) == len(came_to(config)["trials"]) == 4
+    assert runs(config) == runs(undisturbed), "no curve has a gap, or a point that it has not"
     check_mlflow(config)
     reports = list(root.glob("reports/*/report.html"))
     assert len(reports) == 1

@@ -1,16 +1,9 @@
 """Ray Tune for real: a study does what is open, once, and one failure takes nothing else with it."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from ray.tune.execution.tune_controller import TuneController
@@ -18,9 +11,9 @@ from ray.tune.execution.tune_controller import TuneController
 from midibert_ray import tracking
 from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import flatten, replace
-from midibert_ray.studies import outcome, sweep
-from midibert_ray.studies.plan import Locate, Plan, make
+from midibert_ray.overrides import replace
+from midibert_ray.studies import sweep
+from midibert_ray.studies.plan import Locate, make
 from midibert_ray.studies.study import StudyResult, open_work, study
 from tests.tiny import tiny_study
 
@@ -133,69 +126,6 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
     assert lost and f"done again, as their processes were lost: {lost[0]}" in caplog.text
     assert not result.failed and len(result.outcomes) == 3
     assert statuses(plan.config, plan.key) == ("FINISHED", ["FINISHED"] * 3)
-
-
-DRIVER = """
-import sys, ray
-from midibert_ray.overrides import from_flat
-from midibert_ray.studies.plan import make
-from midibert_ray.studies.study import study
-import json
-flat, store = json.loads(sys.argv[1]), sys.argv[2]
-ray.init("local", num_cpus=4, log_to_driver=False)
-study(make(from_flat(flat), lambda config, names: dict.fromkeys(names, store)))
-"""
-
-
-def wait_until(driver: "subprocess.Popen[bytes]", condition: Callable[[], bool]) -> None:
-    """Until it holds, or the driver ends."""
-    deadline = time.monotonic() + 240
-    while driver.poll() is None and not condition():
-        assert time.monotonic() < deadline, "the study came to nothing"
-        time.sleep(0.1)
-
-
-def kill_trials(driver: int) -> None:
-    """Kill the processes that run trials below a driver's Ray."""
-    found = [child for child in psutil.Process(driver).children(recursive=True) if "ray::ImplicitFunc" in child.name()]
-    titles = [" ".join(child.cmdline()) for child in psutil.Process(driver).children(recursive=True)]
-    assert found, titles
-    for child in found:
-        child.kill()
-
-
-@pytest.mark.ray
-def test_a_killed_study_ends_as_an_undisturbed_one(
-    no_ray: None, tmp_path: Path, sample_store: TokenStore, locate: Locate
-) -> None:
-    def configuration(root: Path) -> Config:
-        variants = ("pretrained", "scratch", "rnn", "freeze-backbone")
-        tiny = tiny_study(root, finetune__epochs=2, rnn__epochs=2, study__variants=variants)
-        return replace(tiny, PRETRAIN)
-
-    def start(config: Config) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-c", DRIVER, json.dumps(flatten(config)), sample_store.uri]
-        return subprocess.Popen(command, cwd=Path(__file__).parents[2])
-
-    def results(plan: Plan) -> dict[str, tuple[dict[str, float], list[list[int]]]]:
-        found = (outcome.find(plan.address(key)) for key in plan.trials)
-        return {item[0].trial: (item[0].figures, item[0].confusion) for item in found if item}
-
-    undisturbed = make(configuration(tmp_path / "one"), locate)
-    assert start(undisturbed.config).wait(timeout=240) == 0
-    disturbed = make(configuration(tmp_path / "two"), locate)
-    driver = start(disturbed.config)
-    wait_until(driver, lambda: any(tmp_path.glob("two/root/studies/*/*/checkpoint_*/trial.pt")))
-    kill_trials(driver.pid)
-    wait_until(driver, lambda: len(results(disturbed)) >= 2)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("two/root/studies/*/*/checkpoint_*/outcome.json")}
-    assert 2 <= len(before) < 4
-    assert start(disturbed.config).wait(timeout=240) == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "what was finished was run again"
-    assert results(disturbed) == results(undisturbed)
-    assert statuses(disturbed.config, disturbed.key) == ("FINISHED", ["FINISHED"] * 4)
 
 
 @pytest.mark.ray

@@ -50,9 +50,10 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the server, and times that suit a test."""
     for name, value in ACCOUNT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.5)
     monkeypatch.setattr(sender, "POLL_S", 0.1)
+    monkeypatch.setattr(sender, "STALE_S", 10.0)
 
 
 def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:

@@ -1,12 +1,10 @@
-"""The jobs as a user starts them: killed and started again, and through `ray job submit`."""
+"""The main job as a user starts it: killed, and started again."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 from midibert_ray import storage, tracking
 from midibert_ray.config import Config
 from midibert_ray.data import layout
-from midibert_ray.overrides import flatten, replace
+from midibert_ray.overrides import flatten
 from midibert_ray.presets import preset
 from midibert_ray.studies import outcome
 
@@ -181,54 +179,3 @@ def check_mlflow(config: Config) -> None:
         names = ("confusion_matrix.png", "confusion_matrix.json", "predictions.parquet", "outcome.json")
         assert all(tracker.artifact(child.info.run_id, name) for name in names)
     assert all(tracker.artifact(parent.info.run_id, name) for name in ("results.csv", "results.md", "results.png"))
-
-
-@pytest.mark.ray
-def test_through_ray_job_submit_with_token_authentication(no_ray: None, config: Config, tmp_path: Path) -> None:
-    config = replace(config, {"study.tasks": ("melody",), "study.variants": ("pretrained",), "pretrain.epochs": 1})
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef" * 4)
-    ray = str(Path(sys.executable).with_name("ray"))
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:8277",
-        "RAY_ADDRESS": "",
-    }
-    # A folder of its own, with a short name for the sake of Ray's sockets, leaves no trace of this head in /tmp/ray.
-    folder = tempfile.mkdtemp(prefix="ray-")
-    options = ["--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8277", f"--temp-dir={folder}"]
-    head = subprocess.Popen([ray, "start", "--head", "--block", "--num-cpus=4", *options], env=environment)
-    try:
-        wait_until(lambda: subprocess.run([ray, "job", "list"], env=environment, capture_output=True).returncode == 0)
-        stranger = environment | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_TOKEN": "f" * 64}
-        refused = subprocess.run([ray, "job", "list"], env=stranger, capture_output=True, text=True)
-        assert refused.returncode != 0
-        submit = [ray, "job", "submit", "--working-dir", ".", "--", *command("pipeline", config)]
-        done = submitted(submit, environment)
-    finally:
-        head.terminate()
-        head.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "majority class" in done.stdout
-    assert list(Path(config.storage.root).glob("reports/*/report.html"))
-    assert set(runs(config)[1].values()) == {"FINISHED"}
-
-
-def submitted(submit: list[str], environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Submit a job and wait for its end; a head answers before the agent that starts jobs has joined it."""
-    deadline = time.monotonic() + 90
-    while True:
-        done = subprocess.run(submit, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-        if "No available agent" not in done.stdout + done.stderr or time.monotonic() > deadline:
-            return done
-        time.sleep(1)
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 90) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "the Ray head did not come up"
-        time.sleep(1)

@@ -232,6 +232,8 @@ class Visit:
     """The last line of its log before that, at which the connection was lost later."""
     log: str
     said: str
+    words: list[str]
+    """Its command line."""
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +265,7 @@ def visit(cluster: Cluster) -> Visit:
                 tunnel.cut()
         said = process.stderr.read()
     assert process.returncode == 0, log + said
-    return Visit(job, left, seen, log, said)
+    return Visit(job, left, seen, log, said, words)
 
 
 @pytest.mark.ray
@@ -318,6 +320,17 @@ def test_a_job_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
     (name,) = re.findall(r"^follow .* --attach (\S+)$", said, re.MULTILINE)
     assert cluster.submit("--stop", name) == (0, "", f"stopped   {name}\n")
     assert cluster.submit("--attach", name)[0] == 143
+
+
+@pytest.mark.ray
+def test_rays_own_command_submits_it_again_and_it_finds_all_done(cluster: Cluster, visit: Visit) -> None:
+    program = str(Path(sys.executable).with_name("ray"))
+    command = [program, "job", "submit", "--working-dir", ".", "--", "python", *visit.words]
+    environment = cluster.environment(RAY_AUTH_MODE="token")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on where it stopped: 1 of 1 trials are done, 1 of 1 pre-trainings" in done.stdout
+    assert "majority class" in done.stdout and "report.html" in done.stdout
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ from midibert_ray import storage
 from midibert_ray.data import layout
 from midibert_ray.data.columns import FORMAT_VERSION
 from midibert_ray.data.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
-from midibert_ray.data.part import locate
+from midibert_ray.data.part import Part, locate
 from midibert_ray.music.corpora import MIDI_SUFFIXES, Corpus, Piece, TokenOrder, corpus
 from midibert_ray.music.grid import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
@@ -64,6 +64,20 @@ class Plan:
         identity = [plain.name, self.settings, vocabulary_digest(), listing]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return storage.join(self.storage_root, "tokens", f"{plain.slug}-{digest[:12]}")
+
+    def part(self, number: int, pieces: tuple[Piece, ...], staging: str) -> Part:
+        """The task of tokenizing some of the pieces, whose result goes into a staging folder."""
+        return Part(
+            corpus=self.corpus.name,
+            root=self.root,
+            protocol=self.protocol,
+            segment=self.segment,
+            order=self.order,
+            number=number,
+            pieces=pieces,
+            files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
+            staging=staging,
+        )
 
     @functools.cached_property
     def listing(self) -> str:

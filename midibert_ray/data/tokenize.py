@@ -141,18 +141,7 @@ def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
     """The tasks of a corpus: which pieces a part holds depends on their number alone."""
     count = max(_LEAST_IN_PART, -(-len(plan.pieces) // _MOST_PARTS))
     for number, start in enumerate(range(0, len(plan.pieces), count)):
-        pieces = plan.pieces[start : start + count]
-        yield Part(
-            corpus=plan.corpus.name,
-            root=plan.root,
-            protocol=plan.protocol,
-            segment=plan.segment,
-            order=plan.order,
-            number=number,
-            pieces=pieces,
-            files={file: plan.files[file] for piece in pieces for file in piece.files if file in plan.files},
-            staging=staging_address,
-        )
+        yield plan.part(number, plan.pieces[start : start + count], staging_address)
 
 
 class _Ledger:

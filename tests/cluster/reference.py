@@ -8,7 +8,7 @@ import torch
 
 from midibert_ray.config import Config
 from midibert_ray.data.columns import store_digest
-from midibert_ray.data.part import Part, make_part
+from midibert_ray.data.part import make_part
 from midibert_ray.data.plan import plan_corpus
 from midibert_ray.data.store import TokenStore
 from midibert_ray.training import engine as engines
@@ -23,17 +23,7 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy")
 def digest(corpus: str, folder: Path) -> str:
     """The content digest of a corpus that one process tokenizes."""
     plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol="clean")
-    part = Part(
-        corpus=plan.corpus.name,
-        root=plan.root,
-        protocol=plan.protocol,
-        segment=plan.segment,
-        order=plan.order,
-        number=0,
-        pieces=plan.pieces,
-        files=dict(plan.files),
-        staging=str(folder),
-    )
+    part = plan.part(0, plan.pieces, str(folder))
     return store_digest((report["piece"], report["digest"]) for report in make_part(part))
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray.data import layout, staging
-from midibert_ray.data.part import FILE_LIMIT, Part, make_part
+from midibert_ray.data.part import FILE_LIMIT, make_part
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
 from midibert_ray.music import corpora
@@ -80,17 +80,7 @@ def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
     digests = []
     for order in ORDERS:
         plan = plan_corpus("sample", **settings(tmp_path, **order))
-        part = Part(
-            corpus="sample",
-            root=plan.root,
-            protocol=plan.protocol,
-            segment=plan.segment,
-            order=plan.order,
-            number=0,
-            pieces=plan.pieces,
-            files=dict(plan.files),
-            staging=str(tmp_path),
-        )
+        part = plan.part(0, plan.pieces, str(tmp_path))
         digests.append([report["digest"] for report in make_part(part)])
     default, own, track, pitch = digests
     assert default == own == pitch

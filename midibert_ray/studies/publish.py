@@ -17,8 +17,6 @@ from midibert_ray.studies.source import BASELINES, CORPORA, load
 
 logger = logging.getLogger(__name__)
 
-UNPUBLISHED = "unpublished"
-
 
 def publish(log: StudyLog, plan: Plan) -> bool:
     """Store the results of a study, those of cells that an earlier start asked for included, and end its run.
@@ -28,7 +26,7 @@ def publish(log: StudyLog, plan: Plan) -> bool:
     Returns:
         False where it has not; then the study is among those that `unpublished` names.
     """
-    mark = storage.join(storage.resolve(plan.config.storage.root), UNPUBLISHED, f"{plan.key}.json")
+    mark = storage.join(_marks(plan.config), f"{plan.key}.json")
     try:
         if tracking.caught_up(log.tracker.where):
             _publish(log, plan)
@@ -42,11 +40,15 @@ def publish(log: StudyLog, plan: Plan) -> bool:
 
 def unpublished(config: Config) -> list[Config]:
     """Configurations of the studies below a storage root that wait for their results to be stored."""
-    folder = storage.join(storage.resolve(config.storage.root), UNPUBLISHED)
+    folder = _marks(config)
     names = (name for name in storage.names(folder) if name.endswith(".json"))
     found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
     here = {"storage.root": config.storage.root, "tracking.uri": config.tracking.uri}
     return [replace(from_flat(flat), here) for flat in found]
+
+
+def _marks(config: Config) -> str:
+    return storage.join(storage.resolve(config.storage.root), "unpublished")
 
 
 def _publish(log: StudyLog, plan: Plan) -> None:

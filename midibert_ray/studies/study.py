@@ -80,7 +80,7 @@ def study(plan: Plan) -> StudyResult:
         *(len(encoders), len(plan.pretrainings)),
     )
     recorder = Recorder(plan)
-    reasons = _finish(plan, recorder, todo) if todo else {}
+    reasons = _finish(plan, recorder, todo, encoders) if todo else {}
     result = _collect(plan, recorder, reasons)
     return replace(result, published=publish(recorder.log, plan))
 
@@ -90,17 +90,18 @@ def _encoders(plan: Plan) -> dict[str, str]:
     return {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
 
 
-def _finish(plan: Plan, recorder: Recorder, todo: list[Work]) -> dict[str, str]:
+def _finish(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str, str]) -> dict[str, str]:
     """Do the work, and again what Tune gave up too soon; the reasons of what failed, by name."""
     reasons: dict[str, str] = {}
     for _ in range(1 + plan.config.compute.max_failures):
-        reasons |= _fit(plan, recorder, todo, _encoders(plan))
+        reasons |= _fit(plan, recorder, todo, encoders)
         again = recorder.take_given_up()
         todo = [item for item in todo if again & {item.name, item.needs}]
         if not todo:
             break
         logger.info("done again, as their processes were lost: %s", ", ".join(sorted(again)))
         reasons = {name: reason for name, reason in reasons.items() if name not in {item.name for item in todo}}
+        encoders = _encoders(plan)
     return reasons
 
 

@@ -240,6 +240,7 @@ class Visit:
 def visit(cluster: Cluster) -> Visit:
     small = {"study.tasks": "melody", "study.variants": "pretrained", "pretrain.epochs": 1, "finetune.epochs": 1}
     settings = TINY | small | {"compute.workers": 1, "storage.root": "~/root"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore Ctrl-C for what runs in the background
     words = ["jobs/pipeline.py", "--preset", "debug", *(f"{key}={value}" for key, value in settings.items())]
 
     with cluster.start(*words) as process:

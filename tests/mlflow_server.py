@@ -14,17 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from tests.jobs.head import free_port
+
 PASSWORD = f"planted{uuid.uuid4().hex}"
 """The administrator's; the servers of tests have no other account."""
 
 ACCOUNT = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": PASSWORD}
 """What the environment of a job must hold."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -124,26 +124,31 @@ def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, tokenized: Path, di
     assert sum(made["nodes"].values()) == made["counts"]["pieces"] == COPIES * 32
 
 
-def test_tokenizing_outlives_a_node(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
-    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
-    job.until(lambda: len(list(tmp_path.glob("root/tokens/.*/part-*.parquet"))) >= 4)
+def test_tokenizing_outlives_a_lost_node(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
+    job = tokenizing_half_way(cluster, music, tmp_path)
     cluster.kill("1")
     assert not list(tmp_path.glob("root/tokens/*/manifest.json"))
     cluster.join("1")
-    job.wait()
-    made = manifest(tmp_path)
-    assert made["digest"] == digest
-    assert sum(made["nodes"].values()) == COPIES * 32
+    check_tokens(job, tmp_path, digest)
 
 
 def test_tokenizing_outlives_a_pulled_cable(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
-    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
-    job.until(lambda: len(list(tmp_path.glob("root/tokens/.*/part-*.parquet"))) >= 4)
+    job = tokenizing_half_way(cluster, music, tmp_path)
     cluster.cut("1")
     time.sleep(CUT_S)
     cluster.join("1")
+    check_tokens(job, tmp_path, digest)
+
+
+def tokenizing_half_way(cluster: Cluster, music: str, root: Path) -> Job:
+    job = Job(cluster, "tokenize", tokenizing(root, music))
+    job.until(lambda: len(list(root.glob("root/tokens/.*/part-*.parquet"))) >= 4)
+    return job
+
+
+def check_tokens(job: Job, root: Path, digest: str) -> None:
     job.wait()
-    made = manifest(tmp_path)
+    made = manifest(root)
     assert made["digest"] == digest
     assert sum(made["nodes"].values()) == COPIES * 32
 

@@ -5,7 +5,6 @@ import re
 import signal
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from midibert_ray.model.checkpoint import load_checkpoint
 from midibert_ray.music.corpora import CORPORA
 from midibert_ray.overrides import replace
 from midibert_ray.training.checkpoints import weights
-from tests.jobs.test_pipeline import came_to, run
+from tests.jobs.test_pipeline import came_to, only, run
 from tests.s3 import KEYS, S3
 
 pytestmark = pytest.mark.ray
@@ -51,28 +50,21 @@ class BreakOff:
         return self.reached.is_set()
 
 
-def only(config: Config, folder: str) -> str:
-    """The address of the one run, study or token store."""
-    place = storage.join(config.storage.root, folder)
-    (name,) = storage.names(place)
-    return storage.join(place, name)
-
-
 def halve(address: str) -> None:
     """Cut off an object."""
     content = storage.read_bytes(address)
     storage.write_bytes(address, content[: len(content) // 2])
 
 
-def best(config: Config) -> tuple[str, dict[str, Any]]:
-    """The best checkpoint of the pre-training, and what the run says of it."""
+def best(config: Config) -> str:
+    """The best checkpoint of the pre-training."""
     folder = only(config, "runs")
     result = json.loads(storage.read_bytes(storage.join(folder, "result.json")))
-    return storage.join(folder, storage.basename(result.pop("checkpoint"))), result
+    return storage.join(folder, storage.basename(result["checkpoint"]))
 
 
 def tensors(config: Config) -> dict[str, torch.Tensor]:
-    with weights(best(config)[0]) as folder:
+    with weights(best(config)) as folder:
         return load_checkpoint(folder).state_dict()
 
 

@@ -70,19 +70,20 @@ def run(
     return process.returncode, output
 
 
+def only(config: Config, folder: str) -> str:
+    """The address of the one run, study or token store."""
+    place = storage.join(config.storage.root, folder)
+    (name,) = storage.names(place)
+    return storage.join(place, name)
+
+
 def came_to(config: Config) -> dict[str, Any]:
     """All that a pipeline has found out, wherever it lies."""
-
-    def only(folder: str) -> str:
-        place = storage.join(config.storage.root, folder)
-        (name,) = storage.names(place)
-        return storage.join(place, name)
-
-    study = only("studies")
+    study = only(config, "studies")
     trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "seed" in name}
-    pretraining = json.loads(storage.read_bytes(storage.join(only("runs"), "result.json")))
+    pretraining = json.loads(storage.read_bytes(storage.join(only(config, "runs"), "result.json")))
     return {
-        "digest": layout.read_manifest(only("tokens"))["digest"],
+        "digest": layout.read_manifest(only(config, "tokens"))["digest"],
         "pre-training": {key: value for key, value in pretraining.items() if key != "checkpoint"},
         "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
     }

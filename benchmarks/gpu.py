@@ -272,8 +272,8 @@ def deepspeed_step(setting: Setting, attention: str, micro: int, stage: int) -> 
     """A step of the library's DeepSpeed engine, in a process group of one."""
     import torch.distributed as dist
 
-    from midibert_ray.overrides import replace
-    from midibert_ray.presets import preset
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.settings.presets import preset
     from midibert_ray.training import engine as engines
 
     if not dist.is_initialized():

@@ -93,8 +93,8 @@ def _command(options: argparse.Namespace, worker: str, workers: int) -> list[obj
 
 
 def _config(options: argparse.Namespace) -> Any:
-    from midibert_ray.overrides import replace
-    from midibert_ray.presets import preset
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.settings.presets import preset
 
     return replace(
         preset("small"),
@@ -119,7 +119,7 @@ def _config(options: argparse.Namespace) -> Any:
 def _data(config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
     """The segments, and the configuration with as many epochs as the wanted intervals take."""
     from midibert_ray.data.store import TokenStore
-    from midibert_ray.overrides import replace
+    from midibert_ray.settings.overrides import replace
     from midibert_ray.training.pretrain import PretrainData
 
     data = PretrainData(config, [TokenStore.open(options.store, config.storage.cache)])

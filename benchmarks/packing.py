@@ -66,8 +66,8 @@ def _options() -> argparse.Namespace:
 
 
 def _config(options: argparse.Namespace, side: str, attention: str, dropout: float) -> Any:
-    from midibert_ray.overrides import replace
-    from midibert_ray.presets import preset
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.settings.presets import preset
 
     changes = {
         "corpora.names": ("emopia",),

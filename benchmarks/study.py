@@ -53,8 +53,8 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
     import ray
 
     from midibert_ray import pipeline, tracking
-    from midibert_ray.overrides import replace
-    from midibert_ray.presets import preset
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.settings.presets import preset
 
     changes = {
         "storage.root": options.worker,

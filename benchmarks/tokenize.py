@@ -73,7 +73,7 @@ def _options() -> argparse.Namespace:
 
 def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
-    from midibert_ray.music.corpora import corpus
+    from midibert_ray.corpora.catalogue import corpus
 
     chosen = corpus("pop909")
     there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
@@ -91,7 +91,7 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(_: argparse.Namespace) -> list[float]:
     """Seconds of each piece (files on standard input) with our tokenizer."""
-    from midibert_ray.music.corpora import Piece, corpus, tokenize_piece
+    from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
 
     pop909, seconds = corpus("pop909"), []
     for file in map(Path, json.load(sys.stdin)):
@@ -123,7 +123,7 @@ def corpora(options: argparse.Namespace) -> dict[str, float]:
     import ray
 
     from midibert_ray import cli
-    from midibert_ray.data.tokenize import tokenize_corpora
+    from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
     ray.init(**cli.ray_options())
     with tempfile.TemporaryDirectory() as root:
@@ -157,7 +157,7 @@ def _rows(found: dict[str, list[float]], where: str) -> list[list[str]]:
 
 
 def _corpora_row(options: argparse.Namespace) -> list[str]:
-    from midibert_ray.music.corpora import corpus
+    from midibert_ray.corpora.catalogue import corpus
 
     name, target = "ours, five corpora, Ray Data", f"≤ {MOST_SECONDS:g} s"
     missing = [x for x in CORPORA if not (options.corpora and Path(corpus(x).location(options.corpora)).is_dir())]

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose tokenize.py would hide Python's own
 
 from midibert_ray import cli
-from midibert_ray.download import install
+from midibert_ray.corpora import install
 
 
 def main() -> None:

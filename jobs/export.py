@@ -16,7 +16,8 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 
 from transformers.utils import logging
 
-from midibert_ray import cli, export, storage
+from midibert_ray import cli, storage
+from midibert_ray.export import export
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline, tracking
-from midibert_ray.data.tokenize import Summary
+from midibert_ray.tokenizing.tokenize import Summary
 
 
 def main() -> None:

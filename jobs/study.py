@@ -19,9 +19,9 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline, tracking
-from midibert_ray.data.tokenize import Summary
-from midibert_ray.overrides import replace
-from midibert_ray.presets import STUDIES
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import STUDIES
+from midibert_ray.tokenizing.tokenize import Summary
 
 
 def main() -> None:

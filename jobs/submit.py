@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose tokenize.py would hide Python's own
 
 from midibert_ray import cli
-from midibert_ray.submit import command
+from midibert_ray.cli import submit as command
 
 
 def main() -> None:

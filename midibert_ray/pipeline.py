@@ -10,20 +10,21 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from midibert_ray import storage, tracking
-from midibert_ray.cli import describe
-from midibert_ray.config import Config
-from midibert_ray.data.tokenize import Summary, plan_corpus, tokenize_corpora
-from midibert_ray.spool import UnreachableError
-from midibert_ray.studies import formats, sweep, table
-from midibert_ray.studies import report as reports
+from midibert_ray.cli.arguments import describe
+from midibert_ray.report import formats, table
+from midibert_ray.report import report as reports
+from midibert_ray.report.publish import publish, unpublished
+from midibert_ray.settings.config import Config
+from midibert_ray.studies import sweep
 from midibert_ray.studies.estimate import estimate
-from midibert_ray.studies.outcome import settled
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.plan import make as plan_study
-from midibert_ray.studies.publish import publish, unpublished
 from midibert_ray.studies.recorder import StudyLog
+from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
+from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora
+from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.batch import plan_batch
 from midibert_ray.training.launch import PretrainRun, finished, parameter_counts, run_address, run_key
 from midibert_ray.training.launch import pretrain as run_pretraining

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
-from midibert_ray.data.part import Part, make_part
-from midibert_ray.music import corpora
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
+from midibert_ray.tokenizing.shard import Part, make_part
 
 Piece = tuple[str, str, str | None, Tokens]
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from midibert_ray.config import Config
-from midibert_ray.overrides import replace
-from midibert_ray.presets import preset
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
 
 TINY = {
     "tokens.segment": 64,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from midibert_ray import storage
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
-from midibert_ray.data.node_cache import Copy, NodeCache
+from midibert_ray.storage.node_cache import Copy, NodeCache
 
 logger = logging.getLogger(__name__)
 

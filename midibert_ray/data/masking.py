@@ -11,8 +11,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from midibert_ray.config import Protocol
 from midibert_ray.music.vocabulary import CP, REMI
+from midibert_ray.settings.config import Protocol
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen positions that become the MASK row and random ids; the rest stays (paper §V-A)."""

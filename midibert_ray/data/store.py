@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from midibert_ray.config import StorageConfig
 from midibert_ray.data import layout
-from midibert_ray.data.node_cache import Copy, NodeCache
 from midibert_ray.music import tokens as music_tokens
 from midibert_ray.music import vocabulary
+from midibert_ray.settings.config import StorageConfig
+from midibert_ray.storage.node_cache import Copy, NodeCache
 
 Representation = Literal["cp", "remi"]
 Indices = NDArray[np.int64]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from midibert_ray.config import Freeze
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.model.packing import Packing
+from midibert_ray.settings.config import Freeze
 
 
 class NoteHead(nn.Module):

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from midibert_ray.config import Config
 from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.data.store import open_store
 from midibert_ray.model.midibert import mlm_loss
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
 from midibert_ray.training import pretrain
 from midibert_ray.training.finetune import Finetuning, new_model
-from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.pretrain import PretrainData, packing
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
 """Segments of the step that is measured."""

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from midibert_ray import storage
-from midibert_ray.config import Config
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.overrides import identity
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import identity
 from midibert_ray.studies.trials import Trial, grid
 from midibert_ray.training.launch import run_key
 

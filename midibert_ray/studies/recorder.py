@@ -7,13 +7,15 @@ from typing import Any
 from ray import tune
 
 from midibert_ray import tracking
-from midibert_ray.config import Config
-from midibert_ray.overrides import flatten
-from midibert_ray.spool import UnreachableError
-from midibert_ray.studies import figures, outcome, sweep
-from midibert_ray.studies.agenda import FAILURE, FINETUNE
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.report import plots as figures
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.studies import result as outcome
+from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Plan
+from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.scheduler import FAILURE, FINETUNE
+from midibert_ray.tracking.spool import UnreachableError
 
 logger = logging.getLogger(__name__)
 

@@ -17,19 +17,20 @@ from ray.tune.execution import class_cache
 
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
-from midibert_ray.overrides import flatten
-from midibert_ray.studies import outcome, sweep
-from midibert_ray.studies.agenda import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.report.publish import publish
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.studies import result as outcome
+from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining, study_address
-from midibert_ray.studies.publish import publish
 from midibert_ray.studies.recorder import Recorder
-from midibert_ray.studies.run_work import run_work
+from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.scheduler import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
+from midibert_ray.studies.trial import run_work
 from midibert_ray.training.console import HEAD, Console
 from midibert_ray.training.inputs import pin
-from midibert_ray.training.labelled import TaskData
 from midibert_ray.training.launch import finished
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from midibert_ray.config import Config
 from midibert_ray.data.order import keyed_hash
-from midibert_ray.overrides import flatten
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.studies.result import Outcome
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)

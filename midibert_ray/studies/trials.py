@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from midibert_ray.config import Config
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.studies import paper, sweep
 
 _RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": "none"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midibert_ray import storage
-from midibert_ray.config import Config, ConfigError
+from midibert_ray.settings.config import Config, ConfigError
 
 SQLITE = "sqlite:///"
 

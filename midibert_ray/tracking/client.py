@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from midibert_ray.spool import RejectedError, UnreachableError
 from midibert_ray.tracking.address import SQLITE, Address, is_server
+from midibert_ray.tracking.spool import RejectedError, UnreachableError
 
 # MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")

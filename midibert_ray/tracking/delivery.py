@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from midibert_ray import storage
-from midibert_ray.config import Config, ConfigError
-from midibert_ray.sender import PATIENCE_S, Send, Sender
-from midibert_ray.spool import Record, RejectedError, Spool, UnreachableError, points
+from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.tracking.address import Address, address
 from midibert_ray.tracking.client import answers, connect
+from midibert_ray.tracking.sender import PATIENCE_S, Send, Sender
+from midibert_ray.tracking.spool import Record, RejectedError, Spool, UnreachableError, points
 from midibert_ray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any
 
 from mlflow.tracking.context import registry
 
-from midibert_ray.spool import Record, Spool
 from midibert_ray.tracking.address import Address
 from midibert_ray.tracking.client import PARENT, Run, answers, connect, of_key, search
+from midibert_ray.tracking.spool import Record, Spool
 from midibert_ray.tracking.writer import Writer
 
 PRETRAINING = "midibert/pre-training"

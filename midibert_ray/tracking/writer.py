@@ -11,8 +11,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from midibert_ray.spool import Record, RejectedError
 from midibert_ray.tracking.client import PARENT, RUN_KEY, of_key
+from midibert_ray.tracking.spool import Record, RejectedError
 
 Content = Mapping[str, Any]
 

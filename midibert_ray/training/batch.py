@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from midibert_ray.config import Config, require
+from midibert_ray.settings.config import Config, require
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.model.checkpoint import WEIGHT_FILES
+from midibert_ray.model.folder import WEIGHT_FILES
 
 FIRST_DIGESTS = "digests-00000.json"
 

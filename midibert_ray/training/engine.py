@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from midibert_ray.config import Config
+from midibert_ray.settings.config import Config
 from midibert_ray.training.batch import BatchPlan, plan_batch
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
 from midibert_ray.training.optimizer import adamw, rate_factor

@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from midibert_ray.config import Config, require
 from midibert_ray.data.order import BatchOrder, keyed_hash
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, freeze
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
-from midibert_ray.training.labelled import IGNORE, Batch, TaskData
+from midibert_ray.settings.config import Config, require
 from midibert_ray.training.metrics import FiniteWatch
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.pretrain import encoder_config
 from midibert_ray.training.recipes import TrialProgress, recipe
+from midibert_ray.training.task_data import IGNORE, Batch, TaskData
 
 STATE_FILE = "trial.pt"
 

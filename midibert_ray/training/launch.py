@@ -18,9 +18,9 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from midibert_ray import storage, tracking
-from midibert_ray.config import Config
 from midibert_ray.data.store import open_store
-from midibert_ray.overrides import flatten, from_flat, identity
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten, from_flat, identity
 from midibert_ray.training import engine as engines
 from midibert_ray.training.batch import plan_batch
 from midibert_ray.training.checkpoints import (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from midibert_ray.config import OptimizerConfig, Protocol
+from midibert_ray.settings.config import OptimizerConfig, Protocol
 
 
 class ReferenceAdamW(torch.optim.AdamW):

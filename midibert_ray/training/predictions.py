@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray.data.store import SegmentBatch
-from midibert_ray.training.labelled import IGNORE
 from midibert_ray.training.metrics import confusion, macro_f1
+from midibert_ray.training.task_data import IGNORE
 
 
 @dataclass(frozen=True)

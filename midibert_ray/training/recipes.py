@@ -11,8 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from midibert_ray.config import Config, OptimizerConfig
 from midibert_ray.model.heads import stages
+from midibert_ray.settings.config import Config, OptimizerConfig
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.optimizer import adamw, rate_factor
 

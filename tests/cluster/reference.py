@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from midibert_ray.config import Config
 from midibert_ray.data.columns import store_digest
-from midibert_ray.data.part import make_part
-from midibert_ray.data.plan import plan_corpus
 from midibert_ray.data.store import TokenStore
+from midibert_ray.settings.config import Config
+from midibert_ray.tokenizing.plan import plan_corpus
+from midibert_ray.tokenizing.shard import make_part
 from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs

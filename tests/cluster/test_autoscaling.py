@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from midibert_ray.overrides import replace
+from midibert_ray.settings.overrides import replace
 from tests.cluster.listing import homes, listed
 from tests.jobs.head import ROOT, TOKEN, Cluster, free_port, started
 from tests.jobs.test_pipeline import command

@@ -12,8 +12,8 @@ import ray
 import yaml
 
 from cluster import check
-from midibert_ray.config import Config
-from midibert_ray.overrides import flatten
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -21,17 +21,17 @@ import ray
 from cluster.local.hosts import Cluster, own_name
 from cluster.local.network import obstacle
 from midibert_ray import tracking
-from midibert_ray.config import Config
 from midibert_ray.data.layout import read_manifest
-from midibert_ray.overrides import replace
-from midibert_ray.studies.outcome import OUTCOME, newest
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.studies.result import OUTCOME, newest
 from tests.cluster import reference
 from tests.cluster.listing import homes, listed
 from tests.cluster.reference import CURVES, Curves
-from tests.data.test_tokenize import midi_folder
 from tests.jobs.head import ROOT, command_lines, places_of
 from tests.jobs.test_pipeline import command
 from tests.tiny import tiny_study
+from tests.tokenizing.test_tokenize import midi_folder
 from tests.training.layouts import Pair
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from midibert_ray.data import tokenize
-from midibert_ray.data.part import Part
+from midibert_ray.tokenizing import tokenize
+from midibert_ray.tokenizing.shard import Part
 from tests.stores import make_here
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from midibert_ray.data.store import Segments, TokenStore
-from midibert_ray.data.tokenize import tokenize_corpora
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
+from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
 GOLDEN = {"pop909": "pop909_valid", "pianist8": "pianist8_valid", "emopia": "emopia_valid", "asap": "asap"}
 TASK = {"pianist8": "composer", "emopia": "emotion"}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from midibert_ray.config import Config
-from midibert_ray.overrides import replace
-from midibert_ray.presets import preset
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
 from tests.jobs.test_pipeline import TINY, run
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from midibert_ray import storage, tracking
-from midibert_ray.config import Config
+from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.data import layout
-from midibert_ray.model.checkpoint import load_checkpoint
-from midibert_ray.music.corpora import CORPORA
-from midibert_ray.overrides import replace
+from midibert_ray.model.folder import load_checkpoint
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training.checkpoints import weights
 from tests.jobs.test_pipeline import came_to, only, run
 from tests.s3 import KEYS, S3

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from midibert_ray import tracking
-from midibert_ray.config import Config
-from midibert_ray.overrides import replace
-from midibert_ray.spool import Spool
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.tracking.spool import Spool
 from tests.jobs.head import places_of
 from tests.jobs.test_pipeline import ROOT, command, runs
 from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, serving

@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from midibert_ray import storage, tracking
-from midibert_ray.config import Config
 from midibert_ray.data import layout
-from midibert_ray.overrides import flatten
-from midibert_ray.presets import preset
-from midibert_ray.studies import outcome
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.presets import preset
+from midibert_ray.studies import result as outcome
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]
 

@@ -20,9 +20,10 @@ import pytest
 import ray
 
 from midibert_ray import cli
-from midibert_ray.config import ConfigError
-from midibert_ray.submit import server, workdir
-from midibert_ray.submit.wanted import ROOT, Submission, describe
+from midibert_ray.cli import cluster as server
+from midibert_ray.cli import workdir
+from midibert_ray.cli.submission import ROOT, Submission, describe
+from midibert_ray.settings.config import ConfigError
 from tests.jobs.head import PLANTED, TOKEN, Cluster, Tunnel, command_lines, places_of, started
 from tests.jobs.test_pipeline import TINY
 

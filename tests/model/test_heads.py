@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from midibert_ray.model.checkpoint import CheckpointError, load_checkpoint
+from midibert_ray.model.folder import CheckpointError, load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, NoteHead, SequenceHead, freeze
 from midibert_ray.model.midibert import MidiBertConfig
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from midibert_ray.music import corpora
+from midibert_ray.corpora import catalogue as corpora
 
 # Times tell how busy the machine is, not whether a property holds.
 settings.register_profile("music", deadline=None)

@@ -245,7 +245,7 @@ def test_qualification():
 
 @pytest.mark.corpora
 def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
-    from midibert_ray.music.corpora import corpus
+    from midibert_ray.corpora.catalogue import corpus
 
     folder = corpora_root / "POP909"
     chosen = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.music.corpora import Piece, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
 from midibert_ray.music.tasks import TASKS, keeps_last_row, note_labels, sequence_label
 from midibert_ray.music.tokens import Tokens, remi_from_cp, rows
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD

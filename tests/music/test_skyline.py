@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.music.corpora import corpus
+from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.music.grid import align_to_beats, read_beats
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.skyline import skyline

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.music.corpora import PROTOCOLS, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import PROTOCOLS, corpus, tokenize_piece
 from midibert_ray.music.grid import PARTS, GridNotes, quantize
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.tokens import (

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.studies.outcome import Outcome
+from midibert_ray.studies.result import Outcome
 from midibert_ray.training.metrics import confusion, macro_f1
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from midibert_ray import pipeline
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
-from midibert_ray.presets import STUDIES
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import STUDIES
 from midibert_ray.studies.estimate import _Meter, estimate
 from midibert_ray.studies.plan import make
 from tests.tiny import tiny_study

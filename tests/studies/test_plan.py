@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from midibert_ray.config import Config
-from midibert_ray.overrides import replace
-from midibert_ray.presets import STUDIES, preset
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import STUDIES, preset
 from midibert_ray.studies.plan import make, task_corpus
 
 

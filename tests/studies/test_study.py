@@ -9,9 +9,9 @@ import ray
 from ray.tune.execution.tune_controller import TuneController
 
 from midibert_ray import tracking
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Locate, make
 from midibert_ray.studies.study import StudyResult, open_work, study

@@ -2,10 +2,10 @@ from typing import get_args
 
 import pytest
 
-from midibert_ray.config import ConfigError, TableName, TaskName, Variant
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.overrides import flatten, replace
-from midibert_ray.presets import preset
+from midibert_ray.settings.config import ConfigError, TableName, TaskName, Variant
+from midibert_ray.settings.overrides import flatten, replace
+from midibert_ray.settings.presets import preset
 from midibert_ray.studies import paper
 from midibert_ray.studies.trials import VARIANTS, grid
 

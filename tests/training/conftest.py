@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
-from midibert_ray.presets import preset
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
 from tests.stores import Piece, beginnings, write_store
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
+from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model

@@ -15,10 +15,10 @@ import torch
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertModel
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
 from midibert_ray.training.checkpoints import (
     BOOKS,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from midibert_ray.config import Config
 from midibert_ray.model.midibert import MidiBertForMaskedLM
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
 from midibert_ray.training.batch import plan_batch
 from midibert_ray.training.checkpoints import CheckpointError

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from midibert_ray.config import Config, ConfigError
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.metrics import confusion, macro_f1
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from midibert_ray import tracking
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertModel
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training.launch import RESULT_FILE, _scaling, pretrain, run_address, run_key
 
 

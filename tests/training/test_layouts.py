@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertForMaskedLM
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from tests.training.layouts import Pair, Task, Trace, merged, train
 
 pytestmark = pytest.mark.slow

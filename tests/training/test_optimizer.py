@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from midibert_ray.config import OptimizerConfig
+from midibert_ray.settings.config import OptimizerConfig
 from midibert_ray.training.optimizer import adamw, rate_factor
 
 

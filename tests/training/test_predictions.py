@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training.finetune import Finetuning, TaskData, new_model
 from midibert_ray.training.predictions import Predictions
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.launch import progress_lines

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from midibert_ray.config import Config
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.tasks import note_labels
-from midibert_ray.overrides import replace
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.recipes import AdamwRecipe, SgdRecipe, TrialProgress
 

@@ -1,0 +1,1 @@
+"""Models as folders that open elsewhere, with a card."""

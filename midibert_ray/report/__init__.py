@@ -1,0 +1,1 @@
+"""What studies found: statistics, tables, pictures and pages."""

@@ -1,0 +1,204 @@
+"""What needs no training, on the test split: a model that does not beat this has learnt nothing.
+
+Notes and segments count as they do for a trial (`training.finetune.TaskData`), so that a baseline stands in
+one column with the models.
+"""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midibert_ray import storage
+from midibert_ray.corpora.catalogue import TokenOrder, corpus, tokenize_piece
+from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.grid import GridNotes
+from midibert_ray.music.skyline import skyline
+from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
+from midibert_ray.music.tokens import decode
+from midibert_ray.settings.config import Config
+from midibert_ray.tokenizing.shard import locate
+
+MAJORITY = "majority class"
+SKYLINE = "skyline"
+NO_MELODY = "no melody at all"
+SONG = "label of the song"
+"""Names of baselines."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """A trivial answer to a task, scored on the test split."""
+
+    protocol: str
+    task: str
+    name: str
+    """One of the names above."""
+
+    correct: int
+    """How many of `scored` are answered rightly."""
+
+    scored: int
+    """Notes or segments of the test split; for `SONG` clips."""
+
+    detail: dict[str, int]
+    """What stands behind the two: notes or segments of each class; TP, FP, FN and TN; ..."""
+
+    note: str
+    """The rule, for a reader of a table."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share that is answered rightly."""
+        return self.correct / self.scored
+
+    def to_json(self) -> str:
+        """The baseline as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Baseline":
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def baselines(config: Config, store: TokenStore) -> list[Baseline]:
+    """The baselines of `finetune.task`, on a token store that was made under `tokens.protocol`.
+
+    Every task has the majority class; melody also skyline and, as skyline only tells melody from the rest, the
+    answer that nothing is melody; emotion also the label of the clip's song.
+
+    Raises:
+        ValueError: where the store has no test split, or its labels are not those of the task.
+        FileNotFoundError: for melody, where the corpus's files are not below `corpora.root`.
+    """
+    found = [_majority(config, store)]
+    if config.finetune.task == "melody":
+        found += _melody_or_not(config, store)
+    if config.finetune.task == "emotion":
+        found.append(_song(config, store))
+    return found
+
+
+def _maker(config: Config) -> Callable[..., Baseline]:
+    return functools.partial(Baseline, protocol=config.tokens.protocol, task=config.finetune.task)
+
+
+def _test_segments(config: Config, store: TokenStore) -> Segments:
+    task = TASKS[config.finetune.task]
+    return Segments(
+        [store],
+        splits={"test"},
+        length=config.tokens.segment,
+        representation=config.model.representation,
+        drop_short_last=config.tokens.protocol == "paper" and task.drops_short_rows,
+    )
+
+
+def _majority(config: Config, store: TokenStore) -> Baseline:
+    task, true = TASKS[config.finetune.task], _true_classes(config, store)
+    counts = np.bincount(true, minlength=len(task.classes)).tolist()
+    support = dict(zip(task.classes, counts, strict=True))
+    return majority(config.tokens.protocol, task.name, support)
+
+
+def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
+    """Always answer the most frequent class of the test split; of equals the first.
+
+    Args:
+        protocol: `paper` or `clean`.
+        task: name of the task.
+        support: class -> how many notes or segments of the test split are of it.
+    """
+    best = max(support, key=support.__getitem__)
+    return Baseline(
+        protocol=protocol,
+        task=task,
+        name=MAJORITY,
+        correct=support[best],
+        scored=sum(support.values()),
+        detail=dict(support),
+        note=f"always {best}, the most frequent class of the test split",
+    )
+
+
+def _true_classes(config: Config, store: TokenStore) -> NDArray[np.int64]:
+    """The class, 0..C-1, of everything that is scored: int64 [scored]."""
+    task, segments = TASKS[config.finetune.task], _test_segments(config, store)
+    if task.level == "sequence":
+        pieces, _ = segments.locate(np.arange(len(segments)))
+        return np.array([sequence_label(task, segments.label(int(piece)) or "") for piece in pieces])
+    batch = segments.gather(np.arange(len(segments)))
+    labels = note_labels(task, batch.part, batch.velocity)[batch.note >= 0].astype(np.int64)
+    return labels[labels > 0] - 1
+
+
+def _melody_or_not(config: Config, store: TokenStore) -> list[Baseline]:
+    counts = np.zeros((2, 2), np.int64)
+    for notes in _skyline_input(config, store):
+        found = skyline(notes.onset, notes.duration, notes.pitch)
+        np.add.at(counts, ((notes.part == 1).astype(int), found.astype(int)), 1)
+    (tn, fp), (fn, tp) = counts.tolist()
+    make = functools.partial(_maker(config), scored=tp + fp + fn + tn)
+    return [
+        make(
+            name=SKYLINE,
+            correct=tp + tn,
+            detail={"TP": tp, "FP": fp, "FN": fn, "TN": tn},
+            note="melody against the rest: the highest note of an onset is melody, with refinements",
+        ),
+        make(
+            name=NO_MELODY,
+            correct=tn + fp,
+            detail={"TP": 0, "FP": 0, "FN": fn + tp, "TN": tn + fp},
+            note="melody against the rest: no note is melody",
+        ),
+    ]
+
+
+def _skyline_input(config: Config, store: TokenStore) -> Iterator[GridNotes]:
+    """The notes of every test piece, read from the corpus once more.
+
+    The authors run skyline on the aligned MIDI files, not on tokens, which under protocol paper have lost the
+    last onset (see `quantize`). What remains of that protocol is the order: of equal notes skyline takes the first.
+    """
+    source, root = corpus(store.corpus), storage.resolve(config.corpora.root)
+    pieces = {piece.piece: piece for piece in source.pieces({}, config.tokens.protocol)}
+    own: TokenOrder = "track" if config.tokens.protocol == "paper" else "pitch"
+    order = own if config.tokens.order == "protocol" else config.tokens.order
+    for index in store.select({"test"}):
+        piece = pieces[store.piece_id(int(index))]
+        contents = [storage.read_bytes(storage.join(locate(source, root), file)) for file in piece.files]
+        yield decode(tokenize_piece(source, piece, contents, "clean", order))
+
+
+def _song(config: Config, store: TokenStore) -> Baseline:
+    """The majority label of the clip's song in the training split."""
+    classes, segments = TASKS[config.finetune.task].classes, _test_segments(config, store)
+    votes: dict[str, Counter[str | None]] = {}
+    for index in store.select({"train"}).tolist():
+        votes.setdefault(_song_of(store.piece_id(index)), Counter())[store.label(index)] += 1
+    clips = range(segments.pieces)
+    heard = [votes.get(_song_of(segments.piece_id(clip)), Counter()) for clip in clips]
+    known = np.array([bool(labels) for labels in heard])
+    # max takes the first of equals
+    answers = [max(classes, key=labels.__getitem__) for labels in heard]
+    right = known & [answer == segments.label(clip) for clip, answer in zip(clips, answers, strict=True)]
+    sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
+    return _maker(config)(
+        name=SONG,
+        correct=int(right.sum()),
+        scored=len(clips),
+        detail={"known": int(known.sum()), "segments": len(segments), "segments correct": int(sizes[right].sum())},
+        note="by clip: the majority label of the clip's song in the training split, at a tie the first of Q1 to Q4; "
+        f"{known.sum()} of {len(clips)} clips have their song there, the others count as wrong",
+    )
+
+
+def _song_of(clip: str) -> str:
+    """The song of a clip of EMOPIA, whose name is `Q1_<song>_<number>.mid`."""
+    return clip.partition("_")[2].rpartition("_")[0]

@@ -1,0 +1,98 @@
+"""A study as it stands in MLflow: the only thing that its report is made from."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from midibert_ray import tracking
+from midibert_ray.report import table
+from midibert_ray.report.baselines import Baseline
+from midibert_ray.report.table import ResultTable
+from midibert_ray.settings.config import Config
+from midibert_ray.studies import result as outcome
+from midibert_ray.studies.result import Outcome
+from midibert_ray.tracking import Run, Tracker
+
+BASELINES = "baselines.json"
+"""Artifact of the parent run: a list of `Baseline`."""
+
+CORPORA = "corpora.json"
+"""Artifact of the parent run: what `corpora.table` gives."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The runs of a study, and what they left."""
+
+    tracker: Tracker
+    experiment: str
+    parent: Run
+    children: dict[str, Run]
+    """By name of the trial."""
+
+    outcomes: list[Outcome]
+    baselines: list[Baseline]
+    corpora: list[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """Name and hash of the study."""
+        return str(self.parent.data.tags[tracking.RUN_KEY])
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Trial -> reason."""
+        broken = {name: run for name, run in self.children.items() if run.info.status == "FAILED"}
+        return {name: run.data.tags.get("failure", "it left no reason") for name, run in broken.items()}
+
+    @cached_property
+    def tables(self) -> list[ResultTable]:
+        """The study's tables."""
+        wanted = self.parent.data.tags.get("tables", "").split(",")
+        return table.build(self.outcomes, self.failed, self.baselines, wanted)
+
+    @cached_property
+    def encoders(self) -> dict[str, Run]:
+        """The pre-trainings that trials start from, by key, as far as this MLflow has them."""
+        asked = self.parent.data.tags.get("encoder", "").split(",")
+        asked += [run.data.tags.get("encoder", "") for run in self.children.values()]
+        runs = {key: self.tracker.find(tracking.PRETRAINING, key) for key in dict.fromkeys(asked) if key}
+        return {key: run for key, run in runs.items() if run}
+
+
+def load(config: Config, key: str) -> Source:
+    """Find a study in MLflow.
+
+    Args:
+        config: says where MLflow is.
+        key: name and hash of the study, or its name alone for the newest of that name.
+
+    Raises:
+        LookupError: where there is no such study; names those that exist.
+        UnreachableError: where a tracking server does not answer.
+    """
+    tracker = Tracker(tracking.address(config))
+    names = tracker.studies()
+    for name in names:
+        experiment = tracking.study_experiment(name)
+        for parent in tracker.parents(experiment):
+            if key in (name, parent.data.tags[tracking.RUN_KEY]):
+                children = {run.info.run_name: run for run in tracker.children(experiment, parent.info.run_id)}
+                return _read(tracker, experiment, parent, children)
+    raise LookupError(f"no study {key!r} in {tracker.where.uri}; there are: {', '.join(names) or 'none'}")
+
+
+def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> Source:
+    found = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children.values()]
+    known = {name: tracker.artifact(parent.info.run_id, name) for name in (BASELINES, CORPORA)}
+    baselines, corpora = (json.loads(known[name] or "[]") for name in (BASELINES, CORPORA))
+    return Source(
+        tracker=tracker,
+        experiment=experiment,
+        parent=parent,
+        children=children,
+        outcomes=[Outcome.from_json(text) for text in found if text],
+        baselines=[Baseline(**item) for item in baselines],
+        corpora=corpora,
+    )

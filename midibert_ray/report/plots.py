@@ -1,0 +1,173 @@
+"""Pictures of a study, drawn with matplotlib without a display: accuracies, confusion matrices, curves, piano rolls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from midibert_ray.report.baselines import MAJORITY
+from midibert_ray.report.statistics import Floats
+from midibert_ray.report.table import Key, ResultTable, mean_confusion
+from midibert_ray.studies.result import Outcome
+
+INK, GREY, FAINT = "#1f2a33", "#8794a0", "#e3e8ec"
+COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8d99ae", "#355070")
+OF_PROTOCOL = {"paper": "#d1603d", "clean": "#2a6f97"}
+MELODY, REST = "#d1603d", "#a9bccb"
+FAILED = "#b3261e"
+
+LONG = 20
+"""Points up to which a curve shows each; beside longer ones, epochs are drawn on a logarithmic axis, as some models
+train for ten and others for hundreds."""
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _plain(axes)
+    return figure, axes
+
+
+def _plain(axes: Any) -> None:
+    axes.tick_params(colors=INK, labelsize=8, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+
+
+def accuracies(table: ResultTable) -> Figure:
+    """Every row's accuracy with its 95 % interval, a panel a task, both protocols and the paper's figures in it."""
+    size = (2.4 + 2.3 * len(table.tasks), 1.2 + 0.36 * len(table.rows))
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.12))
+    FigureCanvasAgg(figure)
+    panels = np.atleast_1d(figure.subplots(1, len(table.tasks), sharey=True))
+    for axes, task in zip(panels, table.tasks, strict=True):
+        _plain(axes)
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
+        axes.set_title(task, fontsize=9, color=INK, loc="left")
+        _accuracies(axes, table, task)
+    panels[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
+    marks = [
+        Line2D([], [], marker="o", markersize=5, color=OF_PROTOCOL[protocol], label=f"protocol {protocol}")
+        for protocol in table.protocols
+    ]
+    if any(row.printed for row in table.rows):
+        marks.append(
+            Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")
+        )
+    marks.append(Line2D([], [], linestyle=":", color=GREY, label=MAJORITY))
+    columns = len(marks) if len(table.tasks) > 1 else 2
+    figure.legend(handles=marks, fontsize=8, frameon=False, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
+    """One panel: points with error bars, and what they are to be compared with."""
+    for number, protocol in enumerate(table.protocols):
+        shift = 0.24 * (number - (len(table.protocols) - 1) / 2)
+        colour = OF_PROTOCOL[protocol]
+        for place, row in enumerate(table.rows):
+            cell = table.cells.get(Key(protocol, task, row.variant))
+            if cell and cell.score:
+                low, high = cell.score.interval
+                axes.plot([100 * low, 100 * high], [place + shift] * 2, color=colour, linewidth=1.6)
+                axes.plot(100 * cell.score.accuracy, place + shift, "o", color=colour, markersize=5)
+            elif cell:
+                where = axes.get_yaxis_transform()
+                axes.text(0.02, place + shift, "failed", color=FAILED, fontsize=7, va="center", transform=where)
+        if trivial := table.trivial(protocol, task, MAJORITY):
+            axes.axvline(100 * trivial.accuracy, color=colour, linestyle=":", linewidth=1)
+    printed = [(row.printed[task], place) for place, row in enumerate(table.rows) if task in row.printed]
+    if printed:
+        axes.plot(*zip(*printed, strict=True), "|", color=GREY, markersize=13, markeredgewidth=1.6, zorder=0)
+    axes.margins(x=0.08)
+
+
+def in_percent(group: Sequence[Outcome]) -> tuple[list[str], list[str], Floats]:
+    """A confusion matrix in % of each true class, the mean over some seeds, as in the paper's Figs. 3 and 5 to 7.
+
+    Returns:
+        Names of the classes that occur, of those that occur or are predicted, and the percentages [true, predicted].
+    """
+    counts = mean_confusion(group)
+    true = counts.sum(axis=1) > 0
+    said = true | (counts.sum(axis=0) > 0)
+    names = np.array(group[0].classes)
+    shares = 100 * counts[true] / counts[true].sum(axis=1, keepdims=True)
+    return names[true].tolist(), names[said].tolist(), shares[:, said]
+
+
+def confusion(result: Outcome) -> Figure:
+    """The confusion matrix of one trial."""
+    true, said, shares = in_percent([result])
+    figure, axes = _figure(2.0 + 0.45 * len(said), 1.4 + 0.45 * len(true))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.ndindex(shares.shape):
+        colour = "white" if shares[row, column] > 55 else INK
+        axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(said)), said, rotation=40, ha="right")
+    axes.set_yticks(range(len(true)), true)
+    axes.set_xlabel("predicted", fontsize=8, color=INK)
+    axes.set_ylabel("true", fontsize=8, color=INK)
+    axes.set_title(f"{result.task}, {result.variant}, {result.protocol}: % of each true class", fontsize=8, color=INK)
+    return figure
+
+
+def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) -> Figure:
+    """Values over steps or epochs, one line each."""
+    figure, axes = _figure(6.4, 3.0)
+    for number, (name, points) in enumerate(lines.items()):
+        if points:
+            steps, values = zip(*points, strict=True)
+            style = ("-", "--", ":")[number // len(COLOURS) % 3]
+            marker = "." if len(points) <= LONG else ""
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(steps, values, style, marker=marker, markersize=4, linewidth=1.3, color=colour, label=name)
+    ends = [points[-1][0] for points in lines.values() if points]
+    if ends and x == "epoch" and max(ends) > LONG > min(ends):
+        axes.set_xscale("log")
+    axes.set_xlabel(x, fontsize=8, color=INK)
+    axes.set_title(y, fontsize=9, color=INK, loc="left")
+    axes.grid(color=FAINT, linewidth=0.6)
+    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def piano_rolls(
+    rolls: Mapping[str, NDArray[np.bool_]], *, onset: NDArray[Any], pitch: NDArray[Any], duration: NDArray[Any]
+) -> Figure:
+    """The same notes several times, one panel each, melody and the rest in two colours, as in the paper's Fig. 4.
+
+    Args:
+        rolls: title -> whether each note is melody, [n].
+        onset: sub-beats, [n].
+        pitch: MIDI numbers, [n].
+        duration: thirty-seconds, [n].
+    """
+    figure = Figure(figsize=(11.5, 1.9 * len(rolls) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = np.atleast_1d(figure.subplots(len(rolls), 1, sharex=True, sharey=True))
+    start, end = onset / 16 + 1, (onset + duration / 2) / 16 + 1
+    for axes, (title, melody) in zip(panels, rolls.items(), strict=True):
+        for chosen, colour in ((~melody, REST), (melody, MELODY)):
+            notes = [((a, p), (b, p)) for a, b, p in zip(start[chosen], end[chosen], pitch[chosen], strict=True)]
+            axes.add_collection(LineCollection(notes, colors=colour, linewidths=2.2, capstyle="butt"))
+        _plain(axes)
+        axes.set_xlim(start.min(), end.max())
+        axes.set_ylim(pitch.min() - 2, pitch.max() + 2)
+        axes.set_title(title, fontsize=9, color=INK, loc="left")
+        axes.set_ylabel("MIDI pitch", fontsize=8, color=INK)
+    panels[-1].set_xlabel("bar", fontsize=8, color=INK)
+    marks = [
+        Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in (("melody", MELODY), ("rest", REST))
+    ]
+    panels[0].legend(handles=marks, fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,64 @@
+"""`report.html`: one self-contained page about a study, made from MLflow alone."""
+
+from datetime import UTC, datetime
+from html import escape
+
+from midibert_ray import storage
+from midibert_ray.report import table
+from midibert_ray.report.load import Source, load
+from midibert_ray.report.page import document
+from midibert_ray.report.sections import all_sections
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.validators import require_name
+
+
+def write(config: Config, key: str) -> str:
+    """Make the report of a study; returns its address, `{root}/reports/<study>/report.html`.
+
+    Raises:
+        LookupError: where MLflow has no such study.
+        UnreachableError: where a tracking server does not answer.
+    """
+    source = load(config, key)
+    page = render(source)
+    place = address(config, source.key)
+    storage.write_bytes(place, page.encode())
+    source.tracker.log(source.experiment, source.key).text(page, "report.html")
+    return place
+
+
+def address(config: Config, key: str) -> str:
+    """Where the report of the study with this key stands.
+
+    Raises:
+        ConfigError: for a key that cannot be a name; it may come from a tracking server that others write to.
+    """
+    require_name("the key of a study", key)
+    return storage.join(storage.resolve(config.storage.root), "reports", key, "report.html")
+
+
+def render(source: Source) -> str:
+    """The page as HTML; every picture and style is within it."""
+    return document(source.key, _facts(source), all_sections(source))
+
+
+def _facts(source: Source) -> str:
+    """The head of the page: what was studied, in a line of facts."""
+    params = source.parent.data.params
+    protocols = source.parent.data.tags.get("protocol", "").split(",")
+    hours = sum(score.device_hours for score in table.scores(source.tables).values())
+    facts = {
+        "protocol": " and ".join(protocols),
+        "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
+        "pre-trained on": ", ".join(params["corpora.names"].split(",")),
+        "trials": f"{len(source.outcomes)} finished, {len(source.failed)} failed",
+        "device-hours": f"{hours:.2f}",
+        "first started": f"{_date(source.parent.info.start_time)} UTC",
+    }
+    return (
+        "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items()) + "</dl>"
+    )
+
+
+def _date(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")

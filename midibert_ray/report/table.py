@@ -1,0 +1,328 @@
+"""Result tables: what every cell has scored, how sure that is, and what it is compared with."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from midibert_ray.music.tasks import TASKS
+from midibert_ray.report import statistics
+from midibert_ray.report.baselines import MAJORITY, Baseline, majority
+from midibert_ray.report.statistics import Floats, Interval
+from midibert_ray.studies import paper
+from midibert_ray.studies.paper import PaperTable, Row
+from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.trials import VARIANTS
+
+PROTOCOLS = ("paper", "clean")
+
+PLAIN = "results"
+"""Name of the table of variants that no table of the paper has."""
+
+STATISTICS = (
+    "Mean over seeds, with its 95 % interval: pieces are drawn anew 10,000 times, because the notes and segments of "
+    "one piece resemble each other (where every piece is a single segment: Wilson's). p: two rows are alike, by "
+    "exchanging their answers piece by piece, after Holm's correction within a column."
+)
+"""What a reader must know of the tables' figures."""
+
+
+class Key(NamedTuple):
+    """What the seeds of one configuration have in common."""
+
+    protocol: str
+    task: str
+    variant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What the seeds of one configuration have scored."""
+
+    accuracy: float
+    """Mean over the seeds."""
+
+    interval: Interval
+    """The one to believe: `over_pieces`, or `wilson` where every piece is a single segment, or there is one only."""
+
+    wilson: Interval
+    """Takes all notes or segments for independent."""
+
+    over_seeds: Interval | None
+    """Student's t, where there are several seeds: other seeds on these pieces."""
+
+    over_pieces: Interval
+    """Piece-clustered bootstrap: other pieces, these seeds."""
+
+    f1: float
+    """Mean macro-F1."""
+
+    piece_accuracy: float | None
+    """Share of the pieces whose mean logits are right, for sequence-level tasks."""
+
+    tally: Mapping[str, tuple[float, float]]
+    """Piece -> correct (mean over the seeds) and scored."""
+
+    support: Mapping[str, int]
+    """Class -> notes or segments that have it."""
+
+    seeds: int
+    seconds: float
+    """Of all seeds, one after the other."""
+
+    device_hours: float
+
+    @property
+    def scored(self) -> int:
+        """Test notes or segments."""
+        return sum(self.support.values())
+
+    @property
+    def by_piece(self) -> Floats:
+        """The tally as `statistics` takes it."""
+        return np.array(list(self.tally.values()))
+
+    @classmethod
+    def of(cls, group: Sequence[Outcome]) -> "Score":
+        """The score of some seeds."""
+        accuracies = [item.accuracy for item in group]
+        accuracy = float(np.mean(accuracies))
+        support = dict(zip(group[0].classes, map(sum, group[0].confusion), strict=True))
+        scored = sum(support.values())
+        tally = {
+            piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
+            for piece, (_, size, *_) in group[0].pieces.items()
+        }
+        wilson = statistics.wilson(accuracy * scored, scored)
+        over_pieces = statistics.over_pieces(np.array(list(tally.values())))
+        name = f"{group[0].split}/piece_accuracy"
+        whole = [item.figures[name] for item in group if name in item.figures]
+        return cls(
+            accuracy=accuracy,
+            interval=over_pieces if 1 < len(tally) < scored else wilson,
+            wilson=wilson,
+            over_seeds=statistics.over_seeds(accuracies) if len(group) > 1 else None,
+            over_pieces=over_pieces,
+            f1=float(np.mean([item.figures[f"{item.split}/f1"] for item in group])),
+            piece_accuracy=float(np.mean(whole)) if whole else None,
+            tally=tally,
+            support=support,
+            seeds=len(group),
+            seconds=sum(item.seconds for item in group),
+            device_hours=sum(item.seconds * item.devices for item in group) / 3600,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A configuration in a row of a table."""
+
+    key: Key
+    score: Score | None
+    """None where no seed has finished."""
+
+    failed: Mapping[str, str]
+    """Trial -> reason, of the seeds that failed."""
+
+    printed: float | None
+    """The paper's accuracy in %."""
+
+    p: float | None = None
+    """That the row and the one it is tested against are alike; None where there is no test."""
+
+    @property
+    def difference(self) -> float | None:
+        """Our accuracy less the paper's, in points."""
+        return 100 * self.score.accuracy - self.printed if self.score and self.printed is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultTable:
+    """A table of results under one or two protocols."""
+
+    name: str
+    """As in `study.tables`, or `PLAIN`."""
+
+    title: str
+    split: str
+    """What was scored: `test`, or `valid` in a sweep."""
+
+    baseline: str
+    """Variant that the other rows are tested against, or empty."""
+
+    rows: tuple[Row, ...]
+    tasks: tuple[str, ...]
+    protocols: tuple[str, ...]
+    cells: Mapping[Key, Cell]
+    """Those that have finished or failed."""
+
+    baselines: tuple[Baseline, ...]
+
+    @property
+    def caption(self) -> str:
+        """What the figures are, and what the rows are tested against."""
+        against = next((row.label for row in self.rows if row.variant == self.baseline), "the row above it")
+        tested = any(cell.p is not None for cell in self.cells.values())
+        return f"Accuracy on the {self.split} split in %" + (f"; p against {against}." if tested else ".")
+
+    def baseline_names(self) -> list[str]:
+        """Rows of trivial baselines."""
+        return list(dict.fromkeys(item.name for item in self.baselines))
+
+    def trivial(self, protocol: str, task: str, name: str) -> Baseline | None:
+        """A trivial baseline of a column."""
+        found = (item for item in self.baselines if (item.protocol, item.task, item.name) == (protocol, task, name))
+        return next(found, None)
+
+    def best(self, protocol: str, task: str) -> float:
+        """The highest accuracy of a column."""
+        return max(
+            (cell.score.accuracy for key, cell in self.cells.items() if cell.score and key[:2] == (protocol, task)),
+            default=0.0,
+        )
+
+
+def build(
+    outcomes: Sequence[Outcome],
+    failed: Mapping[str, str],
+    baselines: Sequence[Baseline] = (),
+    tables: Sequence[str] = (),
+) -> list[ResultTable]:
+    """The tables of a study.
+
+    Args:
+        outcomes: of the trials that have finished, in any order.
+        failed: name of a trial -> reason, of those that have failed.
+        baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
+        tables: as in `study.tables`; variants that none of them has come in a table of their own.
+    """
+    scores = {key: Score.of(group) for key, group in by_key(outcomes).items()}
+    broken: dict[Key, dict[str, str]] = {}
+    for trial, reason in failed.items():
+        broken.setdefault(_key(trial), {})[trial] = reason
+    wanted = {name: paper.TABLES[name] for name in tables if name in paper.TABLES}
+    known = set(paper.variants(tuple(wanted)))
+    others = sorted({key.variant for key in (*scores, *broken)} - known, key=_place)
+    plain = PaperTable(
+        title="Other variants" if wanted else "All variants",
+        baseline="pretrained" if "pretrained" in others else "",
+        rows=tuple(Row(label=variant, variant=variant, printed={}) for variant in others),
+    )
+    split = outcomes[0].split if outcomes else "test"
+    made = (_table(name, each, split, scores, broken, baselines) for name, each in (wanted | {PLAIN: plain}).items())
+    return [each for each in made if each.cells]
+
+
+def by_key(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
+    """Outcomes that differ in their seed only, by seed."""
+    groups: dict[Key, list[Outcome]] = {}
+    for item in sorted(outcomes, key=lambda item: item.seed):
+        groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
+    return groups
+
+
+def mean_confusion(group: Sequence[Outcome]) -> Floats:
+    """Confusion counts, the mean over some seeds: [true class, predicted class]."""
+    return np.mean([item.confusion for item in group], axis=0, dtype=np.float64)
+
+
+def scores(tables: Iterable[ResultTable]) -> dict[Key, Score]:
+    """What the cells of some tables have scored, each once."""
+    return {key: cell.score for table in tables for key, cell in table.cells.items() if cell.score}
+
+
+def labels(tables: Iterable[ResultTable]) -> dict[str, str]:
+    """Variant -> what its row is called where it first comes."""
+    names: dict[str, str] = {}
+    for row in (row for table in tables for row in table.rows):
+        names.setdefault(row.variant, row.label)
+    return names
+
+
+def tallies(first: Score, second: Score) -> tuple[Floats, Floats]:
+    """Two scores over the pieces that they share, in the same order."""
+    shared = [piece for piece in first.tally if piece in second.tally]
+    return np.array([first.tally[piece] for piece in shared]), np.array([second.tally[piece] for piece in shared])
+
+
+def _key(trial: str) -> Key:
+    """The key of a trial, from its name."""
+    task, _, rest = trial.rpartition("-seed")[0].partition("-")
+    variant, _, protocol = rest.rpartition("-")
+    return Key(protocol, task, variant)
+
+
+def _place(variant: str) -> tuple[int, str]:
+    """Where a variant stands in a list: as in VARIANTS, then by name."""
+    order = list(VARIANTS)
+    return (order.index(variant) if variant in order else len(order), variant)
+
+
+def _table(
+    name: str,
+    wanted: PaperTable,
+    split: str,
+    scores: Mapping[Key, Score],
+    broken: Mapping[Key, Mapping[str, str]],
+    baselines: Sequence[Baseline],
+) -> ResultTable:
+    rows = {row.variant: row for row in wanted.rows}
+    keys = [key for key in dict.fromkeys((*scores, *broken)) if key.variant in rows]
+    present = {key[:2] for key in keys}
+    p = _tests(wanted, keys, scores)
+    cells = {
+        key: Cell(
+            key=key,
+            score=scores.get(key),
+            failed=broken.get(key, {}),
+            printed=rows[key.variant].printed.get(key.task),
+            p=p.get(key),
+        )
+        for key in keys
+    }
+    trivial = [item for item in baselines if (item.protocol, item.task) in present and _answers_the_task(item)]
+    return ResultTable(
+        name=name,
+        title=wanted.title,
+        split=split,
+        baseline=wanted.baseline,
+        rows=wanted.rows,
+        tasks=tuple(task for task in TASKS if any(task == key.task for key in keys)),
+        protocols=tuple(item for item in PROTOCOLS if any(item == key.protocol for key in keys)),
+        cells=cells,
+        baselines=(*_majorities(wanted, scores), *trivial),
+    )
+
+
+def _tests(wanted: PaperTable, keys: Sequence[Key], scores: Mapping[Key, Score]) -> dict[Key, float]:
+    """The p values of a table, corrected column by column."""
+    against = {row.variant: row.baseline or wanted.baseline for row in wanted.rows}
+    columns: dict[tuple[str, str], dict[Key, float]] = {}
+    for key in keys:
+        other = key._replace(variant=against[key.variant])
+        if other != key and key in scores and other in scores:
+            raw = statistics.paired_p(*tallies(scores[key], scores[other]))
+            columns.setdefault((key.protocol, key.task), {})[key] = raw
+    corrected = (zip(raw, statistics.holm(list(raw.values())), strict=True) for raw in columns.values())
+    return {key: p for column in corrected for key, p in column}
+
+
+def _majorities(wanted: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
+    """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
+    found: dict[tuple[str, str], Baseline] = {}
+    for variant in (wanted.baseline, *(row.variant for row in wanted.rows)):
+        for key, score in scores.items():
+            if key.variant == variant:
+                found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, score.support))
+    return list(found.values())
+
+
+def _answers_the_task(item: Baseline) -> bool:
+    """Whether a baseline belongs into a table: not where the table has it, or it tells melody from the rest only."""
+    return item.name != MAJORITY and "TP" not in item.detail
+
+
+def majority_f1(item: Baseline) -> float:
+    """Macro-F1 of always answering one class: the others that occur have none."""
+    return 2 * item.accuracy / (1 + item.accuracy) / sum(count > 0 for count in item.detail.values())

@@ -1,0 +1,1 @@
+"""What a run may be told: every setting, its checks, overrides and presets."""

@@ -1,0 +1,400 @@
+"""One configuration for every job: frozen dataclasses, checked when they are made.
+
+A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
+MLflow and in `config.json`. Two kinds of field exist:
+
+* *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
+* *runtime* fields change only where and how fast it is computed, or which cells of a study. They never change a
+  name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from midibert_ray.settings import validators as checks
+from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
+
+__all__ = ["Config", "ConfigError", "require", "require_some_of"]
+
+Protocol = Literal["paper", "clean"]
+Freeze = Literal["none", "backbone", "attention"]
+Init = Literal["pretrained", "scratch"]
+TaskName = Literal["melody", "velocity", "composer", "emotion"]
+Variant = Literal[
+    "pretrained",
+    "freeze-backbone",
+    "freeze-attention",
+    "scratch",
+    "rnn",
+    "remi",
+    "rnn-remi",
+    "train-splits",
+    "pop1k7-asap",
+    "pretrained-by-pitch",
+    "scratch-by-pitch",
+    "rnn-by-pitch",
+]
+TableName = Literal["1", "2", "3", "4", "leak"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorporaConfig:
+    names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
+    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
+    MIDI files."""
+
+    root: str = runtime("")
+    """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
+
+    def __post_init__(self) -> None:
+        checks.require_address("corpora.root", self.root)
+        checks.require_corpora("corpora.names", self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    protocol: Protocol = "clean"
+    """`paper` repeats the authors' code, flaws included; `clean` repairs them."""
+
+    order: Literal["protocol", "track", "pitch"] = "protocol"
+    """Order of the notes of one onset: the protocol's own (`paper`: track by track, `clean`: by pitch), or one of
+    the two whatever the protocol, to measure what the order gives away."""
+
+    segment: int = 512
+    """Time steps (super tokens) in a segment."""
+
+    def __post_init__(self) -> None:
+        require(8 <= self.segment <= 8192, "tokens.segment", self.segment, "a length from 8 to 8192")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    fraction: float = 0.15
+    """Share of a segment's positions chosen for prediction; 80 % become MASK, 10 % random, 10 % stay."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction < 1, "mask.fraction", self.fraction, "a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    representation: Literal["cp", "remi"] = "cp"
+    """`cp`: one super token of four ids a note; `remi`: a flat sequence of single ids."""
+
+    attention: Literal["relative_key_query", "rope"] = "relative_key_query"
+    """`relative_key_query` is the paper's; `rope` is faster and just as good on short runs."""
+
+    layers: int = 12
+    """Transformer layers."""
+
+    hidden: int = 768
+    """Width of the hidden states."""
+
+    heads: int = 12
+    """Attention heads; must divide `model.hidden`."""
+
+    feed_forward: int = 3072
+    """Width of the feed-forward layers."""
+
+    dropout: float = 0.1
+    """Dropout of hidden states and of attention weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "feed_forward"):
+            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a positive number")
+        require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
+        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    lr: float = 2e-5
+    """Peak learning rate of AdamW in pre-training."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+
+    decay: Literal["all", "matrices"] = "all"
+    """`all` decays every parameter as the authors do; `matrices` spares biases and LayerNorm."""
+
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+
+    clip: float = 3.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
+
+    warmup_steps: int = 0
+    """Steps over which the rate rises from 0."""
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, "optimizer.lr", self.lr, "a positive rate")
+        for name in ("weight_decay", "clip", "warmup_steps"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        require(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    batch: int = 12
+    """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
+
+    epochs: int = 500
+    """Largest number of epochs."""
+
+    patience: int = 30
+    """Validations without a better score before the run stops early; 0 never stops early."""
+
+    valid_every: int = 1
+    """Epochs between two validations, each of which saves a checkpoint."""
+
+    splits: Literal["all", "train"] = "all"
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV); under `clean` test
+    pieces are left out either way."""
+
+    valid_fraction: float = 0.15
+    """Share held out for validation: of the segments under `paper`, of the pieces under `clean`."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "epochs", "valid_every"):
+            require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "a positive number")
+        require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
+        require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    task: TaskName = "melody"
+    """Downstream task of one trial; a study varies it."""
+
+    corpus: str = ""
+    """Labelled corpus; empty takes the task's own (melody and velocity: pop909 ...)."""
+
+    model: Literal["midibert", "rnn"] = "midibert"
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
+
+    init: Init = "pretrained"
+    """Start from the pre-trained encoder or from random weights."""
+
+    freeze: Freeze = "none"
+    """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
+
+    freeze_layers: int = 0
+    """With `finetune.freeze=none`: so many of the lowest layers, and the embeddings before them, do not learn."""
+
+    head: Literal["paper", "linear"] = "paper"
+    """`paper`: two dense layers (behind attentive pooling for sequences); `linear`: one (behind the mean)."""
+
+    lr: float = 2e-5
+    """Learning rate of AdamW; with `finetune.warmup` or `finetune.layer_decay` the highest one."""
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay, of every parameter."""
+
+    warmup: float = 0.0
+    """Share of all steps over which the rate rises from 0 before it falls to 0; 0: a constant rate, as in the paper."""
+
+    layer_decay: float = 1.0
+    """Factor by which each layer below the head learns more slowly than the one above it; 1: all alike."""
+
+    label_smoothing: float = 0.0
+    """Share of a target that is spread over all classes."""
+
+    class_balance: bool = False
+    """Weigh each class by the inverse of its frequency in the training split."""
+
+    train_segments: int = 0
+    """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+
+    batch: int = 12
+    """Segments a step."""
+
+    epochs: int = 10
+    """Largest number of epochs."""
+
+    patience: int = 3
+    """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        checks.require_corpora("finetune.corpus", (self.corpus,))
+        for name in ("batch", "epochs", "lr"):
+            require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
+        for name in ("patience", "weight_decay", "freeze_layers", "train_segments"):
+            require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
+        for name in ("warmup", "label_smoothing"):
+            require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
+        require(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "a factor above 0, up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RnnConfig:
+    """How the recurrent baselines are trained: by SGD with momentum, as in the authors' code."""
+
+    lr: float = 0.0
+    """Learning rate; 0 takes the authors': 1e-3 for notes, 1e-2 for composer, 5e-2 for emotion."""
+
+    batch: int = 0
+    """Segments a step; 0 takes the authors': 16."""
+
+    epochs: int = 500
+    """Largest number of epochs."""
+
+    patience: int = 20
+    """Epochs without a lower validation loss before the rate falls; `clean` then goes back to the best weights."""
+
+    factor: float = 0.2
+    """What the rate is multiplied with then."""
+
+    stops: int = 5
+    """Such falls after which training ends."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "stops"):
+            require(getattr(self, name) > 0, f"rnn.{name}", getattr(self, name), "a positive number")
+        for name in ("lr", "batch"):
+            require(getattr(self, name) >= 0, f"rnn.{name}", getattr(self, name), "0 or more")
+        require(0 < self.factor < 1, "rnn.factor", self.factor, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    name: str = "ablation"
+    """Name of the study: its experiment in MLflow and the prefix of its address."""
+
+    tasks: tuple[str, ...] = runtime(("melody", "velocity"))
+    """Downstream tasks, one column each of the result table."""
+
+    variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
+    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
+
+    tables: tuple[str, ...] = runtime(())
+    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
+
+    protocols: tuple[str, ...] = runtime(())
+    """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
+
+    seeds: int = runtime(1)
+    """Seeds a cell: seed, seed + 1, ..."""
+
+    draws: int = runtime(0)
+    """Random settings that a sweep tries, in place of tables, variants and seeds."""
+
+    def __post_init__(self) -> None:
+        checks.require_name("study.name", self.name)
+        require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
+        require(self.draws >= 0, "study.draws", self.draws, "0 or more")
+        require_some_of("study.tasks", self.tasks, get_args(TaskName))
+        if self.tables:
+            require_some_of("study.tables", self.tables, get_args(TableName))
+        if self.protocols:
+            require_some_of("study.protocols", self.protocols, get_args(Protocol))
+        if self.variants or not self.tables:
+            require_some_of("study.variants", self.variants, get_args(Variant))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the forward and backward pass; part of the identity, as it changes results."""
+
+    workers: int = runtime(1)
+    """Workers of the pre-training run."""
+
+    micro_batch: int = runtime(0)
+    """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
+
+    packing: bool = runtime(True)
+    """Under protocol clean, let short segments share a row: the same results without work on padding."""
+
+    zero_stage: int = runtime(1)
+    """DeepSpeed ZeRO stage, 0 to 3."""
+
+    gpu: bool = runtime(False)
+    """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
+
+    accelerator: str = runtime("")
+    """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
+
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
+    """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
+
+    cpus_per_worker: int = runtime(1)
+    """CPUs of a pre-training worker, used as threads when there is no GPU."""
+
+    cpus_per_trial: float = runtime(1)
+    """CPUs of a fine-tuning trial."""
+
+    gpus_per_trial: float = runtime(0)
+    """GPUs of a fine-tuning trial; a fraction lets trials share one."""
+
+    max_concurrent_trials: int = runtime(0)
+    """Trials that run side by side; 0 lets the cluster's resources decide."""
+
+    max_failures: int = runtime(3)
+    """Times that a run or a trial starts again from its last checkpoint after a failure."""
+
+    log_every: int = runtime(10)
+    """Steps between two progress lines, each of which is one point of every curve."""
+
+    keep_checkpoints: int = runtime(2)
+    """Checkpoints kept on storage: the best ones, and the latest; at least 2, so that one may break."""
+
+    def __post_init__(self) -> None:
+        require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
+        require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
+        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
+            require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
+        for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):
+            require(getattr(self, name) >= 0, f"compute.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageConfig:
+    root: str = runtime("~/midibert")
+    """Folder, `s3://bucket/prefix` or `gs://bucket/prefix` below which every artifact is written: tokens, runs,
+    studies. Behind it may stand which server of your own has the bucket: `?endpoint_override=HOST:PORT&scheme=http`."""
+
+    cache: str = runtime("~/.cache/midibert_ray")
+    """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
+
+    cache_gib: float = runtime(50.0)
+    """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
+    in use; 0 sets no bound."""
+
+    def __post_init__(self) -> None:
+        checks.require_address("storage.root", self.root)
+        checks.require_folder("storage.cache", self.cache)
+        require(self.cache_gib >= 0, "storage.cache_gib", self.cache_gib, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    uri: str = runtime("")
+    """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of every job. `config.optimizer.lr` is `optimizer.lr` everywhere else."""
+
+    seed: int = 2021
+    """Seed from which every random draw descends."""
+
+    corpora: CorporaConfig = CorporaConfig()
+    tokens: TokensConfig = TokensConfig()
+    mask: MaskConfig = MaskConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    rnn: RnnConfig = RnnConfig()
+    study: StudyConfig = StudyConfig()
+    compute: ComputeConfig = ComputeConfig()
+    storage: StorageConfig = StorageConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")

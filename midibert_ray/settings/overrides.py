@@ -1,0 +1,165 @@
+"""What is done with a configuration: dotted overrides, a flat form, and the hash that names artifacts."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from midibert_ray.settings.config import Config, ConfigError, require
+
+_USERINFO = re.compile(
+    r"""https?://[^/?#\s]+@                      # a server's: a name alone may be a token
+      | ://[^/?#@,\s]*:(?!\d+([/?#]|$))[^@\s]*@   # name:password, but not host:port/a@b""",
+    re.VERBOSE | re.IGNORECASE,
+)
+_QUERY = re.compile(
+    r"[?&;]([\w.-]*(secret|passw|pwd|token|credential|signature|(access|account|api)[_-]?key)[\w.-]*|key|sig)=\S",
+    re.IGNORECASE,
+)
+
+
+def refuse_secrets(words: Iterable[str]) -> None:
+    """Refuse words of a command line that carry a password or a key inside an address.
+
+    Settings are printed, recorded in MLflow and shown on Ray's dashboard; the message does not repeat the word.
+
+    Raises:
+        ConfigError: naming the setting, and how a node gets a secret instead.
+    """
+    for word in words:
+        if not (_USERINFO.search(word) or _QUERY.search(unquote(word))):
+            continue
+        key = re.match(r"(-{0,2}[A-Za-z_.-]+)=", word)
+        raise ConfigError(
+            f"{key[1] if key else 'an argument'} holds a password or a key (not shown here), and settings end up in "
+            "logs, in MLflow and on Ray's dashboard; leave it out of the address, and give it to every node in its "
+            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, PGPASSWORD ...) or in a file (~/.aws/credentials, ~/.mlflow/credentials, "
+            "~/.pgpass ...)"
+        )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value for every field of the tree, in order of declaration."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def runtime_keys() -> frozenset[str]:
+    """Dotted keys of the fields that never change a result."""
+    keys = set()
+    for section in dataclasses.fields(Config):
+        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
+            keys |= {
+                f"{section.name}.{item.name}"
+                for item in dataclasses.fields(section.type)
+                if item.metadata.get("runtime")
+            }
+    return frozenset(keys)
+
+
+def digest(value: object) -> str:
+    """Ten hex digits of the SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def identity(config: Config, sections: Iterable[str], **inputs: object) -> str:
+    """Hash of the identity fields of some sections, and of the versions of an artifact's inputs.
+
+    Args:
+        config: the configuration.
+        sections: names of sections or of top-level fields, such as `("seed", "model")`.
+        inputs: JSON values that identify what the artifact is made from, such as token digests.
+    """
+    wanted, skip = set(sections), runtime_keys()
+    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in wanted and key not in skip}
+    return digest({"fields": fields, "inputs": inputs})
+
+
+def replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of the configuration with some dotted keys changed, checked as a whole.
+
+    Values may be of the field's type or strings as they stand on a command line.
+
+    Raises:
+        ConfigError: for an unknown key, or a value of the wrong type or out of range.
+    """
+    nested: dict[str, Any] = {}
+    known = flatten(config)
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(_unknown_key(key, known))
+        section, _, name = key.rpartition(".")
+        typed = _convert(key, value, _field_type(key))
+        if section:
+            nested.setdefault(section, {})[name] = typed
+        else:
+            nested[name] = typed
+    return _rebuild(config, nested)
+
+
+def from_flat(flat: Mapping[str, Any]) -> Config:
+    """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
+    return replace(Config(), {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()})
+
+
+def _rebuild(config: Config, nested: Mapping[str, Any]) -> Config:
+    parts = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in nested.items()
+    }
+    return dataclasses.replace(config, **parts)
+
+
+def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    section = key.split(".")[0]
+    siblings = [name for name in known if name.startswith(section + ".")]
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown setting {key!r}{hint} Allowed: {', '.join(siblings or sorted({k.split('.')[0] for k in known}))}"
+
+
+def _field_type(key: str) -> Any:
+    section, _, name = key.rpartition(".")
+    owner = typing.get_type_hints(Config)[section] if section else Config
+    return typing.get_type_hints(owner)[name]
+
+
+def _convert(key: str, value: Any, expected: Any) -> Any:
+    """A value of the annotated type, from a value or a string; never silently a string."""
+    if typing.get_origin(expected) is Literal:
+        allowed = typing.get_args(expected)
+        require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))
+        return value
+    if typing.get_origin(expected) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(item.strip() for item in items if item.strip())
+    return _convert_scalar(key, value, expected)
+
+
+def _convert_scalar(key: str, value: Any, expected: type) -> Any:
+    if expected is bool:
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        require(str(value).lower() in words, key, value, "true or false")
+        return words[str(value).lower()]
+    try:
+        converted = expected(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{key}={value!r} is not allowed; use a value of type {expected.__name__}") from None
+    exact = not (expected is int and isinstance(value, float) and value != converted)
+    finite = not (expected is float and not math.isfinite(converted))
+    require(exact and finite, key, value, f"a finite value of type {expected.__name__}")
+    return converted

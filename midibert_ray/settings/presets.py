@@ -1,0 +1,84 @@
+"""Named configurations: debug (minutes on a laptop), small (hours on a CPU), base (the paper)."""
+
+from collections.abc import Callable
+
+from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.overrides import replace
+
+
+def debug() -> Config:
+    """Everything end to end on the sample music, on two CPU cores, in a few minutes.
+
+    Rates and epochs are larger than the paper's, as the model and the music are tiny.
+    """
+    return replace(
+        Config(),
+        {
+            "corpora.names": ("sample",),
+            "model.layers": 2,
+            "model.hidden": 96,
+            "model.heads": 4,
+            "model.feed_forward": 384,
+            "optimizer.lr": 2e-3,
+            "optimizer.schedule": "cosine",
+            "optimizer.warmup_steps": 10,
+            "pretrain.epochs": 12,
+            "pretrain.valid_every": 4,
+            "finetune.corpus": "sample",
+            "finetune.lr": 1e-3,
+            "finetune.epochs": 8,
+            "compute.workers": 2,
+            "compute.max_concurrent_trials": 2,
+        },
+    )
+
+
+def small() -> Config:
+    """Four layers of 256 on all five corpora: hours on a CPU, minutes on a GPU."""
+    return replace(
+        Config(),
+        {
+            "model.layers": 4,
+            "model.hidden": 256,
+            "model.heads": 4,
+            "model.feed_forward": 1024,
+            "optimizer.lr": 3e-4,
+            "optimizer.schedule": "linear",
+            "optimizer.warmup_steps": 200,
+            "pretrain.epochs": 10,
+            "finetune.lr": 1e-4,
+            "study.tasks": ("melody", "velocity", "composer", "emotion"),
+            "compute.workers": 2,
+        },
+    )
+
+
+def base() -> Config:
+    """The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B)."""
+    return replace(Config(), {"study.tasks": ("melody", "velocity", "composer", "emotion")})
+
+
+STUDIES: dict[str, dict[str, object]] = {
+    "paper": {
+        "study.name": "paper",
+        "study.tasks": ("melody", "velocity", "composer", "emotion"),
+        "study.variants": (),
+        "study.tables": ("1", "2", "3", "4"),
+        "study.protocols": ("paper", "clean"),
+    },
+    "sweep": {"study.name": "sweep", "study.draws": 24},
+}
+"""What a study of some name changes in a preset, before the settings of the command line."""
+
+PRESETS: dict[str, Callable[[], Config]] = {"debug": debug, "small": small, "base": base}
+
+
+def preset(name: str) -> Config:
+    """The configuration of a preset.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"--preset {name!r} is not known; use one of {', '.join(PRESETS)}")
+    return PRESETS[name]()

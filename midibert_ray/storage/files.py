@@ -1,0 +1,190 @@
+"""One root URI, and the addresses of everything below it.
+
+    {root}/tokens/<corpus>-<hash>/      token stores
+    {root}/runs/<run>/                  pre-training runs: Ray Train's state and checkpoints
+    {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
+    {root}/reports/<study>/             report.html and its tables
+    {root}/spool/<server>/              what a tracking server has not got yet
+    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
+
+A root is a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `checks.require_address`. What stands
+behind the bucket is taken as it is: nothing in it is decoded.
+
+An object store shows an object once it is complete, and knows no folders: of what consists of several objects, one
+is written last and says that the others are there (a manifest, digests, a config.json).
+"""
+
+import contextlib
+import functools
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from midibert_ray.settings.validators import ConfigError
+
+_CHUNK = 8 << 20
+
+
+def is_local(uri: str) -> bool:
+    """Whether a URI names a folder of this machine (or one that all nodes mount)."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def resolve(uri: str) -> str:
+    """An absolute form of a path or URI: workers run in other directories than the driver."""
+    if not is_local(uri):
+        return uri.rstrip("/")
+    return str(Path(uri.removeprefix("file://")).expanduser().absolute())
+
+
+def join(uri: str, *parts: str) -> str:
+    """The address of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
+    base = without_query(uri)
+    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + uri[len(base) :]
+
+
+def without_query(uri: str) -> str:
+    """A URI up to its query. A local folder has none: a `?` is part of its name."""
+    return uri if is_local(uri) else uri.partition("?")[0]
+
+
+def basename(uri: str) -> str:
+    """The last part of an address, the name of what stands there."""
+    return without_query(uri).rstrip("/").rpartition("/")[2]
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a URI or path, and the path within it."""
+    if is_local(uri):
+        return fs.LocalFileSystem(), resolve(uri)
+    base = without_query(uri)
+    scheme, _, path = base.partition("://")
+    return _client(f"{scheme}://{path.partition('/')[0]}/{uri[len(base) :]}"), path.rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _client(bucket: str) -> fs.FileSystem:
+    return fs.FileSystem.from_uri(bucket)[0]  # slow to make, as it may ask where the bucket is, and serves all threads
+
+
+def require_bucket(key: str, uri: str) -> None:
+    """Refuse a bucket that is not there, or not for us; a local folder is made when it is written to.
+
+    Raises:
+        ConfigError: naming the key, the address and what to do.
+    """
+    if is_local(uri):
+        return
+    reason = _trouble(*filesystem(uri))
+    if reason:
+        raise ConfigError(
+            f"{key}={without_query(uri)} cannot be used: {reason}; check the bucket's name, its server "
+            "(?endpoint_override=HOST:PORT&scheme=http for one of your own) and the keys in the environment "
+            "(AWS_ACCESS_KEY_ID ...) or the role of this machine"
+        )
+
+
+def _trouble(system: fs.FileSystem, path: str) -> str | None:
+    """Why nothing can be looked up at a path of an object store; None where it can."""
+    try:
+        if system.get_file_info(path).type is not fs.FileType.NotFound:
+            return None
+    except OSError as error:
+        return str(error)
+    with contextlib.suppress(OSError):  # who may use one prefix alone may not ask for the bucket
+        if system.get_file_info(path.partition("/")[0]).type is fs.FileType.NotFound:
+            return "there is no such bucket"
+    return None
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder stands at a URI."""
+    system, path = filesystem(uri)
+    return system.get_file_info(path).type is not fs.FileType.NotFound
+
+
+def names(uri: str) -> list[str]:
+    """Names of the files and folders directly below a URI, sorted; none where nothing is there."""
+    system, path = filesystem(uri)
+    return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    system, path = filesystem(uri)
+    with system.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def remove(uri: str) -> None:
+    """Remove a file, if it is there."""
+    system, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        system.delete_file(path)
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing (temporary name, then rename).
+
+    Object stores show an object only once it is complete, so they need no temporary name.
+    """
+    if not is_local(uri):
+        _put(uri, content)
+        return
+    target = Path(resolve(uri))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _put(uri: str, content: bytes) -> None:
+    buffer = pa.py_buffer(content)  # fails before there is a stream, whose end would make an empty object
+    system, path = filesystem(uri)
+    with system.open_output_stream(path) as stream:
+        stream.write(buffer)
+
+
+def upload(folder: Path, uri: str, files: Sequence[str]) -> None:
+    """Copy files of a local folder to a URI, one after the other: the last says that the others are there.
+
+    Args:
+        folder: where they are.
+        uri: what stands there under the same names is overwritten.
+        files: their names below the folder, in the order in which they are copied.
+
+    Raises:
+        OSError: where one could not be written. (`pyarrow.fs.copy_files` would not tell: it drops the errors of S3
+            that come with the end of a file.)
+    """
+    system, path = filesystem(uri)
+    for name in files:
+        if is_local(uri):
+            Path(path, name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, Path(path, name))
+            continue
+        with (folder / name).open("rb") as source, system.open_output_stream(f"{path}/{name}") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)
+
+
+def download(uri: str, folder: Path, files: Sequence[str]) -> None:
+    """Copy files at a URI into a local folder.
+
+    Raises:
+        OSError: where one could not be read or written.
+    """
+    system, path = filesystem(uri)
+    for name in files:
+        with system.open_input_stream(f"{path}/{name}") as source, (folder / name).open("wb") as sink:
+            shutil.copyfileobj(source, sink, _CHUNK)

@@ -1,0 +1,221 @@
+"""What a trial leaves on storage: checkpoints, and in the last one test figures, confusion counts,
+predictions and the settings behind them.
+
+Whether a trial has finished, and where it goes on, is read from its own folder. Tune's books are written every
+few seconds only, so a driver that is killed forgets what came after.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from midibert_ray import storage
+from midibert_ray.data.store import TokenStore
+from midibert_ray.training.checkpoints import flaw, folders
+from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.task_data import TaskData
+
+logger = logging.getLogger(__name__)
+
+OUTCOME = "outcome.json"
+PREDICTIONS = "predictions.parquet"
+ORIGIN = "trial.json"
+EPOCH = "epoch.json"
+STOPPED = "stopped.json"
+
+CHECKPOINT = "checkpoint_"
+"""Start of the names that Tune gives to checkpoints; the rest counts up."""
+
+_READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of one trial on the test split, or in a sweep on the validation split, with the best weights."""
+
+    trial: str
+    task: str
+    variant: str
+    protocol: str
+    seed: int
+
+    split: str = "test"
+    """What was scored: `test`, or `valid` in a sweep."""
+
+    epoch: int
+    """Epochs trained."""
+
+    figures: dict[str, float]
+    """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`; for sequence-level tasks also `test/piece_accuracy`."""
+
+    classes: list[str]
+    """Names of the model's outputs, in order."""
+
+    confusion: list[list[int]]
+    """Counts: row = true class, column = predicted class."""
+
+    pieces: dict[str, list[int]]
+    """Test piece -> correct and scored notes or segments, and whether the mean logits of its segments are right."""
+
+    seconds: float
+    """Time spent on training and scoring, over all starts of the trial."""
+
+    devices: float
+    """GPUs that the trial held, or CPUs where it held none."""
+
+    def to_json(self) -> str:
+        """The outcome as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Outcome":
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the scored notes or segments that are right."""
+        return self.figures[f"{self.split}/accuracy"]
+
+    @property
+    def scored(self) -> int:
+        """Number of test notes or segments."""
+        return sum(map(sum, self.confusion))
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent class of the test split."""
+        return max(map(sum, self.confusion)) / max(self.scored, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
+
+    study: str
+    """Key of the study."""
+
+    encoder: str
+    """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
+
+    config: dict[str, Any]
+    """The trial's whole configuration, flat."""
+
+    def to_json(self) -> str:
+        """The origin as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Origin":
+        """What `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+def newest(address: str) -> str | None:
+    """The name of the checkpoint in a trial's folder that holds its outcome, else of the latest, else None.
+
+    Only sound ones count: one whose upload was cut short is passed over. Of one with an outcome only what a study
+    reads is compared with its digests, and the sizes of all: whoever reads the weights compares them. Tune counts the
+    checkpoints of every start of a study from 0, so that which is the latest is said by their epochs.
+    """
+    system, path = storage.filesystem(address)
+    if system.get_file_info(path).type is fs.FileType.File:
+        return None
+    names = folders(system, path, CHECKPOINT)
+    infos = system.get_file_info([f"{path}/{name}/{OUTCOME}" for name in names])
+    done = {name: info.type is fs.FileType.File for name, info in zip(names, infos, strict=True)}
+    ranks = {name: (done[name], _epoch(system, f"{path}/{name}"), name) for name in names}
+    for name in sorted(names, key=lambda name: ranks[name], reverse=True):
+        reason = flaw(system, f"{path}/{name}", _READ if done[name] else None)
+        if reason is None:
+            return name
+        logger.warning("a checkpoint of a trial is passed over: %s", reason)
+    return None
+
+
+def _epoch(system: fs.FileSystem, folder: str) -> int:
+    """Epochs that a checkpoint has seen; -1 where it does not say."""
+    try:
+        with system.open_input_stream(f"{folder}/{EPOCH}") as stream:
+            return int(json.loads(stream.read())["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def finished(address: str) -> bool:
+    """Whether the trial in a folder has left its outcome."""
+    name = newest(address)
+    return name is not None and storage.exists(storage.join(address, name, OUTCOME))
+
+
+def stop(address: str, figures: Mapping[str, float]) -> None:
+    """Note that a sweep has stopped the trial in a folder, so that it is not run again."""
+    storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
+
+
+def stopped(address: str) -> bool:
+    """Whether a sweep has stopped the trial in a folder."""
+    return storage.exists(storage.join(address, STOPPED))
+
+
+def settled(address: str) -> bool:
+    """Whether the trial in a folder need not run any more."""
+    return finished(address) or stopped(address)
+
+
+def find(address: str) -> tuple[Outcome, bytes] | None:
+    """Outcome and predictions of the trial in a folder, or None where it has not finished."""
+    name = newest(address)
+    result = read(storage.join(address, name)) if name else None
+    if name is None or result is None:
+        return None
+    return result, storage.read_bytes(storage.join(address, name, PREDICTIONS))
+
+
+def read(checkpoint: str) -> Outcome | None:
+    """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
+    place = storage.join(checkpoint, OUTCOME)
+    return Outcome.from_json(storage.read_bytes(place)) if storage.exists(place) else None
+
+
+def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) -> None:
+    """Put an outcome, its origin and its predictions into a checkpoint."""
+    (folder / PREDICTIONS).write_bytes(predictions)
+    (folder / ORIGIN).write_text(origin.to_json())
+    (folder / OUTCOME).write_text(outcome.to_json())
+
+
+def predictions_table(data: TaskData, store: TokenStore, predictions: Predictions, split: str = "test") -> bytes:
+    """Predictions of a split as Parquet: piece, segment, label, prediction, logits, and for notes where they lie.
+
+    `onset` is in sub-beats, `pitch` a MIDI number, `duration` in thirty-seconds of a whole note.
+    """
+    segments = data.splits[split]
+    names = np.array([segments.piece_id(piece) for piece in range(segments.pieces)], dtype=object)
+    columns: dict[str, Any] = {
+        "piece": pa.DictionaryArray.from_arrays(pa.array(predictions.piece.astype(np.int32)), pa.array(names.tolist())),
+        "segment": predictions.segment.astype(np.int32),
+        "label": predictions.label.astype(np.uint8),
+        "prediction": predictions.prediction.astype(np.uint8),
+        "logits": pa.FixedSizeListArray.from_arrays(
+            pa.array(predictions.logits.astype(np.float32).ravel()), predictions.logits.shape[1]
+        ),
+    }
+    if data.task.level == "note":
+        columns |= {
+            "onset": store.onset[predictions.note],
+            "pitch": store.tokens[predictions.note, 2] + np.uint8(22),
+            "duration": store.tokens[predictions.note, 3] + np.uint8(1),
+        }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()

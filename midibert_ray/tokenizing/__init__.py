@@ -1,0 +1,1 @@
+"""Corpora -> token stores, by Ray Data."""

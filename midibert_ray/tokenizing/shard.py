@@ -1,0 +1,194 @@
+"""One task of tokenizing: some pieces of a corpus -> one Parquet file of its token store.
+
+A task that is repeated, because its node was lost, overwrites what it wrote with the same content.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from midibert_ray import storage
+from midibert_ray.corpora.catalogue import Corpus, Piece, TokenOrder, corpus
+from midibert_ray.data import layout
+from midibert_ray.data.columns import COLUMNS, piece_digest
+from midibert_ray.music.grid import Protocol
+from midibert_ray.tokenizing.listing import File, open_file
+from midibert_ray.tokenizing.sandbox import Answer, Request, process_sandbox
+
+FILE_LIMIT = 32 << 20
+"""Bytes; a larger file is quarantined unread. The largest of the five corpora has 0.3 MB."""
+
+_READ_AHEAD = 16  # pieces whose files are read while others are tokenized; hides an object store's latency
+
+Contents = tuple[bytes, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The work of one task: what is to be read, and where the result goes."""
+
+    corpus: str
+    root: str
+    """`corpora.root`, absolute."""
+
+    protocol: Protocol
+    segment: int
+    """Time steps of a segment; only counted with."""
+
+    order: TokenOrder
+    """Of the notes of one onset."""
+
+    number: int
+    """Of the part, from 0; it names the file."""
+
+    pieces: tuple[Piece, ...] = field(repr=False)
+    files: dict[str, File] = field(repr=False)
+    """The pieces' files by name; absent files are missing."""
+
+    staging: str
+    """Address of the folder that becomes the store."""
+
+
+class Report(TypedDict):
+    """What the driver hears of a piece. "" stands for none, so that all blocks have one schema."""
+
+    corpus: str
+    piece: str
+    file: str
+    digest: str
+    notes: int
+    segments: int
+    dropped: str
+    """JSON, notes by reason."""
+
+    reason: str
+    """Why the piece is quarantined."""
+
+    unread: bool
+    """Whether the reason lies with the storage and may pass: the next run tries again."""
+
+
+def locate(corpus: Corpus, root: str) -> str:
+    """The address of a corpus's files; unlike `Corpus.location` it knows that a URI may end in a query."""
+    return corpus.folder if corpus.absolute else storage.join(root, corpus.folder)
+
+
+def make_part(part: Part) -> list[Report]:
+    """Tokenize the pieces of a part, write its file, and report on each piece.
+
+    Raises:
+        FileNotFoundError: if the corpus or the store's folder is not visible from this node.
+        OSError: for trouble with the storage; trouble with one file is a reason in its report.
+    """
+    sandbox = process_sandbox()
+    sandbox.start()
+    location = locate(corpus(part.corpus), part.root)
+    for what, folder in (("corpora.root", location), ("storage.root", part.staging)):
+        if storage.is_local(folder) and not Path(folder).is_dir():
+            raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
+    answers: dict[str, Answer] = {}
+    unread: set[str] = set()
+    sent: deque[str] = deque()
+
+    def requests() -> Iterator[Request]:
+        for piece, contents in _read_ahead(location, part):
+            if isinstance(contents, _UnusableError):
+                answers[piece.piece] = Answer(reason=str(contents), dropped={}, columns={})
+                if contents.may_pass:
+                    unread.add(piece.piece)
+                continue
+            sent.append(piece.piece)
+            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, order=part.order, contents=contents)
+
+    for answer in sandbox.tokenize(requests()):
+        answers[sent.popleft()] = answer
+    _write(part, answers)
+    return [_report(part, piece, answers[piece.piece], piece.piece in unread) for piece in part.pieces]
+
+
+class _UnusableError(Exception):
+    def __init__(self, reason: str, *, may_pass: bool = False) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
+
+
+def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
+    """Every piece with the bytes of its files, or with the reason why they cannot be had."""
+
+    def read(piece: Piece) -> Contents | _UnusableError:
+        try:
+            return tuple(_read(location, name, part.files.get(name)) for name in piece.files)
+        except _UnusableError as error:
+            return error
+
+    waiting: deque[tuple[Piece, Future[Contents | _UnusableError]]] = deque()
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        for piece in part.pieces:
+            waiting.append((piece, pool.submit(read, piece)))
+            if len(waiting) > _READ_AHEAD:
+                piece, future = waiting.popleft()
+                yield piece, future.result()
+        for piece, future in waiting:
+            yield piece, future.result()
+
+
+def _read(location: str, name: str, file: File | None) -> bytes:
+    """The content of a file; trouble with this one file is an _UnusableError, other trouble its own."""
+    shown = name.rpartition("/")[2]
+    if file is None:
+        raise _UnusableError(f"file not found ({shown})")
+    if file.size > FILE_LIMIT:
+        raise _UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
+    try:
+        with open_file(location, file.path) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError as error:
+        raise _UnusableError(f"file not found ({shown})", may_pass=True) from error
+    except PermissionError as error:
+        raise _UnusableError(f"no permission to read {shown}", may_pass=True) from error
+    except OSError as error:
+        if not storage.is_local(location):
+            raise  # an object store that does not answer is not this file's trouble
+        raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
+
+
+def _write(part: Part, answers: dict[str, Answer]) -> None:
+    """Write the pieces that have tokens as one Parquet file."""
+    usable = [piece for piece in part.pieces if answers[piece.piece].reason is None]
+    arrays: dict[str, pa.Array] = {
+        name: pa.array([getattr(piece, name) for piece in usable], layout.SCHEMA.field(name).type)
+        for name in layout.PIECE_SCHEMA.names
+    }
+    for name, (dtype, _) in COLUMNS.items():
+        values = [np.frombuffer(answers[piece.piece].columns[name], dtype) for piece in usable]
+        offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
+        arrays[name] = pa.ListArray.from_arrays(
+            offsets, np.concatenate([np.zeros(0, dtype), *values]), type=layout.SCHEMA.field(name).type
+        )
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(arrays, schema=layout.SCHEMA), sink, compression="zstd")
+    storage.write_bytes(storage.join(part.staging, layout.part_name(part.number)), sink.getvalue().to_pybytes())
+
+
+def _report(part: Part, piece: Piece, answer: Answer, unread: bool) -> Report:
+    notes = len(answer.columns.get("velocity", b""))
+    digest = piece_digest(piece.piece, piece.split, piece.label, answer.columns.values()) if notes else ""
+    return Report(
+        corpus=part.corpus,
+        piece=piece.piece,
+        file=piece.files[0],
+        digest=digest,
+        notes=notes,
+        segments=-(-notes // part.segment),
+        dropped=json.dumps(answer.dropped),
+        reason=answer.reason or "",
+        unread=unread,
+    )

@@ -1,0 +1,236 @@
+"""One process sends what lies in a spool, in order, for as long as there is a server that takes it.
+
+Who sends is said by a file in the spool that the sender writes anew every few seconds. Another process takes over when
+it has seen no change for a while: that needs neither locks, which object stores and some network file systems lack,
+nor clocks that agree. Should two processes ever send for a moment, they send the same records, each of which may
+arrive twice without harm.
+"""
+
+import itertools
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from midibert_ray.tracking.spool import REFUSED, Record, RejectedError, Spool, UnreachableError, batches, points
+
+logger = logging.getLogger(__name__)
+
+STALE_S = 20.0
+"""A sender that has not been heard of for so long is taken to be dead."""
+
+BEAT_S = 4.0
+"""Time between two signs of life of a sender."""
+
+SETTLE_S = 1.0
+"""How long it takes to see whether another process took the spool at the same moment."""
+
+POLL_S = 2.0
+"""Time between two looks into the spool, each of which is a request where it lies in a bucket; after a failure it
+doubles, up to `LONGEST_PAUSE_S`."""
+
+LONGEST_PAUSE_S = 10.0
+
+PATIENCE_S = 30.0
+"""How long the end of a job waits while nothing can be sent; longer than `STALE_S`."""
+
+Send = Callable[[Sequence[Record]], None]
+"""Writes records to a server: either several that are points of one run, or a single one.
+
+Raises UnreachableError where it should be tried again, RejectedError where that is of no use.
+"""
+
+
+class Lease:
+    """The right to send, which one process has at a time; one that is dead or hangs loses it."""
+
+    _FILE, _FREE = "sender", b"nobody"
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._name = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
+        self._beats = itertools.count()
+        self._mine = b""
+        self._seen: bytes | None = None
+        self._since = 0.0
+        self._held = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has it."""
+        return self._held.is_set()
+
+    def take(self) -> bool:
+        """Have it, if nobody else has; takes a second where it was free."""
+        if self.held:
+            return True
+        content = self._spool.get(self._FILE)
+        if content not in (None, self._FREE) and not self._abandoned(content or b""):
+            return False
+        self._beat()
+        time.sleep(SETTLE_S)
+        if self._spool.get(self._FILE) != self._mine:
+            return False
+        self._stop.clear()
+        self._held.set()
+        self._thread = threading.Thread(target=self._keep, name="tracking-lease", daemon=True)
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Leave it to others, at once."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        if self._spool.get(self._FILE) == self._mine:
+            # Not removed: a network file system shows a new content of an old file sooner than a new file.
+            self._spool.put(self._FILE, self._FREE)
+
+    def _abandoned(self, content: bytes) -> bool:
+        if content != self._seen:
+            self._seen, self._since = content, time.monotonic()
+        return time.monotonic() - self._since >= STALE_S
+
+    def _beat(self) -> None:
+        self._mine = f"{self._name}, {next(self._beats)}".encode()
+        self._spool.put(self._FILE, self._mine)
+
+    def _keep(self) -> None:
+        """Give signs of life, until it is released or another process thinks this one dead."""
+        with suppress(OSError):  # it must not send when it cannot say that it does
+            while not self._stop.wait(BEAT_S) and self._spool.get(self._FILE) == self._mine:
+                self._beat()
+        self._held.clear()
+
+
+class Sender:
+    """Sends what lies in a spool; one line says that an outage has begun, and one that it is over."""
+
+    def __init__(self, spool: Spool, connect: Callable[[], Send], server: str) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            spool: where the records lie.
+            connect: gives a function that sends; a new one is asked for whenever something may have been sent that it
+                does not know of.
+            server: what it is called in messages.
+        """
+        self.spool = spool
+        self._lease = Lease(spool)
+        self._connect = connect
+        self._server = server
+        self._send: Send | None = None
+        self._trouble: UnreachableError | None = None
+        self._failures = 0
+        self._late = 0
+        self._rejected: set[str] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While it is open, a thread sends."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(stop,), name="tracking", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def drain(self, patience_s: float) -> list[str]:
+        """Send what is there now, until for so long nothing of it has gone, be it from here or from another process.
+
+        Returns:
+            names of the records that are left of it.
+        """
+        left, since = self.spool.names(), time.monotonic()
+        while left and not self.step():
+            fewer = sorted(set(left) & set(self.spool.names()))
+            if len(fewer) < len(left):
+                left, since = fewer, time.monotonic()
+            elif time.monotonic() - since > patience_s:
+                return left
+            time.sleep(POLL_S)
+        return []
+
+    def close(self) -> None:
+        """Leave the sending to others."""
+        self._lease.release()
+
+    def step(self) -> bool:
+        """Send what is there now, if no other process does; whether it has all arrived."""
+        try:
+            done = self._round()
+        except UnreachableError as error:
+            self.fail(error)
+            return False
+        except OSError as error:
+            self.fail(UnreachableError(f"records cannot be read or removed: {error}"))
+            return False
+        if done:
+            self._recover()
+        return done
+
+    def fail(self, error: UnreachableError) -> None:
+        """Take note that the server cannot be reached, and say so if that is news."""
+        self._send = None
+        self._failures += 1
+        if self._trouble is None or self._trouble.refused != error.refused:
+            logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.place)
+        if self._trouble is None:
+            self._late = 0
+        self._trouble = error
+
+    def _round(self) -> bool:
+        names = self.spool.names()
+        if names and not self._lease.held:
+            self._send = None
+            if not self._lease.take():
+                return False
+            names = self.spool.names()
+        for batch in batches(names):
+            if not self._lease.held:  # another process sends now
+                return False
+            self._deliver(self.spool.read(batch))
+        return True
+
+    def _recover(self) -> None:
+        if self._trouble:
+            logger.warning("%s answers again: %s points arrived late", self._server, f"{self._late:,}")
+        self._trouble, self._failures = None, 0
+
+    def _follow(self, stop: threading.Event) -> None:
+        while not stop.wait(min(POLL_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)):
+            self.step()
+
+    def _deliver(self, records: Mapping[str, Record]) -> None:
+        """Send records that go together, and take them away, or set aside what the server will not take."""
+        if not records:
+            return
+        self._send = self._send or self._connect()
+        try:
+            self._send(list(records.values()))
+        except RejectedError as error:
+            for name, record in records.items():
+                if len(records) > 1:
+                    self._deliver({name: record})
+                else:
+                    self._set_aside(name, record, error)
+            return
+        self._late += points(records)
+        for name in records:
+            self.spool.remove(name)
+
+    def _set_aside(self, name: str, record: Record, error: RejectedError) -> None:
+        """Out of the way of other records; said once a run, as the rest of it may fare the same."""
+        if record.run not in self._rejected:
+            self._rejected.add(record.run)
+            place = f"{self.spool.place}/{REFUSED}"
+            logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, place, error)
+        self.spool.set_aside(name)

@@ -1,0 +1,130 @@
+"""What a labelled task's corpus is under each protocol: segments, their labels, and what a model sees of them."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from midibert_ray.data.order import Permutation
+from midibert_ray.data.store import SegmentBatch, Segments, TokenStore
+from midibert_ray.model.packing import Packing
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
+from midibert_ray.settings.config import Config
+from midibert_ray.training.pretrain import packing
+
+IGNORE = -100
+"""Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model sees of some segments, on its device."""
+
+    tokens: Tensor
+    """int64 [batch, time, 4], or [batch, time] for REMI."""
+
+    mask: Tensor | None
+    """bool [batch, time]: positions that are attended to; None: all are read, as a recurrent model does in the
+    authors' code."""
+
+    targets: Tensor
+    """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE is not scored."""
+
+    packing: Packing | None
+    """How the segments share rows; None where each has its own."""
+
+
+class TaskData:
+    """The segments and labels of one task's corpus under one protocol."""
+
+    def __init__(self, config: Config, store: TokenStore) -> None:
+        """Open the train, valid and test segments.
+
+        Raises:
+            ValueError: where the corpus lacks a split or the labels of the task.
+        """
+        self.config = config
+        self.task: Task = TASKS[config.finetune.task]
+        self.paper = config.tokens.protocol == "paper"
+        # The authors give padding a class of its own, which a model may choose (and then is wrong).
+        self.outputs = len(self.task.classes) + int(self.paper and self.task.level == "note")
+        self.classes = (("padding",) if self.outputs > len(self.task.classes) else ()) + self.task.classes
+        cut = functools.partial(
+            Segments,
+            [store],
+            length=config.tokens.segment,
+            representation=config.model.representation,
+            drop_short_last=self.paper and self.task.drops_short_rows,
+        )
+        missing = {"train", "valid", "test"} - store.splits
+        if missing:
+            raise ValueError(
+                f"task {self.task.name} needs the splits train, valid and test, but the token store of {store.corpus} "
+                f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
+            )
+        self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
+        self.learned = self._learned(config.finetune.train_segments)
+        """int64 [k], the segments of the training split that are learned from, ascending."""
+        if self.task.level == "sequence":
+            self._check_labels(store)
+
+    def _learned(self, limit: int) -> NDArray[np.int64]:
+        count = len(self.splits["train"])
+        if not 0 < limit < count:
+            return np.arange(count)
+        return np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
+
+    def _check_labels(self, store: TokenStore) -> None:
+        unknown = {store.label(piece) for piece in range(len(store))} - set(self.task.classes)
+        if unknown:
+            raise ValueError(
+                f"task {self.task.name} needs the labels {', '.join(self.task.classes)}, but pieces of {store.corpus} "
+                f"are labelled {sorted(map(str, unknown))[0]!r}; set finetune.corpus={self.task.corpus}"
+            )
+
+    def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
+        """Some segments of a split as the model's input, and as they lie in the store."""
+        raw = self.splits[split].gather(rows)
+        tensors = (torch.from_numpy(array).to(device) for array in (raw.tokens, *self._labels(split, raw)))
+        tokens, targets, attended = tensors
+        if self.config.finetune.model == "rnn":
+            return Batch(tokens.long(), None if self.paper else attended, targets.long(), None), raw
+        layout = packing(self.config, raw.length, raw.tokens.shape[1], device)
+        return Batch(tokens.long(), attended, targets.long(), layout), raw
+
+    def class_weights(self) -> NDArray[np.float32]:
+        """What each class counts in the loss where classes are balanced: float32 [outputs].
+
+        Inverse to how often a class is a label in the training split, and 1 in the mean over these labels; 0 for a
+        class that is none of them.
+        """
+        counts, segments = np.zeros(self.outputs, dtype=np.int64), self.splits["train"]
+        for start in range(0, len(self.learned), 256):
+            raw = segments.gather(self.learned[start : start + 256])
+            labels, _ = self._labels("train", raw)
+            counts += np.bincount(labels[labels != IGNORE], minlength=self.outputs)
+        weights, seen = np.zeros(self.outputs, dtype=np.float32), counts > 0
+        weights[seen] = counts.sum() / (seen.sum() * counts[seen])
+        return weights
+
+    def _labels(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Targets, and the positions that are attended to."""
+        return self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
+
+    def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
+        if self.paper:  # scored and attended are the labelled positions: in REMI the Pitch tokens alone
+            return np.where(labels > 0, labels, IGNORE), labels > 0
+        return np.where(labels > 0, labels - 1, IGNORE), self._real(raw)
+
+    def _sequence(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
+        real = self._real(raw)  # the authors attend to padding, and pool over it
+        return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.paper else real
+
+    def _real(self, raw: SegmentBatch) -> NDArray[np.bool_]:
+        time = np.arange(raw.tokens.shape[1])
+        return np.asarray(time[None, :] < raw.length[:, None])

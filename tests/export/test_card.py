@@ -1,0 +1,134 @@
+"""Model cards: what the head says to a hub, what the text says to a reader, and the code in it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.export.card import About, hub_licence, output_names, render
+from midibert_ray.model.folder import save_export
+from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.music.tasks import TASKS
+
+FIVE = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
+KINDS = (MidiBertModel, MidiBertForMaskedLM, MidiBertForNotes, MidiBertForSequences)
+
+
+def model(kind: type[MidiBertPreTrainedModel] = MidiBertModel, **other: Any) -> MidiBertPreTrainedModel:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    return kind(MidiBertConfig(**sizes, max_length=64, **other))
+
+
+def about(*names: str, **other: Any) -> About:
+    return About(**{"origin": "Made here.", "protocol": "clean", "corpora": tuple(map(corpus, names))} | other)
+
+
+def head(card: str) -> dict[str, Any]:
+    _, text, _ = card.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("names", "licence", "word"),
+    [
+        (("sample",), "mit", "No corpus restricts"),
+        (("pop909", "asap"), "cc-by-nc-sa-4.0", "**The use of these weights is restricted**"),
+        (FIVE, "other", "Pianist8: not stated"),
+        (("folder:/music/mine",), "other", "the user's own files"),
+        ((), "other", "**Not known.**"),
+    ],
+)
+def test_licence_is_the_strictest_of_the_corpora(names: tuple[str, ...], licence: str, word: str) -> None:
+    card = render(model(), about(*names))
+    assert head(card)["license"] == licence == hub_licence(tuple(map(corpus, names)))
+    assert word in card
+    assert ("research and other non-commercial purposes" in card) == (licence != "mit" and bool(names))
+
+
+def test_every_corpus_stands_with_licence_citation_and_source() -> None:
+    card = render(model(), about(*FIVE))
+    assert head(card)["datasets"] == list(FIVE)
+    assert set(head(card)) == {"license", "license_name", "tags", "datasets", "metrics"}
+    for name in FIVE:
+        known = corpus(name)
+        assert f"| {known.title} | {known.licence} | {known.citation} | {known.url} |" in card
+
+
+def test_a_folder_of_the_users_is_not_given_away() -> None:
+    card = render(model(), about('folder:/home/ann/secret/"my: midi"'))
+    assert "secret" not in card and "/home" not in card
+    assert head(card)["datasets"] == ["folder-my-midi"]
+
+
+def test_figures_settings_and_limits_are_told() -> None:
+    figures = {"valid/loss": 1.23456, "valid/accuracy/pitch": 0.5}
+    card = render(
+        model(), about("sample", figures=figures, measured_on="On these.", settings={"seed": 7, "tokens.segment": 64})
+    )
+    assert "| `valid/loss` | 1.2346 |" in card and "| `valid/accuracy/pitch` | 0.5000 |" in card
+    assert "On these." in card and "seed=7\ntokens.segment=64" in card
+    assert all(words in card for words in ("MIDI 22 to 107", "4/4", "at most 64 time steps", "arXiv:2107.05223"))
+    assert "None were recorded" in render(model(), about("sample"))
+
+
+def test_protocols_are_named_with_their_flaws() -> None:
+    paper, clean, unknown = (render(model(), about("sample", protocol=name)) for name in ("paper", "clean", None))
+    assert "gives the melody away" in paper and "test pieces" in paper and "by clip" in paper
+    assert "not comparable with the paper's" in clean and "gives the melody away" not in clean
+    assert "Not known: nothing was recorded" in unknown
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_told_by_head_and_outputs(name: str) -> None:
+    task = TASKS[name]
+    kind = MidiBertForNotes if task.level == "note" else MidiBertForSequences
+    assert output_names(model(kind, num_classes=len(task.classes))) == task.classes
+    card = render(model(kind, num_classes=len(task.classes)), about("sample"))
+    assert f"fine-tuned for {name}" in card and head(card)["datasets"] == ["sample", task.corpus]
+    if task.level == "note":
+        assert output_names(model(kind, num_classes=len(task.classes) + 1)) == ("padding", *task.classes)
+
+
+def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -> None:
+    velocity = {"task": TASKS["velocity"], "classes": ("padding", *TASKS["velocity"].classes)}
+    card = render(model(MidiBertForNotes, num_classes=7), about(labelled=(corpus("sample"),), **velocity))
+    assert "fine-tuned for velocity" in card and "told by the number of outputs" not in card and "| 6 | ff |" in card
+    assert head(card)["datasets"] == ["sample"] and head(card)["license"] == "mit", (
+        "no pre-training: known, not missing"
+    )
+    assert "| fine-tuning | " in card and "pre-training |" not in card and "Not known" not in card
+    both = render(model(MidiBertForNotes, num_classes=7), about("asap", "sample", labelled=(corpus("sample"),)))
+    assert "| pre-training | ASAP" in both and "| pre-training and fine-tuning | " in both
+
+
+def test_other_outputs_belong_to_no_task() -> None:
+    stranger = model(MidiBertForSequences, num_classes=5)
+    assert output_names(stranger) == () == output_names(model())
+    assert "5 classes, whose names are not known" in render(stranger, about("sample"))
+
+
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_in_the_card_runs(
+    kind: type[MidiBertPreTrainedModel], representation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = model(kind, representation=representation, num_classes=4)
+    card = render(written, about("sample"))
+    save_export(written, tmp_path / "model")
+    song = corpus("sample").location("") + "/042/042.mid"
+    (tmp_path / "song.mid").write_bytes(Path(song).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", "model"), names)
+    output, time = names["output"], 64
+    told = re.findall(r"# float32 (\[.*?\])", code)[0].replace("time", str(time))
+    assert isinstance(output, Tensor) and output.dtype == torch.float32
+    assert str(list(output.shape)) == told

@@ -1,0 +1,219 @@
+"""The report is made from MLflow alone: a study recorded as studies are, but with made-up outcomes, without Ray."""
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from midibert_ray import tracking
+from midibert_ray.report import load as source
+from midibert_ray.report import page, report, sections
+from midibert_ray.report import table_one as corpora
+from midibert_ray.report.baselines import Baseline
+from midibert_ray.report.load import Source
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.studies.plan import PlannedTrial, make
+from midibert_ray.studies.recorder import StudyLog
+from tests.studies.made import outcome
+from tests.tiny import tiny_study
+
+SHARES = {"pretrained": 0.9, "pretrained-by-pitch": 0.7, "rnn": 0.8}
+SKYLINE = Baseline(
+    protocol="paper",
+    task="melody",
+    name="skyline",
+    correct=3,
+    scored=4,
+    detail={"TP": 1, "FP": 0, "FN": 1, "TN": 2},
+    note="the highest",
+)
+ASAP = corpora.CorpusRow(
+    corpus="asap",
+    protocol="paper",
+    pieces=65,
+    bars_per_piece=95.88,
+    notes_per_bar=23.14,
+    mean_pitch=63.11,
+    mean_duration=2.914,
+)
+
+
+def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
+    return {name: f"/root/tokens/{name}-{config.tokens.protocol}-{config.tokens.order}" for name in names}
+
+
+def predictions(classes: list[str]) -> bytes:
+    """Notes of two pieces, in the columns of `outcome.predictions_table`."""
+    random = np.random.default_rng(0)
+    onset = np.sort(random.integers(0, 16 * 40, size=400))
+    label = random.integers(0, len(classes), size=400)
+    columns = {
+        "piece": pa.array(["007"] * 200 + ["343"] * 200).dictionary_encode(),
+        "label": label.astype(np.uint8),
+        "prediction": np.where(random.random(400) < 0.9, label, 1).astype(np.uint8),
+        "onset": onset.astype(np.int32),
+        "pitch": random.integers(40, 90, size=400).astype(np.uint8),
+        "duration": random.integers(1, 17, size=400).astype(np.uint8),
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def record(log: StudyLog, key: str, entry: PlannedTrial) -> None:
+    """What the recorder does while a trial runs and when it ends; some fail."""
+    trial = entry.trial
+    run = log.trial(key)
+    if trial.variant not in SHARES:
+        run.tag(failure="loss is not finite; lower finetune.lr")
+        run.finish("FAILED")
+        return
+    for epoch in (1, 2):
+        run.log({"valid/accuracy": 0.4 * epoch}, epoch)
+    result = outcome(trial.variant, SHARES[trial.variant], task=trial.task, protocol=trial.protocol, seed=trial.seed)
+    log.complete(run, result, predictions(result.classes))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return tiny_study(
+        tmp_path_factory.mktemp("root"), study__tables=("1", "leak"), study__variants=(), study__protocols=("paper",)
+    )
+
+
+@pytest.fixture(scope="module")
+def key(config: Config) -> str:
+    """The leak's table, one row of which has failed, with all that a study leaves in MLflow."""
+    plan = make(config, locate)
+    log = StudyLog(plan)
+    for name, entry in plan.pretrainings.items():
+        run = log.tracker.open(tracking.PRETRAINING, name, f"run of {name}", params=flatten(entry.config), tags={})
+        for step in (10, 20):
+            run.log({"train/loss": 3 / step, "valid/loss": 4 / step, "valid/accuracy": step / 40}, step)
+    for name, entry in plan.trials.items():
+        if entry.trial.variant in (*SHARES, "scratch"):
+            record(log, name, entry)
+    log.parent.json([asdict(SKYLINE)], source.BASELINES)
+    log.parent.json(corpora.table([ASAP]), source.CORPORA)
+    log.parent.finish("FAILED")
+    return plan.key
+
+
+@pytest.fixture
+def found(config: Config, key: str) -> Source:
+    return source.load(config, key)
+
+
+class Elements(HTMLParser):
+    """Collects what a browser would have to fetch, and checks that elements nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check(content: str) -> str:
+    """A page is whole and carries everything with it; returns its text."""
+    elements = Elements()
+    elements.feed(content)
+    assert not elements.open
+    links = [place for place in elements.fetched if not place.startswith("data:image/png;base64,")]
+    assert sorted(links) == sorted(f"#{name}" for name in elements.ids)
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL)).split())
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: str, by_name: bool) -> None:
+    content = Path(report.write(config, config.study.name if by_name else key)).read_text()
+    text = check(content)
+    words = [
+        "What the order of notes gives away",
+        "Under protocol paper the order of notes gives the melody away",
+        "majority class",
+        "failed",
+        "skyline paper 75.00 78.54",
+        "asap paper 65 (65) 95.9 (95.9) 23.1 (23.0)",
+        "test piece 343",
+        "Fig. 3 of the paper",
+        "notes by pitch 20 0.200 50.00 1",
+        "melody-scratch-paper-seed2021 loss is not finite; lower finetune.lr",
+        "model.hidden = 16",
+        "3 finished, 1 failed",
+    ]
+    assert [word for word in words if word not in text] == []
+    tracker = tracking.Tracker(tracking.address(config))
+    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
+    assert tracker.artifact(parent.info.run_id, "report.html") == content.encode()
+
+
+def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> None:
+    with pytest.raises(LookupError, match=r"no study 'ablatoin'.*there are: ablation"):
+        report.write(config, "ablatoin")
+
+
+def test_what_is_not_there_is_left_out(found: Source) -> None:
+    everything = dict(sections.all_sections(found))
+    assert all(everything.values())
+    found.parent.data.tags["encoder"] = ""
+    for run in found.children.values():
+        run.data.tags["encoder"] = ""
+    less = replace(found, baselines=[], corpora=[], outcomes=[item for item in found.outcomes if item.variant == "rnn"])
+    left = {name: content for name, content in sections.all_sections(less) if content}
+    assert everything.keys() - left.keys() == {"Corpora", "Pre-training"}
+    assert "<th>skyline</th>" in everything["Melody or not"] and "<th>skyline</th>" not in left["Melody or not"]
+    check(page.document("x", "", left.items()))
+
+
+def test_a_study_without_a_finished_trial_says_so(found: Source) -> None:
+    text = check(report.render(replace(found, outcomes=[], children={})))
+    assert "No trial has finished." in text
+    broken = check(report.render(replace(found, outcomes=[])))
+    assert "lower finetune.lr" in broken
+
+
+def test_other_studies_have_one_table(tmp_path: Path) -> None:
+    plan = make(
+        tiny_study(tmp_path, study__variants=("pretrained", "rnn"), study__tasks=("emotion",), finetune__corpus=""),
+        locate,
+    )
+    log = StudyLog(plan)
+    for name, entry in plan.trials.items():
+        record(log, name, entry)
+    content = report.render(source.load(plan.config, plan.key))
+    text = check(content)
+    assert "All variants Accuracy on the test split in %; p against pretrained." in text
+    assert "Melody or not" not in text and "Pre-training" not in text
+    assert "pieces" in text.partition("Beside accuracy")[2]
+
+
+def test_names_are_escaped(found: Source) -> None:
+    found.parent.data.params["corpora.names"] = "<script>alert(1)</script>"
+    hostile = replace(found, corpora=[found.corpora[0] | {"note": "<script>"}])
+    next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = "<script>"
+    assert "<script>" not in report.render(hostile)
+    assert "<script>" not in page.to_html(hostile.tables, ["<script>"])
+
+
+def test_encoders_are_named_by_what_they_differ_in(found: Source) -> None:
+    assert sorted(sections.encoder_names(found.encoders).values()) == ["notes by pitch", "the protocol's order"]
+    key, run = next(iter(found.encoders.items()))
+    assert sections.encoder_names({key: run}) == {key: run.info.run_name}

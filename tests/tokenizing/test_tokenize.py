@@ -1,0 +1,316 @@
+"""Corpora -> token stores with Ray Data: same content everywhere, whole or not at all, no bad file fatal."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.data import layout
+from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.vocabulary import vocabulary_digest
+from midibert_ray.tokenizing import commit as staging
+from midibert_ray.tokenizing.shard import FILE_LIMIT, make_part
+from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
+from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = Path(corpora.corpus("sample").location(""))
+ORDERS: list[dict[str, str]] = [{}, {"order": "protocol"}, {"order": "track"}, {"order": "pitch"}]
+LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
+
+
+def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    return {"corpora_root": "", "storage_root": str(tmp_path / "root"), "protocol": "clean", **changes}
+
+
+def stores(tmp_path: Path) -> list[str]:
+    folder = tmp_path / "root" / "tokens"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def midi_folder(folder: Path, copies: int = 3, seed: int = 0) -> Path:
+    """The sample's files, some times over, written in an order of its own."""
+    files = [(f"{copy}/{midi.name}", midi) for copy in range(copies) for midi in sorted(SAMPLE.glob("*/*.mid"))]
+    random.Random(seed).shuffle(files)
+    for name, midi in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(midi, folder / name)
+    return folder
+
+
+# ------------------------------------------------------------------------------------ plans, without Ray
+
+
+def test_a_plan_names_its_store_by_what_goes_into_it(tmp_path: Path) -> None:
+    folder = midi_folder(tmp_path / "My Söngs!", copies=1)
+    name = f"folder:{folder}"
+    plan = plan_corpus(name, **settings(tmp_path))
+    assert plan.address.startswith(f"{tmp_path}/root/tokens/folder-My-S")
+    assert len(plan.pieces) == 32
+    assert plan.address == plan_corpus(name, **settings(tmp_path)).address
+    others = [
+        plan_corpus(name, **settings(tmp_path, **change)).address for change in ({"protocol": "paper"}, {"segment": 64})
+    ]
+    (folder / "one more.mid").write_bytes(b"")
+    others.append(plan_corpus(name, **settings(tmp_path)).address)
+    assert len({plan.address, *others}) == 4
+
+
+def test_only_an_order_of_its_own_is_part_of_a_stores_name(tmp_path: Path) -> None:
+    plans = [plan_corpus("sample", **settings(tmp_path, **order)) for order in ORDERS]
+    assert plans[0].address == plans[1].address
+    assert len({plan.address for plan in plans}) == 3
+    assert "order" not in plans[1].settings
+    assert plans[2].settings == {**plans[0].settings, "order": "track"}
+    with pytest.raises(ValueError, match="order='pich': use one of protocol, track, pitch"):
+        plan_corpus("sample", **settings(tmp_path, order="pich"))
+
+
+def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
+    digests = []
+    for order in ORDERS:
+        plan = plan_corpus("sample", **settings(tmp_path, **order))
+        part = plan.part(0, plan.pieces, str(tmp_path))
+        digests.append([report["digest"] for report in make_part(part)])
+    default, own, track, pitch = digests
+    assert default == own == pitch
+    assert not set(own) & set(track)
+
+
+def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    midi_folder(tmp_path / "midi", copies=1)
+    absolute = plan_corpus(f"folder:{tmp_path}/midi", **settings(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    relative = plan_corpus("folder:midi/", **settings(Path()))
+    assert relative.corpus == absolute.corpus
+    assert relative.address == absolute.address
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("pop910", ValueError, "did you mean 'pop909'"),
+        (
+            "pop909",
+            FileNotFoundError,
+            r"no folder .*POP909; set corpora\.root \(now '.*'\) to where POP909 lies",
+        ),
+        ("folder:{tmp}/nowhere", FileNotFoundError, "no folder .*/nowhere$"),
+        ("folder:{tmp}/empty", ValueError, r"its MIDI files \(\*\.mid or \*\.midi\) are not below .*/empty"),
+        ("emopia", ValueError, r"its MIDI files \(.*\.mid and others\) are not below .*EMOPIA_1\.0/midis"),
+    ],
+)
+def test_absent_corpora(tmp_path: Path, name: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "empty" / "x.mid").mkdir(parents=True)
+    (tmp_path / "EMOPIA_1.0" / "midis").mkdir(parents=True)
+    with pytest.raises(error, match=message):
+        plan_corpus(name.format(tmp=tmp_path), **settings(tmp_path, corpora_root=str(tmp_path)))
+    assert not stores(tmp_path)
+
+
+# ------------------------------------------------------------------------------------ staging, without Ray
+
+
+def test_stale_staging_folders_go_and_others_stay(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    address = str(tmp_path / "tokens" / "pop909-0123456789ab")
+    mine = Path(staging.create(address))
+    host, random_part = mine.name.split(".")[2], mine.name.split(".")[4]
+    stale = mine.with_name(f".pop909-0123456789ab.{host}.{dead.pid}.{random_part}")
+    elsewhere = mine.with_name(f".pop909-0123456789ab.otherhost.7.{random_part}")
+    forgotten = mine.with_name(f".asap-0123456789ab.otherhost.8.{random_part}")
+    store, foreign = tmp_path / "tokens" / "asap-0123456789ab", tmp_path / "tokens" / ".DS_Store"
+    for folder in (stale, elsewhere, forgotten, store, foreign):
+        folder.mkdir()
+    for file in (stale / "part-00000.parquet", forgotten / "part-00000.parquet"):
+        file.write_bytes(b"")
+    long_ago = time.time() - 2 * 86400
+    for path in (forgotten / "part-00000.parquet", forgotten):
+        os.utime(path, (long_ago, long_ago))
+    staging.remove_stale(str(tmp_path / "tokens"))
+    assert set((tmp_path / "tokens").iterdir()) == {mine, elsewhere, store, foreign}
+
+
+def test_the_first_of_two_jobs_wins_and_rubbish_is_replaced(tmp_path: Path) -> None:
+    address = tmp_path / "tokens" / "pop909-0"
+    address.mkdir(parents=True)
+    (address / "part-00000.parquet").write_bytes(b"no manifest: no store")
+    first, second = staging.create(str(address)), staging.create(str(address))
+    (Path(first) / ".part-00000.parquet.left").write_bytes(b"from a killed task")
+    staging.publish(first, str(address), {"job": 1})
+    staging.publish(second, str(address), {"job": 2})
+    assert [path.name for path in address.iterdir()] == [layout.MANIFEST]
+    assert json.loads((address / layout.MANIFEST).read_text()) == {"job": 1}
+    assert [path.name for path in address.parent.iterdir()] == ["pop909-0"]
+
+
+# ------------------------------------------------------------------------------------ with Ray
+
+
+@pytest.mark.ray
+def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None:
+    summary = tokenize_corpus("sample", **settings(tmp_path))
+    corpus = corpora.corpus("sample")
+    expected = {}
+    for piece in corpus.pieces({}, "clean"):
+        contents = [(SAMPLE / file).read_bytes() for file in piece.files]
+        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, "clean")
+    table = pq.read_table(summary.address + "/part-00000.parquet")
+    assert table.schema.equals(layout.SCHEMA)
+    assert table["piece"].to_pylist() == sorted(expected)
+    for row in table.to_pylist():
+        piece, tokens = expected[row["piece"]]
+        assert (row["split"], row["label"]) == (piece.split, piece.label)
+        assert row["tokens"] == tokens.tokens.ravel().tolist()
+        for name in ("onset", "velocity", "part"):
+            assert row[name] == getattr(tokens, name).tolist()
+    manifest = summary.manifest
+    notes = [len(tokens) for _, tokens in expected.values()]
+    assert manifest["counts"] == {
+        "files": 32,
+        "pieces": 32,
+        "notes": sum(notes),
+        "segments": sum(-(-n // 512) for n in notes),
+    }
+    assert {"corpus", "protocol", "settings", "vocabulary_digest", "dropped_notes", "quarantined"} < set(manifest)
+    assert manifest["vocabulary_digest"] == vocabulary_digest()
+    assert len(Segments([TokenStore.open(summary.address, str(tmp_path / "cache"))])) == manifest["counts"]["segments"]
+
+
+@pytest.mark.ray
+def test_the_second_run_does_nothing(ray_cluster: object, tmp_path: Path) -> None:
+    first = tokenize_corpus("sample", **settings(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in Path(first.address).iterdir()}
+    second = tokenize_corpus("sample", **settings(tmp_path))
+    assert (first.found, second.found) == (False, True)
+    assert second.manifest == first.manifest
+    assert {path: path.stat().st_mtime_ns for path in Path(first.address).iterdir()} == before
+    assert "found" in Summary.table([second])
+
+
+_JOB = """
+import sys, ray
+from midibert_ray.tokenizing.tokenize import tokenize_corpora
+ray.init(num_cpus=int(sys.argv[1]), address=sys.argv[2] or None, include_dashboard=False)
+[summary] = tokenize_corpora([sys.argv[3]], corpora_root="", storage_root=sys.argv[4], protocol="clean")
+print(summary.manifest["digest"])
+"""
+
+
+def job(folder: Path, storage_root: Path, *, cpus: int = 1, address: str = "") -> "subprocess.Popen[str]":
+    """A driver of its own, with a cluster of its own unless it is given an address."""
+    script = _JOB if not address else _JOB.replace("num_cpus=int(sys.argv[1]), ", "")
+    command = [sys.executable, "-c", script, str(cpus), address, f"folder:{folder}", str(storage_root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+@pytest.mark.ray
+def test_the_content_does_not_depend_on_workers_or_listing(ray_cluster: object, tmp_path: Path) -> None:
+    """Four CPUs and one, and a folder whose files were written in another order."""
+    folders = [midi_folder(tmp_path / f"midi{seed}", copies=5, seed=seed) for seed in (0, 1)]
+    many = [tokenize_corpus(f"folder:{folder}", **settings(tmp_path)) for folder in folders]
+    alone = job(folders[0], tmp_path / "alone")
+    assert alone.wait(timeout=120) == 0
+    assert alone.stdout is not None
+    digests = [many[0].manifest["digest"], many[1].manifest["digest"], alone.stdout.read().split()[-1]]
+    assert len(set(digests)) == 1
+    [other] = (tmp_path / "alone" / "tokens").iterdir()
+    for name in (layout.part_name(number) for number in range(3)):
+        assert (Path(many[0].address) / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.ray
+def test_a_killed_driver_leaves_nothing_that_looks_like_a_store(ray_cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    folder = midi_folder(tmp_path / "midi", copies=40)
+    driver = job(folder, tmp_path / "root", address=ray.get_runtime_context().gcs_address)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "root").glob("tokens/.*/part-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert stores(tmp_path), "killed before it had begun"
+    assert all(name.startswith(".") for name in stores(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no token store"):
+        TokenStore.open(plan_corpus(f"folder:{folder}", **settings(tmp_path)).address, str(tmp_path / "cache"))
+    summary = tokenize_corpus(f"folder:{folder}", **settings(tmp_path))
+    assert summary.manifest["counts"]["pieces"] == 40 * 32
+    assert stores(tmp_path) == [Path(summary.address).name]
+
+
+@pytest.mark.ray
+def test_a_folder_of_malformed_files(ray_cluster: object, tmp_path: Path) -> None:
+    """2,000 mutated files and the hand-made ones: a piece or a reason each, and the good ones are pieces."""
+    folder = tmp_path / "midi"
+    originals = [path.read_bytes() for path in sorted(SAMPLE.glob("*/*.mid"))]
+    files = {f"mutated/{i:04d}.mid": data for i, data in enumerate(mutated(originals, 2000, seed=2))}
+    files |= GOOD | BAD | STRANGE
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "a folder.mid").mkdir()
+    with (folder / "huge.mid").open("wb") as huge:
+        huge.truncate(FILE_LIMIT + 1)
+    summary = tokenize_corpus(f"folder:{folder}", **settings(tmp_path))
+    counts = summary.manifest["counts"]
+    reasons = {entry["file"]: entry["reason"] for entry in summary.manifest["quarantined"]}
+    assert counts["files"] == len(files) + 1 == counts["pieces"] + len(reasons)
+    assert not set(GOOD) & set(reasons)
+    assert set(BAD) <= set(reasons)
+    assert all(reasons.values())
+    assert reasons["huge.mid"] == "too large: 32.0 MiB, the limit is 32 MiB"
+    store = TokenStore.open(summary.address, str(tmp_path / "cache"))
+    assert {store.piece_id(i) for i in range(len(store))} == set(files) - set(reasons)
+    assert (np.asarray(store.tokens).max(axis=0) < (2, 16, 86, 64)).all()
+
+
+@pytest.mark.ray
+def test_a_listed_piece_whose_file_is_absent_is_quarantined(ray_cluster: object, tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE / "042", tmp_path / "POP909" / "042")
+    summary = tokenize_corpus("pop909", **settings(tmp_path, corpora_root=str(tmp_path)))
+    assert summary.manifest["counts"]["pieces"] == 1
+    assert len(summary.manifest["quarantined"]) == 864
+    assert {entry["reason"].partition(" (")[0] for entry in summary.manifest["quarantined"]} == {"file not found"}
+
+
+@pytest.mark.ray
+def test_no_usable_piece_no_store(ray_cluster: object, tmp_path: Path) -> None:
+    for name, data in BAD.items():
+        (tmp_path / "bad").mkdir(exist_ok=True)
+        (tmp_path / "bad" / name).write_bytes(data)
+    with pytest.raises(ValueError, match=r"corpus folder:.*/bad: none of its files can be used: .*\(\d+ files\)"):
+        tokenize_corpora([f"folder:{tmp_path}/bad", "sample"], **settings(tmp_path))
+    assert [name.split("-")[0] for name in stores(tmp_path)] == ["sample"]
+
+
+@pytest.mark.ray
+def test_a_folder_that_a_node_does_not_see_is_named(ray_cluster: object, tmp_path: Path) -> None:
+    folder = midi_folder(tmp_path / "midi", copies=1)
+    plan = plan_corpus(f"folder:{folder}", **settings(tmp_path))
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError) as error:
+        tokenize_plans([plan])
+    assert str(error.value) == f"{folder} is not on this node; corpora.root must be visible from every node"
+    assert stores(tmp_path) == []
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+def test_the_five_corpora_are_whole(ray_cluster: object, corpora_root: Path, tmp_path: Path) -> None:
+    summaries = tokenize_corpora(LABELLED, **settings(tmp_path, corpora_root=str(corpora_root)))
+    pieces = {summary.manifest["corpus"]: summary.manifest["counts"]["pieces"] for summary in summaries}
+    assert pieces == {"pop909": 865, "pop1k7": 1747, "asap": 65, "pianist8": 411, "emopia": 1078}
+    assert all(not summary.manifest["quarantined"] for summary in summaries)

@@ -1,0 +1,130 @@
+"""Curves without gaps or duplicates, on a real MLflow over sqlite."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from midibert_ray import tracking
+from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.overrides import flatten, replace
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    return replace(Config(), {"storage.root": str(tmp_path_factory.mktemp("root"))})
+
+
+def test_a_run_is_found_again_and_its_curve_goes_on(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    first = tracker.open("midibert/x", "key-1", "first", params=flatten(config), tags={"seed": 1})
+    for step in range(1, 4):
+        first.log({"train/loss": step, "train/loss/pitch": 2 * step}, step)
+
+    again = tracking.Tracker(tracking.address(config)).open("midibert/x", "key-1", "first", params={"seed": 7}, tags={})
+    for step in range(2, 6):
+        again.log({"train/loss": 10 * step}, step)
+    again.finish()
+
+    (run,) = tracker.parents("midibert/x")
+    assert tracker.curve(run.info.run_id, "train/loss") == [(1, 1), (2, 2), (3, 3), (4, 40), (5, 50)]
+    assert tracker.find("midibert/x", "key-1") is not None
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == str(config.seed)
+    assert run.data.params["corpora.names"] == "pop909,asap,pop1k7,pianist8,emopia"
+
+
+def test_parents_and_children(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    tracker.open("midibert/studies/s", "s-1", "s-1", params={}, tags={})
+    for name in ("a", "b"):
+        tracker.open("midibert/studies/s", f"s-1/{name}", name, params={}, tags={}, parent="s-1")
+    (parent,) = tracker.parents("midibert/studies/s")
+    assert parent.info.run_name == "s-1"
+    assert {run.info.run_name for run in tracker.children("midibert/studies/s", parent.info.run_id)} == {"a", "b"}
+    assert tracker.studies() == ["s"]
+    assert tracker.find("midibert/studies/none", "x") is None
+
+
+def test_artifacts_lie_below_the_root(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    log = tracker.open("midibert/x", "key-2", "second", params={}, tags={})
+    log.json({"a": [1]}, "folder/a.json")
+    log.data(b"\x00\x01", "b.bin")
+    run = tracker.find("midibert/x", "key-2")
+    assert run is not None
+    assert tracker.artifact(run.info.run_id, "b.bin") == b"\x00\x01"
+    assert b"[\n" in (tracker.artifact(run.info.run_id, "folder/a.json") or b"")
+    assert tracker.artifact(run.info.run_id, "absent") is None
+    assert list(Path(config.storage.root, "mlflow").rglob("b.bin"))
+
+
+def test_places_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri is empty"):
+        tracking.address(replace(Config(), {"storage.root": "s3://bucket/x"}))
+    for uri in ("mlruns", "file:///mlruns", "ftp://host/x"):
+        with pytest.raises(ConfigError, match=f"tracking.uri='{uri}' is not allowed; use"):
+            tracking.address(replace(Config(), {"tracking.uri": uri}))
+    assert tracking.address(replace(Config(), {"tracking.uri": "HTTP://host:5000"})).artifacts == ""
+    server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
+    assert server == tracking.Address("http://host:5000", "", "s3://bucket/x/spool/http-host-5000")
+
+
+def test_tags_that_are_lists_grow(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.address(config))
+    log = tracker.open("midibert/x", "key-3", "third", params={}, tags={"tables": "1"})
+    log.extend(tables=["2", "1"], encoder=[])
+    log.extend(tables=["3", "2"], encoder=["a", "a"])
+    run = tracker.find("midibert/x", "key-3")
+    assert run is not None
+    assert (run.data.tags["tables"], run.data.tags["encoder"]) == ("1,2,3", "a")
+
+
+@pytest.mark.slow
+def test_a_database_appears_whole_although_its_maker_is_killed(tmp_path: Path) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    code = "import sys; from midibert_ray import tracking; tracking.Tracker(tracking.Address(sys.argv[1], ''))"
+    process = subprocess.Popen([sys.executable, "-c", code, tracking.address(config).uri])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("root/.mlflow.db.*/mlflow.db")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not Path(config.storage.root, "mlflow.db").exists()
+    assert tracking.Tracker(tracking.address(config)).studies() == []
+    assert Path(config.storage.root, "mlflow.db").exists()
+
+
+def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) -> None:
+    place = tracking.address(replace(Config(), {"storage.root": str(tmp_path / "a b")}))
+    assert not list(tmp_path.iterdir())
+    words = shlex.split(place.command())
+    assert words[1:] == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b/mlflow.db"]
+    assert shutil.which(words[0])
+    database = tracking.address(replace(Config(), {"tracking.uri": "postgresql+psycopg2://u@host/db"}))
+    assert database.command().endswith("mlflow ui --backend-store-uri postgresql+psycopg2://u@host/db")
+
+
+def test_nothing_waits_for_a_database(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    where = tracking.address(config)
+    with tracking.recording(config):
+        tracking.Tracker(where).open("midibert/x", "key-4", "fourth", params={}, tags={}).log({"loss": 1.0}, 1)
+        assert tracking.caught_up(where)
+    assert not Path(config.storage.root, "spool").exists()
+    assert tracking.amount(where) == "0 points of curves (0 records) wait"
+    tracking.flush(where)
+    assert caplog.messages[-1].endswith("is a database, which takes everything at once: nothing waits")
+
+
+def test_the_command_that_sends_what_is_left_can_be_pasted(tmp_path: Path) -> None:
+    changes = {"storage.root": "s3://bucket/x?endpoint_override=h:1&scheme=http", "tracking.uri": "http://host:5000"}
+    words = shlex.split(tracking.flush_command(replace(Config(), changes), "ablation"))
+    assert words == [
+        *("python", "jobs/report.py", "ablation", "--flush"),
+        *(f"{name}={value}" for name, value in changes.items()),
+    ]

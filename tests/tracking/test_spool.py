@@ -27,7 +27,7 @@ def box(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         return Spool(str(tmp_path / "spool"))
     memory = fs.FileSystem.from_uri("mock:///")[0]
     memory.create_dir(f"spool/{spool.REFUSED}")  # a bucket needs no folders
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (memory, uri.removeprefix("mock://")))
+    monkeypatch.setattr(storage.files, "filesystem", lambda uri: (memory, uri.removeprefix("mock://")))
     return Spool("mock://spool")
 
 

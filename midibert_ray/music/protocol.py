@@ -123,7 +123,7 @@ class Protocol:
         return not (self.masks_padding or self.attends_masked_padding)
 
     def packs_task(self, level: str) -> bool:
-        """Whether segments may share rows in tasks of a level: where real tokens alone are attended, and all of them."""
+        """Whether segments may share rows in tasks of a level (note, sequence): where just the real tokens are attended."""
         return not (self.attends_labelled if level == "note" else self.attends_padding)
 
 

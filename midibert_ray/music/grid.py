@@ -81,25 +81,6 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     return table
 
 
-def qualifies(beat_audio: NDArray[np.float64], beat_midi: NDArray[np.float64]) -> str | None:
-    """Why a POP909 piece is not in the paper's 4/4 selection; None if it is (865 of 909 are).
-
-    Reference behaviour: beats count up to four in the audio annotation, and one beat in four, give or take
-    three in a hundred, is a 4/4 downbeat in the MIDI annotation.
-
-    Args:
-        beat_audio: [beats, 2] seconds, number of the beat in its bar (1..4).
-        beat_midi: [beats, 3] seconds, downbeat if two beats in a bar, downbeat if four.
-    """
-    longest = beat_audio[:, 1].max()
-    if longest != 4:
-        return f"{longest:g} beats in a bar, 4 are needed"
-    share = beat_midi[:, 2].mean()
-    if not abs(share - 0.25) < 0.03:
-        return f"one beat in four should be a downbeat; the share is {share:.3f}"
-    return None
-
-
 def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dict[str, int]]:
     """Move notes from performed time to beat time, on the sixteenth grid.
 

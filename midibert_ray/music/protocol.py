@@ -11,9 +11,9 @@ from typing import Any, Literal, get_args, get_origin
 ProtocolName = Literal["paper", "clean"]
 
 
-def _read_by(section: str) -> Any:
-    """A field without a default; the section of the settings beside which it counts as part of a result's identity."""
-    return field(metadata={"section": section})
+def _differs(section: str, *, paper: object, clean: object) -> Any:
+    """A field with its two values, and the section of the settings that reads it: results are named by both."""
+    return field(metadata={"section": section, "paper": paper, "clean": clean})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,70 +23,70 @@ class Protocol:
     name: ProtocolName
     """The protocol that it is, or is made from by `switch`."""
 
-    order: Literal["corpus", "track", "pitch"] = _read_by("tokens")
+    order: Literal["corpus", "track", "pitch"] = _differs("tokens", paper="corpus", clean="pitch")
     """Order of the notes of one onset: `corpus`, as its published arrays have it (track by track, which gives the
     melody away; ASAP with all tracks merged); `track`, whatever the corpus; `pitch`, which tells nothing of tracks."""
 
-    one_onset: Literal["tick", "sub-beat"] = _read_by("tokens")
+    one_onset: Literal["tick", "sub-beat"] = _differs("tokens", paper="tick", clean="sub-beat")
     """What counts as one onset where notes are ordered by track: one tick of the file, or one sub-beat of the grid."""
 
-    ticks_per_beat: Literal["480", "file"] = _read_by("tokens")
+    ticks_per_beat: Literal["480", "file"] = _differs("tokens", paper="480", clean="file")
     """Ticks of a beat: 480 whatever the file says, or what it says."""
 
-    drops_drums: bool = _read_by("tokens")
+    drops_drums: bool = _differs("tokens", paper=False, clean=True)
     """Whether drums are dropped and counted; else they are notes like others."""
 
-    shifts_last_onset: bool = _read_by("tokens")
+    shifts_last_onset: bool = _differs("tokens", paper=True, clean=False)
     """Whether the grid ends before a piece's last onset, so that its notes move one sub-beat early if they lie on the
     grid."""
 
-    emopia_split: Literal["clip", "song"] = _read_by("tokens")
+    emopia_split: Literal["clip", "song"] = _differs("tokens", paper="clip", clean="song")
     """What is divided over EMOPIA's splits: clips, so that one song is in several of them, or songs."""
 
-    masks_padding: bool = _read_by("mask")
+    masks_padding: bool = _differs("mask", paper=True, clean=False)
     """Whether padding is masked and scored in pre-training: positions are then chosen from the whole segment."""
 
-    mask_shares: Literal["exact", "drawn"] = _read_by("mask")
+    mask_shares: Literal["exact", "drawn"] = _differs("mask", paper="exact", clean="drawn")
     """Chosen positions that become MASK, random or stay: exact shares of each segment, or drawn one by one."""
 
-    random_ids: Literal["all", "real"] = _read_by("mask")
+    random_ids: Literal["all", "real"] = _differs("mask", paper="all", clean="real")
     """What random ids are drawn from: all of a token type, PAD and MASK included, or all but these two."""
 
-    attends_masked_padding: bool = _read_by("mask")
+    attends_masked_padding: bool = _differs("mask", paper=True, clean=False)
     """Whether CP is attended to in pre-training wherever the masked Bar id is not PAD: to padding that was masked, and
     not to a note whose Bar became PAD at random. Else, and in REMI either way, to the real tokens and nothing else."""
 
-    validates_by: Literal["segment", "piece"] = _read_by("pretrain")
+    validates_by: Literal["segment", "piece"] = _differs("pretrain", paper="segment", clean="piece")
     """What is held out from pre-training: segments, so that a piece may stand on both sides, or pieces."""
 
-    pretrains_on_test: bool = _read_by("pretrain")
+    pretrains_on_test: bool = _differs("pretrain", paper=True, clean=False)
     """Whether the test pieces of the downstream tasks are in pre-training."""
 
-    redraws_valid_masks: bool = _read_by("pretrain")
+    redraws_valid_masks: bool = _differs("pretrain", paper=True, clean=False)
     """Whether every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
 
-    judged_by: Literal["accuracy", "loss"] = _read_by("pretrain")
+    judged_by: Literal["accuracy", "loss"] = _differs("pretrain", paper="accuracy", clean="loss")
     """What a validation of pre-training is judged by: accuracy, as in the authors' code, or loss, as in the paper."""
 
-    adamw: Literal["authors", "torch"] = _read_by("optimizer")
+    adamw: Literal["authors", "torch"] = _differs("optimizer", paper="authors", clean="torch")
     """AdamW as the authors' library computed it, or as torch does."""
 
-    padding_class: bool = _read_by("finetune")
+    padding_class: bool = _differs("finetune", paper=True, clean=False)
     """Whether note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
 
-    attends_labelled: bool = _read_by("finetune")
+    attends_labelled: bool = _differs("finetune", paper=True, clean=False)
     """Whether note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
 
-    attends_padding: bool = _read_by("finetune")
+    attends_padding: bool = _differs("finetune", paper=True, clean=False)
     """Whether sequence-level tasks attend to padding, and pool over it."""
 
-    drops_short_rows: bool = _read_by("finetune")
+    drops_short_rows: bool = _differs("finetune", paper=True, clean=False)
     """Whether the composer task leaves out a piece's last segment where it is less than half full."""
 
-    rnn_reads_padding: bool = _read_by("rnn")
+    rnn_reads_padding: bool = _differs("rnn", paper=True, clean=False)
     """Whether the recurrent baselines read padding like notes."""
 
-    rnn_returns_to_best: bool = _read_by("rnn")
+    rnn_returns_to_best: bool = _differs("rnn", paper=False, clean=True)
     """Whether a recurrent baseline goes back to its best weights when its rate falls."""
 
     named: tuple[str, ...] = ()
@@ -123,67 +123,24 @@ class Protocol:
         return not (self.masks_padding or self.attends_masked_padding)
 
     def packs_task(self, level: str) -> bool:
-        """Whether segments may share rows in tasks of a level (note, sequence): where just the real tokens are attended."""
+        """Whether segments may share rows in note- or sequence-level tasks: where just the real tokens are attended."""
         return not (self.attends_labelled if level == "note" else self.attends_padding)
 
 
+_DIFFERENCES = [item for item in fields(Protocol) if item.metadata]
+
 CHOICES: Mapping[str, tuple[object, ...]] = {
-    item.name: get_args(item.type) if get_origin(item.type) is Literal else (True, False)
-    for item in fields(Protocol)
-    if item.metadata
+    item.name: get_args(item.type) if get_origin(item.type) is Literal else (True, False) for item in _DIFFERENCES
 }
 """Fields that can be switched, and their values."""
 
-PAPER = Protocol(
-    name="paper",
-    order="corpus",
-    one_onset="tick",
-    ticks_per_beat="480",
-    drops_drums=False,
-    shifts_last_onset=True,
-    emopia_split="clip",
-    masks_padding=True,
-    mask_shares="exact",
-    random_ids="all",
-    attends_masked_padding=True,
-    validates_by="segment",
-    pretrains_on_test=True,
-    redraws_valid_masks=True,
-    judged_by="accuracy",
-    adamw="authors",
-    padding_class=True,
-    attends_labelled=True,
-    attends_padding=True,
-    drops_short_rows=True,
-    rnn_reads_padding=True,
-    rnn_returns_to_best=False,
-)
+PROTOCOLS: Mapping[str, Protocol] = {
+    name: Protocol(name=name, **{item.name: item.metadata[name] for item in _DIFFERENCES})
+    for name in get_args(ProtocolName)
+}
+
+PAPER = PROTOCOLS["paper"]
 """The authors' code."""
 
-CLEAN = Protocol(
-    name="clean",
-    order="pitch",
-    one_onset="sub-beat",
-    ticks_per_beat="file",
-    drops_drums=True,
-    shifts_last_onset=False,
-    emopia_split="song",
-    masks_padding=False,
-    mask_shares="drawn",
-    random_ids="real",
-    attends_masked_padding=False,
-    validates_by="piece",
-    pretrains_on_test=False,
-    redraws_valid_masks=False,
-    judged_by="loss",
-    adamw="torch",
-    padding_class=False,
-    attends_labelled=False,
-    attends_padding=False,
-    drops_short_rows=False,
-    rnn_reads_padding=False,
-    rnn_returns_to_best=True,
-)
-"""Each of these repaired; the default for a user's own work."""
-
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (PAPER, CLEAN)}
+CLEAN = PROTOCOLS["clean"]
+"""Each of its flaws repaired; the default for a user's own work."""

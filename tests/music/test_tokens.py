@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -250,7 +250,7 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
     """
-    notes = read_notes(contents[0])
+    notes = read_notes(contents[0], keep_unreleased=protocol.keeps_unreleased)
     lost: dict[str, int] = {}
     if corpus.beats is not None:
         notes, lost = align_to_beats(notes, read_beats(contents[1]))

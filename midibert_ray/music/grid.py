@@ -1,8 +1,7 @@
 """Notes in ticks -> notes on the sixteenth grid, and the alignment of POP909 to its annotated beats.
 
-A bar is sixteen sub-beats (sixteenths) from tick 0, whatever the file's time signatures say: the paper's
-corpora are in 4/4, and its tokens know no other bar. Both protocols round to the nearest grid point, ties to
-the earlier.
+Where bars begin is `midibert_ray.music.metre`'s to say. Both protocols round to the nearest grid point, ties to the
+earlier.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from midibert_ray.music.events import ZERO_DURATION
+from midibert_ray.music.metre import four_four, metre
 from midibert_ray.music.midi import MAX_TICK, MidiError, Notes
 from midibert_ray.music.pairing import close_notes
 from midibert_ray.music.protocol import Protocol
@@ -23,13 +24,11 @@ TICKS_PER_BEAT = 480
 """What the authors' code takes for granted, and what aligned notes have."""
 
 SUBBEATS_PER_BEAT = 4
-SUBBEATS_PER_BAR = 16
 
 OUT_OF_RANGE = "pitch out of range"
 DRUM = "drum"
 BEFORE_FIRST_BEAT = "before first beat"
 AFTER_LAST_BEAT = "after last beat"
-ZERO_DURATION = "zero duration"
 """Reasons for which a note is dropped, as they stand in manifests."""
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
@@ -45,6 +44,8 @@ class GridNotes:
 
     onset: NDArray[np.int32]
     """[n] sub-beats from the start of bar 0, never falling."""
+    bar: NDArray[np.int32]
+    """[n] sub-beats at which the note's bar begins."""
     duration: NDArray[np.uint8]
     """[n] index 0..63: d stands for d + 1 thirty-seconds."""
     pitch: NDArray[np.uint8]
@@ -170,6 +171,7 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60 / (120 * TICKS_PER_BEAT)),
+        metre=np.zeros((0, 3), dtype=np.int64),
     )
 
 
@@ -193,7 +195,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         MidiError: no note is left.
     """
     notes, dropped = _usable(notes, protocol)
-    onset, duration = _grid_times(notes, protocol)
+    onset, bar, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
     if protocol.order == "pitch":
         sort = _by_pitch(onset, duration, notes.pitch, notes.velocity, part)
@@ -204,6 +206,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         sort = np.lexsort((notes.pitch, notes.track, start) if by_track else (notes.pitch, start))
     return GridNotes(
         onset=onset[sort].astype(np.int32),
+        bar=bar[sort].astype(np.int32),
         duration=duration[sort].astype(np.uint8),
         pitch=notes.pitch[sort],
         velocity=notes.velocity[sort],
@@ -212,15 +215,18 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
     )
 
 
-def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Onsets in sub-beats and duration indices of notes."""
+def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
+    """Onsets of notes and of their bars in sub-beats, and duration indices, [n] each."""
     beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
-    onset = _nearest(notes.start, beat, SUBBEATS_PER_BEAT)
+    metric = four_four(beat) if protocol.bars == "4/4" else metre(notes.metre, beat)
+    onset = metric.onsets(notes.start)
     if protocol.shifts_last_onset:
-        last = (notes.start.max() - 1) * SUBBEATS_PER_BEAT // beat
-        onset = np.minimum(onset, max(last, 0))
+        last = metric.onsets(notes.start.max(keepdims=True) - 1, down=True)
+        onset = np.minimum(onset, np.maximum(last, 0))
+    if onset.max() >= MAX_TICK:
+        raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
-    return onset, np.clip(duration, 0, DURATIONS - 1)
+    return onset, metric.bars(onset), np.clip(duration, 0, DURATIONS - 1)
 
 
 def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:

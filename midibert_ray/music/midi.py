@@ -237,6 +237,10 @@ def notes_from_pretty_midi(midi: pretty_midi.PrettyMIDI) -> Notes:
     start = _seconds_to_ticks(tempo, table[:, 0])
     end = np.maximum(_seconds_to_ticks(tempo, table[:, 1]), start + 1)
     notes = _assemble([start, end, *table[:, 2:].T], tracks)
+    metre = [
+        (midi.time_to_tick(change.time), change.numerator, change.denominator) for change in midi.time_signature_changes
+    ]
+    notes = replace(notes, metre=np.array(metre, dtype=np.int64).reshape(-1, 3))
     return _tempo_map(notes, midi.resolution, ticks, scales)
 
 
@@ -256,4 +260,10 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     for track, velocity, pitch, start_s, end_s in zip(*(c.tolist() for c in columns), strict=True):
         instruments[track].notes.append(pretty_midi.Note(velocity, pitch, start_s, end_s))
     midi.instruments = instruments
+    midi.time_signature_changes = [
+        pretty_midi.TimeSignature(numerator, denominator, time)
+        for (_, numerator, denominator), time in zip(
+            notes.metre.tolist(), ticks_to_seconds(notes, notes.metre[:, 0]).tolist(), strict=True
+        )
+    ]
     return midi

@@ -48,7 +48,7 @@ def make_grid(notes: list[tuple[int, ...]]) -> GridNotes:
     table = np.array(sorted(notes), dtype=np.int64)
     columns = dict(zip(("onset", "duration", "pitch", "velocity", "part"), table.T, strict=True))
     kinds = {name: column.astype(np.int32 if name == "onset" else np.uint8) for name, column in columns.items()}
-    return GridNotes(**kinds, dropped={})
+    return GridNotes(**kinds, bar=kinds["onset"] // 16 * 16, dropped={})
 
 
 def multiset(grid: GridNotes, *, part: bool = True) -> Counter:

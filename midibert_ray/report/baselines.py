@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import TokenOrder, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import TokenOrder, corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.music.grid import GridNotes
 from midibert_ray.music.skyline import skyline
@@ -167,7 +169,7 @@ def _skyline_input(config: Config, store: TokenStore) -> Iterator[GridNotes]:
     last onset (see `quantize`). What remains of that protocol is the order: of equal notes skyline takes the first.
     """
     source, root = corpus(store.corpus), storage.resolve(config.corpora.root)
-    pieces = {piece.piece: piece for piece in source.pieces({}, config.tokens.protocol)}
+    pieces = {piece.piece: piece for piece in list_pieces(source, {}, config.tokens.protocol)}
     own: TokenOrder = "track" if config.tokens.protocol == "paper" else "pitch"
     order = own if config.tokens.order == "protocol" else config.tokens.order
     for index in store.select({"test"}):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, row_keys
+from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS, Protocol
 from midibert_ray.music.vocabulary import CP, REMI
 
 T = 512
@@ -22,7 +23,7 @@ def batch(representation: str, length: Tensor, t: int = T) -> Tensor:
     return torch.where(padding[..., None], torch.tensor(CP.pad), tokens)
 
 
-def masked(representation: str, length: Tensor, protocol: str, seed: int = 0, step: int = 0) -> MaskedBatch:
+def masked(representation: str, length: Tensor, protocol: Protocol, seed: int = 0, step: int = 0) -> MaskedBatch:
     keys = row_keys(seed, 0, step, torch.arange(len(length)))
     return mask_batch(batch(representation, length), length, protocol=protocol, keys=keys)
 
@@ -56,7 +57,7 @@ def test_hash_is_splitmix64() -> None:
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_paper_masks_77_of_512_and_exactly_62_8_7(representation: str) -> None:
     length = torch.tensor([512, 300, 1, 0] * 8)
-    out = masked(representation, length, "paper")
+    out = masked(representation, length, PAPER)
     assert (out.where.sum(1) == 77).all()
     assert torch.equal(out.targets, batch(representation, length))
     assert torch.equal(out.inputs[~out.where], out.targets[~out.where])
@@ -71,18 +72,18 @@ def test_paper_masks_77_of_512_and_exactly_62_8_7(representation: str) -> None:
 
 def test_paper_attends_by_the_masked_bar_in_cp_and_by_the_original_in_remi() -> None:
     length = torch.tensor([512, 100] * 20)
-    out = masked("cp", length, "paper")
+    out = masked("cp", length, PAPER)
     assert torch.equal(out.attention_mask, out.inputs[..., 0] != 2)
     real = torch.arange(T) < length[:, None]
     assert (out.attention_mask & ~real).any() and (~out.attention_mask & real).any()
-    out = masked("remi", length, "paper")
+    out = masked("remi", length, PAPER)
     assert torch.equal(out.attention_mask, real)
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_clean_never_touches_padding_nor_draws_special_ids(representation: str) -> None:
     length = torch.tensor([512, 300, 7, 3, 1, 0] * 20)
-    out = masked(representation, length, "clean")
+    out = masked(representation, length, CLEAN)
     real = torch.arange(T) < length[:, None]
     assert torch.equal(out.attention_mask, real)
     assert not (out.where & ~real).any()
@@ -92,9 +93,9 @@ def test_clean_never_touches_padding_nor_draws_special_ids(representation: str) 
     assert (visible < pad).all()
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_count_is_known_without_the_tokens(protocol: str, representation: str) -> None:
+def test_count_is_known_without_the_tokens(protocol: Protocol, representation: str) -> None:
     length = torch.tensor([512, 511, 300, 10, 3, 1, 0])
     count = masked_count(length, protocol=protocol, segment=T, fraction=0.15)
     assert count.dtype == torch.int64
@@ -103,7 +104,7 @@ def test_count_is_known_without_the_tokens(protocol: str, representation: str) -
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
 def test_clean_rates_are_80_10_10(representation: str) -> None:
-    out = masked(representation, torch.full((400,), 512), "clean")
+    out = masked(representation, torch.full((400,), 512), CLEAN)
     chosen = out.where.sum().item()
     masks = (is_mask(out.inputs) & out.where).sum().item()
     changed = ((columns(out.inputs) != columns(out.targets)).any(-1) & ~is_mask(out.inputs)).sum().item()
@@ -114,20 +115,20 @@ def test_clean_rates_are_80_10_10(representation: str) -> None:
     assert len(per_row.unique()) > 5, "decided position by position, not by quota"
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_random_ids_are_uniform(protocol: str, representation: str) -> None:
+def test_random_ids_are_uniform(protocol: Protocol, representation: str) -> None:
     vocabulary = CP if representation == "cp" else REMI
     length = torch.full((600,), 512)
     # The original is outside every table: whatever is neither it nor MASK was drawn.
     tokens = torch.full_like(batch(representation, length), -1)
     out = mask_batch(tokens, length, protocol=protocol, keys=row_keys(3, 0, 0, torch.arange(600)))
     drawn = columns(out.inputs)[(columns(out.inputs) >= 0).all(-1) & ~is_mask(out.inputs)]
-    sizes = vocabulary.sizes if protocol == "paper" else vocabulary.pad
+    sizes = vocabulary.sizes if protocol is PAPER else vocabulary.pad
     for column, n in zip(drawn.unbind(-1), sizes, strict=True):
         counts = column.bincount(minlength=n).double()
         assert len(counts) == n
-        if protocol == "paper" and representation == "remi":
+        if protocol is PAPER and representation == "remi":
             counts = counts[:-1]  # a drawn MASK cannot be told from a set one
         assert abs(chi_square(counts)) < 4
     if representation == "cp":
@@ -135,8 +136,8 @@ def test_random_ids_are_uniform(protocol: str, representation: str) -> None:
         assert abs(chi_square(joint)) < 4, "token types are drawn independently"
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
-def test_every_position_is_chosen_equally_often(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_every_position_is_chosen_equally_often(protocol: Protocol) -> None:
     where = masked("cp", torch.full((1500,), 512), protocol).where
     counts = where.sum(0).double()
     # Drawn without replacement: the variance is that of a proportion, not of a Poisson count.
@@ -151,9 +152,9 @@ def test_choices_of_other_seeds_epochs_steps_and_rows_are_independent(change: st
     base = {"seed": 5, "epoch": 2, "step": 9}
     other = base | {change: base[change] + 1} if change != "row" else base
     length = torch.full((300,), 512)
-    first = mask_batch(batch("cp", length), length, protocol="paper", keys=row_keys(**base, rows=rows))
+    first = mask_batch(batch("cp", length), length, protocol=PAPER, keys=row_keys(**base, rows=rows))
     second = mask_batch(
-        batch("cp", length), length, protocol="paper", keys=row_keys(**other, rows=rows + (change == "row"))
+        batch("cp", length), length, protocol=PAPER, keys=row_keys(**other, rows=rows + (change == "row"))
     )
     overlap = (first.where & second.where).sum(1).double()
     expected, deviation = 77 * 77 / 512, (77 * 77 / 512 * (435 / 512) * (435 / 511)) ** 0.5
@@ -165,9 +166,9 @@ def test_keys_do_not_collide() -> None:
     assert len(torch.cat(keys).unique()) == 64 * 4 * 8 * 16
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
-def test_the_layout_changes_nothing(protocol: str, representation: str) -> None:
+def test_the_layout_changes_nothing(protocol: Protocol, representation: str) -> None:
     length = torch.tensor([512, 40, 300, 0, 512, 7, 99, 512])
     tokens, rows = batch(representation, length), torch.arange(8)
     whole = mask_batch(tokens, length, protocol=protocol, keys=row_keys(1, 2, 3, rows))
@@ -180,8 +181,8 @@ def test_the_layout_changes_nothing(protocol: str, representation: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
-def test_a_gpu_masks_alike(protocol: str) -> None:
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_a_gpu_masks_alike(protocol: Protocol) -> None:
     length = torch.tensor([512, 40, 0])
     cpu = masked("cp", length, protocol)
     keys = row_keys(0, 0, 0, torch.arange(3, device="cuda"))
@@ -192,7 +193,5 @@ def test_a_gpu_masks_alike(protocol: str) -> None:
 
 def test_wrong_settings_are_named() -> None:
     length = torch.tensor([4])
-    with pytest.raises(ValueError, match=r"protocol='dirty'.*paper, clean"):
-        masked_count(length, protocol="dirty", segment=8)
     with pytest.raises(ValueError, match=r"fraction 1\.5"):
-        masked_count(length, protocol="clean", segment=8, fraction=1.5)
+        masked_count(length, protocol=CLEAN, segment=8, fraction=1.5)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
@@ -21,7 +22,7 @@ def stores(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         ray.init("local", num_cpus=4, log_to_driver=False)
     folder = tmp_path_factory.mktemp("paper")
     summaries = tokenize_corpora(
-        list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol="paper", segment=512
+        list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol=PAPER, segment=512
     )
     return {
         summary.manifest["corpus"]: TokenStore.open(summary.address, str(folder / "cache")) for summary in summaries

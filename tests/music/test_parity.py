@@ -13,6 +13,7 @@ import pytest
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import Piece, list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
+from midibert_ray.music.protocol import PAPER, PROTOCOLS
 from midibert_ray.music.tasks import TASKS, keeps_last_row, note_labels, sequence_label
 from midibert_ray.music.tokens import Tokens, remi_from_cp, rows
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
@@ -29,7 +30,7 @@ def test_the_tokens_of_the_sample_have_not_drifted(sample):
     for protocol in ("paper", "clean"):
         total = hashlib.sha256()
         for piece, contents in sample:
-            tokens = tokenize_piece(corpus("sample"), piece, contents, protocol)
+            tokens = tokenize_piece(corpus("sample"), piece, contents, PROTOCOLS[protocol])
             for column in (tokens.tokens, tokens.onset.astype("<i4"), tokens.velocity, tokens.part):
                 total.update(np.ascontiguousarray(column).tobytes())
         digests[protocol] = total.hexdigest()
@@ -44,9 +45,9 @@ def all_tokens(name: str, root: Path) -> dict[str, tuple[Piece, Tokens]]:
     return {
         piece.files[0]: (
             piece,
-            tokenize_piece(entry, piece, [(folder / file).read_bytes() for file in piece.files], "paper"),
+            tokenize_piece(entry, piece, [(folder / file).read_bytes() for file in piece.files], PAPER),
         )
-        for piece in list_pieces(entry, {}, "paper")
+        for piece in list_pieces(entry, {}, PAPER)
     }
 
 

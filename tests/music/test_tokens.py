@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.corpora.catalogue import PROTOCOLS, corpus
+from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.grid import PARTS, GridNotes, quantize
 from midibert_ray.music.midi import read_notes
+from midibert_ray.music.protocol import CLEAN, PROTOCOLS
 from midibert_ray.music.tokens import (
     Tokens,
     cp_from_remi,
@@ -55,7 +56,7 @@ def multiset(grid: GridNotes, *, part: bool = True) -> Counter:
 def through_midi(tokens: Tokens) -> GridNotes:
     buffer = io.BytesIO()
     to_pretty_midi(tokens).write(buffer)
-    return quantize(read_notes(buffer.getvalue()), protocol="clean", parts=PARTS)
+    return quantize(read_notes(buffer.getvalue()), protocol=CLEAN, parts=PARTS)
 
 
 @given(notes=NOTES)
@@ -66,10 +67,10 @@ def test_notes_to_cp_to_midi_and_back_is_the_identity(notes):
     assert multiset(through_midi(tokens)) == multiset(grid)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_the_sample_survives_the_way_through_midi(sample, protocol):
     pop909 = corpus("sample")
-    for piece, contents in sample[:: 1 if protocol == "clean" else 8]:
+    for piece, contents in sample[:: 1 if protocol is CLEAN else 8]:
         tokens = tokenize_piece(pop909, piece, contents, protocol)
         assert multiset(through_midi(tokens)) == multiset(decode(tokens)), piece.piece
 
@@ -146,12 +147,12 @@ def test_rows_are_padded_on_the_right():
 def _survives(task: tuple[str, str, int]) -> list[str]:
     name, root, share = task
     entry = corpus(name)
-    folder = Path(root, entry.folder)
+    folder = Path(entry.location(root))
     found = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*.mid")}
     lost = []
-    for piece in list_pieces(entry, found, "clean")[share::16]:
+    for piece in list_pieces(entry, found, CLEAN)[share::16]:
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = tokenize_piece(entry, piece, contents, "clean")
+        tokens = tokenize_piece(entry, piece, contents, CLEAN)
         if multiset(through_midi(tokens)) != multiset(decode(tokens)):
             lost.append(f"{name}/{piece.piece}")
     return lost

@@ -34,6 +34,7 @@ from midibert_ray.studies.trial import run_trial
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
 from midibert_ray.training.pretrain import new_model
+from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
 from tests.s3 import S3
@@ -349,7 +350,7 @@ class TestTrial:
         write_digests_anew(checkpoint)
         assert job(f"run={checkpoint}", f"output={tmp_path / 'out'}")[0] == 0
         card = (tmp_path / "out" / "README.md").read_text()
-        assert 'datasets: ["pop1k7", "asap", "pop909"]' in card and "license: other" in card
+        assert head(card)["datasets"] == ["pop1k7", "asap", "pop909"] and "license: other" in card
         licence = card.partition("## Licence")[2].partition("##")[0]
         assert (
             "**The use of these weights is restricted**" in licence and "ASAP (4/4 scores): CC BY-NC-SA 4.0" in licence

@@ -20,7 +20,7 @@ from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
 
 TICKS_PER_BEAT = 480
-"""What the authors' code takes for granted, and what aligned notes have."""
+"""The authors' code assumes it, and aligned notes have it."""
 
 SUBBEATS_PER_BEAT = 4
 SUBBEATS_PER_BAR = 16
@@ -79,25 +79,6 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     if not np.isfinite(table).all() or (np.diff(table[:, 0]) <= 0).any():
         raise MidiError("the beat annotation's times (column 1) do not ascend")
     return table
-
-
-def qualifies(beat_audio: NDArray[np.float64], beat_midi: NDArray[np.float64]) -> str | None:
-    """Why a POP909 piece is not in the paper's 4/4 selection; None if it is (865 of 909 are).
-
-    Reference behaviour: beats count up to four in the audio annotation, and one beat in four, give or take
-    three in a hundred, is a 4/4 downbeat in the MIDI annotation.
-
-    Args:
-        beat_audio: [beats, 2] seconds, number of the beat in its bar (1..4).
-        beat_midi: [beats, 3] seconds, downbeat if two beats in a bar, downbeat if four.
-    """
-    longest = beat_audio[:, 1].max()
-    if longest != 4:
-        return f"{longest:g} beats in a bar, 4 are needed"
-    share = beat_midi[:, 2].mean()
-    if not abs(share - 0.25) < 0.03:
-        return f"one beat in four should be a downbeat; the share is {share:.3f}"
-    return None
 
 
 def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dict[str, int]]:

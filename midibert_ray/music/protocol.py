@@ -11,86 +11,86 @@ from typing import Any, Literal, get_args, get_origin
 ProtocolName = Literal["paper", "clean"]
 
 
-def _read_by(section: str) -> Any:
-    """A field without a default; the section of the settings beside which it counts as part of a result's identity."""
-    return field(metadata={"section": section})
+def _differs(section: str, *, paper: object, clean: object) -> Any:
+    """A field with its two values, and the section of the settings that reads it: results are named by both."""
+    return field(metadata={"section": section, "paper": paper, "clean": clean})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One answer to every question on which the two protocols differ."""
+    """A value for each difference between the two protocols. A flag's docstring tells its meaning where it is true."""
 
     name: ProtocolName
     """The protocol that it is, or is made from by `switch`."""
 
-    order: Literal["corpus", "track", "pitch"] = _read_by("tokens")
+    order: Literal["corpus", "track", "pitch"] = _differs("tokens", paper="corpus", clean="pitch")
     """Order of the notes of one onset: `corpus`, as its published arrays have it (track by track, which gives the
     melody away; ASAP with all tracks merged); `track`, whatever the corpus; `pitch`, which tells nothing of tracks."""
 
-    one_onset: Literal["tick", "sub-beat"] = _read_by("tokens")
-    """What counts as one onset where notes are ordered by track: one tick of the file, or one sub-beat of the grid."""
+    one_onset: Literal["tick", "sub-beat"] = _differs("tokens", paper="tick", clean="sub-beat")
+    """Notes ordered by track have one onset if they share a tick of the file, or a sub-beat of the grid."""
 
-    ticks_per_beat: Literal["480", "file"] = _read_by("tokens")
-    """Ticks of a beat: 480 whatever the file says, or what it says."""
+    ticks_per_beat: Literal["480", "file"] = _differs("tokens", paper="480", clean="file")
+    """Ticks of a beat: 480 in any file, or the number in its header."""
 
-    drops_drums: bool = _read_by("tokens")
-    """Whether drums are dropped and counted; else they are notes like others."""
+    drops_drums: bool = _differs("tokens", paper=False, clean=True)
+    """Drums are dropped and counted; else they are notes like others."""
 
-    shifts_last_onset: bool = _read_by("tokens")
-    """Whether the grid ends before a piece's last onset, so that its notes move one sub-beat early if they lie on the
-    grid."""
+    shifts_last_onset: bool = _differs("tokens", paper=True, clean=False)
+    """The grid ends before a piece's last onset, so that notes there move a sub-beat early if they lie on the grid."""
 
-    emopia_split: Literal["clip", "song"] = _read_by("tokens")
-    """What is divided over EMOPIA's splits: clips, so that one song is in several of them, or songs."""
+    emopia_split: Literal["clip", "song"] = _differs("tokens", paper="clip", clean="song")
+    """EMOPIA's splits divide clips, so that one song is in several of them, or songs."""
 
-    masks_padding: bool = _read_by("mask")
-    """Whether padding is masked and scored in pre-training: positions are then chosen from the whole segment."""
+    masks_padding: bool = _differs("mask", paper=True, clean=False)
+    """Padding is masked and scored in pre-training, as positions are chosen from the whole segment."""
 
-    mask_shares: Literal["exact", "drawn"] = _read_by("mask")
+    mask_shares: Literal["exact", "drawn"] = _differs("mask", paper="exact", clean="drawn")
     """Chosen positions that become MASK, random or stay: exact shares of each segment, or drawn one by one."""
 
-    random_ids: Literal["all", "real"] = _read_by("mask")
-    """What random ids are drawn from: all of a token type, PAD and MASK included, or all but these two."""
+    random_ids: Literal["all", "real"] = _differs("mask", paper="all", clean="real")
+    """Random ids are drawn from all of a token type, PAD and MASK included, or from all but these two."""
 
-    attends_masked_padding: bool = _read_by("mask")
-    """Whether CP is attended to in pre-training wherever the masked Bar id is not PAD: to padding that was masked, and
-    not to a note whose Bar became PAD at random. Else, and in REMI either way, to the real tokens and nothing else."""
+    attends_masked_padding: bool = _differs("mask", paper=True, clean=False)
+    """Pre-training on CP attends wherever the masked Bar id is not PAD: to padding that was masked, and not to a note
+    whose Bar became PAD at random. Else, and on REMI either way, it attends to the real tokens and nothing else."""
 
-    validates_by: Literal["segment", "piece"] = _read_by("pretrain")
-    """What is held out from pre-training: segments, so that a piece may stand on both sides, or pieces."""
+    validates_by: Literal["segment", "piece"] = _differs("pretrain", paper="segment", clean="piece")
+    """Segments are held out from pre-training, so that a piece may stand on both sides, or pieces."""
 
-    pretrains_on_test: bool = _read_by("pretrain")
-    """Whether the test pieces of the downstream tasks are in pre-training."""
+    pretrains_on_test: bool = _differs("pretrain", paper=True, clean=False)
+    """Pre-training sees the test pieces of the downstream tasks."""
 
-    redraws_valid_masks: bool = _read_by("pretrain")
-    """Whether every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
+    redraws_valid_masks: bool = _differs("pretrain", paper=True, clean=False)
+    """Every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
 
-    judged_by: Literal["accuracy", "loss"] = _read_by("pretrain")
-    """What a validation of pre-training is judged by: accuracy, as in the authors' code, or loss, as in the paper."""
+    judged_by: Literal["accuracy", "loss"] = _differs("pretrain", paper="accuracy", clean="loss")
+    """The best epoch of pre-training has the highest accuracy, as in the authors' code, or the lowest loss, as in the
+    paper."""
 
-    adamw: Literal["authors", "torch"] = _read_by("optimizer")
+    adamw: Literal["authors", "torch"] = _differs("optimizer", paper="authors", clean="torch")
     """AdamW as the authors' library computed it, or as torch does."""
 
-    padding_class: bool = _read_by("finetune")
-    """Whether note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
+    padding_class: bool = _differs("finetune", paper=True, clean=False)
+    """Note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
 
-    attends_labelled: bool = _read_by("finetune")
-    """Whether note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
+    attends_labelled: bool = _differs("finetune", paper=True, clean=False)
+    """Note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
 
-    attends_padding: bool = _read_by("finetune")
-    """Whether sequence-level tasks attend to padding, and pool over it."""
+    attends_padding: bool = _differs("finetune", paper=True, clean=False)
+    """Sequence-level tasks attend to padding, and pool over it."""
 
-    drops_short_rows: bool = _read_by("finetune")
-    """Whether the composer task leaves out a piece's last segment where it is less than half full."""
+    drops_short_rows: bool = _differs("finetune", paper=True, clean=False)
+    """The composer task leaves out a piece's last segment if it is less than half full."""
 
-    rnn_reads_padding: bool = _read_by("rnn")
-    """Whether the recurrent baselines read padding like notes."""
+    rnn_reads_padding: bool = _differs("rnn", paper=True, clean=False)
+    """The recurrent baselines read padding like notes."""
 
-    rnn_returns_to_best: bool = _read_by("rnn")
-    """Whether a recurrent baseline goes back to its best weights when its rate falls."""
+    rnn_returns_to_best: bool = _differs("rnn", paper=False, clean=True)
+    """A recurrent baseline goes back to its best weights when its rate falls."""
 
     named: tuple[str, ...] = ()
-    """Fields that `switch` has set; they stand in the names of results, even where the value is the protocol's own."""
+    """Fields set by `switch`; results are named by them, even where the value is the protocol's own."""
 
     def switch(self, **changes: object) -> "Protocol":
         """The protocol with some fields set.
@@ -109,81 +109,38 @@ class Protocol:
         return made
 
     def switched(self, *sections: str) -> dict[str, Any]:
-        """Fields that `switch` has set, with their values; with sections, those that these read."""
+        """The fields set by `switch`, with their values; of some sections alone, if any are given."""
         known = {item.name: item.metadata.get("section") for item in fields(self)}
         return {name: getattr(self, name) for name in self.named if not sections or known[name] in sections}
 
     def describe(self) -> str:
-        """The name, and what was switched: `paper, order=pitch`."""
+        """The name and the switched fields: `paper, order=pitch`."""
         return ", ".join([self.name, *(f"{name}={value}" for name, value in self.switched().items())])
 
     @property
     def packs_pretraining(self) -> bool:
-        """Whether segments may share rows in pre-training: only where nothing is asked of padding."""
+        """Segments may share rows in pre-training: padding is neither scored nor attended to."""
         return not (self.masks_padding or self.attends_masked_padding)
 
     def packs_task(self, level: str) -> bool:
-        """Whether segments may share rows in tasks of a level: where real tokens alone are attended, and all of them."""
+        """Segments may share rows in tasks of a level (`note`, `sequence`): just the real tokens are attended to."""
         return not (self.attends_labelled if level == "note" else self.attends_padding)
 
 
+_DIFFERENCES = [item for item in fields(Protocol) if item.metadata]
+
 CHOICES: Mapping[str, tuple[object, ...]] = {
-    item.name: get_args(item.type) if get_origin(item.type) is Literal else (True, False)
-    for item in fields(Protocol)
-    if item.metadata
+    item.name: get_args(item.type) if get_origin(item.type) is Literal else (True, False) for item in _DIFFERENCES
 }
 """Fields that can be switched, and their values."""
 
-PAPER = Protocol(
-    name="paper",
-    order="corpus",
-    one_onset="tick",
-    ticks_per_beat="480",
-    drops_drums=False,
-    shifts_last_onset=True,
-    emopia_split="clip",
-    masks_padding=True,
-    mask_shares="exact",
-    random_ids="all",
-    attends_masked_padding=True,
-    validates_by="segment",
-    pretrains_on_test=True,
-    redraws_valid_masks=True,
-    judged_by="accuracy",
-    adamw="authors",
-    padding_class=True,
-    attends_labelled=True,
-    attends_padding=True,
-    drops_short_rows=True,
-    rnn_reads_padding=True,
-    rnn_returns_to_best=False,
-)
+PROTOCOLS: Mapping[str, Protocol] = {
+    name: Protocol(name=name, **{item.name: item.metadata[name] for item in _DIFFERENCES})
+    for name in get_args(ProtocolName)
+}
+
+PAPER = PROTOCOLS["paper"]
 """The authors' code."""
 
-CLEAN = Protocol(
-    name="clean",
-    order="pitch",
-    one_onset="sub-beat",
-    ticks_per_beat="file",
-    drops_drums=True,
-    shifts_last_onset=False,
-    emopia_split="song",
-    masks_padding=False,
-    mask_shares="drawn",
-    random_ids="real",
-    attends_masked_padding=False,
-    validates_by="piece",
-    pretrains_on_test=False,
-    redraws_valid_masks=False,
-    judged_by="loss",
-    adamw="torch",
-    padding_class=False,
-    attends_labelled=False,
-    attends_padding=False,
-    drops_short_rows=False,
-    rnn_reads_padding=False,
-    rnn_returns_to_best=True,
-)
-"""Each of these repaired; the default for a user's own work."""
-
-PROTOCOLS: Mapping[str, Protocol] = {protocol.name: protocol for protocol in (PAPER, CLEAN)}
+CLEAN = PROTOCOLS["clean"]
+"""Each of its flaws repaired; the default for a user's own work."""

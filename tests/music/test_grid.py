@@ -8,7 +8,7 @@ from hard_files import midi_file, note
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.music.grid import PARTS, align_to_beats, qualifies, quantize, read_beats
+from midibert_ray.music.grid import PARTS, align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import MidiError, Notes, Track, read_notes
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 
@@ -177,6 +177,25 @@ def test_equal_tokens_do_not_come_in_the_order_of_part_or_velocity():
     assert 0.4 < softer_first < 0.6
 
 
+def problem_of(beat_audio: np.ndarray, beat_midi: np.ndarray) -> str | None:
+    """Why a POP909 piece is not in the paper's 4/4 selection; None if it is (865 of 909 are).
+
+    Reference behaviour: beats count up to four in the audio annotation, and one beat in four, give or take
+    three in a hundred, is a 4/4 downbeat in the MIDI annotation.
+
+    Args:
+        beat_audio: [beats, 2] seconds, number of the beat in its bar (1..4).
+        beat_midi: [beats, 3] seconds, downbeat if two beats in a bar, downbeat if four.
+    """
+    longest = beat_audio[:, 1].max()
+    if longest != 4:
+        return f"{longest:g} beats in a bar, 4 are needed"
+    share = beat_midi[:, 2].mean()
+    if not abs(share - 0.25) < 0.03:
+        return f"one beat in four should be a downbeat; the share is {share:.3f}"
+    return None
+
+
 BEATS = b"1.0\t2.0\n1.5\t3.0\n2.0\t4.0\n2.5\t1.0\n3.0\t2.0\n"
 
 
@@ -233,9 +252,9 @@ def test_qualification():
     audio = np.array([[k, k % 4 + 1] for k in range(16)], dtype=float)
     four = np.array([[k, 0, k % 4 == 0] for k in range(16)], dtype=float)
     three = np.array([[k, 0, k % 3 == 0] for k in range(16)], dtype=float)
-    assert qualifies(audio, four) is None
-    assert "3 beats in a bar" in (qualifies(audio[:3], four) or "")
-    assert "downbeat" in (qualifies(audio, three) or "")
+    assert problem_of(audio, four) is None
+    assert "3 beats in a bar" in (problem_of(audio[:3], four) or "")
+    assert "downbeat" in (problem_of(audio, three) or "")
 
 
 @pytest.mark.corpora
@@ -248,7 +267,7 @@ def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
         piece.name
         for piece in folder.iterdir()
         if piece.is_dir()
-        and not qualifies(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
+        and not problem_of(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
     }
     assert len(chosen) == 865
     assert chosen == {piece.piece for piece in list_pieces(corpus("pop909"), {}, PAPER)}

@@ -52,7 +52,8 @@ class Metre:
         """
         time = ticks * _UNITS
         at = np.searchsorted(self.start, time, side="right") - 1
-        bar, rest = np.divmod(time - self.start[at], self._bar(at) * self.unit)
+        length, passed = self._bar(at) * self.unit, time - self.start[at]
+        bar, rest = passed // length, passed % length
         begin, place = self._piece(at, rest, self.long[at] * self.unit, self.short[at] * self.unit)
         sub_beat = _PER_SUBBEAT * self.unit
         within = place // sub_beat if down else -((sub_beat - 2 * place) // (2 * sub_beat))
@@ -61,9 +62,10 @@ class Metre:
     def bars(self, onsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the bars of notes begin: int64 [n] sub-beats, given their onsets [n]."""
         at = np.searchsorted(self.grid, onsets, side="right") - 1
-        bar, rest = np.divmod(onsets - self.grid[at], self._grid_bar(at))
+        length, passed = self._grid_bar(at), onsets - self.grid[at]
+        bar, rest = passed // length, passed % length
         begin, _ = self._piece(at, rest, _sub_beats(self.long[at]), _sub_beats(self.short[at]))
-        return self.grid[at] + bar * self._grid_bar(at) + begin
+        return self.grid[at] + bar * length + begin
 
     def _bar(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.longs[at] * self.long[at] + self.shorts[at] * self.short[at]
@@ -79,8 +81,8 @@ class Metre:
         in_longs = rest < longs * long
         which = np.where(in_longs, rest // long, (rest - longs * long) // np.maximum(short, 1))
         place = rest - np.where(in_longs, which * long, longs * long + which * short)
-        begin = np.where(in_longs, which, longs) * _sub_beats(self.long[at])
-        return begin + np.where(in_longs, 0, which) * _sub_beats(self.short[at]), place
+        longs_before, shorts_before = np.where(in_longs, which, longs), np.where(in_longs, 0, which)
+        return longs_before * _sub_beats(self.long[at]) + shorts_before * _sub_beats(self.short[at]), place
 
 
 def four_four(ticks_per_beat: int) -> Metre:
@@ -121,7 +123,8 @@ def _laid_out(made: Metre) -> Metre:
     """The stretches one behind the other on the grid; a bar that is broken off has as many sub-beats as it begins."""
     grid = made.grid.copy()
     at = np.arange(len(grid) - 1)
-    bars, rest = np.divmod(np.diff(made.start), made._bar(at) * made.unit)
+    length, passed = made._bar(at) * made.unit, np.diff(made.start)
+    bars, rest = passed // length, passed % length
     begin, place = made._piece(at, rest, made.long[at] * made.unit, made.short[at] * made.unit)
     grid[1:] = np.cumsum(bars * made._grid_bar(at) + begin - -place // (_PER_SUBBEAT * made.unit))
     return Metre(

@@ -127,7 +127,7 @@ def _with_probe(body: bytes) -> bytes | None:
 
 
 def _named_anew(body: bytes) -> bool:
-    """Whether a track may have a second name, or one behind its first note.
+    """A track may have a second name, or one behind its first note.
 
     pretty_midi takes the last name before the first note ends, symusic the last of all.
     """
@@ -144,14 +144,14 @@ _PROBES = tuple(_probe(channel) for channel in range(16))
 
 
 def _is_probe_alone(notes: Any) -> bool:
-    """Whether a channel has no note but the probe's, if any: so a few attributes tell, without any arrays."""
+    """A channel has no note but the probe's, if any: so a few attributes tell, without any arrays."""
     if len(notes) > 1:
         return False
     return all(n.start >= _PROBE_TICK and n.duration == 1 and n.pitch == 0 and 0 < n.velocity <= 16 for n in notes)
 
 
 def _program_changes(body: bytes, columns: Columns) -> bool:
-    """Whether a note may begin under one program and end under another, given the track's `_columns`."""
+    """A note may begin under one program and end under another, given the track's `_columns`."""
     start, _, _, velocity = columns
     if start[-1] < _PROBE_TICK:
         return True  # the probe's note went to another program
@@ -181,8 +181,10 @@ def _end_notes(columns: Columns) -> tuple[Columns, int] | None:
     start, end, pitch, velocity = (column[:-1] for column in columns)
     if (end >= _PROBE_TICK).any():
         return None
+    # Pitch and tick make one number, so that one sort and one search serve all pitches, and none meets another's ends.
     group, order = pitch * _SPAN, _by_key(pitch)
     ends = np.sort((group + end)[order], kind="stable")
+    # Notes of length zero are none; their note-offs may still end others.
     sounding = end != start
     if not sounding.all():
         start, pitch, velocity, group = (column[sounding] for column in (start, pitch, velocity, group))
@@ -199,7 +201,7 @@ def _end_notes(columns: Columns) -> tuple[Columns, int] | None:
 
 
 def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What becomes of overlapping notes of one pitch when they are written to a MIDI track and read again.
+    """End overlapping notes of one pitch as if they were written to a MIDI track and read again.
 
     Args:
         key: [n] equal for notes of the same track and pitch.
@@ -217,14 +219,14 @@ def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[n
 def _by_key(key: NDArray[np.int64]) -> NDArray[np.int64]:
     """An order of notes by key, and for equal keys as they come: by start, which leaves the ends nearly in order.
 
-    Nothing but speed depends on it: sorts and searches are several times faster when what they are given is nearly
-    in order. So sixteen bits of the key will do, which numpy sorts by radix.
+    Nothing but speed depends on it: sorts and searches are several times faster when their input is nearly in order.
+    So sixteen bits of the key will do, which numpy sorts by radix.
     """
     return np.argsort(key.astype(np.uint16), kind="stable")
 
 
 def _first_after(ends: NDArray[np.int64], onset: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``np.searchsorted(ends, onset, side="right")``, asked in this ``order``."""
+    """``np.searchsorted(ends, onset, side="right")``, searched in this ``order``."""
     first = np.empty_like(order)
     first[order] = np.searchsorted(ends, onset[order], side="right")
     return first

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Piece, corpus
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import Piece
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, piece_digest
 from midibert_ray.music.protocol import Protocol

@@ -1,10 +1,12 @@
 """Masking: exact counts, fair draws, and the same decisions whatever the layout."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, row_keys
+from midibert_ray.music import splitmix64
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS, Protocol
 from midibert_ray.music.vocabulary import CP, REMI
 
@@ -52,6 +54,7 @@ def test_hash_is_splitmix64() -> None:
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     state = torch.tensor([1234567]) + torch.arange(1, 5) * masking._STEP
     assert [x % 2**64 for x in masking._mix(state).tolist()] == expected
+    assert splitmix64.mix(state.numpy().astype(np.uint64)).tolist() == expected
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
@@ -189,6 +192,34 @@ def test_a_gpu_masks_alike(protocol: Protocol) -> None:
     gpu = mask_batch(batch("cp", length).cuda(), length.cuda(), protocol=protocol, keys=keys)
     assert torch.equal(gpu.inputs.cpu(), cpu.inputs)
     assert torch.equal(gpu.where.cpu(), cpu.where)
+
+
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_each_repair_of_masking_changes_its_own_part(representation: str) -> None:
+    length = torch.tensor([512, 200, 40, 1] * 50)
+    real = torch.arange(T) < length[:, None]
+    paper = masked(representation, length, PAPER)
+
+    spared = masked(representation, length, PAPER.switch(masks_padding=False))
+    assert (paper.where & ~real).any() and not (spared.where & ~real).any()
+    assert torch.equal(spared.where[length == 512], paper.where[length == 512])
+
+    drawn = masked(representation, length, PAPER.switch(mask_shares="drawn"))
+    assert torch.equal(drawn.where, paper.where)
+    assert {int(n) for n in is_mask(paper.inputs).sum(1)} <= {62, 63, 64}  # in REMI a random id may be MASK
+    assert len({int(n) for n in is_mask(drawn.inputs).sum(1)}) > 5
+
+    real_ids = masked(representation, length, PAPER.switch(random_ids="real"))
+    assert torch.equal(real_ids.where, paper.where)
+    assert set(is_mask(real_ids.inputs).sum(1).tolist()) == {62}
+    limits = torch.tensor((CP if representation == "cp" else REMI).pad)
+    special = (columns(real_ids.inputs) >= limits).any(-1) & ~is_mask(real_ids.inputs)
+    assert not (special & real).any()
+
+    attended = masked(representation, length, PAPER.switch(attends_masked_padding=False))
+    assert torch.equal(attended.inputs, paper.inputs)
+    assert torch.equal(attended.attention_mask, real)
+    assert torch.equal(paper.attention_mask, real) is (representation == "remi")
 
 
 def test_wrong_settings_are_named() -> None:

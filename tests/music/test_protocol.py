@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.corpora.catalogue import corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.protocol import CHOICES, CLEAN, PAPER, PROTOCOLS
 
 ROOT = Path(__file__).parents[2]

@@ -32,4 +32,5 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     if corpus.four_four and protocol.bars == "corpus":
         notes = replace(notes, metre=notes.metre[:0])
     grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
-    return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped))))
+    ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
+    return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))

@@ -6,8 +6,9 @@ earlier.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,23 @@ DRUM = "drum"
 BEFORE_FIRST_BEAT = "before first beat"
 AFTER_LAST_BEAT = "after last beat"
 """Reasons for which a note is dropped, as they stand in manifests."""
+
+DRUM_CHANNEL_PIANO = "notes of the drum channel read as piano"
+OFF_GRID = "pieces off the grid"
+"""Remarks, as they stand in manifests."""
+
+OFF_GRID_SHARE = 0.25
+"""A piece is off the grid from this share of onsets on that lie further than a thirty-second triplet (a twelfth of a
+beat) from the nearest sixteenth. By chance it is a third of them; transcriptions in no tempo have 0.21 to 0.48
+(EMOPIA, Pianist8), pieces that were aligned to beats below 0.2 (Pop1K7) or none, and triplets count as near."""
+_FEWEST_ONSETS = 32
+"""Below it a share says nothing."""
+
+_KIT = frozenset((35, 36, 37, 38, 39, 40, 42, 44, 46, 49, 51, 53, 55, 57, 59))
+"""Pitches of bass drum, snare, hi-hat and cymbals in General MIDI; half of what a drum kit plays, at the least."""
+_MPE_CHANNELS = 3
+"""Other channels of the same instrument that make channel 10 one of many; two may be the hands of a pianist."""
+_DRUM_WORDS = re.compile(r"drum|perc|kit|batter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
 """Track names of POP909; the index + 1 is the part: 1 melody, 2 bridge, 3 accompaniment."""
@@ -56,6 +74,8 @@ class GridNotes:
     """[n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
     dropped: Mapping[str, int]
     """Notes left out, by reason."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What else a reader should know of the piece, counted; see `OFF_GRID` and `DRUM_CHANNEL_PIANO`."""
 
     def __len__(self) -> int:
         return len(self.onset)
@@ -194,7 +214,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
     Raises:
         MidiError: no note is left.
     """
-    notes, dropped = _usable(notes, protocol)
+    notes, dropped, remarks = _usable(notes, protocol)
     onset, bar, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
     if protocol.order == "pitch":
@@ -212,7 +232,22 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         velocity=notes.velocity[sort],
         part=part[sort],
         dropped=dropped,
+        remarks=remarks | ({OFF_GRID: 1} if is_off_grid(notes) else {}),
     )
+
+
+def off_grid_share(notes: Notes) -> float:
+    """The share of onsets that lie further than a twelfth of a beat from the nearest sixteenth; by chance 1/3."""
+    beat = notes.ticks_per_beat
+    quarters = np.unique(notes.start) * SUBBEATS_PER_BEAT % beat
+    # A distance times 4. Ticks are whole, so that a triplet may lie one further.
+    distance = np.minimum(quarters, beat - quarters)
+    return float(np.mean(3 * distance > beat + 3 * SUBBEATS_PER_BEAT))
+
+
+def is_off_grid(notes: Notes) -> bool:
+    """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
+    return len(np.unique(notes.start)) >= _FEWEST_ONSETS and off_grid_share(notes) >= OFF_GRID_SHARE
 
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
@@ -229,17 +264,41 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
     return onset, metric.bars(onset), np.clip(duration, 0, DURATIONS - 1)
 
 
-def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:
+def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:
+    """The notes that have a token; how many have none, by reason; and remarks."""
     drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
     drums &= protocol.drops_drums
+    remarks: dict[str, int] = {}
+    if drums.any() and not _speaks_for_drums(notes, drums):
+        remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
     dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     if not dropped:
-        return notes, dropped
+        return notes, dropped, remarks
     notes = notes.take(~(drums | outside))
     if len(notes) == 0:
         raise MidiError(f"no notes left (dropped: {dropped})")
-    return notes, dropped
+    return notes, dropped, remarks
+
+
+def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
+    """Whether the notes of channel 10 are drums.
+
+    They are, unless the file has no other notes, or has them on many channels at once (MPE gives each note the next
+    channel); then a name or the pitches of a kit must speak for drums.
+    """
+    on_channel = {index for index, track in enumerate(notes.tracks) if track.is_drum}
+    others = [track for index, track in enumerate(notes.tracks) if index not in on_channel]
+    shared = sum(
+        (track.name, track.program) == (other.name, other.program)
+        for other in others
+        for track in notes.tracks
+        if track.is_drum
+    )
+    if others and shared < _MPE_CHANNELS:
+        return True
+    named = any(_DRUM_WORDS.search(notes.tracks[index].name) for index in on_channel)
+    return named or float(np.isin(notes.pitch[drums], list(_KIT)).mean()) >= 0.5
 
 
 def _nearest(ticks: NDArray[np.int64], beat: int, steps: int) -> NDArray[np.int64]:

@@ -81,7 +81,8 @@ class Metre:
         in_longs = rest < longs * long
         which = np.where(in_longs, rest // long, (rest - longs * long) // np.maximum(short, 1))
         place = rest - np.where(in_longs, which * long, longs * long + which * short)
-        longs_before, shorts_before = np.where(in_longs, which, longs), np.where(in_longs, 0, which)
+        longs_before: NDArray[np.int64] = np.where(in_longs, which, longs)
+        shorts_before: NDArray[np.int64] = np.where(in_longs, 0, which)
         return longs_before * _sub_beats(self.long[at]) + shorts_before * _sub_beats(self.short[at]), place
 
 

@@ -52,6 +52,8 @@ class Tokens:
     """[n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Notes of the file that are not here, by reason."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What else a reader should know of the piece, counted; see `music.grid`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,7 +78,14 @@ def encode(grid: GridNotes) -> Tokens:
     tokens[:, 1] = grid.onset - grid.bar
     tokens[:, 2] = grid.pitch - PITCH_LOW
     tokens[:, 3] = grid.duration
-    return Tokens(tokens=tokens, onset=grid.onset, velocity=grid.velocity, part=grid.part, dropped=dict(grid.dropped))
+    return Tokens(
+        tokens=tokens,
+        onset=grid.onset,
+        velocity=grid.velocity,
+        part=grid.part,
+        dropped=dict(grid.dropped),
+        remarks=dict(grid.remarks),
+    )
 
 
 def decode(tokens: Tokens | NDArray[np.integer]) -> GridNotes:

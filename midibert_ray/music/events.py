@@ -125,8 +125,7 @@ def is_doubtful(body: bytes) -> bool:
     of meta events of a wrong length or value.
     """
     # Nearly every track is told by these two looks: a delta time of 14,336 ticks and more may have such a byte, too.
-    has_system_bytes = len(body.translate(None, _SYSTEM)) < len(body)
-    if not has_system_bytes and all(_is_sound(*place) for place in _meta_places(body)):
+    if not _has_system_bytes(body) and all(_is_sound(*place) for place in _meta_places(body)):
         return False
     try:
         return any(
@@ -139,9 +138,19 @@ def is_doubtful(body: bytes) -> bool:
         return True
 
 
+def _has_system_bytes(body: bytes) -> bool:
+    """Whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
+    if len(body.translate(None, _SYSTEM)) == len(body):
+        return False
+    rest = _TEMPO_EVENT.sub(b"", body)
+    return len(rest.translate(None, _SYSTEM)) < len(rest)
+
+
 _SYSTEM = bytes(range(0xF0, 0xFF))
+_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
 _NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
-_CHECKED_META = re.compile(rb"\xff([\x51\x54\x58\x59])")
+_CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
+"""Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
 
 
 def _meta_places(body: bytes) -> Iterator[tuple[int, bytes]]:

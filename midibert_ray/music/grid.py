@@ -232,22 +232,26 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         velocity=notes.velocity[sort],
         part=part[sort],
         dropped=dropped,
-        remarks=remarks | ({OFF_GRID: 1} if is_off_grid(notes) else {}),
+        remarks=remarks | ({OFF_GRID: 1} if _is_off_grid(notes) else {}),
     )
 
 
-def off_grid_share(notes: Notes) -> float:
-    """The share of onsets that lie further than a twelfth of a beat from the nearest sixteenth; by chance 1/3."""
-    beat = notes.ticks_per_beat
-    quarters = np.unique(notes.start) * SUBBEATS_PER_BEAT % beat
-    # A distance times 4. Ticks are whole, so that a triplet may lie one further.
-    distance = np.minimum(quarters, beat - quarters)
-    return float(np.mean(3 * distance > beat + 3 * SUBBEATS_PER_BEAT))
-
-
-def is_off_grid(notes: Notes) -> bool:
+def _is_off_grid(notes: Notes) -> bool:
     """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
-    return len(np.unique(notes.start)) >= _FEWEST_ONSETS and off_grid_share(notes) >= OFF_GRID_SHARE
+    start = np.sort(notes.start)
+    onsets = start[np.append(True, start[1:] != start[:-1])]
+    return len(onsets) >= _FEWEST_ONSETS and off_grid_share(onsets, notes.ticks_per_beat) >= OFF_GRID_SHARE
+
+
+def off_grid_share(onsets: NDArray[np.int64], ticks_per_beat: int) -> float:
+    """The share of onsets [n] in ticks that lie further than a twelfth of a beat from the nearest sixteenth.
+
+    By chance it is 1/3.
+    """
+    # A distance times 4. Ticks are whole, so that a triplet may lie one further.
+    phase = onsets * SUBBEATS_PER_BEAT % ticks_per_beat
+    distance = np.minimum(phase, ticks_per_beat - phase)
+    return float(np.mean(3 * distance > ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
 
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:

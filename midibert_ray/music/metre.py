@@ -9,6 +9,7 @@ within a bar ends that bar.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,11 @@ class Metre:
         begin, _ = self._piece(at, rest, _sub_beats(self.long[at]), _sub_beats(self.short[at]))
         return self.grid[at] + bar * length + begin
 
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether no bar is cut."""
+        return bool((self.longs == 1).all() and not self.shorts.any())
+
     def _bar(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.longs[at] * self.long[at] + self.shorts[at] * self.short[at]
 
@@ -77,6 +83,8 @@ class Metre:
         self, at: NDArray[np.int64], rest: NDArray[np.int64], long: NDArray[np.int64], short: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """In which piece of its bar a place lies: the sub-beat at which that begins, and the place from there on."""
+        if self._whole:
+            return np.zeros_like(rest), rest
         longs = self.longs[at]
         in_longs = rest < longs * long
         which = np.where(in_longs, rest // long, (rest - longs * long) // np.maximum(short, 1))

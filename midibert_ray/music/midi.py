@@ -9,7 +9,7 @@ of that kind; first-in-first-out readers give other durations, and notes of leng
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -152,10 +152,17 @@ def _join(tracks: Sequence[TrackContent], ticks_per_beat: int) -> Notes:
     notes = replace(
         _assemble([*columns, track_of], names),
         metre=metre[np.argsort(metre[:, 0], kind="stable")],
-        dropped=dict(sum((Counter(track.dropped) for track in tracks), Counter())),
-        ignored=dict(sum((Counter(track.ignored) for track in tracks), Counter())),
+        dropped=_added(track.dropped for track in tracks),
+        ignored=_added(track.ignored for track in tracks),
     )
     return _with_tempo(notes, ticks_per_beat, tracks[0].tempo_ticks, tracks[0].tempo_microseconds)
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def _assemble(columns: Sequence[NDArray], tracks: tuple[Track, ...]) -> Notes:

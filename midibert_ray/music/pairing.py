@@ -102,8 +102,8 @@ def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
                 )
             )
     tempo, metre = score.tempos.numpy(), score.time_signatures.numpy()
-    if min(tempo["time"].min(initial=0), metre["time"].min(initial=0)) < 0:
-        return None  # a tick that is too large for symusic
+    if min(tempo["time"].min(initial=0), metre["time"].min(initial=0)) < 0 or tempo["mspq"].min(initial=1) <= 0:
+        return None  # a tick that is too large for symusic, or a tempo of zero
     return TrackContent(
         instruments=tuple(instruments),
         tempo_ticks=tempo["time"].astype(np.int64),

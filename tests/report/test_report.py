@@ -1,10 +1,8 @@
 """The report is made from MLflow alone: a study recorded as studies are, but with made-up outcomes, without Ray."""
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.plan import PlannedTrial, make
 from midibert_ray.studies.recorder import StudyLog
+from tests.report.pages import check
 from tests.studies.made import outcome
 from tests.tiny import tiny_study
 
@@ -110,35 +109,6 @@ def key(config: Config) -> str:
 @pytest.fixture
 def found(config: Config, key: str) -> Source:
     return source.load(config, key)
-
-
-class Elements(HTMLParser):
-    """Collects what a browser would have to fetch, and checks that elements nest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check(content: str) -> str:
-    """A page is whole and carries everything with it; returns its text."""
-    elements = Elements()
-    elements.feed(content)
-    assert not elements.open
-    links = [place for place in elements.fetched if not place.startswith("data:image/png;base64,")]
-    assert sorted(links) == sorted(f"#{name}" for name in elements.ids)
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL)).split())
 
 
 @pytest.mark.parametrize("by_name", [True, False])

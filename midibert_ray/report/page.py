@@ -26,7 +26,7 @@ class Section(NamedTuple):
     """Name of a macro of `sections.html`."""
 
     data: Any
-    """Its argument; where it is empty, the section is left out."""
+    """The macro's argument; a section without it is left out."""
 
 
 def document(

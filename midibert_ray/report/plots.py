@@ -70,7 +70,7 @@ def accuracies(table: ResultTable) -> Figure:
 
 
 def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
-    """One panel: points with error bars, and what they are to be compared with."""
+    """A panel: points with error bars, the majority class and the paper's accuracies."""
     for number, protocol in enumerate(table.protocols):
         shift = 0.24 * (number - (len(table.protocols) - 1) / 2)
         colour = OF_PROTOCOL[protocol]

@@ -56,7 +56,7 @@ def all_sections(source: Source) -> list[Section]:
 
 
 def results(source: Source) -> dict[str, Any]:
-    """What the study says in words, its tables with a chart of each, and every interval."""
+    """The findings in words, the tables with a chart of each, and every interval."""
     return {
         "sentences": leaks(source.tables),
         "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
@@ -189,7 +189,7 @@ def _confusion(group: Sequence[Outcome], caption: str) -> dict[str, Any]:
 
 
 def corpora(source: Source) -> dict[str, Any]:
-    """Table I, from our token stores beside the paper's figures, and why they differ."""
+    """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
     notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
     return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
 
@@ -234,7 +234,7 @@ def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _told(params: dict[str, str]) -> list[str]:
-    """What may tell one pre-training from another, in words."""
+    """The settings that may tell one pre-training from another, in words."""
     corpora = params.get("corpora.names", "").split(",")
     return [
         params.get("model.representation", "").upper(),

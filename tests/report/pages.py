@@ -1,6 +1,7 @@
 """A page of HTML as its reader has it."""
 
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 
@@ -30,4 +31,5 @@ def check(content: str) -> str:
     assert not elements.open
     links = [place for place in elements.fetched if not place.startswith("data:image/png;base64,")]
     assert sorted(links) == sorted(f"#{name}" for name in elements.ids)
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL)).split())
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL))
+    return " ".join(unescape(text).split())

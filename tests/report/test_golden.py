@@ -299,8 +299,8 @@ def test_what_songs_in_train_and_test_are_worth() -> None:
     )
     assert findings.leaks(table.build(outcomes, {}, [song])) == [
         "Under protocol paper clips of one song stand in train and test: MidiBERT tells the emotion of 90.0 % of the "
-        "test segments, and of 60.0 % where no song is in both (protocol clean, which repairs padding too): a difference "
-        "of 30.0 points [20.0, 40.0]. Without any model: label of the song, 73.8 %."
+        "test segments, and of 60.0 % where no song is in both (protocol clean, which repairs padding too): "
+        "a difference of 30.0 points [20.0, 40.0]. Without any model: label of the song, 73.8 %."
     ]
 
 

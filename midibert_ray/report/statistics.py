@@ -4,9 +4,8 @@ Notes of one piece resemble each other, and so do its segments; pieces are indep
 pieces, and the test exchanges the answers of two models piece by piece. A *tally* is the score of a model by piece:
 float64 [pieces, 2], correct (a mean over seeds) and scored notes or segments.
 
-scipy.stats has Wilson's interval and Student's t. Its `bootstrap` cannot draw two models' pieces alike for one
-comparison and apart for another, nor keep the draws for the next cell; its `permutation_test` counts exchanges as
-equally far only up to 1e-14 of the observed difference, which sums of shares miss; and it has no Holm.
+scipy.stats has Wilson's interval and Student's t. Its `bootstrap` and `permutation_test` neither draw the pieces of two
+models alike for one comparison and apart for another, nor keep their draws for the next cell; and it has no Holm.
 """
 
 import math

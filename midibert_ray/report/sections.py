@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS
@@ -149,19 +148,17 @@ def _piano_roll(notes: pa.Table, chosen: Outcome, model: str) -> dict[str, Any]:
     names = notes["piece"].cast(pa.string())
     piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
     notes = notes.filter(pc.equal(names, piece))
-    where: dict[str, NDArray[np.int64]] = {
-        name: notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration")
-    }
+    onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
     melody = chosen.classes.index("melody")
     true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
-    rules = skyline(where["onset"], where["duration"] - 1, where["pitch"])
-    shown = where["onset"] < where["onset"].min() // 16 * 16 + 16 * BARS
+    rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
+    shown = onset < onset.min() // 16 * 16 + 16 * BARS
     rolls = {
         "as annotated": true[shown],
         f"skyline: {(rules == true).mean():.1%} of the piece's notes are right": rules[shown],
         f"{model}: {(said == true).mean():.1%}": said[shown],
     }
-    figure = plots.piano_rolls(rolls, **{name: values[shown] for name, values in where.items()})
+    figure = plots.piano_rolls(rolls, onset=onset[shown], pitch=pitch[shown], duration=duration[shown])
     return {"piece": piece, "bars": BARS, "figure": figure}
 
 
@@ -170,13 +167,19 @@ def confusions(source: Source) -> list[dict[str, Any]]:
     names, groups = table.labels(source.tables), by_key(source.outcomes)
     tasks = []
     for task in dict.fromkeys(task for _, task in _columns(source)):
-        keys = [key for place in product(PROTOCOLS, names) if (key := Key(place[0], task, place[1])) in groups]
-        first = [key for key in keys if key.variant in paper.CONFUSED] or keys
-        shown, others = (
-            [_confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in some]
-            for some in (first, [key for key in keys if key not in first])
+        keys = (Key(protocol, task, variant) for protocol, variant in product(PROTOCOLS, names))
+        matrices = {
+            key: _confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups
+        }
+        first = [key for key in matrices if key.variant in paper.CONFUSED] or list(matrices)
+        tasks.append(
+            {
+                "name": task,
+                "figure": paper.CONFUSIONS[task],
+                "shown": [matrices[key] for key in first],
+                "others": [matrix for key, matrix in matrices.items() if key not in first],
+            }
         )
-        tasks.append({"name": task, "figure": paper.CONFUSIONS[task], "shown": shown, "others": others})
     return tasks
 
 

@@ -33,16 +33,9 @@ def document(
     title: str, sections: Sequence[Section], *, facts: Mapping[str, str] | None = None, sentences: Sequence[str] = ()
 ) -> str:
     """A page; facts and sentences stand in its head."""
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            facts=facts or {},
-            sentences=sentences,
-            sections=[section for section in sections if section.data],
-        )
-    )
+    shown = [section for section in sections if section.data]
+    template = _environment().get_template("page.html")
+    return template.render(title=title, facts=facts or {}, sentences=sentences, sections=shown)
 
 
 def to_html(tables: Sequence[ResultTable], sentences: Sequence[str] = ()) -> str:

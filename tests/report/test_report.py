@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray import tracking
-from midibert_ray.report import load as source
-from midibert_ray.report import page, report, sections
-from midibert_ray.report import table_one as corpora
+from midibert_ray.report import load, page, report, sections, table_one
 from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.load import Source
 from midibert_ray.settings.config import Config
@@ -34,7 +32,7 @@ SKYLINE = Baseline(
     detail={"TP": 1, "FP": 0, "FN": 1, "TN": 2},
     note="the highest",
 )
-ASAP = corpora.CorpusRow(
+ASAP = table_one.CorpusRow(
     corpus="asap",
     protocol="paper",
     pieces=65,
@@ -100,15 +98,15 @@ def key(config: Config) -> str:
     for name, entry in plan.trials.items():
         if entry.trial.variant in (*SHARES, "scratch"):
             record(log, name, entry)
-    log.parent.json([asdict(SKYLINE)], source.BASELINES)
-    log.parent.json(corpora.table([ASAP]), source.CORPORA)
+    log.parent.json([asdict(SKYLINE)], load.BASELINES)
+    log.parent.json(table_one.table([ASAP]), load.CORPORA)
     log.parent.finish("FAILED")
     return plan.key
 
 
 @pytest.fixture
 def found(config: Config, key: str) -> Source:
-    return source.load(config, key)
+    return load.load(config, key)
 
 
 @pytest.mark.parametrize("by_name", [True, False])
@@ -172,7 +170,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
     log = StudyLog(plan)
     for name, entry in plan.trials.items():
         record(log, name, entry)
-    content = report.render(source.load(plan.config, plan.key))
+    content = report.render(load.load(plan.config, plan.key))
     text = check(content)
     assert "All variants Accuracy on the test split in %; p against pretrained." in text
     assert "Melody or not" not in text and "Pre-training" not in text

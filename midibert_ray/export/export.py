@@ -6,7 +6,6 @@ authors' code.
 Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -35,6 +34,7 @@ from midibert_ray.report.statistics import wilson
 from midibert_ray.settings.config import Config, ConfigError, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.settings.validators import require, require_address, require_folder
+from midibert_ray.storage import digests
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import task_corpus
 from midibert_ray.studies.result import Origin, Outcome
@@ -146,8 +146,8 @@ def _from_reference(path: Path) -> tuple[MidiBertPreTrainedModel, About]:
     about = About(
         origin="Converted by `midibert_ray` from a checkpoint of the "
         f"[authors' code](https://github.com/wazenmai/MIDI-BERT), kind: {info.kind}; sha256 of the file "
-        f"`{_sha256(path)}`. Left out are {len(info.dropped)} tensors that never got a gradient (BERT's word table, "
-        "absolute positions and pooler).",
+        f"`{digests.of_file(path)['sha256']}`. Left out are {len(info.dropped)} tensors that never got a gradient "
+        "(BERT's word table, absolute positions and pooler).",
         protocol="paper",
         corpora=tuple(map(corpus, PAPER_CORPORA)),
         corpora_note=REFERENCE_NOTE,
@@ -329,11 +329,6 @@ def _open(address: str) -> MidiBertPreTrainedModel:
             return load_checkpoint(folder)
     except checkpoints.CheckpointError as error:
         raise CheckpointError(f"{error}; export another of its checkpoints") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _step(address: str) -> int | None:

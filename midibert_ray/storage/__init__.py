@@ -2,6 +2,7 @@
 
 from midibert_ray.storage import root
 from midibert_ray.storage.files import (
+    UNFINISHED,
     basename,
     download,
     exists,
@@ -14,11 +15,13 @@ from midibert_ray.storage.files import (
     require_bucket,
     resolve,
     upload,
+    whole_folder,
     without_query,
     write_bytes,
 )
 
 __all__ = [
+    "UNFINISHED",
     "basename",
     "download",
     "exists",
@@ -32,6 +35,7 @@ __all__ = [
     "resolve",
     "root",
     "upload",
+    "whole_folder",
     "without_query",
     "write_bytes",
 ]

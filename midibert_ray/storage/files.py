@@ -10,13 +10,16 @@ import contextlib
 import functools
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from midibert_ray.settings.validators import ConfigError
+
+UNFINISHED = ".being-made"
+"""End of the name of a folder that `whole_folder` fills."""
 
 _CHUNK = 8 << 20
 
@@ -112,7 +115,7 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: where there is none.
     """
     system, path = filesystem(uri)
-    with system.open_input_stream(path) as stream:
+    with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
 
 
@@ -139,6 +142,22 @@ def write_bytes(uri: str, content: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Fill an empty folder that becomes the local folder `final` when the block ends well, and is gone when it fails.
+
+    Its maker must be alone at `final`, by a lock: whatever a killed one has left is removed first.
+    """
+    making = final.with_name(f".{final.name}{UNFINISHED}")  # beside it, as a rename leads to no other file system
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    try:
+        yield making
+        making.rename(final)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _put(uri: str, content: bytes) -> None:
@@ -178,5 +197,5 @@ def download(uri: str, folder: Path, files: Sequence[str]) -> None:
     """
     system, path = filesystem(uri)
     for name in files:
-        with system.open_input_stream(f"{path}/{name}") as source, (folder / name).open("wb") as sink:
+        with system.open_input_stream(f"{path}/{name}", compression=None) as source, (folder / name).open("wb") as sink:
             shutil.copyfileobj(source, sink, _CHUNK)

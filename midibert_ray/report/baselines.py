@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import TokenOrder, corpus, tokenize_piece
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.grid import GridNotes
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label

@@ -36,7 +36,7 @@ from typing import IO, Any
 import numpy as np
 
 from midibert_ray.corpora.catalogue import Corpus, Piece, corpus
-from midibert_ray.data.columns import COLUMNS
+from midibert_ray.data.format import COLUMNS
 from midibert_ray.music.midi import MidiError
 from midibert_ray.music.tokens import Tokens
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.data.columns import COLUMNS
+from midibert_ray.data.format import COLUMNS
 from midibert_ray.tokenizing.sandbox import Request, Sandbox
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 

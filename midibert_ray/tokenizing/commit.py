@@ -8,6 +8,7 @@ As long as a job is at work, `writing.<mark>` stands beside its shards and keeps
 the host and the process, so that the next job sees what a killed one has left behind.
 """
 
+import contextlib
 import logging
 import os
 import re
@@ -75,8 +76,9 @@ def _remove_unnamed(uri: str, ended: str = "") -> None:
         logger.info("removing %d files of %s that belong to no store, such as %s", len(removed), uri, removed[0])
     for name in removed:
         storage.remove(storage.join(uri, name))
-    if storage.is_local(uri) and removed and not storage.names(uri):
-        Path(storage.resolve(uri)).rmdir()
+    if storage.is_local(uri):
+        with contextlib.suppress(OSError):  # something is left in it
+            Path(storage.resolve(uri)).rmdir()
 
 
 def _own_files(system: fs.FileSystem, path: str) -> dict[str, fs.FileInfo]:
@@ -106,7 +108,7 @@ def _is_dead(mark: str, latest: datetime) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
+    except PermissionError:  # somebody else's process
         return False
     return False
 

@@ -261,6 +261,13 @@ def test_a_job_that_fails_leaves_the_store_that_stands(folder: Path, monkeypatch
     whole(first)
 
 
+def test_a_job_that_fails_leaves_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "publish", lambda *arguments: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        run(folder)
+    assert list((folder.parent / "root" / "tokens").iterdir()) == []
+
+
 def test_a_reader_whose_store_is_replaced_meanwhile_gets_the_new_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

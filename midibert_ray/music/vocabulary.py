@@ -107,9 +107,7 @@ REMI = Vocabulary(
 )
 """REMI: a bar's Bar token, then Position, Pitch and Duration of every note."""
 
-CP_SIZES = CP.sizes
 CP_PAD = CP.pad
-CP_MASK = CP.mask
 
 REMI_BAR = 0
 REMI_POSITION = 1
@@ -118,9 +116,7 @@ REMI_PITCH = REMI_POSITION + POSITIONS
 """Id of pitch `PITCH_LOW`."""
 REMI_DURATION = REMI_PITCH + PITCHES
 """Id of duration index 0."""
-REMI_SIZE = REMI.sizes[0]
 REMI_PAD = REMI.pad[0]
-REMI_MASK = REMI.mask[0]
 
 
 def vocabulary_digest() -> str:

@@ -8,15 +8,16 @@ MLflow and in `config.json`. Two kinds of field exist:
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.settings import validators as checks
+from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
-Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
 Init = Literal["pretrained", "scratch"]
 TaskName = Literal["melody", "velocity", "composer", "emotion"]
@@ -53,12 +54,8 @@ class CorporaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensConfig:
-    protocol: Protocol = "clean"
-    """`paper` repeats the authors' code, flaws included; `clean` repairs them."""
-
-    order: Literal["protocol", "track", "pitch"] = "protocol"
-    """Order of the notes of one onset: the protocol's own (`paper`: track by track, `clean`: by pitch), or one of
-    the two whatever the protocol, to measure what the order gives away."""
+    protocol: ProtocolName = "clean"
+    """`paper` repeats the authors' code, flaws included; `clean` repairs them; `protocol.*` switches one alone."""
 
     segment: int = 512
     """Time steps (super tokens) in a segment."""
@@ -151,11 +148,11 @@ class PretrainConfig:
     """Epochs between two validations, each of which saves a checkpoint."""
 
     splits: Literal["all", "train"] = "all"
-    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV); under `clean` test
-    pieces are left out either way."""
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
+    says of test pieces."""
 
     valid_fraction: float = 0.15
-    """Share held out for validation: of the segments under `paper`, of the pieces under `clean`."""
+    """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "valid_every"):
@@ -242,7 +239,7 @@ class RnnConfig:
     """Largest number of epochs."""
 
     patience: int = 20
-    """Epochs without a lower validation loss before the rate falls; `clean` then goes back to the best weights."""
+    """Epochs without a lower validation loss before the rate falls; see `protocol.rnn_returns_to_best`."""
 
     factor: float = 0.2
     """What the rate is multiplied with then."""
@@ -289,7 +286,7 @@ class StudyConfig:
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
-            require_some_of("study.protocols", self.protocols, get_args(Protocol))
+            require_some_of("study.protocols", self.protocols, tuple(PROTOCOLS))
         if self.variants or not self.tables:
             require_some_of("study.variants", self.variants, get_args(Variant))
 
@@ -306,7 +303,7 @@ class ComputeConfig:
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
 
     packing: bool = runtime(True)
-    """Under protocol clean, let short segments share a row: the same results without work on padding."""
+    """Let short segments share a row where nothing attends to padding: the same results without work on it."""
 
     zero_stage: int = runtime(1)
     """DeepSpeed ZeRO stage, 0 to 3."""
@@ -385,6 +382,7 @@ class Config:
 
     corpora: CorporaConfig = CorporaConfig()
     tokens: TokensConfig = TokensConfig()
+    protocol: ProtocolConfig = field(default=ProtocolConfig())
     mask: MaskConfig = MaskConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -398,3 +396,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
+        _ = self.protocol_in_force  # refuses what contradicts itself
+
+    @property
+    def protocol_in_force(self) -> Protocol:
+        """The protocol that `tokens.protocol` names, with what `protocol.*` switches."""
+        return self.protocol.upon(PROTOCOLS[self.tokens.protocol])

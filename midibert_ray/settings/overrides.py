@@ -84,9 +84,21 @@ def identity(config: Config, sections: Iterable[str], **inputs: object) -> str:
         sections: names of sections or of top-level fields, such as `("seed", "model")`.
         inputs: JSON values that identify what the artifact is made from, such as token digests.
     """
-    wanted, skip = set(sections), runtime_keys()
-    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in wanted and key not in skip}
+    fields = identity_fields(config, sections)
+    if "tokens" in sections:  # where the order stood when the first artifacts were named
+        fields["tokens.order"] = fields.pop("protocol.order", "protocol")
     return digest({"fields": fields, "inputs": inputs})
+
+
+def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
+    """Dotted key -> value of the fields of some sections that may change a result.
+
+    What is switched of the protocol counts with the section that reads it; what is not is said by `tokens.protocol`.
+    """
+    sections, skip = set(sections), runtime_keys()
+    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
+    switched = config.protocol_in_force.switched(*sections) if sections else {}
+    return fields | {f"protocol.{name}": value for name, value in switched.items()}
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -113,7 +125,11 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def from_flat(flat: Mapping[str, Any]) -> Config:
     """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
-    return replace(Config(), {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()})
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
+    if "tokens.order" in changes:  # written before it became a field of the protocol
+        order = changes.pop("tokens.order")
+        changes["protocol.order"] = None if order == "protocol" else order
+    return replace(Config(), changes)
 
 
 def _rebuild(config: Config, nested: Mapping[str, Any]) -> Config:
@@ -140,6 +156,10 @@ def _field_type(key: str) -> Any:
 
 def _convert(key: str, value: Any, expected: Any) -> Any:
     """A value of the annotated type, from a value or a string; never silently a string."""
+    if type(None) in typing.get_args(expected):
+        if value in (None, "", "None"):  # as in Python, on a command line, in MLflow
+            return None
+        (expected,) = set(typing.get_args(expected)) - {type(None)}
     if typing.get_origin(expected) is Literal:
         allowed = typing.get_args(expected)
         require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Corpus, Piece, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import Piece, corpus
 from midibert_ray.data.format import COLUMNS, PIECE_SCHEMA, SCHEMA, piece_digest
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.tokenizing.listing import File, open_file
 from midibert_ray.tokenizing.sandbox import Answer, Request, process_sandbox
 
@@ -41,9 +41,6 @@ class Shard:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
-    order: TokenOrder
-    """Of the notes of one onset."""
 
     pieces: tuple[Piece, ...] = field(repr=False)
     files: dict[str, File] = field(repr=False)
@@ -75,11 +72,6 @@ class Report(TypedDict):
     """Whether the reason lies with the storage and may pass: the next run tries again."""
 
 
-def locate(corpus: Corpus, root: str) -> str:
-    """The address of a corpus's files; unlike `Corpus.location` it knows that a URI may end in a query."""
-    return corpus.folder if corpus.absolute else storage.join(root, corpus.folder)
-
-
 def make_shard(shard: Shard) -> list[Report]:
     """Tokenize the pieces of a shard, write its file, and report on each piece.
 
@@ -89,7 +81,7 @@ def make_shard(shard: Shard) -> list[Report]:
     """
     sandbox = process_sandbox()
     sandbox.start()
-    location = locate(corpus(shard.corpus), shard.root)
+    location = corpus(shard.corpus).location(shard.root)
     for what, folder in (("corpora.root", location), ("storage.root", shard.store)):
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
@@ -105,9 +97,7 @@ def make_shard(shard: Shard) -> list[Report]:
                     unread.add(piece.piece)
                 continue
             sent.append(piece.piece)
-            yield Request(
-                corpus=shard.corpus, piece=piece, protocol=shard.protocol, order=shard.order, contents=contents
-            )
+            yield Request(corpus=shard.corpus, piece=piece, protocol=shard.protocol, contents=contents)
 
     for answer in sandbox.tokenize(requests()):
         answers[sent.popleft()] = answer

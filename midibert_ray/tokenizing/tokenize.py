@@ -19,9 +19,8 @@ import pyarrow as pa
 import ray
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import TokenOrder
 from midibert_ray.data.format import MANIFEST, has_manifest, read_manifest, shard_names, store_digest, write_manifest
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
@@ -90,7 +89,6 @@ def tokenize_corpora(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-    order: TokenOrder = "protocol",
     progress_s: float = 2.0,
 ) -> list[Summary]:
     """Plan and make the token stores of some corpora; see `plan_corpus` and `tokenize_plans`."""
@@ -101,7 +99,6 @@ def tokenize_corpora(
             storage_root=storage_root,
             protocol=protocol,
             segment=segment,
-            order=order,
         )
         for name in names
     ]
@@ -197,7 +194,7 @@ class _Ledger:
         quarantined = self._quarantined | self.plan.quarantined
         return {
             "corpus": storage.without_query(self.plan.corpus.name),  # which server had it is no part of a name
-            "protocol": self.plan.protocol,
+            "protocol": self.plan.protocol.name,
             "settings": self.plan.settings,
             "vocabulary_digest": vocabulary_digest(),
             "counts": {

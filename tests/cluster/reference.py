@@ -8,6 +8,7 @@ import torch
 
 from midibert_ray.data.format import store_digest
 from midibert_ray.data.store import TokenStore
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.settings.config import Config
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import plan_corpus
@@ -23,7 +24,7 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy")
 
 def digest(corpus: str, folder: Path) -> str:
     """The content digest of a corpus that one process tokenizes."""
-    plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol="clean")
+    plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol=CLEAN)
     shards = plan.shards(commit.begin(plan.address))
     return store_digest((report["piece"], report["digest"]) for shard in shards for report in make_shard(shard))
 

@@ -11,7 +11,7 @@ from midibert_ray.music.vocabulary import CP, REMI, Vocabulary, vocabularies_jso
 
 def test_cp_ids():
     assert vocabulary.FAMILIES == tuple(CP.families) == ("Bar", "Position", "Pitch", "Duration")
-    assert vocabulary.CP_SIZES == (4, 18, 88, 66)
+    assert vocabulary.CP.sizes == (4, 18, 88, 66)
     assert sum(CP.sizes) == 176
     assert CP.pad == (2, 16, 86, 64)
     assert CP.mask == (3, 17, 87, 65)
@@ -25,12 +25,12 @@ def test_cp_ids():
 
 def test_remi_ids():
     names = REMI.families["Token"]
-    assert vocabulary.REMI_SIZE == len(names) == 169
+    assert vocabulary.REMI.sizes[0] == len(names) == 169
     assert (names[0], names[1], names[16]) == ("Bar", "Position 1/16", "Position 16/16")
     assert (names[17], names[102]) == ("Pitch 22", "Pitch 107")
     assert (names[103], names[166]) == ("Duration 0", "Duration 63")
     assert names[167:] == ("PAD", "MASK")
-    assert (vocabulary.REMI_PAD, vocabulary.REMI_MASK) == (167, 168)
+    assert (vocabulary.REMI_PAD, vocabulary.REMI.mask[0]) == (167, 168)
 
 
 @pytest.mark.parametrize("vocab", [CP, REMI])

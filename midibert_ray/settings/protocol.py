@@ -1,0 +1,37 @@
+"""The settings `protocol.*`: every field of a protocol, to be switched alone."""
+
+from dataclasses import dataclass, fields, make_dataclass
+from typing import Any, ClassVar
+
+from midibert_ray.music.protocol import Protocol
+from midibert_ray.settings.validators import ConfigError
+
+_Switches: Any = make_dataclass(
+    "_Switches",
+    [(item.name, item.type | None, None) for item in fields(Protocol) if item.metadata],  # type: ignore[operator]
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtocolConfig(_Switches):
+    """A field of `music.protocol.Protocol` each; None is what `tokens.protocol` says.
+
+    A default changes no name of an artifact: only what is switched does, beside the section that reads it.
+    """
+
+    documented_in: ClassVar[type] = Protocol
+    """The class whose fields have the docstrings."""
+
+    def upon(self, protocol: Protocol) -> Protocol:
+        """A protocol with these fields switched.
+
+        Raises:
+            ConfigError: where a value is not allowed, or contradicts another.
+        """
+        changes = {name: value for name, value in vars(self).items() if value is not None}
+        try:
+            return protocol.switch(**changes)
+        except ValueError as error:
+            raise ConfigError(f"protocol.{error}") from None

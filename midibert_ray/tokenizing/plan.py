@@ -10,7 +10,8 @@ from typing import Any
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import MIDI_SUFFIXES, Corpus, Piece, corpus
+from midibert_ray.corpora.catalogue import Corpus, corpus
+from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
 from midibert_ray.data.format import FORMAT_VERSION, has_manifest, read_manifest, shard_name
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
@@ -163,7 +164,7 @@ def plan_corpus(
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
     listing = _listing(name, location, hint)
     sizes = {file: about.size for file, about in listing.files.items()}
-    pieces = sorted(chosen.pieces(sizes, protocol), key=lambda piece: piece.piece)
+    pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
         sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
         raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Piece, corpus
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import Piece
 from midibert_ray.data.format import COLUMNS, PIECE_SCHEMA, SCHEMA, piece_digest
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.tokenizing.listing import File, open_file

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, SCHEMA, read_manifest, shard_name, shard_names
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
@@ -181,9 +183,9 @@ def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None
     summary = tokenize_corpus("sample", **settings(tmp_path))
     corpus = corpora.corpus("sample")
     expected = {}
-    for piece in corpus.pieces({}, CLEAN):
+    for piece in list_pieces(corpus, {}, CLEAN):
         contents = [(SAMPLE / file).read_bytes() for file in piece.files]
-        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, CLEAN)
+        expected[piece.piece] = piece, tokenize_piece(corpus, piece, contents, CLEAN)
     table = pq.read_table(Path(summary.address, *shard_names(summary.address, summary.manifest)))
     assert table.schema.equals(SCHEMA)
     assert table["piece"].to_pylist() == sorted(expected)

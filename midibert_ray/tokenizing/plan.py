@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,18 @@ from pyarrow import fs
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
-from midibert_ray.data import layout
-from midibert_ray.data.columns import FORMAT_VERSION
+from midibert_ray.data.format import FORMAT_VERSION, has_manifest, read_manifest, shard_name
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
-from midibert_ray.tokenizing.shard import Part
+from midibert_ray.tokenizing.shard import Shard
+
+_LEAST_PIECES, _MOST_SHARDS = 64, 1024
+_MOST_BYTES = 4 << 20  # of the MIDI files of a task; a byte becomes some 100 bytes while its notes are made
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CorpusPlan:
     """What tokenizing one corpus means: which pieces, from where, to which address."""
 
     corpus: Corpus
@@ -61,20 +63,41 @@ class Plan:
         plain = corpus(storage.without_query(self.corpus.name))  # without an endpoint of the object store
         identity = [plain.name, self.settings, vocabulary_digest(), listing]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return storage.join(self.storage_root, "tokens", f"{plain.slug}-{digest[:12]}")
+        return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
-    def part(self, number: int, pieces: tuple[Piece, ...], staging: str) -> Part:
-        """The task of tokenizing some of the pieces, whose result goes into a staging folder."""
-        return Part(
-            corpus=self.corpus.name,
-            root=self.root,
-            protocol=self.protocol,
-            segment=self.segment,
-            number=number,
-            pieces=pieces,
-            files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
-            staging=staging,
-        )
+    def shards(self, mark: str) -> list[Shard]:
+        """The tasks of tokenizing, for the job with this mark.
+
+        Which pieces a shard holds depends on the listing alone, so that it has the same content for any number of
+        workers.
+        """
+        return [
+            Shard(
+                corpus=self.corpus.name,
+                root=self.root,
+                protocol=self.protocol,
+                segment=self.segment,
+                pieces=tuple(pieces),
+                files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
+                store=self.address,
+                name=shard_name(number, mark),
+            )
+            for number, pieces in enumerate(self._groups())
+        ]
+
+    def _groups(self) -> Iterator[list[Piece]]:
+        """The pieces of each task: a few dozen, or fewer where they are large, as a task holds all of its notes."""
+        most = max(_LEAST_PIECES, -(-len(self.pieces) // _MOST_SHARDS))
+        group: list[Piece] = []
+        size = 0
+        for piece in self.pieces:
+            own = sum(self.files[file].size for file in piece.files if file in self.files)
+            if group and (len(group) == most or size + own > _MOST_BYTES):
+                yield group
+                group, size = [], 0
+            group.append(piece)
+            size += own
+        yield group
 
     @functools.cached_property
     def listing(self) -> str:
@@ -102,9 +125,9 @@ class Plan:
         The manifest tells the listings that it is known to hold for, and the files that could not be read for
         a reason that may pass: these are tried.
         """
-        if not storage.exists(storage.join(self.address, layout.MANIFEST)):
+        if not has_manifest(self.address):
             return False
-        checked = layout.read_manifest(self.address).get("checked", {})
+        checked = read_manifest(self.address).get("checked", {})
         if self.listing not in checked.get("listings", ()):
             return False
         passing = set(checked["unread"])
@@ -128,7 +151,7 @@ def plan_corpus(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-) -> Plan:
+) -> CorpusPlan:
     """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
 
     Raises:
@@ -145,7 +168,7 @@ def plan_corpus(
     if not any(piece.files[0] in listing.files for piece in pieces):
         sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
         raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")
-    return Plan(
+    return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
         segment=segment,

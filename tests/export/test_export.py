@@ -94,7 +94,7 @@ class TestReference:
         folder = tmp_path / "deep" / "out"
         assert names(folder) == FILES
         assert names(folder.parent) == ["out"]
-        assert (folder / "vocabulary.json").read_text() == CP.to_json()
+        assert (folder / "vocabulary.json").read_text() == CP.to_json() + "\n"
 
         expected, _ = load_reference(path)
         model = KINDS[kind].from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Files at URIs: a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
+"""Files at URIs: below a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
 
 What stands behind the bucket is taken as it is: nothing in it is decoded.
 
@@ -70,7 +70,7 @@ def require_bucket(key: str, uri: str) -> None:
     """Refuse a bucket that is not there, or not for us; a local folder is made when it is written to.
 
     Raises:
-        ConfigError: naming the key, the address and what to do.
+        ConfigError: naming the key, the URI and what to do.
     """
     if is_local(uri):
         return

@@ -182,9 +182,9 @@ class Segments:
         return steps
 
     def _emptiness(self, splits: AbstractSet[str] | None) -> str:
-        wanted = "any split" if splits is None else f"splits {sorted(splits)}"
+        expected = "any split" if splits is None else f"splits {sorted(splits)}"
         known = {store.corpus: sorted(store.splits) for store in self.stores}
-        return f"no segment of {self.length} time steps is left of {wanted}; there are {known}"
+        return f"no segment of {self.length} time steps is left of {expected}; there are {known}"
 
     def _take(self, positions: Indices) -> None:
         self._store, self._row = self._store[positions], self._row[positions]

@@ -40,15 +40,15 @@ class TokenStore:
 
     @classmethod
     def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
-        """Open the store at an address; the first process of a node copies it to the node's cache.
+        """Open the store at a URI; the first process of a node copies it to the node's cache.
 
         Args:
-            uri: address of the store.
+            uri: of the store.
             cache_dir: folder of the node's copies of stores, on a disk of its own.
             cache_gib: GiB that these may take together; 0: as much as the disk holds.
 
         Raises:
-            FileNotFoundError: if no finished store stands at the address.
+            FileNotFoundError: if no finished store stands there.
             ValueError: if the store is damaged or has another format.
             OSError: if it cannot be read, or the disk of the cache is full.
         """
@@ -101,13 +101,13 @@ class TokenStore:
         return set(pc.unique(self._pieces["split"]).to_pylist())
 
 
-def open_store(uri: str, where: StorageConfig) -> TokenStore:
-    """Open the store at an address, by way of the cache that a configuration names; see `TokenStore.open`."""
-    return TokenStore.open(uri, where.cache, where.cache_gib)
+def open_store(uri: str, config: StorageConfig) -> TokenStore:
+    """Open the store at a URI, by way of the cache that is configured; see `TokenStore.open`."""
+    return TokenStore.open(uri, config.cache, config.cache_gib)
 
 
 def _content(manifest: dict[str, Any]) -> tuple[Any, ...]:
-    """What another store at the same address differs in."""
+    """The part of a manifest by which two stores at one URI differ."""
     return manifest["digest"], manifest.get(SHARDS)
 
 

@@ -1,4 +1,4 @@
-"""Files at URIs: a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
+"""Files at URIs: below a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
 
 What stands behind the bucket is taken as it is: nothing in it is decoded.
 
@@ -36,10 +36,10 @@ def resolve(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
-def join(uri: str, *parts: str) -> str:
-    """The address of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
+def join(uri: str, *names: str) -> str:
+    """The URI of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
     base = without_query(uri)
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + uri[len(base) :]
+    return "/".join([base.rstrip("/"), *(name.strip("/") for name in names)]) + uri[len(base) :]
 
 
 def without_query(uri: str) -> str:
@@ -48,7 +48,7 @@ def without_query(uri: str) -> str:
 
 
 def basename(uri: str) -> str:
-    """The last part of an address, the name of what stands there."""
+    """The last name in a URI."""
     return without_query(uri).rstrip("/").rpartition("/")[2]
 
 
@@ -70,11 +70,11 @@ def require_bucket(key: str, uri: str) -> None:
     """Refuse a bucket that is not there, or not for us; a local folder is made when it is written to.
 
     Raises:
-        ConfigError: naming the key, the address and what to do.
+        ConfigError: naming the key, the URI and what to do.
     """
     if is_local(uri):
         return
-    reason = _trouble(*filesystem(uri))
+    reason = _problem(*filesystem(uri))
     if reason:
         raise ConfigError(
             f"{key}={without_query(uri)} cannot be used: {reason}; check the bucket's name, its server "
@@ -83,7 +83,7 @@ def require_bucket(key: str, uri: str) -> None:
         )
 
 
-def _trouble(system: fs.FileSystem, path: str) -> str | None:
+def _problem(system: fs.FileSystem, path: str) -> str | None:
     """Why nothing can be looked up at a path of an object store; None where it can."""
     try:
         if system.get_file_info(path).type is not fs.FileType.NotFound:

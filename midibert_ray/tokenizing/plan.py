@@ -1,4 +1,4 @@
-"""What tokenizing a corpus means: its pieces, their files, and the address of the store."""
+"""What tokenizing a corpus means: its pieces, their files, and the URI of the store."""
 
 import functools
 import hashlib
@@ -19,12 +19,12 @@ from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, 
 from midibert_ray.tokenizing.shard import Shard
 
 _LEAST_PIECES, _MOST_SHARDS = 64, 1024
-_MOST_BYTES = 4 << 20  # of the MIDI files of a task; a byte becomes some 100 bytes while its notes are made
+_MOST_BYTES = 4 << 20  # of the MIDI files of a task, which holds the notes of all of them until its shard is written
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusPlan:
-    """What tokenizing one corpus means: which pieces, from where, to which address."""
+    """What tokenizing one corpus means: which pieces, from where, to which URI."""
 
     corpus: Corpus
     protocol: Protocol
@@ -86,7 +86,7 @@ class CorpusPlan:
         ]
 
     def _groups(self) -> Iterator[list[Piece]]:
-        """The pieces of each task: a few dozen, or fewer where they are large, as a task holds all of its notes."""
+        """The pieces of each task: a few dozen, or fewer where their files are large."""
         most = max(_LEAST_PIECES, -(-len(self.pieces) // _MOST_SHARDS))
         group: list[Piece] = []
         size = 0
@@ -106,17 +106,17 @@ class CorpusPlan:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """What is quarantined beside the pieces: places of a corpus without lists that may hold more of them."""
+        """What is quarantined beside the pieces: folders of a corpus without lists, which may hold more of them."""
         return dict(self.unlisted) if self.corpus.lists is None else {}
 
     def reason(self, file: str, found: str) -> str:
         """Why a piece is quarantined, given what its task found: it knows only of the files that were listed."""
         if file not in self.files:
-            for place, reason in self.unlisted.items():
-                if file == place:
+            for unlisted, reason in self.unlisted.items():
+                if file == unlisted:
                     return reason
-                if place.endswith("/") and file.startswith(place):
-                    return f"{place}: {reason}"
+                if unlisted.endswith("/") and file.startswith(unlisted):
+                    return f"{unlisted}: {reason}"
         return found
 
     def is_current(self) -> bool:
@@ -134,10 +134,10 @@ class CorpusPlan:
         return not any(self._readable(piece) for piece in self.pieces if piece.files[0] in passing)
 
     def _readable(self, piece: Piece) -> bool:
-        location = self.corpus.location(self.root)
+        uri = self.corpus.location(self.root)
         try:
             for name in piece.files:
-                with open_file(location, self.files[name].path) as stream:
+                with open_file(uri, self.files[name].path) as stream:
                     stream.read(1)
         except (OSError, KeyError):
             return False
@@ -160,14 +160,14 @@ def plan_corpus(
         PermissionError: if it may not be listed.
     """
     chosen, root = _corpus(name), storage.resolve(corpora_root)
-    location = chosen.location(root)
+    uri = chosen.location(root)
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    listing = _listing(name, location, hint)
+    listing = _listing(name, uri, hint)
     sizes = {file: about.size for file, about in listing.files.items()}
     pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
-        sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
-        raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")
+        expected = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
+        raise ValueError(f"corpus {name}: its MIDI files ({expected}) are not below {uri}{_closed(listing)}")
     return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
@@ -175,27 +175,25 @@ def plan_corpus(
         root=root,
         pieces=tuple(pieces),
         files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},
-        unlisted={
-            place: why for place, why in listing.unlisted.items() if place.lower().endswith(("/", *MIDI_SUFFIXES))
-        },
+        unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MIDI_SUFFIXES))},
         storage_root=storage.resolve(storage_root),
     )
 
 
-def _listing(name: str, location: str, hint: str) -> Listing:
-    system, path = storage.filesystem(location)
+def _listing(name: str, uri: str, hint: str) -> Listing:
+    system, path = storage.filesystem(uri)
     if system.get_file_info(path).type is not fs.FileType.Directory:
-        raise FileNotFoundError(f"corpus {name}: there is no folder {location}{hint}")
+        raise FileNotFoundError(f"corpus {name}: there is no folder {uri}{hint}")
     try:
-        return list_files(location)
+        return list_files(uri)
     except PermissionError as error:
-        raise PermissionError(f"corpus {name}: no permission to list {location}; grant it, or name another") from error
+        raise PermissionError(f"corpus {name}: no permission to list {uri}; grant it, or name another") from error
 
 
 def _closed(listing: Listing) -> str:
     """What could not be listed, as the end of a message."""
-    for place, reason in sorted(listing.unlisted.items()):
-        return f"; places that could not be looked at: {len(listing.unlisted):,}, first {place}: {reason}"
+    for name, reason in sorted(listing.unlisted.items()):
+        return f"; places that could not be looked at: {len(listing.unlisted):,}, first {name}: {reason}"
     return ""
 
 

@@ -8,7 +8,7 @@ The wire, both ways: a message with a JSON header, then as many messages of byte
 malformed file makes of the child must not reach further than the child, which is also given nothing of this process's
 environment that might be a secret.
 
-The child dies with its parent: it ends at the end of its input, and one that hangs in C++, where Python
+The child dies with its parent: it ends when the wire is closed, and one that hangs in C++, where Python
 cannot look after itself, is ended by the kernel's alarm clock.
 """
 
@@ -88,7 +88,7 @@ class Answer:
     """Notes left out, by reason."""
 
     columns: dict[str, bytes] = field(repr=False)
-    """The bytes of the arrays in `columns.COLUMNS`; empty where there is a reason."""
+    """The bytes of the arrays in `format.COLUMNS`; empty where there is a reason."""
 
 
 class Sandbox:
@@ -157,19 +157,19 @@ class Sandbox:
             child.wait_until_ready()
             return _unpack_answer(*child.receive(self._time_limit_s))
         except (_ChildDiedError, TimeoutError) as error:
-            status, complaint = child.kill()
+            status, stderr = child.kill()
             self._child = None
             if not child.ready:
-                raise RuntimeError(f"the reader's process does not start ({status}): {complaint}") from error
-            reason = self._reason(status, complaint, timed_out=isinstance(error, TimeoutError))
-            logger.warning("%s %s", reason, complaint[-500:])
+                raise RuntimeError(f"the reader's process does not start ({status}): {stderr}") from error
+            reason = self._reason(status, stderr, timed_out=isinstance(error, TimeoutError))
+            logger.warning("%s %s", reason, stderr[-500:])
             return Answer(reason=reason, dropped={}, columns={})
 
-    def _reason(self, status: int, complaint: str, *, timed_out: bool) -> str:
+    def _reason(self, status: int, stderr: str, *, timed_out: bool) -> str:
         """Why a child ended, from its exit status and what it wrote to stderr."""
         if timed_out or -status == signal.SIGALRM:
             return f"timed out after {self._time_limit_s:g} s"
-        if "bad_alloc" in complaint or "MemoryError" in complaint:
+        if "bad_alloc" in stderr or "MemoryError" in stderr:
             return _out_of_memory(self._memory_limit)
         if status < 0:
             return f"reader crashed: signal {-status}"
@@ -260,9 +260,9 @@ class _Child:
         self._sender.join()
         self._wire.close()
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 2000))
-        complaint = self._stderr.read().decode(errors="replace").strip()
+        stderr = self._stderr.read().decode(errors="replace").strip()
         self._stderr.close()
-        return status, complaint
+        return status, stderr
 
 
 def _environment() -> dict[str, str]:

@@ -78,12 +78,12 @@ def make_shard(shard: Shard) -> list[Report]:
 
     Raises:
         FileNotFoundError: if the corpus or the store's folder is not visible from this node.
-        OSError: for trouble with the storage; trouble with one file is a reason in its report.
+        OSError: for a problem of the storage; that of one file is a reason in its report.
     """
     sandbox = process_sandbox()
     sandbox.start()
-    location = corpus(shard.corpus).location(shard.root)
-    for what, folder in (("corpora.root", location), ("storage.root", shard.store)):
+    uri = corpus(shard.corpus).location(shard.root)
+    for what, folder in (("corpora.root", uri), ("storage.root", shard.store)):
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
     answers: dict[str, Answer] = {}
@@ -91,7 +91,7 @@ def make_shard(shard: Shard) -> list[Report]:
     sent: deque[str] = deque()
 
     def requests() -> Iterator[Request]:
-        for piece, contents in _read_ahead(location, shard):
+        for piece, contents in _read_ahead(uri, shard):
             if isinstance(contents, _UnusableError):
                 answers[piece.piece] = Answer(reason=str(contents), dropped={}, columns={})
                 if contents.may_pass:
@@ -112,12 +112,12 @@ class _UnusableError(Exception):
         self.may_pass = may_pass
 
 
-def _read_ahead(location: str, shard: Shard) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
+def _read_ahead(uri: str, shard: Shard) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
     """Every piece with the bytes of its files, or with the reason why they cannot be had."""
 
     def read(piece: Piece) -> Contents | _UnusableError:
         try:
-            return tuple(_read(location, name, shard.files.get(name)) for name in piece.files)
+            return tuple(_read(uri, name, shard.files.get(name)) for name in piece.files)
         except _UnusableError as error:
             return error
 
@@ -132,23 +132,23 @@ def _read_ahead(location: str, shard: Shard) -> Iterator[tuple[Piece, Contents |
             yield piece, future.result()
 
 
-def _read(location: str, name: str, file: File | None) -> bytes:
-    """The content of a file; trouble with this one file is an _UnusableError, other trouble its own."""
+def _read(uri: str, name: str, file: File | None) -> bytes:
+    """The content of a file; a problem of this one file is an _UnusableError, any other its own error."""
     shown = name.rpartition("/")[2]
     if file is None:
         raise _UnusableError(f"file not found ({shown})")
     if file.size > FILE_LIMIT:
         raise _UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
     try:
-        with open_file(location, file.path) as stream:
+        with open_file(uri, file.path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise _UnusableError(f"file not found ({shown})", may_pass=True) from error
     except PermissionError as error:
         raise _UnusableError(f"no permission to read {shown}", may_pass=True) from error
     except OSError as error:
-        if not storage.is_local(location):
-            raise  # an object store that does not answer is not this file's trouble
+        if not storage.is_local(uri):
+            raise  # an object store that does not answer is not this file's problem
         raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
 
 

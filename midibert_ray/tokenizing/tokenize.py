@@ -20,8 +20,8 @@ import ray
 
 from midibert_ray import storage
 from midibert_ray.data.format import MANIFEST, has_manifest, read_manifest, shard_names, store_digest, write_manifest
-from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
+from midibert_ray.settings.text import aligned
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
 from midibert_ray.tokenizing.shard import Shard, make_shard
@@ -29,6 +29,7 @@ from midibert_ray.tokenizing.shard import Shard, make_shard
 logger = logging.getLogger(__name__)
 
 _KEPT_LISTINGS = 16
+_PROGRESS_S = 2.0  # between two lines in the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +49,8 @@ class Summary:
         made at the same time share the machines, so that the column need not add up to the time of the job.
         """
         head = ("corpus", "pieces", "segments", "notes", "dropped", "quarantined", "seconds")
-        rows = [head, *(summary._row() for summary in summaries)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        return "\n".join([*lines, *(line for summary in summaries for line in summary._notes())])
+        rows = aligned([head, *(summary._row() for summary in summaries)], numbers=True)
+        return "\n".join([rows, *(line for summary in summaries for line in summary._notes())])
 
     def _row(self) -> tuple[str, ...]:
         manifest, counts = self.manifest, self.manifest["counts"]
@@ -82,36 +81,18 @@ def tokenize_corpus(name: str, **settings: Any) -> Summary:
     return tokenize_corpora([name], **settings)[0]
 
 
-def tokenize_corpora(
-    names: Sequence[str],
-    *,
-    corpora_root: str,
-    storage_root: str,
-    protocol: Protocol,
-    segment: int = 512,
-    progress_s: float = 2.0,
-) -> list[Summary]:
-    """Plan and make the token stores of some corpora; see `plan_corpus` and `tokenize_plans`."""
-    plans = [
-        plan_corpus(
-            name,
-            corpora_root=corpora_root,
-            storage_root=storage_root,
-            protocol=protocol,
-            segment=segment,
-        )
-        for name in names
-    ]
-    return tokenize_plans(plans, progress_s=progress_s)
+def tokenize_corpora(names: Sequence[str], **settings: Any) -> list[Summary]:
+    """Plan and make the token stores of some corpora; see `tokenize_plans`, and for the settings `plan_corpus`."""
+    return tokenize_plans([plan_corpus(name, **settings) for name in names])
 
 
-def tokenize_plans(plans: Sequence[CorpusPlan], *, progress_s: float = 2.0) -> list[Summary]:
+def tokenize_plans(plans: Sequence[CorpusPlan]) -> list[Summary]:
     """Make token stores, all in one Ray Dataset; stores that are there already, of the same files, are found.
 
     A store is found by its listing alone (`CorpusPlan.is_current`). Where a file has another time, or one that could
     not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
-    Needs a running Ray. `progress_s` is the time between two lines of progress in the log, seconds.
+    Needs a running Ray.
 
     Raises:
         ValueError: for a corpus of which no piece could be tokenized; the other stores are published.
@@ -121,7 +102,7 @@ def tokenize_plans(plans: Sequence[CorpusPlan], *, progress_s: float = 2.0) -> l
     addresses = [plan.address for plan in plans]
     found = [plan.is_current() for plan in plans]
     missing = [plan for plan, there in zip(plans, found, strict=True) if not there]
-    failures = _make(missing, progress_s) if missing else []
+    failures = _make(missing) if missing else []
     if failures:
         raise ValueError("\n".join(failures))
     return [
@@ -212,10 +193,10 @@ class _Ledger:
         }
 
 
-def _make(plans: Sequence[CorpusPlan], progress_s: float) -> list[str]:
+def _make(plans: Sequence[CorpusPlan]) -> list[str]:
     """Tokenize and publish; gives the problems of corpora of which nothing could be used."""
     ledgers: dict[str, _Ledger] = {}
-    progress = _Progress(sum(len(plan.pieces) for plan in plans), progress_s)
+    progress = _Progress(sum(len(plan.pieces) for plan in plans))
     failures: list[str | None] = []
     try:
         for plan in {plan.corpus.name: plan for plan in plans}.values():
@@ -275,15 +256,15 @@ def _quiet() -> Iterator[None]:
 class _Progress:
     """A line in the log now and then."""
 
-    def __init__(self, total: int, every_s: float) -> None:
-        self._total, self._every_s, self._done = total, every_s, 0
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
         self._started = self._last = time.monotonic()
 
     def add(self, pieces: int) -> None:
         """Count some pieces."""
         self._done += pieces
         now = time.monotonic()
-        if now - self._last < self._every_s and self._done < self._total:
+        if now - self._last < _PROGRESS_S and self._done < self._total:
             return
         self._last = now
         rate = self._done / (now - self._started)

@@ -23,12 +23,15 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing import commit
+from midibert_ray.tokenizing import plan as plans
 from midibert_ray.tokenizing.shard import FILE_LIMIT, make_shard
 from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(corpora.corpus("sample").location(""))
+HEAVY = {"0/large.mid": 3, "3/huge.mid": 9, "9/last.mid": 3, "9/late.mid": 3}
+"""Names of files, and MiB."""
 ORDERS = (CLEAN, CLEAN.switch(), CLEAN.switch(order="track"), CLEAN.switch(order="pitch"))
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
@@ -89,6 +92,33 @@ def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
     default, own, track, pitch = digests
     assert default == own == pitch
     assert not set(own) & set(track)
+
+
+def test_tasks_are_cut_by_pieces_and_by_bytes(tmp_path: Path) -> None:
+    folder = midi_folder(tmp_path / "midi", copies=5)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.mid")}
+    for name, mib in HEAVY.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / name).open("wb") as file:
+            file.truncate(mib << 20)
+    shards = plan_corpus(f"folder:{folder}", **settings(tmp_path)).shards("a-1-00000000")
+    pieces = [[piece.piece for piece in shard.pieces] for shard in shards]
+    assert [piece for shard in pieces for piece in shard] == sorted([*sizes, *HEAVY])
+    assert all(len(shard) <= 64 for shard in pieces)
+    assert max(sum(file.size for file in shard.files.values()) for shard in shards if len(shard.pieces) > 1) <= 4 << 20
+    assert ["3/huge.mid"] in pieces, "one that is larger than the bound is alone"
+    assert len(pieces) <= 3 + 2 * len(HEAVY), "small pieces stay together"
+    assert [shard.name for shard in shards] == [f"part-{n:05d}.a-1-00000000.parquet" for n in range(len(shards))]
+
+
+def test_content_does_not_depend_on_how_tasks_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for most in (1 << 30, 20_000):
+        monkeypatch.setattr(plans, "_MOST_BYTES", most)
+        plan = plan_corpus("sample", **settings(tmp_path))
+        shards = plan.shards(commit.begin(plan.address))
+        digests.append([report["digest"] for shard in shards for report in make_shard(shard)])
+    assert len(shards) > 5 and digests[0] == digests[1]
 
 
 def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class IncompleteError(DownloadError):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One chosen corpus: what it is, where it goes, and what is known of it before anything is fetched."""
+    """One chosen corpus: its source, its target, and the size that its server states."""
 
     source: Source
     root: Path

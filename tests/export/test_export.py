@@ -116,9 +116,8 @@ class TestReference:
         target, path = tmp_path / "created", tmp_path / "bomb.ckpt"
         torch.save({"state_dict": reference_weights(), "epoch": Bomb(target)}, path)
         code, said = job(f"reference={path}", f"output={tmp_path / 'out'}")
-        assert code == 2 and "Traceback" not in said, said
-        (line,) = (line for line in said.splitlines() if "error" in line)
-        assert line.startswith("error: ") and "bomb.ckpt: refused, it holds more than tensors" in line
+        assert code == 2 and "error: " in said and "Traceback" not in said, said
+        assert "bomb.ckpt: refused, it holds more than tensors" in said
         assert names(tmp_path) == ["bomb.ckpt"], "neither the bomb's file nor any output"
 
     @pytest.mark.parametrize("content", [b"", b"MThd" + bytes(99), b"PK\x03\x04" + bytes(99)])

@@ -29,7 +29,7 @@ class MaskedBatch:
     """A batch for `MidiBertForMaskedLM`. Token shapes: [b, t, 4] (CP) or [b, t] (REMI), int64."""
 
     inputs: Tensor
-    """What the model sees."""
+    """The tokens that the model sees."""
 
     targets: Tensor
     """The original tokens; only those at `where` are scored."""
@@ -53,7 +53,7 @@ def row_keys(seed: int, epoch: int, step: int, rows: Tensor) -> Tensor:
 
 
 def masked_count(length: Tensor, *, protocol: Protocol, segment: int, fraction: float = 0.15) -> Tensor:
-    """How many positions of each row are chosen: int64 [b], from the row's number of real tokens alone.
+    """The number of chosen positions of each row: int64 [b], from the row's number of real tokens alone.
 
     With `masks_padding` round(segment * fraction) whatever the row holds (reference behaviour: 77 of 512), else
     round(length * fraction), at least 1 in a row with notes.
@@ -68,7 +68,7 @@ def masked_count(length: Tensor, *, protocol: Protocol, segment: int, fraction: 
 def mask_batch(
     tokens: Tensor, length: Tensor, *, protocol: Protocol, keys: Tensor, fraction: float = 0.15
 ) -> MaskedBatch:
-    """Choose positions, corrupt them, and say what may be attended.
+    """Choose positions, corrupt them, and tell where the model may attend.
 
     tokens: int64 [b, t, 4] (CP) or [b, t] (REMI), padded on the right; length: int64 [b], real tokens of
     each row; keys: int64 [b] from `row_keys`; all on one device. The protocol's fields of `mask` are used.

@@ -20,7 +20,7 @@ from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
 
 TICKS_PER_BEAT = 480
-"""What the authors' code takes for granted, and what aligned notes have."""
+"""The authors' code assumes it, and aligned notes have it."""
 
 SUBBEATS_PER_BEAT = 4
 SUBBEATS_PER_BAR = 16

@@ -18,7 +18,7 @@ def _differs(section: str, *, paper: object, clean: object) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """One answer to every question on which the two protocols differ."""
+    """A value for each difference between the two protocols. A flag's docstring tells its meaning where it is true."""
 
     name: ProtocolName
     """The protocol that it is, or is made from by `switch`."""
@@ -28,69 +28,69 @@ class Protocol:
     melody away; ASAP with all tracks merged); `track`, whatever the corpus; `pitch`, which tells nothing of tracks."""
 
     one_onset: Literal["tick", "sub-beat"] = _differs("tokens", paper="tick", clean="sub-beat")
-    """What counts as one onset where notes are ordered by track: one tick of the file, or one sub-beat of the grid."""
+    """Notes ordered by track have one onset if they share a tick of the file, or a sub-beat of the grid."""
 
     ticks_per_beat: Literal["480", "file"] = _differs("tokens", paper="480", clean="file")
-    """Ticks of a beat: 480 whatever the file says, or what it says."""
+    """Ticks of a beat: 480 in any file, or the number in its header."""
 
     drops_drums: bool = _differs("tokens", paper=False, clean=True)
-    """Whether drums are dropped and counted; else they are notes like others."""
+    """Drums are dropped and counted; else they are notes like others."""
 
     shifts_last_onset: bool = _differs("tokens", paper=True, clean=False)
-    """Whether the grid ends before a piece's last onset, so that its notes move one sub-beat early if they lie on the
-    grid."""
+    """The grid ends before a piece's last onset, so that notes there move a sub-beat early if they lie on the grid."""
 
     emopia_split: Literal["clip", "song"] = _differs("tokens", paper="clip", clean="song")
-    """What is divided over EMOPIA's splits: clips, so that one song is in several of them, or songs."""
+    """EMOPIA's splits divide clips, so that one song is in several of them, or songs."""
 
     masks_padding: bool = _differs("mask", paper=True, clean=False)
-    """Whether padding is masked and scored in pre-training: positions are then chosen from the whole segment."""
+    """Padding is masked and scored in pre-training, as positions are chosen from the whole segment."""
 
     mask_shares: Literal["exact", "drawn"] = _differs("mask", paper="exact", clean="drawn")
     """Chosen positions that become MASK, random or stay: exact shares of each segment, or drawn one by one."""
 
     random_ids: Literal["all", "real"] = _differs("mask", paper="all", clean="real")
-    """What random ids are drawn from: all of a token type, PAD and MASK included, or all but these two."""
+    """Random ids are drawn from all of a token type, PAD and MASK included, or from all but these two."""
 
     attends_masked_padding: bool = _differs("mask", paper=True, clean=False)
-    """Whether CP is attended to in pre-training wherever the masked Bar id is not PAD: to padding that was masked, and
-    not to a note whose Bar became PAD at random. Else, and in REMI either way, to the real tokens and nothing else."""
+    """Pre-training on CP attends wherever the masked Bar id is not PAD: to padding that was masked, and not to a note
+    whose Bar became PAD at random. Else, and on REMI either way, it attends to the real tokens and nothing else."""
 
     validates_by: Literal["segment", "piece"] = _differs("pretrain", paper="segment", clean="piece")
-    """What is held out from pre-training: segments, so that a piece may stand on both sides, or pieces."""
+    """Segments are held out from pre-training, so that a piece may stand on both sides, or pieces."""
 
     pretrains_on_test: bool = _differs("pretrain", paper=True, clean=False)
-    """Whether the test pieces of the downstream tasks are in pre-training."""
+    """Pre-training sees the test pieces of the downstream tasks."""
 
     redraws_valid_masks: bool = _differs("pretrain", paper=True, clean=False)
-    """Whether every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
+    """Every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
 
     judged_by: Literal["accuracy", "loss"] = _differs("pretrain", paper="accuracy", clean="loss")
-    """What a validation of pre-training is judged by: accuracy, as in the authors' code, or loss, as in the paper."""
+    """The best epoch of pre-training has the highest accuracy, as in the authors' code, or the lowest loss, as in the
+    paper."""
 
     adamw: Literal["authors", "torch"] = _differs("optimizer", paper="authors", clean="torch")
     """AdamW as the authors' library computed it, or as torch does."""
 
     padding_class: bool = _differs("finetune", paper=True, clean=False)
-    """Whether note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
+    """Note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
 
     attends_labelled: bool = _differs("finetune", paper=True, clean=False)
-    """Whether note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
+    """Note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
 
     attends_padding: bool = _differs("finetune", paper=True, clean=False)
-    """Whether sequence-level tasks attend to padding, and pool over it."""
+    """Sequence-level tasks attend to padding, and pool over it."""
 
     drops_short_rows: bool = _differs("finetune", paper=True, clean=False)
-    """Whether the composer task leaves out a piece's last segment where it is less than half full."""
+    """The composer task leaves out a piece's last segment if it is less than half full."""
 
     rnn_reads_padding: bool = _differs("rnn", paper=True, clean=False)
-    """Whether the recurrent baselines read padding like notes."""
+    """The recurrent baselines read padding like notes."""
 
     rnn_returns_to_best: bool = _differs("rnn", paper=False, clean=True)
-    """Whether a recurrent baseline goes back to its best weights when its rate falls."""
+    """A recurrent baseline goes back to its best weights when its rate falls."""
 
     named: tuple[str, ...] = ()
-    """Fields that `switch` has set; they stand in the names of results, even where the value is the protocol's own."""
+    """Fields set by `switch`; results are named by them, even where the value is the protocol's own."""
 
     def switch(self, **changes: object) -> "Protocol":
         """The protocol with some fields set.
@@ -109,21 +109,21 @@ class Protocol:
         return made
 
     def switched(self, *sections: str) -> dict[str, Any]:
-        """Fields that `switch` has set, with their values; with sections, those that these read."""
+        """The fields set by `switch`, with their values; of some sections alone, if any are given."""
         known = {item.name: item.metadata.get("section") for item in fields(self)}
         return {name: getattr(self, name) for name in self.named if not sections or known[name] in sections}
 
     def describe(self) -> str:
-        """The name, and what was switched: `paper, order=pitch`."""
+        """The name and the switched fields: `paper, order=pitch`."""
         return ", ".join([self.name, *(f"{name}={value}" for name, value in self.switched().items())])
 
     @property
     def packs_pretraining(self) -> bool:
-        """Whether segments may share rows in pre-training: only where nothing is asked of padding."""
+        """Segments may share rows in pre-training: padding is neither scored nor attended to."""
         return not (self.masks_padding or self.attends_masked_padding)
 
     def packs_task(self, level: str) -> bool:
-        """Whether segments may share rows in note- or sequence-level tasks: where just the real tokens are attended."""
+        """Segments may share rows in tasks of a level (`note`, `sequence`): just the real tokens are attended to."""
         return not (self.attends_labelled if level == "note" else self.attends_padding)
 
 

@@ -39,7 +39,7 @@ DEFAULT_VELOCITY = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A piece as CP rows, with what the ids do not hold."""
+    """A piece as CP rows, and facts of its notes that the ids do not hold."""
 
     tokens: NDArray[np.uint8]
     """[n, 4] ids: Bar, Position, Pitch, Duration."""

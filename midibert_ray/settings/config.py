@@ -97,8 +97,7 @@ class ModelConfig:
     """Dropout of hidden states and of attention weights."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "feed_forward"):
-            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a positive number")
+        checks.require_positive(self, "model.", "layers", "hidden", "heads", "feed_forward")
         require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
 
@@ -128,8 +127,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "a positive rate")
-        for name in ("weight_decay", "clip", "warmup_steps"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        checks.require_not_negative(self, "optimizer.", "weight_decay", "clip", "warmup_steps")
         require(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
 
 
@@ -155,8 +153,7 @@ class PretrainConfig:
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "valid_every"):
-            require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "a positive number")
+        checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
 
@@ -216,10 +213,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         checks.require_corpora("finetune.corpus", (self.corpus,))
-        for name in ("batch", "epochs", "lr"):
-            require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
-        for name in ("patience", "weight_decay", "freeze_layers", "train_segments"):
-            require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
+        checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
         require(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "a factor above 0, up to 1")
@@ -248,10 +243,8 @@ class RnnConfig:
     """Such falls after which training ends."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "stops"):
-            require(getattr(self, name) > 0, f"rnn.{name}", getattr(self, name), "a positive number")
-        for name in ("lr", "batch"):
-            require(getattr(self, name) >= 0, f"rnn.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "rnn.", "epochs", "patience", "stops")
+        checks.require_not_negative(self, "rnn.", "lr", "batch")
         require(0 < self.factor < 1, "rnn.factor", self.factor, "between 0 and 1")
 
 
@@ -342,10 +335,10 @@ class ComputeConfig:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
         require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
-        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
-            require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
-        for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):
-            require(getattr(self, name) >= 0, f"compute.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")
+        checks.require_not_negative(
+            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,9 +389,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
-        _ = self.protocol_in_force  # refuses what contradicts itself
+        _ = self.protocol_in_force  # raises on a contradiction
 
     @property
     def protocol_in_force(self) -> Protocol:
-        """The protocol that `tokens.protocol` names, with what `protocol.*` switches."""
+        """The protocol that `tokens.protocol` names, with the fields that `protocol.*` switches."""
         return self.protocol.upon(PROTOCOLS[self.tokens.protocol])

@@ -1,4 +1,4 @@
-"""What is done with a configuration: dotted overrides, a flat form, and the hash that names artifacts."""
+"""Dotted overrides of a configuration, its flat form, and the hash that names artifacts."""
 
 import dataclasses
 import difflib
@@ -59,15 +59,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def runtime_keys() -> frozenset[str]:
     """Dotted keys of the fields that never change a result."""
-    keys = set()
-    for section in dataclasses.fields(Config):
-        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
-            keys |= {
-                f"{section.name}.{item.name}"
-                for item in dataclasses.fields(section.type)
-                if item.metadata.get("runtime")
-            }
-    return frozenset(keys)
+    sections = {item.name: item.type for item in dataclasses.fields(Config) if dataclasses.is_dataclass(item.type)}
+    return frozenset(
+        f"{name}.{item.name}"
+        for name, section in sections.items()
+        for item in dataclasses.fields(section)
+        if item.metadata.get("runtime")
+    )
 
 
 def digest(value: object) -> str:
@@ -93,9 +91,9 @@ def identity(config: Config, sections: Iterable[str], **inputs: object) -> str:
 def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
     """Dotted key -> value of the fields of some sections that may change a result.
 
-    What is switched of the protocol counts with the section that reads it; what is not is said by `tokens.protocol`.
+    A switched field of the protocol counts with the section that reads it; all others follow from `tokens.protocol`.
     """
-    sections, skip = set(sections), runtime_keys()
+    sections, skip = set(sections) - {"protocol"}, runtime_keys()
     fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
     switched = config.protocol_in_force.switched(*sections) if sections else {}
     return fields | {f"protocol.{name}": value for name, value in switched.items()}
@@ -109,18 +107,16 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: for an unknown key, or a value of the wrong type or out of range.
     """
-    nested: dict[str, Any] = {}
     known = flatten(config)
+    nested: dict[str, dict[str, Any]] = {"": {}}
     for key, value in changes.items():
         if key not in known:
             raise ConfigError(_unknown_key(key, known))
         section, _, name = key.rpartition(".")
-        typed = _convert(key, value, _field_type(key))
-        if section:
-            nested.setdefault(section, {})[name] = typed
-        else:
-            nested[name] = typed
-    return _rebuild(config, nested)
+        nested.setdefault(section, {})[name] = _convert(key, value, _field_type(key))
+    top = nested.pop("")
+    sections = {name: dataclasses.replace(getattr(config, name), **values) for name, values in nested.items()}
+    return dataclasses.replace(config, **top, **sections)
 
 
 def from_flat(flat: Mapping[str, Any]) -> Config:
@@ -130,14 +126,6 @@ def from_flat(flat: Mapping[str, Any]) -> Config:
         order = changes.pop("tokens.order")
         changes["protocol.order"] = None if order == "protocol" else order
     return replace(Config(), changes)
-
-
-def _rebuild(config: Config, nested: Mapping[str, Any]) -> Config:
-    parts = {
-        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
-        for name, value in nested.items()
-    }
-    return dataclasses.replace(config, **parts)
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> str:

@@ -16,10 +16,7 @@ _Switches: Any = make_dataclass(
 
 @dataclass(frozen=True, kw_only=True)
 class ProtocolConfig(_Switches):
-    """A field of `music.protocol.Protocol` each; None is what `tokens.protocol` says.
-
-    A default changes no name of an artifact: only what is switched does, beside the section that reads it.
-    """
+    """The fields of `music.protocol.Protocol`; None leaves one to `tokens.protocol`, and all names as they are."""
 
     documented_in: ClassVar[type] = Protocol
     """The class whose fields have the docstrings."""

@@ -17,7 +17,8 @@ from midibert_ray import storage
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.grid import GridNotes
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.skyline import skyline

@@ -3,9 +3,10 @@
 from typing import Literal
 
 from midibert_ray import pipeline, tracking
-from midibert_ray.cli.arguments import describe
+from midibert_ray.cli.arguments import show
 from midibert_ray.report.publish import unpublished
 from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.result import settled
@@ -32,7 +33,7 @@ def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: b
     """
     names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
     places = pipeline.addresses(config, names)
-    lines = [describe(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
+    lines = [_settings(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
     if "pretrain" in stages:
@@ -46,6 +47,13 @@ def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: b
     lines += _study_lines(study) if study else []
     lines += [f"{'estimate':<15} {_estimate(study)}"] if study and estimates else []
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+
+
+def _settings(config: Config) -> str:
+    """The resolved configuration, one dotted key a line."""
+    flat = flatten(config)
+    width = max(map(len, flat))
+    return "\n".join(f"{key:<{width}}  {show(value)}" for key, value in flat.items())
 
 
 def flush_plan(config: Config) -> str:

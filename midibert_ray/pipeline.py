@@ -14,6 +14,8 @@ from midibert_ray.report import formats, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import publish, unpublished
 from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import command_line
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Plan
 from midibert_ray.studies.plan import make as plan_study
@@ -80,8 +82,8 @@ def stores(config: Config, names: Iterable[str]) -> dict[str, str]:
     missing = [name for name, address in found.items() if not storage.exists(storage.join(address, "manifest.json"))]
     if missing:
         raise MissingInputError(
-            f"no token store of {', '.join(missing)} under these settings; first run, with the same settings, "
-            f"python jobs/tokenize.py corpora.names={','.join(missing)} (or jobs/pipeline.py, which runs all stages)"
+            f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
+            f"all stages):\n    {command_line('tokenize', replace(config, {'corpora.names': tuple(missing)}))}"
         )
     return found
 
@@ -105,8 +107,8 @@ def pretrained(config: Config) -> PretrainRun:
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
-            f"no finished pre-training {key} below {run_address(config, key)}; run python jobs/pretrain.py "
-            "with the same settings first (or jobs/pipeline.py, which runs all stages)"
+            f"no finished pre-training {key} below {run_address(config, key)}; run it first (or let the job pipeline "
+            f"run all stages):\n    {command_line('pretrain', config)}"
         )
     return done
 

@@ -55,7 +55,7 @@ def parse(command: Command, words: Sequence[str]) -> Args:
         sys.exit(0)
     plain = tuple(word for word in known.overrides if "=" not in word)
     if plain and not command.words:
-        raise ConfigError(unknown_word(plain[0], words))
+        raise ConfigError(unknown_word(command, plain[0], words))
     kind = _kind(plain, command, words) if command.kinds else {}
     changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
     extra = _take(changes, command.extra)
@@ -106,7 +106,7 @@ def _kind(plain: Sequence[str], command: Command, words: Sequence[str]) -> dict[
     """
     for word in plain:
         if word not in command.kinds:
-            raise ConfigError(f"{unknown_word(word, words)}, or one of {', '.join(command.kinds)}")
+            raise ConfigError(unknown_word(command, word, words))
     if len(plain) > 1:
         raise ConfigError(f"{' '.join(plain)!r} is not possible; use nothing, {' or '.join(command.kinds)}")
     return dict(command.kinds[plain[0]]) if plain else {}

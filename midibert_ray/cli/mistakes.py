@@ -39,14 +39,15 @@ def refuse_mistakes(command: Command, words: Sequence[str]) -> None:
             _refuse_commas(value)
 
 
-def unknown_word(word: str, words: Sequence[str]) -> str:
+def unknown_word(command: Command, word: str, words: Sequence[str]) -> str:
     """Says what a word is not, and what it may be a piece of: a path with spaces that was not quoted."""
     number = words.index(word)
     start = next((n for n in range(number - 1, -1, -1) if "=" in words[n]), number)
     end = next((n for n in range(number, len(words)) if "=" in words[n] or words[n].startswith("--")), len(words))
     whole = " ".join(words[start:end])
     hint = f"; quote what has a space in it: {shlex.quote(whole)}" if _PATH.fullmatch(whole) else ""
-    return f"{word!r} is not a setting; write section.key=value{hint}"
+    other = f", or one of {', '.join(command.kinds)}" if command.kinds else ""
+    return f"{word!r} is not a setting; write section.key=value{other}{hint}"
 
 
 def _is_value(command: Command, word: str) -> bool:

@@ -45,15 +45,6 @@ from midibert_ray.training.launch import SECTIONS
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = {
-    "output": "Folder to write, local or `s3://bucket/prefix`; it must be new or empty.",
-    "run": "Address of a checkpoint to export, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or of a finished "
-    "trial, such as OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021; without it and without reference, the "
-    "best checkpoint of the finished pre-training of these settings is exported.",
-    "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export instead. "
-    "It is a pickle, and is refused if it holds anything but tensors and plain values.",
-}
-"""What an export takes beside the configuration: name -> meaning."""
 
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "compute")
 """What changes the weights of a trial, beside its encoder."""

@@ -17,7 +17,7 @@ from midibert_ray.settings.config import ConfigError
 def run(args: Args) -> None:
     config = args.config
     if len(args.words) > 1 or not (args.words or args.flags):
-        raise ConfigError("name one study, such as: midibert report ablation")
+        raise ConfigError("name one study, such as: midibert report ablation (and quote a path that has a space in it)")
     if args.dry_run:
         print(dry_run.flush_plan(config) if args.flags else pipeline.report_address(config, *args.words))
     elif args.flags:

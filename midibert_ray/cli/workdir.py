@@ -31,7 +31,7 @@ CODE = (
     "midibert_ray/corpora/splits/pianist8.json",
     "midibert_ray/corpora/splits/pop909.json",
     "midibert_ray/corpora/sample/POP909/LICENSE",
-    "midibert_ray/corpora/sample/POP909/*/*.mid",
+    "midibert_ray/corpora/sample/POP909/*/[0-9][0-9][0-9].mid",
     "midibert_ray/corpora/sample/POP909/*/beat_audio.txt",
     "midibert_ray/corpora/sample/POP909/*/beat_midi.txt",
     "midibert_ray/report/**/*.css",

@@ -20,11 +20,10 @@ MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, Floatin
 
 
 def run(job: str, args: Args | Namespace) -> int:
-    """Run a job; gives its exit code. An error that the user can mend is one line and exit code 2.
-
-    Errors of any other kind keep their traceback.
+    """Run a job; gives its exit code.
 
     Raises:
+        Exception: one of MENDABLE, where the user can do something about it.
         SystemExit: after Ctrl-C (130) or SIGTERM (143).
     """
     if isinstance(args, Args):
@@ -32,12 +31,7 @@ def run(job: str, args: Args | Namespace) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     module = importlib.import_module(f"midibert_ray.cli.jobs.{job}")
     with signals.in_order():
-        try:
-            return int(module.run(args) or 0)
-        except MENDABLE as error:
-            sys.stdout.flush()
-            sys.stderr.write(f"error: {error}\n")
-            return 2
+        return int(module.run(args) or 0)
 
 
 def anchor(config: Config) -> Config:

@@ -25,25 +25,28 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def execute(words: Sequence[str]) -> int:
-    """Run a job in this process; gives its exit code, 2 for what the user can mend."""
+    """Run a job in this process; gives its exit code: 2, and one line, for what the user can mend.
+
+    Errors of any other kind keep their traceback.
+    """
     from midibert_ray.settings.validators import ConfigError
 
     try:
         return _execute(*words)
     except ConfigError as error:
-        return fail(error)
+        return _fail(error)
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
         if name in ("", "midibert_ray"):
             raise
-        return fail(
+        return _fail(
             f"{sys.executable} has no package {name!r}; activate the environment that has it (`source "
             ".venv/bin/activate`), or make one with `make demo`"
         )
 
 
-def fail(problem: object) -> int:
-    """Say in one line what a user can mend; gives the exit code."""
+def _fail(problem: object) -> int:
+    sys.stdout.flush()
     sys.stderr.write(f"error: {problem}\n")
     return 2
 
@@ -57,7 +60,10 @@ def _execute(name: str = "", *words: str) -> int:
     args = _submission(words) if name == "submit" else arguments.parse(commands.find(name), words)
     from midibert_ray.cli import driver
 
-    return driver.run(name, args)
+    try:
+        return driver.run(name, args)
+    except driver.MENDABLE as error:
+        return _fail(error)
 
 
 def _submission(words: Sequence[str]) -> "Namespace":

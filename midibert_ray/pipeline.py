@@ -66,9 +66,8 @@ def _token_settings(config: Config) -> dict[str, Any]:
     return {
         "corpora_root": config.corpora.root,
         "storage_root": config.storage.root,
-        "protocol": config.tokens.protocol,
+        "protocol": config.protocol_in_force,
         "segment": config.tokens.segment,
-        "order": config.tokens.order,
     }
 
 

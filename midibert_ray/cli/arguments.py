@@ -148,7 +148,8 @@ def _epilog(command: Command, *, everything: bool) -> str:
         for item in shown:
             key = f"{section}.{item.name}".removeprefix(".")
             lines.append(f"    {key}{'*' if key in runtime else ''} [{show(item.default)}]")
-            choices = typing.get_args(hints[item.name]) if typing.get_origin(hints[item.name]) is typing.Literal else ()
+            kinds = (hints[item.name], *typing.get_args(hints[item.name]))  # a field of the protocol may also be None
+            choices = next((typing.get_args(each) for each in kinds if typing.get_origin(each) is typing.Literal), ())
             lines += _wrapped((f"{{{', '.join(choices)}}} " if choices else "") + docs[item.name])
     lines += ["", f"{hidden} settings that this job does not read are left out: `--help all`"] if hidden else []
     return "\n".join(lines)
@@ -164,6 +165,8 @@ def _wrapped(text: str) -> list[str]:
 
 def show(value: Any) -> str:
     """A setting's value as it stands in a listing."""
+    if value is None:
+        return "as tokens.protocol"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return value if isinstance(value, str) and value else json.dumps(value)
@@ -171,7 +174,8 @@ def show(value: Any) -> str:
 
 def field_docs(kind: type) -> dict[str, str]:
     """The string that stands under each field of a dataclass, by field name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    source = inspect.getsource(getattr(kind, "documented_in", kind))
+    body = ast.parse(textwrap.dedent(source)).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):

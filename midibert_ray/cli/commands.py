@@ -38,7 +38,7 @@ class Command:
         return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
 
 
-_ENCODER = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain")
+_ENCODER = ("seed", "corpora", "tokens", "protocol", "mask", "model", "optimizer", "pretrain")
 _PRETRAINING = tuple(
     f"compute.{name}"
     for name in (
@@ -56,7 +56,7 @@ COMMANDS = {
             settings=("corpora",),
             words="CORPUS (pop909, asap, pop1k7, pianist8, emopia), or section.key=value",
         ),
-        Command(name="tokenize", settings=("corpora", "tokens", "storage.root")),
+        Command(name="tokenize", settings=("corpora", "tokens", "protocol", "storage.root")),
         Command(name="pretrain", settings=(*_ENCODER, *_PRETRAINING, "storage", "tracking")),
         Command(
             name="study",

@@ -50,8 +50,8 @@ def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: b
 
 
 def _settings(config: Config) -> str:
-    """The resolved configuration, one dotted key a line."""
-    flat = flatten(config)
+    """The resolved configuration, one dotted key a line, without fields that are left to another."""
+    flat = {key: value for key, value in flatten(config).items() if value is not None}
     width = max(map(len, flat))
     return "\n".join(f"{key:<{width}}  {show(value)}" for key, value in flat.items())
 
@@ -92,10 +92,9 @@ def _estimate(study: Plan) -> str:
 
 def _pretraining_words(config: Config) -> str:
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
-    order = "" if config.tokens.order == "protocol" else f", notes by {config.tokens.order}"
     return (
         f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.tokens.protocol}{order}"
+        f"protocol {config.protocol_in_force.describe()}"
     )
 
 

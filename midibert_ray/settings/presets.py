@@ -72,7 +72,7 @@ STUDIES: dict[str, dict[str, object]] = {
     },
     "sweep": {"study.name": "sweep", "study.draws": 24},
 }
-"""What a study of some name changes in a preset, before the settings of the command line."""
+"""Settings that a study of some name changes in a preset; the command line overrules them."""
 
 PRESETS: dict[str, Callable[[], Config]] = {"debug": debug, "small": small, "base": base}
 
@@ -99,4 +99,6 @@ def command_line(job: str, config: Config) -> str:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

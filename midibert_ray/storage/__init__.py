@@ -1,6 +1,8 @@
 """Files on a disk or in a bucket, below one root."""
 
+from midibert_ray.storage import root
 from midibert_ray.storage.files import (
+    UNFINISHED,
     basename,
     download,
     exists,
@@ -13,11 +15,13 @@ from midibert_ray.storage.files import (
     require_bucket,
     resolve,
     upload,
+    whole_folder,
     without_query,
     write_bytes,
 )
 
 __all__ = [
+    "UNFINISHED",
     "basename",
     "download",
     "exists",
@@ -29,7 +33,9 @@ __all__ = [
     "remove",
     "require_bucket",
     "resolve",
+    "root",
     "upload",
+    "whole_folder",
     "without_query",
     "write_bytes",
 ]

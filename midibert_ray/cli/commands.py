@@ -77,7 +77,7 @@ COMMANDS = {
             settings=(*_ENCODER, "compute.precision", "storage", "tracking"),
             extra={
                 "output": "Folder to write, local or `s3://bucket/prefix`; it must be new or empty.",
-                "run": "Trial to export, by its name in the study's tables, such as melody-pretrained-clean-seed2021; or "
+                "run": "Trial to export, by its name in the study's tables (melody-pretrained-clean-seed2021 ...); or "
                 "the key of a trial or pre-training run; or a folder, such as OUT/studies/ablation-1a2b3c4d5e/TRIAL or "
                 "OUT/runs/pretrain-1a2b3c4d5e/step_000000120; without it and without reference, the best checkpoint of "
                 "the finished pre-training of these settings is exported.",

@@ -2,7 +2,6 @@
 
 from midibert_ray.storage import root
 from midibert_ray.storage.files import (
-    UNFINISHED,
     basename,
     download,
     exists,
@@ -21,7 +20,6 @@ from midibert_ray.storage.files import (
 )
 
 __all__ = [
-    "UNFINISHED",
     "basename",
     "download",
     "exists",

@@ -27,6 +27,7 @@ from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.storage import digests
+from midibert_ray.storage.files import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class NodeCache:
     def _ensure(self, name: str, size: int, build: Callable[[Path], None]) -> None:
         """Make sure that the copy of a name is there and sound; needs the lock."""
         folder = self.folder / name
-        for leftover in (*self.folder.glob(f".*{storage.UNFINISHED}"), *self.folder.glob(f".*{_REMOVING}")):
+        for leftover in (*self.folder.glob(f".*{UNFINISHED}"), *self.folder.glob(f".*{_REMOVING}")):
             shutil.rmtree(leftover)  # of a process that was killed
         if folder.exists() and not _is_compared(folder) and (problem := _problem(folder)):
             logger.warning("the copy %s is made again: %s", folder, problem)

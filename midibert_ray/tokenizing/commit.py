@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 _WRITING = "writing."
 _OWN = re.compile(r"\.?(part-|writing\.)")  # with a dot: what a killed process was about to rename
-_MARK = re.compile(r"([A-Za-z0-9-]+)-(\d+)-[0-9a-f]{8}")
+_MARK = re.compile(r"[A-Za-z0-9-]+-\d+-[0-9a-f]{8}")
 _FORGOTTEN = timedelta(days=1)  # a job on another host that has written nothing for so long is dead
 
 
@@ -71,6 +71,8 @@ def _remove_unnamed(uri: str, ended: str = "") -> None:
         named = set(shard_names(uri, read_manifest(uri)))
     except FileNotFoundError:
         named = set()
+    except ValueError:
+        return  # of another version of this package, which looks after it
     removed = [name for name in found if name not in named and _mark(name) not in running and name != _WRITING + ended]
     if removed:
         logger.info("removing %d files of %s that belong to no store, such as %s", len(removed), uri, removed[0])

@@ -61,6 +61,7 @@ Handler = Callable[[Corpus, Piece, Sequence[bytes], Protocol], Tokens]
 
 _START_LIMIT_S = 120.0  # importing the readers on a busy machine
 _ALARM_MARGIN_S = 1  # the child's own alarm is for a child whose parent is gone
+_OUT_OF_MEMORY = f"out of memory (limit {MEMORY_LIMIT / 2**30:g} GiB)"
 _AHEAD = 16  # pieces on their way to the child while it works on the first
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 
@@ -94,22 +95,16 @@ class Answer:
 class Sandbox:
     """Tokenizes pieces in a child process of its own, which is started on first use and then kept."""
 
-    def __init__(
-        self,
-        *,
-        handler: str = HANDLER,
-        time_limit_s: float = TIME_LIMIT_S,
-        memory_limit: int = MEMORY_LIMIT,
-    ) -> None:
-        """A sandbox whose child calls `handler`, with limits for one piece (seconds, bytes)."""
-        self._arguments = [handler, str(time_limit_s), str(memory_limit)]
-        self._time_limit_s, self._memory_limit = time_limit_s, memory_limit
+    def __init__(self, *, handler: str = HANDLER, time_limit_s: float = TIME_LIMIT_S) -> None:
+        """A sandbox whose child calls `handler`, with a limit for one piece (seconds)."""
+        self._handler, self._time_limit_s = handler, time_limit_s
         self._child: _Child | None = None
 
-    def start(self) -> None:
+    def start(self) -> "_Child":
         """Start the child if there is none, without waiting until it is ready."""
         if self._child is None:
-            self._child = _Child(self._arguments, self._time_limit_s)
+            self._child = _Child(self._handler, self._time_limit_s)
+        return self._child
 
     def close(self) -> None:
         """End the child."""
@@ -127,36 +122,35 @@ class Sandbox:
         waiting: deque[Messages] = deque()
         try:
             while True:
-                self.start()
+                child = self.start()
                 while len(waiting) < _AHEAD and (request := next(source, None)) is not None:
                     waiting.append(_pack_request(request))
-                    self._living.send(waiting[-1])
+                    child.send(waiting[-1])
                 if not waiting:
                     return
-                answer = self._answer()
+                answer = self._answer(child)
                 waiting.popleft()
                 if self._child is None:
-                    self.start()
+                    child = self.start()
                     for messages in waiting:
-                        self._living.send(messages)
+                        child.send(messages)
                 yield answer
         finally:
             if waiting:  # left before its end: nobody must mistake these answers for others
                 self.close()
 
-    @property
-    def _living(self) -> "_Child":
-        if self._child is None:
-            raise RuntimeError("the sandbox has no child")
-        return self._child
-
-    def _answer(self) -> Answer:
+    def _answer(self, child: "_Child") -> Answer:
         """The answer to the oldest request; a child that fails to give one is buried."""
-        child = self._living
         try:
             child.wait_until_ready()
             return _unpack_answer(*child.receive(self._time_limit_s))
-        except (_ChildDiedError, TimeoutError) as error:
+        except (
+            _ChildDiedError,
+            TimeoutError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # the latter: it talks nonsense
             status, stderr = child.kill()
             self._child = None
             if not child.ready:
@@ -170,7 +164,7 @@ class Sandbox:
         if timed_out or -status == signal.SIGALRM:
             return f"timed out after {self._time_limit_s:g} s"
         if "bad_alloc" in stderr or "MemoryError" in stderr:
-            return _out_of_memory(self._memory_limit)
+            return _OUT_OF_MEMORY
         if status < 0:
             return f"reader crashed: signal {-status}"
         return f"reader crashed: exit status {status}"
@@ -189,14 +183,21 @@ class _ChildDiedError(Exception):
 class _Child:
     """The parent's end of one child."""
 
-    def __init__(self, arguments: Sequence[str], time_limit_s: float) -> None:
+    def __init__(self, handler: str, time_limit_s: float) -> None:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         ours, theirs = socket.socketpair()
         # A child that stops in the middle of a message keeps its parent for no longer than one that sends none.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", math.ceil(time_limit_s), 0))
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "midibert_ray.tokenizing.sandbox", str(theirs.fileno()), *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "midibert_ray.tokenizing.sandbox",
+                    str(theirs.fileno()),
+                    handler,
+                    str(time_limit_s),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,
@@ -231,16 +232,15 @@ class _Child:
 
         Raises:
             TimeoutError: if it takes longer than `limit_s` seconds.
-            _ChildDiedError: if the child ended before it was complete, or talks nonsense.
+            _ChildDiedError: if the child ended before it was complete.
+            ValueError, KeyError, TypeError: if it is no answer.
         """
         deadline = time.monotonic() + limit_s
         try:
             return _receive(lambda: self._message(deadline))
-        except BlockingIOError as error:
+        except (BlockingIOError, TimeoutError) as error:
             raise TimeoutError from error
-        except TimeoutError:
-            raise
-        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        except (EOFError, OSError) as error:
             raise _ChildDiedError from error
 
     def _message(self, deadline: float) -> bytes:
@@ -294,10 +294,6 @@ def _unpack_answer(header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     return Answer(reason=header["reason"], dropped=header["dropped"], columns=columns)
 
 
-def _out_of_memory(limit: int) -> str:
-    return f"out of memory (limit {limit / 2**30:g} GiB)"
-
-
 # ------------------------------------------------------------------------------------------- in the child
 
 
@@ -307,12 +303,11 @@ def main() -> None:
     parser.add_argument("wire", type=int)
     parser.add_argument("handler")
     parser.add_argument("time_limit_s", type=float)
-    parser.add_argument("memory_limit", type=int)
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     module, _, function = options.handler.partition(":")
     handler: Handler = getattr(importlib.import_module(module), function)
-    _limit(resource.RLIMIT_AS, options.memory_limit)
+    _limit(resource.RLIMIT_AS, MEMORY_LIMIT)
     _limit(resource.RLIMIT_CORE, 0)
     with Connection(options.wire) as wire, contextlib.suppress(EOFError, ConnectionError):
         answer = _pack({}, [])
@@ -321,7 +316,7 @@ def main() -> None:
                 wire.send_bytes(message)
             request = _unpack_request(*_receive(wire.recv_bytes))
             signal.alarm(math.ceil(options.time_limit_s) + _ALARM_MARGIN_S)
-            answer = _respond(handler, request, options.memory_limit)
+            answer = _respond(handler, request)
             signal.alarm(0)
 
 
@@ -341,7 +336,7 @@ def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
     )
 
 
-def _respond(handler: Handler, request: Request, memory_limit: int) -> Messages:
+def _respond(handler: Handler, request: Request) -> Messages:
     """The answer to one request; whatever goes wrong with a file is its reason."""
     dropped: dict[str, int] = {}
     try:
@@ -353,7 +348,7 @@ def _respond(handler: Handler, request: Request, memory_limit: int) -> Messages:
     except MidiError as error:
         reason = str(error)
     except MemoryError:
-        reason = _out_of_memory(memory_limit)
+        reason = _OUT_OF_MEMORY
     except Exception as error:  # noqa: BLE001 - a reader may raise anything; the file is named beside it
         reason = f"{type(error).__name__}: {error}"
     return _pack({"reason": reason[:500], "dropped": {}}, [])

@@ -20,19 +20,16 @@ is held against; `by fastest` compares the fastest interval of each side, which 
 `spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import json
+import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 TARGET = 0.025
 SIDES = ("plain", "beside", "ray")
@@ -129,23 +126,21 @@ def _data(config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
 
 def make_store(options: argparse.Namespace) -> str:
     """Tokenize the sample; its address."""
-    import ray
+    from midibert_ray import pipeline
+    from midibert_ray.cli.driver import start_ray
 
-    from midibert_ray import cli, pipeline
-
-    ray.init(**cli.ray_options())
+    start_ray()
     config = _config(options)
     return pipeline.tokenize(config, config.corpora.names)[0].address
 
 
 def with_ray(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of a run under Ray Train and DeepSpeed."""
-    import ray
-
-    from midibert_ray import cli, tracking
+    from midibert_ray import tracking
+    from midibert_ray.cli.driver import start_ray
     from midibert_ray.training.launch import pretrain, run_key
 
-    ray.init(**cli.ray_options())
+    start_ray()
     _, config = _data(_config(options), options)
     pretrain(config, [options.store])
     tracker = tracking.Tracker(tracking.address(config))
@@ -158,9 +153,9 @@ def beside_idle_ray(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of the plain loop, while Ray stands by."""
     import ray
 
-    from midibert_ray import cli
+    from midibert_ray.cli.driver import start_ray
 
-    ray.init(**cli.ray_options())
+    start_ray()
     idle = [ray.remote(num_cpus=0)(_Idle).remote() for _ in range(IDLE_ACTORS)]
     ray.get([actor.ready.remote() for actor in idle])
     return in_plain_torch(options)

@@ -11,20 +11,16 @@ is free first, trials of the encoder after it. `study` is the wall time from the
 is taken within the study, where two run side by side, so that the memory that they share weighs on both figures.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import heapq
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 SLOTS = 2
 TARGET = 1.2

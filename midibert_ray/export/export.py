@@ -39,16 +39,6 @@ from midibert_ray.training.launch import PretrainRun
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = {
-    "output": "Folder to write, local or `s3://bucket/prefix`; it must be new or empty.",
-    "run": "Trial to export, by its name in the study's tables, such as melody-pretrained-clean-seed2021; or the key "
-    "of a trial or pre-training run; or a folder, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120 or "
-    "OUT/studies/ablation-1a2b3c4d5e/TRIAL; without it and without reference, the best checkpoint of the finished "
-    "pre-training of these settings is exported.",
-    "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export instead. "
-    "It is a pickle, and is refused if it holds anything but tensors and plain values.",
-}
-"""What an export takes beside the configuration: name -> meaning."""
 
 UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
 """An export in a bucket, in the order in which it is written: the last file says that the others are there."""

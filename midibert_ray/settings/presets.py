@@ -1,9 +1,13 @@
 """Named configurations: debug (minutes on a laptop), small (hours on a CPU), base (the paper)."""
 
+import shlex
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.overrides import flatten, replace
 
 
 def debug() -> Config:
@@ -82,3 +86,19 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise ConfigError(f"--preset {name!r} is not known; use one of {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def command_line(job: str, config: Config) -> str:
+    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs."""
+    settings = flatten(config)
+    presets = {name: flatten(make()) for name, make in PRESETS.items()}
+    name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
+    changed = [key for key, value in presets[name].items() if settings[key] != value or key == "storage.root"]
+    program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
+    return shlex.join([*program, "--preset", name, *(f"{key}={_text(settings[key])}" for key in changed)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from midibert_ray import pipeline, storage, tracking
+from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
 from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import load_checkpoint
@@ -60,12 +60,10 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cap
     """Runs the job in this process: its exit code, and all that it said."""
 
     def start(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *words])
-        monkeypatch.setattr(sys, "path", list(sys.path))
         caplog.clear()
         code = 0
         try:
-            runpy.run_path(str(ROOT / "jobs" / "export.py"), run_name="__main__")
+            code = execute(["export", *words])
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, "".join(capsys.readouterr()) + caplog.text

@@ -143,7 +143,8 @@ def with_ray(options: argparse.Namespace) -> list[float]:
     import ray
 
     from midibert_ray import cli, tracking
-    from midibert_ray.training.launch import pretrain, run_key
+    from midibert_ray.training.launch import pretrain
+    from midibert_ray.training.runs import run_key
 
     ray.init(**cli.ray_options())
     _, config = _data(_config(options), options)
@@ -191,8 +192,8 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
+    from midibert_ray.training.build import new_model
     from midibert_ray.training.optimizer import adamw
-    from midibert_ray.training.pretrain import new_model
 
     torch.set_num_threads(1)
     data, config = _data(_config(options), options)
@@ -225,7 +226,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
 
     from midibert_ray.data.masking import mask_batch, masked_count, row_keys
     from midibert_ray.model.midibert import mlm_loss
-    from midibert_ray.training.pretrain import packing
+    from midibert_ray.training.build import packing
 
     settings = {"protocol": config.tokens.protocol, "fraction": config.mask.fraction}
     rows = data.train_rows[data.order.indices(epoch, k)]

@@ -41,7 +41,7 @@ from midibert_ray.studies.result import Origin, Outcome
 from midibert_ray.training import checkpoints
 from midibert_ray.training.checkpoints import verify, weights
 from midibert_ray.training.engine import PROGRESS_FILE
-from midibert_ray.training.launch import SECTIONS
+from midibert_ray.training.runs import SECTIONS
 
 logger = logging.getLogger(__name__)
 

@@ -27,9 +27,8 @@ from midibert_ray.studies.result import Outcome
 from midibert_ray.studies.scheduler import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
 from midibert_ray.studies.trial import run_work
 from midibert_ray.training.console import HEAD, Console
-from midibert_ray.training.inputs import pin
-from midibert_ray.training.launch import finished
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.runs import finished, pin
 from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
     system, studies = storage.filesystem(storage.join(storage.resolve(config.storage.root), "studies"))
     with Console() as console:
         trainable = tune.with_parameters(
-            run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.sink
+            run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.handle
         )
         tuner = Tuner(
             tune.with_resources(trainable, _resources),

@@ -57,7 +57,7 @@ def _reason(error: Exception) -> str:
 
 def run_pretraining(config: Config, work: dict[str, Any], sink: Any) -> None:
     """Pre-train on workers of its own; the last report names the best checkpoint."""
-    run = pretrain(config, work["stores"], sink=sink, callbacks=[TuneReportCallback()])
+    run = pretrain(config, work["stores"], console=sink, callbacks=[TuneReportCallback()])
     tune.report({ENCODER: run.checkpoint})
 
 
@@ -118,7 +118,7 @@ def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> 
         seed=config.seed,
         split=split,
         epoch=job.progress.epoch,
-        figures=predictions.figures(split) | {"valid/best": job.progress.accuracy},
+        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(segments.piece_id),

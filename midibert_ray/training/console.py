@@ -32,11 +32,11 @@ class _Lines:
 
 
 class Console:
-    """While it is open, lines put by any process that holds `console.sink` appear in the driver's log, in order."""
+    """While it is open, lines put by any process that holds `console.handle` appear in the driver's log, in order."""
 
     def __init__(self) -> None:
-        self.sink: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
-        """Actor handle; `sink.put.remote(line)` does not wait."""
+        self.handle: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
+        """Actor handle; `handle.put.remote(line)` does not wait."""
         self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
 
     def __enter__(self) -> "Console":
@@ -47,9 +47,9 @@ class Console:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Print what is still on its way, and stop."""
-        self.sink.put.remote(None)
+        self.handle.put.remote(None)
         self._thread.join(timeout=10)
 
     def _follow(self) -> None:
-        while (line := ray.get(self.sink.get.remote())) is not None:
+        while (line := ray.get(self.handle.get.remote())) is not None:
             logger.info(line)

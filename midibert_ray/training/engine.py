@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import os
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from midibert_ray.settings.config import Config
-from midibert_ray.training.batch import BatchPlan, plan_batch
+from midibert_ray.training.build import BatchPlan, plan_batch
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
 from midibert_ray.training.optimizer import adamw, rate_factor
 from midibert_ray.training.resize import UNIVERSAL_FOLDER, universal
@@ -132,17 +133,18 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def save(engine: Any, progress: Progress, folder: Path) -> None:
-    """Write this worker's part of a checkpoint; every worker must call it.
+def save(engine: Any, progress: Progress, folder: Path, run: str | None = None) -> None:
+    """Write this worker's shards of a checkpoint; every worker must call it.
 
-    The parts merge into one folder: `engine/` (shards of model and optimizer), from the first worker
-    `config.json` and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and
-    from each worker the digests of what it wrote.
+    The folders of all workers merge into one: `engine/` (model and optimizer), from the first worker `config.json`
+    and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and from each worker the
+    digests of its files.
 
     Args:
         engine: what to save.
         progress: where the run stands.
         folder: an empty one of this worker's own.
+        run: key of the run.
 
     Raises:
         CheckpointError: where the disk is full.
@@ -154,7 +156,7 @@ def save(engine: Any, progress: Progress, folder: Path) -> None:
         if engine.global_rank == 0:
             _save_weights(engine.module, weights, folder)
             (folder / PROGRESS_FILE).write_text(json.dumps(state | _layout(engine)))
-        write_digests(folder, engine.global_rank, engine.world_size)
+        write_digests(folder, engine.global_rank, engine.world_size, run)
 
 
 def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
@@ -183,12 +185,10 @@ def load(engine: Any, folder: Path) -> Progress:
     Every worker must call it.
 
     Raises:
-        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read.
+        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read,
+            or one that would run code.
     """
-    if not any((folder / ENGINE_FOLDER).glob("*_states.pt")):
-        raise CheckpointError(
-            f"{folder}/{ENGINE_FOLDER} holds no DeepSpeed state; remove that checkpoint and start again"
-        )
+    _require_plain(folder / ENGINE_FOLDER)
     written, here = json.loads((folder / PROGRESS_FILE).read_text()), _layout(engine)
     if _FORMATS[written["zero_stage"]] != _FORMATS[here["zero_stage"]]:
         raise CheckpointError(
@@ -202,6 +202,34 @@ def load(engine: Any, folder: Path) -> Progress:
         logger.info("%s was written by %d workers; %d go on", folder, written["workers"], here["workers"])
         client = _load_resized(engine, folder)
     return Progress(**client["progress"])
+
+
+def _require_plain(shards: Path) -> None:
+    """Refuse a pickle that holds more than tensors, plain values and the classes that DeepSpeed writes.
+
+    DeepSpeed unpickles its files without any restriction, and whoever can write to the storage can make the digests
+    fit. The files are mapped into memory, so their pickles are read here and their tensors are not.
+
+    Raises:
+        CheckpointError: naming the first file that is refused, or the folder where it holds no state.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    paths = sorted(shards.rglob("*.pt"))
+    if not paths:
+        raise CheckpointError(f"{shards} holds no DeepSpeed state; remove that checkpoint and start again")
+    for path in paths:
+        try:
+            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"{path} is no file of tensors and plain values as DeepSpeed writes it, and opening it could run code "
+                f"of a stranger; remove that checkpoint, and find out who wrote it ({reason})"
+            ) from error
 
 
 def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, fre
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
 from midibert_ray.settings.config import Config, require
+from midibert_ray.training.build import encoder_config
 from midibert_ray.training.metrics import FiniteWatch
 from midibert_ray.training.predictions import Predictions
-from midibert_ray.training.pretrain import encoder_config
 from midibert_ray.training.recipes import TrialProgress, recipe
 from midibert_ray.training.task_data import IGNORE, Batch, TaskData
 
@@ -33,7 +33,7 @@ STATE_FILE = "trial.pt"
 Classifier = MidiBertForNotes | MidiBertForSequences | BiLstmNotes | BiLstmSequences
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
-"""Takes figures, and a function that writes the trial's checkpoint into a folder, or None for figures alone."""
+"""Takes metrics, and a function that writes the trial's checkpoint into a folder, or None for metrics alone."""
 
 
 def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
@@ -175,7 +175,7 @@ class Finetuning:
             return Predictions.joined(parts)
 
     def judge(self, valid: dict[str, float]) -> None:
-        """Take in the figures of a validation, and hold on to the weights if it is the best so far."""
+        """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
         if self.progress.bad == 0:
             self.progress.accuracy = valid["valid/accuracy"]
@@ -211,13 +211,13 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
 
     The test split is scored once, with the weights that were best in validation, or not at all.
     """
-    for figures in job.progress.reports:
-        report(figures, None)
+    for metrics in job.progress.reports:
+        report(metrics, None)
     while not job.over:
-        figures = job.train_epoch()
-        valid = job.evaluate("valid").figures("valid")
+        metrics = job.train_epoch()
+        valid = job.evaluate("valid").metrics("valid")
         job.judge(valid)
-        job.progress.reports = [figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
+        job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         report(job.progress.reports[-1], job.save)
     job.model.load_state_dict(job.best)
     return job.evaluate(split)

@@ -1,4 +1,4 @@
-"""Figures of a run: exact sums that add up over micro-batches and workers, and rates over time."""
+"""Metrics of a run: exact sums that add up over micro-batches and workers, and rates over time."""
 
 import time
 from collections.abc import Mapping
@@ -42,12 +42,12 @@ class MaskedTotals:
             dist.all_reduce(totals)
         loss, correct, count = totals.cpu().numpy()
         means, hits = loss / np.maximum(count, 1), correct / np.maximum(count, 1)
-        figures = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
+        metrics = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
         if len(self.families) > 1:
             for family, mean, hit in zip(self.families, means, hits, strict=True):
                 name = family.lower()
-                figures |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
-        return figures
+                metrics |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
+        return metrics
 
 
 class Throughput:
@@ -84,7 +84,7 @@ class Throughput:
         notes = torch.tensor(float(self._notes), dtype=torch.float64, device=self._device)
         if dist.is_initialized():
             dist.all_reduce(notes)
-        figures = {
+        metrics = {
             "throughput/super_tokens_per_s": float(notes) / seconds,
             "throughput/steps_per_s": self._steps / seconds,
             "throughput/model_flops_per_s": self._flops / seconds,
@@ -92,7 +92,7 @@ class Throughput:
             "throughput/eta_s": steps_left * seconds / max(self._steps, 1),
         }
         self.restart()
-        return figures
+        return metrics
 
 
 @dataclass(frozen=True)

@@ -68,21 +68,21 @@ class Predictions:
         """Confusion counts: row = true class, column = predicted class."""
         return confusion(self.label, self.prediction, self.logits.shape[-1])
 
-    def figures(self, prefix: str) -> dict[str, float]:
+    def metrics(self, prefix: str) -> dict[str, float]:
         """Accuracy over all that is scored, macro-F1 and mean cross-entropy; of segments also the accuracy by piece."""
         matrix = self.matrix()
         shifted = self.logits - self.logits.max(axis=-1, keepdims=True)
         chosen = np.take_along_axis(shifted, self.label[:, None], axis=-1)[:, 0]
         loss = np.log(np.exp(shifted).sum(axis=-1)) - chosen
         accuracy = float(np.trace(matrix) / max(matrix.sum(), 1))
-        figures = {
+        metrics = {
             f"{prefix}/accuracy": accuracy,
             f"{prefix}/f1": macro_f1(matrix),
             f"{prefix}/loss": float(loss.mean()),
         }
         if self._of_segments:
-            figures[f"{prefix}/piece_accuracy"] = float(self._pieces().right.mean())
-        return figures
+            metrics[f"{prefix}/piece_accuracy"] = float(self._pieces().right.mean())
+        return metrics
 
     def by_piece(self, names: Callable[[int], str]) -> dict[str, list[int]]:
         """Piece -> notes or segments that are right, those that are scored, and whether the piece as a whole is right.

@@ -59,7 +59,7 @@ class Recipe(Protocol):
         """What all rates are multiplied with at the next step of a trial of so many steps."""
 
     def score(self, valid: Mapping[str, float]) -> float:
-        """How good the figures of a validation are; higher is better."""
+        """How good the metrics of a validation are; higher is better."""
 
     def after_validation(
         self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]

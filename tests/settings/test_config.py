@@ -8,7 +8,7 @@ from midibert_ray import cli
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, from_flat, identity, refuse_secrets, replace, runtime_keys
 from midibert_ray.settings.presets import PRESETS, preset
-from midibert_ray.training.batch import BatchPlan, plan_batch
+from midibert_ray.training.build import BatchPlan, plan_batch
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "study", "compute")
 

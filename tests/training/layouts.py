@@ -16,8 +16,9 @@ import torch.distributed as dist
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
     progress = engines.load(engine, task.resume) if task.resume else Progress()
     trace.progress = replace(progress)
     trace.decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    job = Pretraining(task.config, data, engine, rank=rank, world=world, device=device)
+    job = PretrainLoop(task.config, data, engine, rank=rank, world=world, device=device)
 
     def watch(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         tokens, _, where, _ = inputs
@@ -73,7 +74,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
         epoch, k = divmod(progress.step, data.order.batches_per_epoch)
         job.step(epoch, k, progress.step)
         progress.step += 1
-        trace.losses.append(job.figures(0)["train/loss"])
+        trace.losses.append(job.metrics(0)["train/loss"])
         trace.rates.append(engine.get_lr()[0])
         if task.save and progress.step == task.save_at:
             part = task.save / f"worker{rank}"

@@ -20,6 +20,7 @@ from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import (
     BOOKS,
     CheckpointError,
@@ -35,8 +36,8 @@ from midibert_ray.training.checkpoints import (
     write_digests,
 )
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.launch import pretrain, run_address, run_key
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.training.launch import pretrain
+from midibert_ray.training.runs import run_address, run_key
 from tests.s3 import S3
 from tests.training.test_engine import step as one_step
 from tests.training.test_launch import train_workers, when

@@ -13,10 +13,9 @@ from midibert_ray.model.midibert import MidiBertForMaskedLM
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
-from midibert_ray.training.batch import plan_batch
+from midibert_ray.training.build import new_model, plan_batch
 from midibert_ray.training.checkpoints import CheckpointError
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import new_model
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,8 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.training.launch import RESULT_FILE, _scaling, pretrain, run_address, run_key
+from midibert_ray.training.launch import _scaling, pretrain
+from midibert_ray.training.runs import RESULT_FILE, run_address, run_key
 
 
 @pytest.fixture

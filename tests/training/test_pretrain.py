@@ -10,9 +10,10 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.launch import progress_lines
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs, score
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs, score
+from midibert_ray.training.recorder import progress_lines
 from tests.stores import Piece, write_store
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
             save.mkdir()
             engines.save(engine, progress, save)
 
-    run_epochs(Pretraining(config, data, engine, rank=0, world=1, device=CPU), progress, report)
+    run_epochs(PretrainLoop(config, data, engine, rank=0, world=1, device=CPU), progress, report)
     return reports
 
 
@@ -116,13 +117,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
             weight = engine.module.heads[0].bias
             weight.register_hook(lambda grad: grad / 0)
 
-    whole = Pretraining._forward
+    whole = PretrainLoop._forward
 
-    def forward(job: Pretraining, *inputs: Any) -> dict[str, Any]:
+    def forward(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
         poison(job.engine)
         return whole(job, *inputs)
 
-    monkeypatch.setattr(Pretraining, "_forward", forward)
+    monkeypatch.setattr(PretrainLoop, "_forward", forward)
     with pytest.raises(FloatingPointError, match=r"loss or gradient is not finite at step 3 on worker 0"):
         run(replace(tiny, {"compute.zero_stage": stage}), sample_store)
 
@@ -158,14 +159,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(process_group: None, sample_sto
 def test_a_loss_that_breaks_later_names_the_last_finite_figures(
     process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Pretraining._forward
+    whole = PretrainLoop._forward
 
-    def poisoned(job: Pretraining, *inputs: Any) -> dict[str, Any]:
+    def poisoned(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
         sums = whole(job, *inputs)
         broken = {name: sums[name] / 0 for name in ("loss", "Pitch/loss")}
         return sums | broken if job.engine.global_steps == 6 else sums
 
-    monkeypatch.setattr(Pretraining, "_forward", poisoned)
+    monkeypatch.setattr(PretrainLoop, "_forward", poisoned)
     words = (
         r"not finite at step 7 on worker 0; the last finite figures, of step 4: train/loss \d\.\d+, .*train/accuracy"
     )

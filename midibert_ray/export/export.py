@@ -23,7 +23,7 @@ from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import (
     VOCABULARY,
     WEIGHT_FILES,
-    CheckpointError,
+    ModelFileError,
     OutputError,
     check_free,
     load_checkpoint,
@@ -85,7 +85,7 @@ def export(config: Config, *, output: str = "", run: str = "", reference: str = 
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
-        CheckpointError: for a source that is no whole model, or a pickle that holds more than tensors.
+        ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
         FileNotFoundError: where the source is not there; MissingInputError where no such pre-training has finished.
     """
     final = _output(output)
@@ -261,7 +261,7 @@ def _from_trial(address: str) -> tuple[MidiBertPreTrainedModel, About]:
     try:
         verify(*storage.filesystem(address))
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; bring it back from a copy, or export another trial") from error
+        raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = Outcome.from_json(storage.read_bytes(storage.join(address, outcome.OUTCOME)))
     place = storage.join(address, outcome.ORIGIN)
     if storage.exists(place):
@@ -328,7 +328,7 @@ def _open(address: str) -> MidiBertPreTrainedModel:
         with weights(address) as folder:
             return load_checkpoint(folder)
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; export another of its checkpoints") from error
+        raise ModelFileError(f"{error}; export another of its checkpoints") from error
 
 
 def _sha256(path: Path) -> str:

@@ -43,8 +43,8 @@ class Packing:
         """Which time step (second) may be attended to by which (first): bool [rows, width, width]."""
         return self.segment[:, :, None] == self.segment[:, None, :]
 
-    def wanted(self, where: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Where the m wanted positions (bool [b, t]) stand: rows and places, and their order.
+    def chosen(self, where: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Rows and places of the m positions that `where` (bool [b, t]) asks for, and their order.
 
         Results come row by row, which is another order than that of `where`: the second, int64 [m], puts them back.
         """

@@ -18,7 +18,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
 from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import PretrainData, PretrainLoop
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Task:
     config: Config
     store: str
     cache: str
-    steps: int
+    steps: int = 0
     """Step at which the stretch ends."""
 
     resume: Path | None = None
@@ -82,6 +82,19 @@ def train(task: Task, rank: int, world: int) -> Trace:
             engines.save(engine, progress, part)
     hook.remove()
     return trace
+
+
+def train_to_the_end(task: Task, rank: int, world: int) -> list[dict[str, Any]]:
+    """Train one worker's share of a whole run, as `training.worker` does under Ray Train; all its reports."""
+    device = torch.device("cpu")
+    data = PretrainData(task.config, [TokenStore.open(task.store, task.cache)])
+    engine = engines.build(
+        new_model(task.config), task.config, steps=data.steps(task.config.pretrain.epochs), device=device
+    )
+    reports: list[dict[str, Any]] = []
+    loop = PretrainLoop(task.config, data, engine, rank=rank, world=world, device=device)
+    run_epochs(loop, Progress(), lambda metrics, _: reports.append(metrics))
+    return reports
 
 
 def merged(folder: Path) -> Path:

@@ -108,6 +108,15 @@ def test_a_resumed_run_goes_on_bit_for_bit(
     assert not any(checkpoint for _, checkpoint in resumed[: first + 1])
 
 
+def test_a_run_at_its_end_only_says_again_what_it_said(
+    process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
+) -> None:
+    config = replace(tiny, {"pretrain.epochs": 1})
+    reports = run(config, sample_store, save=tmp_path / "last")
+    again = run(config, sample_store, resume=tmp_path / "last")
+    assert again == [(metrics, False) for metrics, _ in reports]
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_gradient_that_is_not_finite_stops_the_run(
     process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch, stage: int

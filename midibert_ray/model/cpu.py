@@ -1,4 +1,4 @@
-"""What makes a step cheap on a CPU: attention, dropout and the wide layer with less memory traffic.
+"""Cheap steps on a CPU: attention, dropout and the wide layer with less memory traffic.
 
 torch's fused CPU kernel for attention knows neither dropout on the weights nor a bias that learns, and its fallback
 passes tensors of batch * heads * t * t numbers through main memory about twenty times. `CpuAttention` keeps a few
@@ -151,7 +151,7 @@ def _chunks(q: Tensor, k: Tensor) -> list[slice]:
 
 
 def _padding_of(rows: slice, padding: Tensor | None, n: int) -> Tensor | None:
-    """What belongs to some of n rows; the heads of a segment share its padding."""
+    """The padding of some of n rows; the heads of a segment share it."""
     return None if padding is None else padding[torch.arange(rows.start, rows.stop) // (n // len(padding))]
 
 

@@ -16,13 +16,13 @@ _KINDS = (MidiBertModel, MidiBertForMaskedLM, MidiBertForNotes, MidiBertForSeque
 _CLASSES: dict[str, type[MidiBertPreTrainedModel]] = {kind.__name__: kind for kind in _KINDS}
 
 WEIGHT_FILES = ("config.json", "model.safetensors")
-"""What a folder must hold to be opened as a model."""
+"""Files that a folder must hold to be opened as a model."""
 
 VOCABULARY = "vocabulary.json"
 
 
 class ModelFileError(ValueError):
-    """A file or folder that holds no model of ours or the authors'; the message names it and what is wrong."""
+    """A file or folder that holds no model of ours or the authors'; the message names it and the problem."""
 
 
 class OutputError(ValueError):

@@ -23,7 +23,7 @@ from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
 
 VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
-"""What a model's tokens mean, by the name of the representation."""
+"""Name of the representation -> meaning of a model's tokens."""
 
 
 _SIZES = (
@@ -116,7 +116,7 @@ class TokenEmbeddings(nn.Module):
         return self._multi_hot(tokens) @ self.projection(self._rows())
 
     def _rows(self) -> Tensor:
-        """What the projection sees of every single id: its vector where its token type stands, 0 elsewhere.
+        """Input of the projection for every single id: its vector where its token type stands, 0 elsewhere.
 
         Projecting these few rows, and adding up those of a super token, is the same sum as projecting every super
         token of a batch, for a thirtieth of the arithmetic. The last row is 0: it takes back the biases that were
@@ -128,7 +128,7 @@ class TokenEmbeddings(nn.Module):
         return F.pad(torch.block_diag(*blocks) * self.scale, (0, 0, 0, 1))
 
     def _multi_hot(self, tokens: Tensor) -> Tensor:
-        """How often a super token takes each of those rows: float [b, t, ids of all types + 1]."""
+        """Number of times that a super token takes each of those rows: float [b, t, ids of all types + 1]."""
         types, weight = len(self.sizes), self.projection.weight
         starts = torch.tensor((0, *accumulate(self.sizes[:-1])), device=tokens.device)
         counts = torch.zeros(*tokens.shape[:2], sum(self.sizes) + 1, dtype=weight.dtype, device=weight.device)

@@ -1,4 +1,4 @@
-"""From a configuration to what a run is built of: its batch, the shape of its encoder, its model, its packing."""
+"""From a configuration to the parts of a run: its batch, the shape of its encoder, its model, its packing."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from midibert_ray.settings.config import Config, require
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is put together; `str()` gives the line printed at the start of a run."""
+    """The parts of one optimizer step; `str()` gives the line printed at the start of a run."""
 
     batch: int
     """Segments a step, all workers together."""
@@ -27,12 +27,12 @@ class BatchPlan:
     """Micro-batches a worker adds up before it steps."""
 
     def __str__(self) -> str:
-        parts = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
-        return f"{self.batch} segments a step = {parts}"
+        factors = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
+        return f"{self.batch} segments a step = {factors}"
 
 
 def plan_batch(config: Config) -> BatchPlan:
-    """The one place of batch arithmetic: batch = micro × accumulation × workers.
+    """The batch arithmetic, here alone: batch = micro × accumulation × workers.
 
     Raises:
         ConfigError: where the global batch cannot be divided evenly.
@@ -81,7 +81,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
 
 
 def packing(config: Config, lengths: NDArray[np.int64], length: int, device: torch.device) -> Packing | None:
-    """How segments with so many real time steps share rows; None under protocol paper, which attends to padding.
+    """A layout in which short segments share rows; None under protocol paper, which attends to padding.
 
     Args:
         config: says whether to pack, and how wide the model is.

@@ -45,7 +45,7 @@ class UnfinishedError(CheckpointError):
 
 @dataclass(frozen=True)
 class _Digests:
-    """What one worker noted of its shard."""
+    """The digests of one worker's shard."""
 
     world: int
     """Number of workers that wrote the checkpoint."""
@@ -68,7 +68,7 @@ def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = list(pool.map(_digest_of_file, files))
+        digests = list(pool.map(_digest, map(str, files)))
     names = [path.relative_to(folder).as_posix() for path in files]
     content = {"rank": rank, "world": world, "run": run, "files": dict(zip(names, digests, strict=True))}
     storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
@@ -91,11 +91,6 @@ def store(folder: Path, uri: str, rank: int) -> None:
 
 def _digests_name(rank: int) -> str:
     return f"digests-{rank:05d}.json"
-
-
-def _digest_of_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> dict[str, dict[str, Any]]:
@@ -154,19 +149,21 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         if sizes[name] != digest["size"]:
             raise CheckpointError(f"{path}/{name} has {sizes[name]} bytes instead of {digest['size']}")
     for name in files if only is None else [name for name in files if name in only]:
-        if _digest_of_stream(system, f"{path}/{name}") != files[name]["sha256"]:
+        if _digest(f"{path}/{name}", system) != files[name]:
             raise CheckpointError(f"the content of {path}/{name} is not what was written")
 
 
-def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
-    running = hashlib.sha256()
+def _digest(path: str, system: fs.FileSystem | None = None) -> dict[str, Any]:
+    """Size and SHA-256 of a file, of this machine where no filesystem is given."""
+    size, running = 0, hashlib.sha256()
     try:
-        with system.open_input_stream(path) as stream:
+        with (system or fs.LocalFileSystem()).open_input_stream(path) as stream:
             while chunk := stream.read(_CHUNK):
+                size += len(chunk)
                 running.update(chunk)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return running.hexdigest()
+    return {"size": size, "sha256": running.hexdigest()}
 
 
 def problem(
@@ -212,7 +209,7 @@ def weights(uri: str) -> Iterator[Path]:
             storage.download(uri, folder, WEIGHT_FILES)
         noted = _first_digests(uri).files
         for name in noted.keys() & set(WEIGHT_FILES):
-            if _digest_of_file(folder / name) != noted[name]:
+            if _digest(str(folder / name)) != noted[name]:
                 raise CheckpointError(f"{storage.join(uri, name)} is not what was written")
         yield folder
 
@@ -346,8 +343,8 @@ def _says_full(error: BaseException) -> bool:
 def _free_bytes(folder: str) -> int | None:
     if not storage.is_local(folder):
         return None
-    place = Path(storage.resolve(folder))
-    existing = next(path for path in (place, *place.parents) if path.exists())
+    path = Path(storage.resolve(folder))
+    existing = next(above for above in (path, *path.parents) if above.exists())
     return shutil.disk_usage(existing).free
 
 

@@ -31,12 +31,12 @@ ENGINE_FOLDER = "engine"
 PROGRESS_FILE = "progress.json"
 
 _FORMATS = (0, 1, 1, 3)
-"""Of the ZeRO stages 0 to 3: which of them write the same kind of shards."""
+"""Kind of shards that each of the ZeRO stages 0 to 3 writes; those of one kind read each other's."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a loop needs to go on, besides the engine's own state."""
+    """The state of a run: all that a loop needs to go on, besides the engine's own state."""
 
     epoch: int = 0
     """Epochs completed."""
@@ -51,8 +51,8 @@ class Progress:
     """Validations since the best."""
 
     reports: list[dict[str, float]] = field(default_factory=list)
-    """What was reported since the checkpoint before, both checkpoints' reports among it. A resumed run says it again:
-    whoever writes it down lags behind, and may have been killed in between."""
+    """Reports since the checkpoint before, those of both checkpoints among them. A resumed run makes them again: whoever
+    writes them down lags behind, and may have been killed in between."""
 
     def judge(self, score: float) -> None:
         """Take in a validation score; a tie is no improvement."""
@@ -168,7 +168,7 @@ def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Pa
 
 
 def _layout(engine: Any) -> dict[str, int]:
-    """How the optimizer's state is spread over the workers."""
+    """Number of workers and ZeRO stage, which decide how the optimizer's state is spread."""
     return {"workers": engine.world_size, "zero_stage": engine.zero_optimization_stage()}
 
 
@@ -235,11 +235,11 @@ def _require_plain(shards: Path) -> None:
 def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
     """Load a checkpoint of another number of workers; returns what was saved beside the engine's state."""
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    with universal(folder, ENGINE_FOLDER) as place:
+    with universal(folder, ENGINE_FOLDER) as converted:
         # What "checkpoint": {"load_universal": true} sets; whether it is needed shows only after the engine is built.
         engine._config.load_universal_checkpoint = True
         try:
-            _, client = engine.load_checkpoint(str(place), tag=UNIVERSAL_FOLDER)
+            _, client = engine.load_checkpoint(str(converted), tag=UNIVERSAL_FOLDER)
         finally:
             engine._config.load_universal_checkpoint = False
     # Stage 3 gives every group the settings of the first, and one and the same counter of Adam's steps.

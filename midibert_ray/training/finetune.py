@@ -1,8 +1,7 @@
 """Fine-tuning on one labelled task, on one device: train, choose the best epoch by validation, test once.
 
 The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines: cross-entropy over the
-notes of a batch (note-level tasks) or over its segments (sequence-level tasks). In what they differ is said by their
-`recipes`.
+notes of a batch (note-level tasks) or over its segments (sequence-level tasks). Their `recipes` say how they differ.
 """
 
 import time
@@ -152,11 +151,11 @@ class Finetuning:
         self.watch.add(self.progress.step, loss)
 
     def _check_finite(self) -> None:
-        if fault := self.watch.first():
+        if problem := self.watch.first():
             last = self.progress.reports[-1] if self.progress.reports else {}
             known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
-                f"the training loss is not finite at step {fault.step:,} in epoch {self.progress.epoch}; "
+                f"the training loss is not finite at step {problem[0]:,} in epoch {self.progress.epoch}; "
                 + (f"the last finite figures, of epoch {last['epoch']}: {known}; " if last else "")
                 + f"lower {self.recipe.rate_setting} (it was {self.recipe.rate:g}), or use compute.precision=fp32"
             )
@@ -165,14 +164,14 @@ class Finetuning:
     def evaluate(self, split: str) -> Predictions:
         """Logits and labels of all segments of a split."""
         self.model.eval()
-        parts, size, count = [], self.recipe.batch, len(self.data.splits[split])
+        batches, size, count = [], self.recipe.batch, len(self.data.splits[split])
         with self._timed():
             for start in range(0, count, size):
                 rows = np.arange(start, min(start + size, count))
                 batch, raw = self.data.batch(split, rows, self.device)
                 logits = self._logits(batch).cpu().numpy()
-                parts.append(Predictions.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
-            return Predictions.joined(parts)
+                batches.append(Predictions.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
+            return Predictions.joined(batches)
 
     def judge(self, valid: dict[str, float]) -> None:
         """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
@@ -184,7 +183,7 @@ class Finetuning:
 
     @property
     def over(self) -> bool:
-        """Whether the recipe says that training has ended."""
+        """True once the recipe ends the training."""
         return self.recipe.over(self.progress)
 
     def save(self, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import ray.train
@@ -15,7 +15,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.checkpoints import PREFIX, drop_broken_books, remove_unfinished
-from midibert_ray.training.console import Console
+from midibert_ray.training.console import open_console
 from midibert_ray.training.recorder import RunRecorder, open_log
 from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_address, run_key
 from midibert_ray.training.worker import FINISHED, train_worker
@@ -31,7 +31,7 @@ def pretrain(
     Args:
         config: the whole configuration.
         stores: URIs of the token stores to train on.
-        console: takes progress lines (`Console.handle`); None opens a console here.
+        console: takes progress lines (see `open_console`); None opens a console here.
         callbacks: told of every report, beside MLflow.
 
     Returns:
@@ -40,7 +40,7 @@ def pretrain(
     Raises:
         ConfigError: for a batch that cannot be divided over the workers.
         ValueError: where the run was started on other tokens.
-        CheckpointError: where no checkpoint is sound, or another run's stands in the place of the best one.
+        CheckpointError: where no checkpoint is sound, or the best one is another run's.
         FloatingPointError: where the loss is no longer finite; starting again would end in the same place.
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
@@ -73,7 +73,7 @@ def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callback
         ray.train.TrainingFailedError: where a worker failed too often.
     """
     run = run_address(config, key)
-    with _opened(console) as handle:
+    with nullcontext(console) if console else open_console() as handle:
         _tidy(run, handle)
         result: Any = _trainer(config, stores, key, handle, callbacks).fit()
         _tidy(run, handle)
@@ -86,16 +86,6 @@ def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callback
         )
     if result.return_value != FINISHED:
         raise FloatingPointError(f"pre-training {key}: {result.return_value}")
-
-
-@contextmanager
-def _opened(console: Any) -> Iterator[Any]:
-    """The handle of a console: the caller's, or that of a new one."""
-    if console:
-        yield console
-    else:
-        with Console() as new:
-            yield new.handle
 
 
 def _tidy(run: str, console: Any) -> None:
@@ -136,7 +126,7 @@ def _trainer(
 
 
 def _scaling(config: Config) -> ScalingConfig:
-    """How many workers, what each holds, and on which nodes."""
+    """The number of workers, the resources of each, and their placement on nodes."""
     compute = config.compute
     return ScalingConfig(
         num_workers=compute.workers,

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -95,16 +94,6 @@ class Throughput:
         return metrics
 
 
-@dataclass(frozen=True)
-class Fault:
-    """The first step of a run whose loss or gradient is no finite number."""
-
-    step: int
-    """Optimizer step, counted from 1."""
-
-    worker: int
-
-
 class FiniteWatch:
     """Finds the first step and worker whose loss or gradient is not finite, without waiting for the device."""
 
@@ -117,15 +106,15 @@ class FiniteWatch:
         seen = torch.where(torch.isfinite(value.detach()), _NEVER, step)
         self._first = torch.minimum(self._first, seen)
 
-    def first(self) -> Fault | None:
-        """The first fault of all workers; every worker must call it."""
+    def first(self) -> tuple[int, int] | None:
+        """Step (counted from 1) and worker of the first value that is not finite; every worker must call it."""
         mine = torch.stack([self._first, torch.full_like(self._first, self._rank)])
         everyone = [mine]
         if dist.is_initialized():
             everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, mine)
         step, worker = min((int(step), int(worker)) for step, worker in everyone)
-        return None if step == _NEVER else Fault(step, worker)
+        return None if step == _NEVER else (step, worker)
 
 
 _NEVER = 2**62

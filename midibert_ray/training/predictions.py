@@ -1,4 +1,4 @@
-"""What a model says of a split, note by note or segment by segment, and how right it is."""
+"""Predictions of a model on a split, note by note or segment by segment, and their scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from midibert_ray.training.task_data import IGNORE
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of every scored position (note-level) or segment (sequence-level) of a split."""
+    """Logits and labels of every scored position (note-level) or segment (sequence-level) of a split."""
 
     piece: NDArray[np.int64]
     """Number of the piece within the split."""
@@ -54,10 +54,10 @@ class Predictions:
         return cls(raw.piece[row], rows[row], raw.note[row, position], targets[row, position], logits[row, position])
 
     @classmethod
-    def joined(cls, parts: list["Predictions"]) -> "Predictions":
+    def joined(cls, batches: list["Predictions"]) -> "Predictions":
         """Several batches as one."""
         names = cls.__dataclass_fields__
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return cls(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
     @property
     def prediction(self) -> NDArray[np.int64]:

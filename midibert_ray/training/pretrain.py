@@ -29,7 +29,7 @@ from midibert_ray.training.flops import peak_flops, step_flops
 from midibert_ray.training.metrics import FiniteWatch, MaskedTotals, Throughput, memory_gib
 
 Report = Callable[[dict[str, Any], bool], None]
-"""Takes metrics, and whether a checkpoint goes with them."""
+"""Takes metrics, and True where a checkpoint goes with them."""
 
 
 class PretrainData:
@@ -123,7 +123,7 @@ class PretrainLoop:
         self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
 
     def _watch_gradient(self, step: int) -> None:
-        """Where ZeRO finds a gradient that is not finite it leaves the step out, and tells nobody but its log."""
+        """Note a gradient that is not finite: ZeRO leaves such a step out, and tells nobody but its log."""
         norm = self.engine.get_global_grad_norm()
         if self.engine.skipped_steps:
             norm = math.inf
@@ -176,7 +176,7 @@ class PretrainLoop:
 
 
 def score(config: Config, metrics: dict[str, float]) -> float:
-    """What a validation is judged by, higher is better: accuracy as in the authors' code, else loss as in the paper."""
+    """The score of a validation, higher is better: accuracy as in the authors' code, else loss as in the paper."""
     return metrics["valid/accuracy"] if config.tokens.protocol == "paper" else -metrics["valid/loss"]
 
 
@@ -223,13 +223,13 @@ def _finite(loop: PretrainLoop, progress: Progress, metrics: dict[str, float]) -
         FloatingPointError: where one is not; every worker raises the same.
     """
     broken = [key for key, value in metrics.items() if not math.isfinite(value)]
-    fault = loop.watch.first()
-    if not broken and fault is None:
+    first = loop.watch.first()
+    if not broken and first is None:
         where = {"step": progress.step, "epoch": progress.epoch, "steps": loop.data.steps(loop.config.pretrain.epochs)}
         loop.finite = metrics | where
         return loop.finite
-    if fault:
-        problem = f"loss or gradient is not finite at step {fault.step:,} on worker {fault.worker}"
+    if first:
+        problem = f"loss or gradient is not finite at step {first[0]:,} on worker {first[1]}"
     else:
         problem = f"{broken[0]} is {metrics[broken[0]]} at step {progress.step:,} on every worker"
     known = ", ".join(

@@ -1,8 +1,8 @@
 """Recipes for a labelled task: MidiBERT is trained by AdamW, the recurrent baselines by SGD.
 
-A recipe has a `batch` (segments a step), `epochs` (at most), a `rate` (the highest) and the `rate_setting` that it comes
-from. It keeps no state: all that changes while a trial runs stands in its `TrialProgress`, so that a resumed trial goes
-on as if nothing had happened.
+A recipe has a `batch` (segments a step), `epochs` (at most), a `rate` (the highest) and the `rate_setting` that it
+comes from. It keeps no state: all that changes while a trial runs stands in its `TrialProgress`, so that a resumed trial
+goes on as if nothing had happened.
 """
 
 from collections.abc import Mapping
@@ -26,13 +26,13 @@ RNN_BATCH = 16
 
 @dataclass
 class TrialProgress(Progress):
-    """Where a trial stands."""
+    """The state of a trial."""
 
     accuracy: float = 0.0
     """Validation accuracy of the best epoch."""
 
     falls: int = 0
-    """How often the rate fell after too many epochs without a better validation."""
+    """Number of times that the rate fell, after too many epochs without a better validation."""
 
     seconds: float = 0.0
     """Time spent on training and scoring, over all starts of the trial."""
@@ -78,7 +78,7 @@ class AdamwRecipe:
         """Nothing is changed: too many epochs without a better one end the trial."""
 
     def over(self, progress: TrialProgress) -> bool:
-        """Whether all epochs are done, or `patience` of them without a better one."""
+        """True after all epochs, or `patience` of them without a better one."""
         return progress.epoch >= self.epochs or 0 < self._config.finetune.patience <= progress.bad
 
 
@@ -120,7 +120,7 @@ class SgdRecipe:
             model.load_state_dict(best)
 
     def over(self, progress: TrialProgress) -> bool:
-        """Whether all epochs are done, or the rate has fallen `stops` times."""
+        """True after all epochs, or `stops` falls of the rate."""
         return progress.epoch >= self.epochs or progress.falls >= self._settings.stops
 
 

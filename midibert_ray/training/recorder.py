@@ -50,7 +50,7 @@ def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:
 
 
 def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """Where the run stands, its losses by token type, rate and time left."""
+    """Progress of the run, its losses by token type, rate and time left."""
     families = [name.rpartition("/")[2] for name in metrics if name.startswith(f"{kind}/loss/")]
     short = {"position": "pos", "duration": "dur"}
     detail = " ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)

@@ -16,7 +16,7 @@ from midibert_ray.training.engine import PROGRESS_FILE
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("seed", "tokens", "mask", "model", "optimizer", "pretrain", "compute")
-"""What makes one pre-training run differ from another, beside its token stores."""
+"""Sections of the configuration that make one pre-training run differ from another, beside its token stores."""
 
 INPUTS = "inputs.json"
 
@@ -86,7 +86,7 @@ def finished(config: Config, key: str) -> PretrainRun | None:
     """The run of a key, if it has ended well.
 
     Raises:
-        CheckpointError: where another run's checkpoint stands in the place of its best one.
+        CheckpointError: where the best checkpoint is another run's.
     """
     run = run_address(config, key)
     result = storage.join(run, RESULT_FILE)

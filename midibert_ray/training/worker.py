@@ -23,7 +23,7 @@ from midibert_ray.training.runs import INPUTS, run_address
 logger = logging.getLogger(__name__)
 
 FINISHED = ""
-"""What a worker returns when it has come to the end of its run."""
+"""Returned by a worker that has come to the end of its run."""
 
 
 def train_worker(task: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """Recipes for a labelled task: MidiBERT is trained by AdamW, the recurrent baselines by SGD.
 
 A recipe has a `batch` (segments a step), `epochs` (at most), a `rate` (the highest) and the `rate_setting` that it
-comes from. It keeps no state: all that changes while a trial runs stands in its `TrialProgress`, so that a resumed trial
-goes on as if nothing had happened.
+comes from. It keeps no state: all that changes while a trial runs stands in its `TrialProgress`, so that a resumed
+trial goes on as if nothing had happened.
 """
 
 from collections.abc import Mapping

@@ -123,7 +123,7 @@ def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> 
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(segments.piece_id),
-        seconds=job.seconds,
+        seconds=job.progress.seconds,
         devices=config.compute.gpus_per_trial or config.compute.cpus_per_trial,
     )
 

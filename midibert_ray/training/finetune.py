@@ -82,11 +82,6 @@ class Finetuning:
         self.best: dict[str, Tensor] = {}
         self.watch = FiniteWatch(0, device)
 
-    @property
-    def seconds(self) -> float:
-        """Time spent on training and scoring, over all starts of the trial."""
-        return self.progress.seconds
-
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; mean loss and accuracy of the epoch.
 
@@ -181,11 +176,6 @@ class Finetuning:
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
 
-    @property
-    def over(self) -> bool:
-        """True once the recipe ends the training."""
-        return self.recipe.over(self.progress)
-
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on after the last epoch."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
@@ -212,7 +202,7 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
     """
     for metrics in job.progress.reports:
         report(metrics, None)
-    while not job.over:
+    while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
         valid = job.evaluate("valid").metrics("valid")
         job.judge(valid)

@@ -204,14 +204,14 @@ def test_a_resumed_trial_goes_on_bit_for_bit(
     expected = finetune(undisturbed, report)
     resumed = trial(config, store)
     resumed.load(tmp_path)
-    assert resumed.seconds == torch.load(tmp_path / "trial.pt", weights_only=True)["progress"]["seconds"] > 0
+    assert resumed.progress.seconds == torch.load(tmp_path / "trial.pt", weights_only=True)["progress"]["seconds"] > 0
     again: list[dict[str, Any]] = []
     predictions = finetune(resumed, lambda figures, save: again.append(figures))
     assert len(again) > 1
     assert again == seen
     assert np.array_equal(predictions.logits, expected.logits)
     assert resumed.progress.falls == undisturbed.progress.falls
-    assert resumed.seconds > 0
+    assert resumed.progress.seconds > 0
 
 
 def test_a_recurrent_model_that_diverges_names_its_own_rate(rnn: Config, short_store: TokenStore) -> None:

@@ -124,7 +124,7 @@ class Pair:
             pipe.send((function, task))
         results = []
         for pipe in self.pipes:
-            if not pipe.poll(180):
+            if not pipe.poll(600):
                 raise TimeoutError("a worker did not answer")
             results.append(pipe.recv())
             if isinstance(results[-1], Exception):

@@ -66,14 +66,19 @@ def curves(config: Config, key: str) -> dict[str, list[tuple[int, float]]]:
     return {name: tracker.curve(run.info.run_id, name) for name in CURVES}
 
 
-def when(condition: Callable[[], bool], action: Callable[[], None], limit_s: float = 120) -> threading.Thread:
-    """Do something once, in another thread, as soon as something holds."""
+def when(condition: Callable[[], bool], action: Callable[[], None], limit_s: float = 600) -> threading.Thread:
+    """Do something once, in another thread, as soon as something holds; nothing where it never does.
+
+    On a busy machine a worker may take minutes to import what it needs.
+    """
 
     def watch() -> None:
         deadline = time.monotonic() + limit_s
-        while not condition() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if condition():
+                action()
+                return
             time.sleep(0.05)
-        action()
 
     thread = threading.Thread(target=watch)
     thread.start()

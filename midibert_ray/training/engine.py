@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,13 @@ def _require_plain(shards: Path) -> None:
             with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
                 torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            # torch's own text advises to read the file without restriction.
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it names {named[1]}" if named else "torch cannot read it as such"
             raise CheckpointError(
-                f"{path} is no file of tensors and plain values as DeepSpeed writes it, and opening it could run code "
-                f"of a stranger; remove that checkpoint, and find out who wrote it ({reason})"
-            ) from error
+                f"{path} is no file of tensors and plain values as DeepSpeed writes it ({reason}), and opening it "
+                "could run a stranger's code; remove that checkpoint, and find out who wrote it"
+            ) from None
 
 
 def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:

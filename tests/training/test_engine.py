@@ -166,8 +166,9 @@ def test_a_planted_pickle_is_refused_and_not_run(
     (folder / "digests-00000.json").unlink()
     write_digests(folder, 0, 1)
     verify(LocalFileSystem(), str(folder))
-    with pytest.raises(CheckpointError, match=rf"{shard} is no file of tensors and plain values .* remove that"):
+    with pytest.raises(CheckpointError, match=rf"{shard} is no file of tensors and plain .* remove that") as error:
         engines.load(built(tiny), folder)
+    assert ("it names io.open" in str(error.value)) == zipped
     assert not made.exists()
     torch.load(path, weights_only=False)
     assert made.exists(), "it would have been run"

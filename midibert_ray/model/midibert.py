@@ -226,7 +226,7 @@ class MidiBertModel(MidiBertPreTrainedModel):
         chosen, order = _positions(where, packing)
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
-        states = [hidden]
+        states = [hidden] if output_hidden_states else []
         for layer in self.layers[:-1]:
             hidden = layer(hidden, mask)
             if output_hidden_states:

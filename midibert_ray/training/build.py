@@ -80,15 +80,18 @@ def parameter_counts(config: Config) -> dict[str, int]:
     return {"encoder": encoder, "MLM heads": sum(parameter.numel() for parameter in model.parameters()) - encoder}
 
 
-def packing(config: Config, lengths: NDArray[np.int64], length: int, device: torch.device) -> Packing | None:
-    """A layout in which short segments share rows; None under protocol paper, which attends to padding.
+def packing(
+    config: Config, lengths: NDArray[np.int64], length: int, device: torch.device, *, allowed: bool
+) -> Packing | None:
+    """A layout in which short segments share rows; None where each has its own.
 
     Args:
         config: says whether to pack, and how wide the model is.
         lengths: int64 [b], real time steps of each segment.
         length: time steps of the padded batch.
         device: where the batch is.
+        allowed: true where the protocol lets them; see `Protocol.packs_pretraining` and `packs_task`.
     """
-    if config.tokens.protocol == "paper" or not config.compute.packing:
+    if not allowed or not config.compute.packing:
         return None
     return plan(lengths, length=length, hidden_size=config.model.hidden, device=device)

@@ -35,9 +35,8 @@ Report = Callable[[dict[str, Any], bool], None]
 class PretrainData:
     """Segments of all corpora, cut into a training and a validation part.
 
-    `paper`: all splits, test pieces included, cut by segment, so that a piece may stand on both sides.
-    `clean`: without the test pieces of the downstream tasks, cut by piece.
-    With `pretrain.splits=train`, under both: without the validation and test pieces of the downstream tasks.
+    The protocol says whether segments or pieces are held out, and whether test pieces of the downstream tasks are
+    there. With `pretrain.splits=train` neither their validation nor their test pieces are, whatever the protocol.
     """
 
     def __init__(self, config: Config, stores: Sequence[TokenStore]) -> None:
@@ -51,7 +50,7 @@ class PretrainData:
         )
         fraction = config.pretrain.valid_fraction
         splits = _splits(config)
-        if config.tokens.protocol == "paper":
+        if config.protocol_in_force.validates_by == "segment":
             self.train = self.valid = cut(splits=splits)
             self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
         else:
@@ -78,7 +77,7 @@ def _splits(config: Config) -> set[str] | None:
     """The splits that take part in pre-training; None: all."""
     if config.pretrain.splits == "train":
         return {"train", "pretrain"}
-    return None if config.tokens.protocol == "paper" else {"train", "valid", "pretrain"}
+    return None if config.protocol_in_force.pretrains_on_test else {"train", "valid", "pretrain"}
 
 
 class PretrainLoop:
@@ -88,6 +87,7 @@ class PretrainLoop:
         self, config: Config, data: PretrainData, engine: Any, *, rank: int, world: int, device: torch.device
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
+        self.protocol = config.protocol_in_force
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
@@ -145,7 +145,7 @@ class PretrainLoop:
         self.engine.eval()
         totals, rows = self._new_totals(), self.data.valid_rows
         # The authors draw new masks for every validation; a fixed mask makes epochs comparable.
-        draw = epoch if self.config.tokens.protocol == "paper" else 0
+        draw = epoch if self.protocol.redraws_valid_masks else 0
         keys = row_keys(keyed_hash(self.config.seed, "valid") % 2**31, draw, 0, torch.arange(len(rows)))
         stride = self.plan.micro_batch * self.world
         for start in range(0, len(rows), stride):
@@ -162,13 +162,15 @@ class PretrainLoop:
         tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
         length = torch.from_numpy(batch.length).to(self.device)
         masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
-        layout = packing(self.config, batch.length, segments.length, self.device)
+        layout = packing(
+            self.config, batch.length, segments.length, self.device, allowed=self.protocol.packs_pretraining
+        )
         logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
         sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
         return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
 
     def _masking(self) -> dict[str, Any]:
-        return {"protocol": self.config.tokens.protocol, "fraction": self.config.mask.fraction}
+        return {"protocol": self.protocol, "fraction": self.config.mask.fraction}
 
     def _new_totals(self) -> MaskedTotals:
         vocabulary = self.engine.module.config.vocabulary
@@ -176,8 +178,8 @@ class PretrainLoop:
 
 
 def score(config: Config, metrics: dict[str, float]) -> float:
-    """The score of a validation, higher is better: accuracy as in the authors' code, else loss as in the paper."""
-    return metrics["valid/accuracy"] if config.tokens.protocol == "paper" else -metrics["valid/loss"]
+    """The number that a validation is judged by, higher is better: its accuracy, or its negative loss."""
+    return metrics["valid/accuracy"] if config.protocol_in_force.judged_by == "accuracy" else -metrics["valid/loss"]
 
 
 def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:

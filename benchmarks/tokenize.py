@@ -74,12 +74,13 @@ def _options() -> argparse.Namespace:
 def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
     from midibert_ray.music.protocol import CLEAN
 
     chosen = corpus("pop909")
     there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
     chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), chosen.pieces({}, CLEAN)
+    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
     step = max(1, len(pieces) // options.pieces)
     return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
@@ -92,7 +93,9 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(_: argparse.Namespace) -> list[float]:
     """Seconds of each piece (files on standard input) with our tokenizer."""
-    from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
+    from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import Piece
+    from midibert_ray.corpora.tokens import tokenize_piece
     from midibert_ray.music.protocol import CLEAN
 
     pop909, seconds = corpus("pop909"), []

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from midibert_ray import storage, tracking
 from midibert_ray.cli.arguments import describe
+from midibert_ray.data.format import has_manifest
 from midibert_ray.report import formats, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import publish, unpublished
@@ -82,7 +83,7 @@ def stores(config: Config, names: Iterable[str]) -> dict[str, str]:
         MissingInputError: where a store has not been written; names the job that writes it.
     """
     found = addresses(config, names)
-    missing = [name for name, address in found.items() if not storage.exists(storage.join(address, "manifest.json"))]
+    missing = [name for name, address in found.items() if not has_manifest(address)]
     if missing:
         raise MissingInputError(
             f"no token store of {', '.join(missing)} under these settings; first run, with the same settings, "
@@ -176,7 +177,7 @@ def flush_plan(config: Config) -> str:
 
 def report_address(config: Config, key: str) -> str:
     """Where the report of a study stands."""
-    return reports.address(config, key)
+    return reports.uri(config, key)
 
 
 def outcome(config: Config, result: StudyResult) -> str:

@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import corpus, tokenize_piece
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.grid import GridNotes
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.skyline import skyline
@@ -167,7 +170,7 @@ def _skyline_input(config: Config, store: TokenStore) -> Iterator[GridNotes]:
     last onset (see `quantize`). What remains of that protocol is the order: of equal notes skyline takes the first.
     """
     source, root = corpus(store.corpus), storage.resolve(config.corpora.root)
-    pieces = {piece.piece: piece for piece in source.pieces({}, config.protocol_in_force)}
+    pieces = {piece.piece: piece for piece in list_pieces(source, {}, config.protocol_in_force)}
     protocol = replace(CLEAN, order=config.protocol_in_force.order)
     for index in store.select({"test"}):
         piece = pieces[store.piece_id(int(index))]

@@ -202,7 +202,7 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
         {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     )
-    system, studies = storage.filesystem(storage.join(storage.resolve(config.storage.root), "studies"))
+    system, studies = storage.filesystem(storage.root.studies(config.storage.root))
     with open_console() as console:
         trainable = tune.with_parameters(run_work, study=plan.key, folder=study_address(config, plan.key), sink=console)
         tuner = Tuner(

@@ -8,13 +8,11 @@ folders may lie on any filesystem that pyarrow knows.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.model.folder import WEIGHT_FILES
+from midibert_ray.storage import digests
 
 BOOKS = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints of a run."""
@@ -32,7 +31,6 @@ PREFIX = "step_"
 """Start of the name of every checkpoint folder; the rest sorts by optimizer step."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CHUNK = 2**22
 
 
 class CheckpointError(RuntimeError):
@@ -66,11 +64,7 @@ def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -
         world: number of workers that write a shard.
         run: key of the run.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = list(pool.map(_digest, map(str, files)))
-    names = [path.relative_to(folder).as_posix() for path in files]
-    content = {"rank": rank, "world": world, "run": run, "files": dict(zip(names, digests, strict=True))}
+    content = {"rank": rank, "world": world, "run": run, "files": digests.of_folder(folder)}
     storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
 
 
@@ -141,29 +135,12 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         CheckpointError: naming the first file that differs from its digest, or the other run that wrote it.
     """
     files = listed_files(system, path, run)
-    infos = system.get_file_info(fs.FileSelector(path, recursive=True))  # one request, where a bucket is asked
-    sizes = {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.is_file}
-    for name, digest in files.items():
-        if name not in sizes:
-            raise UnfinishedError(f"{path}/{name} is missing")
-        if sizes[name] != digest["size"]:
-            raise CheckpointError(f"{path}/{name} has {sizes[name]} bytes instead of {digest['size']}")
-    for name in files if only is None else [name for name in files if name in only]:
-        if _digest(f"{path}/{name}", system) != files[name]:
-            raise CheckpointError(f"the content of {path}/{name} is not what was written")
-
-
-def _digest(path: str, system: fs.FileSystem | None = None) -> dict[str, Any]:
-    """Size and SHA-256 of a file, of this machine where no filesystem is given."""
-    size, running = 0, hashlib.sha256()
     try:
-        with (system or fs.LocalFileSystem()).open_input_stream(path) as stream:
-            while chunk := stream.read(_CHUNK):
-                size += len(chunk)
-                running.update(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return {"size": size, "sha256": running.hexdigest()}
+        digests.compare(system, path, files, only)
+    except FileNotFoundError as error:
+        raise UnfinishedError(f"{path}: {error}") from error
+    except (OSError, digests.DamagedError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def problem(
@@ -209,7 +186,7 @@ def weights(uri: str) -> Iterator[Path]:
             storage.download(uri, folder, WEIGHT_FILES)
         noted = _first_digests(uri).files
         for name in noted.keys() & set(WEIGHT_FILES):
-            if _digest(str(folder / name)) != noted[name]:
+            if digests.of_file(folder / name) != noted[name]:
                 raise CheckpointError(f"{storage.join(uri, name)} is not what was written")
         yield folder
 

@@ -101,7 +101,7 @@ def _trainer(
     config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
     compute, recorder = config.compute, RunRecorder(tracking.address(config), config, key, console)
-    system, runs = storage.filesystem(storage.join(storage.resolve(config.storage.root), "runs"))
+    system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from midibert_ray import storage
-from midibert_ray.data.layout import read_manifest
+from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import identity
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, folders, problem, written_by
@@ -52,7 +52,7 @@ def run_key(config: Config, stores: Sequence[str]) -> str:
 
 def run_address(config: Config, key: str) -> str:
     """The folder of a run below the storage root."""
-    return storage.join(storage.resolve(config.storage.root), "runs", key)
+    return storage.join(storage.root.runs(config.storage.root), key)
 
 
 def pin(folder: str, stores: Iterable[str]) -> None:

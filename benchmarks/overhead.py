@@ -138,7 +138,8 @@ def with_ray(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of a run under Ray Train and DeepSpeed."""
     from midibert_ray import tracking
     from midibert_ray.cli.driver import start_ray
-    from midibert_ray.training.launch import pretrain, run_key
+    from midibert_ray.training.launch import pretrain
+    from midibert_ray.training.runs import run_key
 
     start_ray()
     _, config = _data(_config(options), options)
@@ -186,8 +187,8 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
+    from midibert_ray.training.build import new_model
     from midibert_ray.training.optimizer import adamw
-    from midibert_ray.training.pretrain import new_model
 
     torch.set_num_threads(1)
     data, config = _data(_config(options), options)
@@ -220,7 +221,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
 
     from midibert_ray.data.masking import mask_batch, masked_count, row_keys
     from midibert_ray.model.midibert import mlm_loss
-    from midibert_ray.training.pretrain import packing
+    from midibert_ray.training.build import packing
 
     settings = {"protocol": config.protocol_in_force, "fraction": config.mask.fraction}
     rows = data.train_rows[data.order.indices(epoch, k)]

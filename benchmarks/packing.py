@@ -105,7 +105,8 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
     from midibert_ray.data.store import TokenStore
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.music.protocol import CLEAN
-    from midibert_ray.training.pretrain import PretrainData, new_model, packing
+    from midibert_ray.training.build import new_model, packing
+    from midibert_ray.training.pretrain import PretrainData
 
     torch.set_num_threads(2)
     data = PretrainData(config, [TokenStore.open(options.store, config.storage.cache)])

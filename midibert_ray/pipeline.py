@@ -25,8 +25,8 @@ from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.tracking.spool import UnreachableError
-from midibert_ray.training.launch import PretrainRun, finished, run_address, run_key
 from midibert_ray.training.launch import pretrain as run_pretraining
+from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
 
 logger = logging.getLogger(__name__)
 

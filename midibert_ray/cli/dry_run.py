@@ -10,8 +10,8 @@ from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import Plan, study_address
 from midibert_ray.studies.result import settled
-from midibert_ray.training.batch import plan_batch
-from midibert_ray.training.launch import finished, parameter_counts, run_address, run_key
+from midibert_ray.training.build import parameter_counts, plan_batch
+from midibert_ray.training.runs import finished, run_address, run_key
 
 Stage = Literal["tokenize", "pretrain"]
 

@@ -16,7 +16,7 @@ from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
 from midibert_ray.studies.result import Origin, Outcome
-from midibert_ray.training.launch import SECTIONS
+from midibert_ray.training.runs import SECTIONS
 
 PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 

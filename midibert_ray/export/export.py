@@ -21,7 +21,7 @@ from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import (
     VOCABULARY,
     WEIGHT_FILES,
-    CheckpointError,
+    ModelFileError,
     OutputError,
     check_free,
     load_checkpoint,
@@ -35,7 +35,7 @@ from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.training import checkpoints
 from midibert_ray.training.engine import PROGRESS_FILE
-from midibert_ray.training.launch import PretrainRun
+from midibert_ray.training.runs import PretrainRun
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
-        CheckpointError: for a source that is no whole model, or a pickle that holds more than tensors.
+        ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
         FileNotFoundError: where the source is not there, or has not finished.
         ValueError: for a name that several trials have.
     """
@@ -161,7 +161,7 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     try:
         checkpoints.verify(*storage.filesystem(uri))
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; bring it back from a copy, or export another trial") from error
+        raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = results.Outcome.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
     place, origin = storage.join(uri, results.ORIGIN), None
     if storage.exists(place):
@@ -182,4 +182,4 @@ def _open(uri: str) -> MidiBertPreTrainedModel:
         with checkpoints.weights(uri) as folder:
             return load_checkpoint(folder)
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; export another of its checkpoints") from error
+        raise ModelFileError(f"{error}; export another of its checkpoints") from error

@@ -13,9 +13,9 @@ from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
-from midibert_ray.training import pretrain
+from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
-from midibert_ray.training.pretrain import PretrainData, packing
+from midibert_ray.training.pretrain import PretrainData
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.task_data import TaskData
 
@@ -107,7 +107,7 @@ class _Meter:
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
-    model = pretrain.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
+    model = build.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
     batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
     masked = mask_batch(
         torch.from_numpy(batch.tokens).to(device, torch.int64),
@@ -117,7 +117,7 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
         fraction=config.mask.fraction,
     )
     allowed = config.protocol_in_force.packs_pretraining
-    layout = packing(config, batch.length, data.train.length, device, allowed=allowed)
+    layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()

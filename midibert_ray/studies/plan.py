@@ -9,7 +9,7 @@ from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import identity
 from midibert_ray.studies.trials import Trial, grid
-from midibert_ray.training.launch import run_key
+from midibert_ray.training.runs import run_key
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
 """What makes one study differ from another of the same name; which of its cells are computed does not."""

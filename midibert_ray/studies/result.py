@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore
-from midibert_ray.training.checkpoints import flaw, folders
+from midibert_ray.training.checkpoints import folders, problem
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
 
@@ -135,7 +135,7 @@ def newest(address: str) -> str | None:
     done = {name: info.type is fs.FileType.File for name, info in zip(names, infos, strict=True)}
     ranks = {name: (done[name], _epoch(system, f"{path}/{name}"), name) for name in names}
     for name in sorted(names, key=lambda name: ranks[name], reverse=True):
-        reason = flaw(system, f"{path}/{name}", _READ if done[name] else None)
+        reason = problem(system, f"{path}/{name}", _READ if done[name] else None, storage.basename(address))
         if reason is None:
             return name
         logger.warning("a checkpoint of a trial is passed over: %s", reason)

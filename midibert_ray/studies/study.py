@@ -26,10 +26,9 @@ from midibert_ray.studies.recorder import Recorder
 from midibert_ray.studies.result import Outcome
 from midibert_ray.studies.scheduler import FAILURE, FINETUNE, PRETRAIN, Agenda, Work, given_up
 from midibert_ray.studies.trial import run_work
-from midibert_ray.training.console import HEAD, Console
-from midibert_ray.training.inputs import pin
-from midibert_ray.training.launch import finished
+from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.runs import finished, pin
 from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
@@ -204,10 +203,8 @@ def _fit(plan: Plan, recorder: Recorder, todo: list[Work], encoders: Mapping[str
         {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
     )
     system, studies = storage.filesystem(storage.root.studies(config.storage.root))
-    with Console() as console:
-        trainable = tune.with_parameters(
-            run_work, study=plan.key, folder=study_address(config, plan.key), sink=console.sink
-        )
+    with open_console() as console:
+        trainable = tune.with_parameters(run_work, study=plan.key, folder=study_address(config, plan.key), sink=console)
         tuner = Tuner(
             tune.with_resources(trainable, _resources),
             tune_config=TuneConfig(

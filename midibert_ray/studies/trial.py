@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def _reason(error: Exception) -> str:
 
 def run_pretraining(config: Config, work: dict[str, Any], sink: Any) -> None:
     """Pre-train on workers of its own; the last report names the best checkpoint."""
-    run = pretrain(config, work["stores"], sink=sink, callbacks=[TuneReportCallback()])
+    run = pretrain(config, work["stores"], console=sink, callbacks=[TuneReportCallback()])
     tune.report({ENCODER: run.checkpoint})
 
 
@@ -87,7 +88,7 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
-    predictions = finetune(job, _report, split)
+    predictions = finetune(job, partial(_report, work["name"]), split)
     result = _result(work["name"], job, predictions, split)
     origin = Origin(study=study, encoder=work["encoder"], config=flatten(config))
     content = outcome.predictions_table(data, store, predictions, split)
@@ -96,7 +97,7 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
         outcome.write(folder, result, origin, content)
         job.model.save_pretrained(folder)
 
-    _report(_last_figures(result), write)
+    _report(work["name"], _last_figures(result), write)
 
 
 def _model(config: Config, data: TaskData, encoder: str) -> Any:
@@ -118,11 +119,11 @@ def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> 
         seed=config.seed,
         split=split,
         epoch=job.progress.epoch,
-        figures=predictions.figures(split) | {"valid/best": job.progress.accuracy},
+        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(segments.piece_id),
-        seconds=job.seconds,
+        seconds=job.progress.seconds,
         devices=config.compute.gpus_per_trial or config.compute.cpus_per_trial,
     )
 
@@ -131,7 +132,7 @@ def _last_figures(result: Outcome) -> dict[str, Any]:
     return result.figures | {"epoch": result.epoch}
 
 
-def _report(figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
     if write is None:
         tune.report(figures)
@@ -139,7 +140,7 @@ def _report(figures: dict[str, Any], write: Callable[[Path], None] | None) -> No
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch))
         (Path(scratch) / outcome.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
-        write_digests(Path(scratch), rank=0, world=1)
+        write_digests(Path(scratch), rank=0, world=1, run=trial)
         tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():
         verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused

@@ -14,7 +14,7 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.settings.config import Config
-from midibert_ray.training.pretrain import packing
+from midibert_ray.training.build import packing
 
 IGNORE = -100
 """Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""

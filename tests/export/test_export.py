@@ -31,9 +31,9 @@ from midibert_ray.settings.presets import preset
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.launch import PretrainRun, run_address, run_key
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.training.runs import PretrainRun, run_address, run_key
 from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write

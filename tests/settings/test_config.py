@@ -17,7 +17,7 @@ from midibert_ray.settings.overrides import (
     runtime_keys,
 )
 from midibert_ray.settings.presets import PRESETS, preset
-from midibert_ray.training.batch import BatchPlan, plan_batch
+from midibert_ray.training.build import BatchPlan, plan_batch
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "study", "compute")
 

@@ -12,7 +12,7 @@ from midibert_ray.data.store import open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
+from midibert_ray.studies.plan import PlannedTrial, Pretraining, StudyPlan
 from midibert_ray.training import pretrain
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData, packing
@@ -47,7 +47,7 @@ class Estimate:
         )
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: StudyPlan) -> Estimate:
     """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A study on paper: its trials, the pre-trainings that they share, and where everything lies."""
+"""A study before it runs: its trials, the pre-trainings that they share, and where everything lies."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain
 
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
 
-Locate = Callable[[Config, Iterable[str]], dict[str, str]]
-"""Takes a configuration and names of corpora, and gives the address of each one's token store."""
+Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
+"""Takes a configuration and names of corpora, and gives the address of each one's token store, in their order."""
 
 
 def task_corpus(config: Config, task: str) -> str:
@@ -58,7 +58,7 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """All of a study."""
 
     config: Config
@@ -70,9 +70,6 @@ class Plan:
 
     pretrainings: Mapping[str, Pretraining]
     """By key, each once."""
-
-    tokens: tuple[tuple[Config, tuple[str, ...]], ...]
-    """Configurations that differ in how tokens are made, and the corpora that are needed so."""
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -95,7 +92,7 @@ def study_key(config: Config) -> str:
     return f"{config.study.name}-{identity(config, SECTIONS)}"
 
 
-def make(config: Config, locate: Locate) -> Plan:
+def make(config: Config, locate: Locate) -> StudyPlan:
     """The plan of the study that a configuration describes.
 
     Args:
@@ -106,32 +103,19 @@ def make(config: Config, locate: Locate) -> Plan:
         ConfigError: where settings do not fit together.
         ValueError, FileNotFoundError: where `locate` does not find a corpus.
     """
-    found: dict[tuple[str, str], tuple[Config, dict[str, str]]] = {}
 
     def stores(of: Config, names: Iterable[str]) -> tuple[str, ...]:
-        _, known = found.setdefault((of.tokens.protocol, of.tokens.order), (of, {}))
-        missing = [name for name in names if name not in known]
-        known |= locate(of, missing) if missing else {}
-        return tuple(known[name] for name in names)
+        return tuple(locate(of, names).values())
 
     pretrainings: dict[str, Pretraining] = {}
     trials: dict[str, PlannedTrial] = {}
     for trial in grid(config):
-        mine, encoder = trial.config(config), trial.pretraining(config)
-        run = _pretraining(encoder, stores(encoder, encoder.corpora.names)) if encoder else None
-        if run:
-            pretrainings.setdefault(run.key, run)
+        mine, encoder, key = trial.config(config), trial.pretraining(config), ""
+        if encoder:
+            inputs = stores(encoder, encoder.corpora.names)
+            key = run_key(encoder, inputs)
+            pretrainings.setdefault(key, Pretraining(key=key, config=encoder, stores=inputs))
         (store,) = stores(mine, [task_corpus(mine, trial.task)])
-        planned = PlannedTrial(trial=trial, config=mine, store=store, encoder=run.key if run else "")
+        planned = PlannedTrial(trial=trial, config=mine, store=store, encoder=key)
         trials[planned.key] = planned
-    return Plan(
-        config=config,
-        key=study_key(config),
-        trials=trials,
-        pretrainings=pretrainings,
-        tokens=tuple((of, tuple(known)) for of, known in found.values()),
-    )
-
-
-def _pretraining(config: Config, stores: tuple[str, ...]) -> Pretraining:
-    return Pretraining(key=run_key(config, stores), config=config, stores=stores)
+    return StudyPlan(config=config, key=study_key(config), trials=trials, pretrainings=pretrainings)

@@ -39,7 +39,7 @@ _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class TrialResult:
     """The result of one trial on the test split, or in a sweep on the validation split, with the best weights."""
 
     trial: str
@@ -72,12 +72,15 @@ class Outcome:
     devices: float
     """GPUs that the trial held, or CPUs where it held none."""
 
+    draw: int | None = None
+    """Number of the draw, in a sweep."""
+
     def to_json(self) -> str:
         """The outcome as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Outcome":
+    def from_json(cls, text: str | bytes) -> "TrialResult":
         """What `to_json` wrote."""
         return cls(**json.loads(text))
 
@@ -98,7 +101,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Provenance:
     """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
 
     study: str
@@ -115,7 +118,7 @@ class Origin:
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> "Origin":
+    def from_json(cls, text: str | bytes) -> "Provenance":
         """What `to_json` wrote."""
         return cls(**json.loads(text))
 
@@ -172,7 +175,7 @@ def settled(address: str) -> bool:
     return finished(address) or stopped(address)
 
 
-def find(address: str) -> tuple[Outcome, bytes] | None:
+def find(address: str) -> tuple[TrialResult, bytes] | None:
     """Outcome and predictions of the trial in a folder, or None where it has not finished."""
     name = newest(address)
     result = read(storage.join(address, name)) if name else None
@@ -181,13 +184,13 @@ def find(address: str) -> tuple[Outcome, bytes] | None:
     return result, storage.read_bytes(storage.join(address, name, PREDICTIONS))
 
 
-def read(checkpoint: str) -> Outcome | None:
+def read(checkpoint: str) -> TrialResult | None:
     """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
     place = storage.join(checkpoint, OUTCOME)
-    return Outcome.from_json(storage.read_bytes(place)) if storage.exists(place) else None
+    return TrialResult.from_json(storage.read_bytes(place)) if storage.exists(place) else None
 
 
-def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) -> None:
+def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: bytes) -> None:
     """Put an outcome, its origin and its predictions into a checkpoint."""
     (folder / PREDICTIONS).write_bytes(predictions)
     (folder / ORIGIN).write_text(origin.to_json())

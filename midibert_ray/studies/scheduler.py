@@ -11,7 +11,8 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-PRETRAIN, FINETUNE = "pretrain", "finetune"
+from midibert_ray.settings.config import Config
+from midibert_ray.studies.trials import Trial
 
 FAILURE = "failure"
 """Key of a trial's last report where it cannot go on, and would not if it were started again: the reason."""
@@ -23,25 +24,24 @@ Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A piece of work: one Tune trial."""
+class TrialSpec:
+    """What one Tune trial does: a trial of the study, or a pre-training that others start from."""
 
     name: str
-    """Unique in its study; the name of its folder."""
+    """Key of the trial or pre-training, unique in its study; the name of its folder."""
 
-    kind: str
-    """PRETRAIN or FINETUNE."""
-
-    config: Mapping[str, Any]
-    """Its whole configuration, flat."""
+    config: Config
 
     stores: tuple[str, ...]
     """Addresses of its token stores."""
 
-    needs: str = ""
+    trial: Trial | None = None
+    """The trial; None for a pre-training."""
+
+    encoder: str = ""
     """Name of the pre-training that it starts from; empty for none."""
 
-    needs_resources: Resources = field(default_factory=dict)
+    resources: Resources = field(default_factory=dict)
     """What it holds while it runs, Train's workers included: CPU, GPU."""
 
     slots: int = 1
@@ -53,12 +53,12 @@ def given_up(encoder: str, reason: str) -> str:
     return f"its pre-training {encoder} failed: {reason}"
 
 
-class Agenda(Searcher):
-    """Hands out the work of a study; Tune calls it in the driver."""
+class StudyScheduler(Searcher):
+    """Hands out the trials of a study; Tune calls it in the driver."""
 
     def __init__(
         self,
-        work: Sequence[Work],
+        specs: Sequence[TrialSpec],
         *,
         encoders: Mapping[str, str],
         cluster: Callable[[], Resources],
@@ -67,56 +67,56 @@ class Agenda(Searcher):
         """Take in what there is to do.
 
         Args:
-            work: in order of preference.
+            specs: in order of preference.
             encoders: name -> address of the checkpoint, of pre-trainings that have finished before.
             cluster: gives the resources of all nodes that are there now.
             slots: most that may run at once; 0: as the resources allow.
         """
         super().__init__()
-        self.waiting = list(work)
+        self.waiting = list(specs)
         self.encoders, self.slots = dict(encoders), slots
         self.failed: dict[str, str] = {}
         """Name -> reason, of work that was never begun, because its pre-training failed."""
         self._cluster = cluster
-        self._running: dict[str, Work] = {}
+        self._running: dict[str, TrialSpec] = {}
         self._starting: set[str] = set()
         """Trials whose own workers have not reported yet: they may still wait for resources."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The next piece of work as a trial's configuration; None: ask again later; FINISHED: there is no more."""
+        """The next trial and the address of its encoder; None: ask again later; FINISHED: there is no more."""
         self._give_up()
         if not self.waiting:
             return Searcher.FINISHED
-        work = next((item for item in self.waiting if not item.needs or item.needs in self.encoders), None)
-        if work is None or not self._has_room(work):
+        spec = next((item for item in self.waiting if not item.encoder or item.encoder in self.encoders), None)
+        if spec is None or not self._has_room(spec):
             return None
-        self.waiting.remove(work)
-        self._running[trial_id] = work
-        if work.kind == PRETRAIN:
+        self.waiting.remove(spec)
+        self._running[trial_id] = spec
+        if spec.trial is None:
             self._starting.add(trial_id)
-        return {"work": vars(work) | {"encoder": self.encoders.get(work.needs, "")}}
+        return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
 
     def _give_up(self) -> None:
         """Drop what waits for a pre-training that has failed."""
-        for item in [item for item in self.waiting if item.needs in self.failed]:
+        for item in [item for item in self.waiting if item.encoder in self.failed]:
             self.waiting.remove(item)
-            self.failed[item.name] = given_up(item.needs, self.failed[item.needs])
+            self.failed[item.name] = given_up(item.encoder, self.failed[item.encoder])
 
-    def _has_room(self, work: Work) -> bool:
-        """Whether a piece of work may be handed to Tune now.
+    def _has_room(self, spec: TrialSpec) -> bool:
+        """Whether a trial may be handed to Tune now.
 
         Tune starts a trial when its resources are free, and an autoscaler adds nodes for those that wait. Only
         where a run starts workers of its own, other trials could take what they wait for, so nothing may.
         """
         running = self._running.values()
-        if self.slots and running and sum(item.slots for item in running) + work.slots > self.slots:
+        if self.slots and running and sum(item.slots for item in running) + spec.slots > self.slots:
             return False
-        if not self._starting and work.kind != PRETRAIN:
+        if not self._starting and spec.trial is not None:
             return True
         total, alone = self._cluster(), not running
-        held = {key: sum(item.needs_resources.get(key, 0) for item in running) for key in work.needs_resources}
-        fits = all(held[key] + need <= total.get(key, 0) for key, need in work.needs_resources.items())
-        never = any(need > total.get(key, 0) for key, need in work.needs_resources.items())
+        held = {key: sum(item.resources.get(key, 0) for item in running) for key in spec.resources}
+        fits = all(held[key] + need <= total.get(key, 0) for key, need in spec.resources.items())
+        never = any(need > total.get(key, 0) for key, need in spec.resources.items())
         return alone or fits or (never and not self._starting)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -125,14 +125,14 @@ class Agenda(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial; a pre-training gives its encoder free for those that wait for it."""
-        work = self._running.pop(trial_id, None)
+        spec = self._running.pop(trial_id, None)
         self._starting.discard(trial_id)
-        if work is None or work.kind != PRETRAIN:
+        if spec is None or spec.trial is not None:
             return
         if result and result.get(ENCODER):
-            self.encoders[work.name] = str(result[ENCODER])
+            self.encoders[spec.name] = str(result[ENCODER])
         else:
-            self.failed[work.name] = str((result or {}).get(FAILURE) or "its process died")
+            self.failed[spec.name] = str((result or {}).get(FAILURE) or "its process died")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: what is done is read from the trials' own folders when a study starts again."""

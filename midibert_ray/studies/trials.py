@@ -49,7 +49,10 @@ class Trial:
 
     seed: int
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    draw: int | None = None
+    """Number of the draw, in a sweep."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Dotted settings in which the trial differs from the study's configuration."""
 
     @property
@@ -76,9 +79,10 @@ def draws(config: Config) -> list[Trial]:
     return [
         Trial(
             task=task,
-            variant=f"{sweep.DRAW}{number:03d}",
+            variant=f"draw{number:03d}",
             protocol=protocol,
             seed=config.seed,
+            draw=number,
             changes=sweep.draw(config, number) | _TUNED | {"tokens.protocol": protocol, "finetune.task": task},
         )
         for protocol in protocols(config)

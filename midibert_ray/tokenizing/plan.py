@@ -20,7 +20,7 @@ from midibert_ray.tokenizing.shard import Part, locate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CorpusPlan:
     """What tokenizing one corpus means: which pieces, from where, to which address."""
 
     corpus: Corpus
@@ -124,6 +124,30 @@ class Plan:
         return True
 
 
+@dataclass(frozen=True)
+class CorpusFiles:
+    """A corpus and its files, listed once for all protocols and orders."""
+
+    corpus: Corpus
+    root: str
+    """`corpora.root`, absolute."""
+
+    listing: Listing = field(repr=False)
+
+
+def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
+    """List the files of a corpus (`pop909`, ..., or `folder:/path`).
+
+    Raises:
+        ValueError: for an unknown corpus.
+        FileNotFoundError: if the corpus folder is not there.
+        PermissionError: if it may not be listed.
+    """
+    chosen, root = _corpus(name), storage.resolve(corpora_root)
+    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
+    return CorpusFiles(chosen, root, _listing(name, locate(chosen, root), hint))
+
+
 def plan_corpus(
     name: str,
     *,
@@ -132,8 +156,9 @@ def plan_corpus(
     protocol: Protocol,
     segment: int = 512,
     order: TokenOrder = "protocol",
-) -> Plan:
-    """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
+    found: CorpusFiles | None = None,
+) -> CorpusPlan:
+    """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
         ValueError: for an unknown corpus, protocol or order, or a folder without MIDI files of the corpus.
@@ -142,16 +167,15 @@ def plan_corpus(
     """
     if order not in get_args(TokenOrder):
         raise ValueError(f"order={order!r}: use one of {', '.join(get_args(TokenOrder))}")
-    chosen, root = _corpus(name), storage.resolve(corpora_root)
+    found = found or list_corpus(name, corpora_root)
+    chosen, root, listing = found.corpus, found.root, found.listing
     location = locate(chosen, root)
-    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    listing = _listing(name, location, hint)
     sizes = {file: about.size for file, about in listing.files.items()}
     pieces = sorted(chosen.pieces(sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
         sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
         raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")
-    return Plan(
+    return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
         segment=segment,

@@ -26,10 +26,10 @@ from midibert_ray.data.columns import store_digest
 from midibert_ray.music.grid import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing import commit as staging
-from midibert_ray.tokenizing.plan import Plan, plan_corpus
+from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
 from midibert_ray.tokenizing.shard import Part, make_part
 
-__all__ = ["Plan", "Summary", "plan_corpus", "tokenize_corpora", "tokenize_corpus", "tokenize_plans"]
+__all__ = ["CorpusPlan", "Summary", "plan_corpus", "tokenize_corpora", "tokenize_corpus", "tokenize_plans"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +113,10 @@ def tokenize_corpora(
     return tokenize_plans(plans, progress_s=progress_s)
 
 
-def tokenize_plans(plans: Sequence[Plan], *, progress_s: float = 2.0) -> list[Summary]:
+def tokenize_plans(plans: Sequence[CorpusPlan], *, progress_s: float = 2.0) -> list[Summary]:
     """Make token stores, all in one Ray Dataset; stores that are there already, of the same files, are found.
 
-    A store is found by its listing alone (`Plan.is_current`). Where a file has another time, or one that could
+    A store is found by its listing alone (`CorpusPlan.is_current`). Where a file has another time, or one that could
     not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
     Needs a running Ray. `progress_s` is the time between two lines of progress in the log, seconds.
@@ -138,7 +138,7 @@ def tokenize_plans(plans: Sequence[Plan], *, progress_s: float = 2.0) -> list[Su
     ]
 
 
-def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
+def _parts(plan: CorpusPlan, staging_address: str) -> Iterator[Part]:
     """The tasks of a corpus: which pieces a part holds depends on their number alone."""
     count = max(_LEAST_IN_PART, -(-len(plan.pieces) // _MOST_PARTS))
     for number, start in enumerate(range(0, len(plan.pieces), count)):
@@ -148,7 +148,7 @@ def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
 class _Ledger:
     """What the driver has heard of the pieces of one corpus; its memory is some 100 bytes a piece."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CorpusPlan) -> None:
         self.plan, self.staging = plan, staging.create(plan.address)
         self._digests: dict[str, str] = {}
         self._quarantined: dict[str, str] = {}
@@ -228,7 +228,7 @@ class _Ledger:
         }
 
 
-def _make(plans: Sequence[Plan], progress_s: float) -> list[str]:
+def _make(plans: Sequence[CorpusPlan], progress_s: float) -> list[str]:
     """Tokenize and publish; gives the complaints about corpora of which nothing could be used."""
     ledgers = {plan.corpus.name: _Ledger(plan) for plan in plans}
     progress = _Progress(sum(len(plan.pieces) for plan in plans), progress_s)

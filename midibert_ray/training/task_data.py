@@ -115,7 +115,7 @@ class TaskData:
         return self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
 
     def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
+        labels = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)
         if self.paper:  # scored and attended are the labelled positions: in REMI the Pitch tokens alone
             return np.where(labels > 0, labels, IGNORE), labels > 0
         return np.where(labels > 0, labels - 1, IGNORE), self._real(raw)

@@ -17,6 +17,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline, tracking
+from midibert_ray.cli import dry_run
 from midibert_ray.tokenizing.tokenize import Summary
 
 
@@ -24,7 +25,7 @@ def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
     plan = pipeline.study_plan(config)
-    described = pipeline.plan(config, "tokenize", "pretrain", study=plan, estimates=wanted.dry_run)
+    described = dry_run.plan(config, "tokenize", "pretrain", study=plan, estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return

@@ -16,11 +16,12 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline, tracking
+from midibert_ray.cli import dry_run
 
 
 def main() -> None:
     wanted = cli.parse(__doc__)
-    plan = pipeline.plan(wanted.config, "pretrain")
+    plan = dry_run.plan(wanted.config, "pretrain")
     if wanted.dry_run:
         print(plan)
         return

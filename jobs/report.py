@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose tokenize.py would hide Python's own
 
 from midibert_ray import cli, pipeline, tracking
+from midibert_ray.cli import dry_run
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
         raise SystemExit("name one study, such as: python jobs/report.py ablation")
     config = wanted.config
     if wanted.dry_run:
-        print(pipeline.flush_plan(config) if wanted.flags else pipeline.report_address(config, *wanted.words))
+        print(dry_run.flush_plan(config) if wanted.flags else pipeline.report_address(config, *wanted.words))
     elif wanted.flags:
         for page in pipeline.flush(config, *wanted.words):
             print(page)

@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline, tracking
+from midibert_ray.cli import dry_run
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import STUDIES
 from midibert_ray.tokenizing.tokenize import Summary
@@ -29,7 +30,7 @@ def main() -> None:
     wanted = cli.parse(__doc__, words="paper, sweep, or section.key=value", extra=own, kinds=STUDIES)
     config = replace(wanted.config, {"study.tasks": task} if (task := wanted.extra.get("task")) else {})
     plan = pipeline.study_plan(config)
-    described = pipeline.plan(config, study=plan, estimates=wanted.dry_run)
+    described = dry_run.plan(config, study=plan, estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return

@@ -16,12 +16,13 @@ sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not jobs/, whose t
 import ray
 
 from midibert_ray import cli, pipeline
+from midibert_ray.cli import dry_run
 from midibert_ray.tokenizing.tokenize import Summary
 
 
 def main() -> None:
     wanted = cli.parse(__doc__)
-    plan = pipeline.plan(wanted.config, "tokenize")
+    plan = dry_run.plan(wanted.config, "tokenize")
     if wanted.dry_run:
         print(plan)
         return

@@ -7,31 +7,25 @@ it again does nothing twice. Jobs are thin command lines over these functions.
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
 from midibert_ray import storage, tracking
-from midibert_ray.cli.arguments import describe
 from midibert_ray.report import formats, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import publish, unpublished
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import sweep
-from midibert_ray.studies.estimate import estimate
-from midibert_ray.studies.plan import Plan, study_address
+from midibert_ray.studies.plan import Plan
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora
 from midibert_ray.tracking.spool import UnreachableError
-from midibert_ray.training.batch import plan_batch
-from midibert_ray.training.launch import PretrainRun, finished, parameter_counts, run_address, run_key
+from midibert_ray.training.launch import PretrainRun, finished, run_address, run_key
 from midibert_ray.training.launch import pretrain as run_pretraining
 
 logger = logging.getLogger(__name__)
-
-Stage = Literal["tokenize", "pretrain"]
 
 
 class MissingInputError(FileNotFoundError):
@@ -165,16 +159,6 @@ def flush(config: Config, *keys: str) -> list[str]:
     return pages
 
 
-def flush_plan(config: Config) -> str:
-    """What `flush` would do."""
-    studies = ", ".join(study_plan(late).key for late in unpublished(config))
-    lines = [
-        f"{'records':<15} {tracking.amount(tracking.address(config))}",
-        f"{'studies':<15} {studies or 'none waits'}",
-    ]
-    return "\n".join(lines)
-
-
 def report_address(config: Config, key: str) -> str:
     """Where the report of a study stands."""
     return reports.address(config, key)
@@ -199,81 +183,4 @@ def _report_or_how(config: Config, result: StudyResult) -> str:
     return (
         f"not yet, nor are the tables in MLflow, as {where.uri} has not got all results. Nothing is lost; when it "
         f"answers:\n        {tracking.flush_command(config, result.key)}"
-    )
-
-
-def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: bool = True) -> str:
-    """What some stages would do: the configuration, addresses, batch arithmetic, parameters and trials.
-
-    Jobs make a plan before they start Ray, so that what cannot work is said at once, and `--dry-run` prints it.
-
-    Args:
-        config: the whole configuration.
-        stages: those before a study that are told of.
-        study: the study that follows them, if one does.
-        estimates: whether to measure a step, and say what the study will take.
-
-    Raises:
-        ConfigError: where the settings do not fit together.
-        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
-    """
-    names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
-    places = addresses(config, names)
-    lines = [describe(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
-    if stages == ("tokenize",) and not study:
-        return "\n".join(lines)
-    if "pretrain" in stages:
-        key = run_key(config, [places[name] for name in config.corpora.names])
-        counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
-        lines += [
-            f"{'pre-training':<15} {run_address(config, key)}",
-            f"{'batch':<15} {plan_batch(config)}",
-            f"{'parameters':<15} {counts}",
-        ]
-    lines += _study_lines(study) if study else []
-    lines += [f"{'estimate':<15} {_estimate(study)}"] if study and estimates else []
-    return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
-
-
-def _study_lines(study: Plan) -> list[str]:
-    """What a study would do, and what of it is done."""
-    open_trials = [key for key in study.trials if not settled(study.address(key))]
-    lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
-    for key, entry in study.pretrainings.items():
-        state = "done" if finished(entry.config, key) else "open"
-        users = sum(trial.encoder == key for trial in study.trials.values())
-        lines.append(f"{'':<15} {key}  {state}  for {users} trials: {_pretraining_words(entry.config)}")
-    names = ", ".join(entry.trial.name for entry in study.trials.values())
-    lines += [
-        f"{'pre-trainings':<15} {len(study.pretrainings)}",
-        f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
-        f"{'side by side':<15} {_concurrency(study.config)}",
-    ]
-    return lines
-
-
-def _estimate(study: Plan) -> str:
-    try:
-        return str(estimate(study))
-    except FileNotFoundError:
-        return "not before the tokens are there (jobs/tokenize.py): it counts segments"
-
-
-def _pretraining_words(config: Config) -> str:
-    splits = "train splits" if config.pretrain.splits == "train" else "all splits"
-    order = "" if config.tokens.order == "protocol" else f", notes by {config.tokens.order}"
-    return (
-        f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.tokens.protocol}{order}"
-    )
-
-
-def _concurrency(config: Config) -> str:
-    compute = config.compute
-    gpus = f" and {compute.gpus_per_trial:g} GPUs" if compute.gpus_per_trial else ""
-    limit = f"at most {compute.max_concurrent_trials}" if compute.max_concurrent_trials else "as the cluster has room"
-    kind = "GPU" if compute.gpu else "CPU"
-    return (
-        f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, a pre-training {compute.workers} workers, each "
-        f"with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
     )

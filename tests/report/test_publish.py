@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from midibert_ray import pipeline, tracking
+from midibert_ray.cli import dry_run
 from midibert_ray.report.publish import publish, unpublished
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
@@ -50,7 +51,7 @@ def test_results_wait_for_the_server(config: Config, caplog: pytest.LogCaptureFi
     command = tracking.flush_command(config, plan.key)
     assert command.startswith(f"python jobs/report.py {plan.key} --flush ")
     assert "Nothing is lost" in ending and command in ending
-    assert pipeline.flush_plan(config).splitlines() == [
+    assert dry_run.flush_plan(config).splitlines() == [
         f"records         0 points of curves (5 records) wait in {recorder.log.tracker.where.spool}",
         f"studies         {plan.key}",
     ]

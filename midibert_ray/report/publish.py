@@ -51,7 +51,7 @@ def unpublished(config: Config) -> list[Config]:
 
 
 def _marks(config: Config) -> str:
-    return storage.join(storage.resolve(config.storage.root), "unpublished")
+    return storage.root.unpublished(config.storage.root)
 
 
 def _publish(log: StudyLog, plan: Plan) -> None:

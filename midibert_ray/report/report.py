@@ -34,7 +34,7 @@ def address(config: Config, key: str) -> str:
         ConfigError: for a key that cannot be a name; it may come from a tracking server that others write to.
     """
     require_name("the key of a study", key)
-    return storage.join(storage.resolve(config.storage.root), "reports", key, "report.html")
+    return storage.root.report(config.storage.root, key)
 
 
 def render(source: Source) -> str:

@@ -1,5 +1,6 @@
 """Files on a disk or in a bucket, below one root."""
 
+from midibert_ray.storage import root
 from midibert_ray.storage.files import (
     basename,
     download,
@@ -29,6 +30,7 @@ __all__ = [
     "remove",
     "require_bucket",
     "resolve",
+    "root",
     "upload",
     "without_query",
     "write_bytes",

@@ -1,14 +1,6 @@
-"""One root URI, and the addresses of everything below it.
+"""Files at URIs: a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
 
-    {root}/tokens/<corpus>-<hash>/      token stores
-    {root}/runs/<run>/                  pre-training runs: Ray Train's state and checkpoints
-    {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
-    {root}/reports/<study>/             report.html and its tables
-    {root}/spool/<server>/              what a tracking server has not got yet
-    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
-
-A root is a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `checks.require_address`. What stands
-behind the bucket is taken as it is: nothing in it is decoded.
+What stands behind the bucket is taken as it is: nothing in it is decoded.
 
 An object store shows an object once it is complete, and knows no folders: of what consists of several objects, one
 is written last and says that the others are there (a manifest, digests, a config.json).

@@ -84,7 +84,7 @@ class StudyPlan:
 
 def study_address(config: Config, key: str) -> str:
     """The folder of a study."""
-    return storage.join(storage.resolve(config.storage.root), "studies", key)
+    return storage.join(storage.root.studies(config.storage.root), key)
 
 
 def study_key(config: Config) -> str:

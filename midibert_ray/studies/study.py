@@ -232,7 +232,7 @@ def _prepare_tune() -> None:
 
 def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
     """Where Tune keeps its books and the trials' checkpoints, and how often a trial starts again."""
-    system, studies = storage.filesystem(storage.join(storage.resolve(config.storage.root), "studies"))
+    system, studies = storage.filesystem(storage.root.studies(config.storage.root))
     return RunConfig(
         name=key,
         storage_path=studies,

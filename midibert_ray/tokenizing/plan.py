@@ -63,7 +63,7 @@ class CorpusPlan:
         plain = corpus(storage.without_query(self.corpus.name))  # without an endpoint of the object store
         identity = [plain.name, self.settings, vocabulary_digest(), listing]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return storage.join(self.storage_root, "tokens", f"{plain.slug}-{digest[:12]}")
+        return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
     def part(self, number: int, pieces: tuple[Piece, ...], staging: str) -> Part:
         """The task of tokenizing some of the pieces, whose result goes into a staging folder."""

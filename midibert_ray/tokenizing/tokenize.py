@@ -124,7 +124,7 @@ def tokenize_plans(plans: Sequence[CorpusPlan], *, progress_s: float = 2.0) -> l
     Raises:
         ValueError: for a corpus of which no piece could be tokenized; the other stores are published.
     """
-    for parent in {storage.join(plan.storage_root, "tokens") for plan in plans}:
+    for parent in {storage.root.tokens(plan.storage_root) for plan in plans}:
         staging.remove_stale(parent)
     addresses = [plan.address for plan in plans]
     found = [plan.is_current() for plan in plans]

@@ -84,7 +84,7 @@ def parameter_counts(config: Config) -> dict[str, int]:
 
 def run_address(config: Config, key: str) -> str:
     """The folder of a run below the storage root."""
-    return storage.join(storage.resolve(config.storage.root), "runs", key)
+    return storage.join(storage.root.runs(config.storage.root), key)
 
 
 def finished(config: Config, key: str) -> PretrainRun | None:
@@ -163,7 +163,7 @@ def _trainer(
     config: Config, stores: Sequence[str], key: str, sink: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
     compute, address = config.compute, tracking.address(config)
-    system, runs = storage.filesystem(storage.join(storage.resolve(config.storage.root), "runs"))
+    system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")

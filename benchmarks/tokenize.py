@@ -74,11 +74,12 @@ def _options() -> argparse.Namespace:
 def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
 
     chosen = corpus("pop909")
-    there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
+    there = options.corpora and Path(options.corpora, chosen.folder).is_dir()
     chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), chosen.pieces({}, "clean")
+    folder, pieces = Path(options.corpora if there else "", chosen.folder), list_pieces(chosen, {}, "clean")
     step = max(1, len(pieces) // options.pieces)
     return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
@@ -91,7 +92,9 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(_: argparse.Namespace) -> list[float]:
     """Seconds of each piece (files on standard input) with our tokenizer."""
-    from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
+    from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import Piece
+    from midibert_ray.corpora.tokens import tokenize_piece
 
     pop909, seconds = corpus("pop909"), []
     for file in map(Path, json.load(sys.stdin)):
@@ -160,7 +163,7 @@ def _corpora_row(options: argparse.Namespace) -> list[str]:
     from midibert_ray.corpora.catalogue import corpus
 
     name, target = "ours, five corpora, Ray Data", f"≤ {MOST_SECONDS:g} s"
-    missing = [x for x in CORPORA if not (options.corpora and Path(corpus(x).location(options.corpora)).is_dir())]
+    missing = [x for x in CORPORA if not (options.corpora and Path(options.corpora, corpus(x).folder).is_dir())]
     if options.no_corpora_row or missing:
         print(f"{name}: {harness.NOT_MEASURED}" + (f", no {', '.join(missing)} under --corpora" if missing else ""))
         return [name, "", harness.NOT_MEASURED, "", target, ""]

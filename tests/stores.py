@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
 from midibert_ray.music.tasks import TASKS
@@ -73,11 +75,11 @@ def sample(protocol: str = "clean") -> list[Piece]:
 def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
     """The pieces of a corpus whose folder lies below `root`, by id."""
     corpus = corpora.corpus(name)
-    folder = Path(corpus.location(str(root)))
+    folder = Path(root, corpus.folder)
     files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(corpus.pieces(files, protocol), key=lambda piece: piece.piece):
+    for piece in sorted(list_pieces(corpus, files, protocol), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = corpora.tokenize_piece(corpus, piece, contents, protocol)
+        tokens = tokenize_piece(corpus, piece, contents, protocol)
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

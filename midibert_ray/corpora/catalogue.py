@@ -1,24 +1,19 @@
 """The five corpora of the paper, the sample inside this package, and any folder of MIDI files.
 
-Each corpus knows how its publisher lays files out, so what a user downloads is read where it lies. Split
-lists are the authors' (JSON beside this file), in the authors' order, which is the row order of their
-published arrays.
+An entry describes how its publisher lays files out, so that a download is read where it lies. `labels` makes pieces
+of an entry, `tokens` makes tokens of a piece.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from midibert_ray.music.grid import PARTS, NoteOrder, Protocol, align_to_beats, quantize, read_beats
-from midibert_ray.music.midi import read_notes
-from midibert_ray.music.tokens import Tokens, encode
+from midibert_ray.music.grid import PARTS, NoteOrder, Protocol
 
 PROTOCOLS: tuple[Protocol, ...] = ("paper", "clean")
 """The authors' behaviour, or the repaired one."""
@@ -26,28 +21,8 @@ PROTOCOLS: tuple[Protocol, ...] = ("paper", "clean")
 TokenOrder = Literal["protocol", "track", "pitch"]
 """Order of the notes of one onset: the protocol's own, or one of the two whatever the protocol and corpus."""
 
-PRETRAIN = "pretrain"
-"""The split of every piece of a corpus without splits."""
-
-MIDI_SUFFIXES = (".mid", ".midi")
-"""Endings of MIDI files, in lower or upper case."""
-
 _PACKAGE = Path(__file__).parent
 _FOLDER_PREFIX = "folder:"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """One piece of a corpus."""
-
-    piece: str
-    """Its id, as in the split lists."""
-    files: tuple[str, ...]
-    """Paths below the corpus folder: the MIDI file, then for POP909 its ``beat_audio.txt``."""
-    split: str
-    """"train", "valid", "test" or "pretrain"."""
-    label: str | None
-    """Composer or "Q1".."Q4"; None where the corpus has no labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +42,7 @@ class Corpus:
     citation: str = ""
     url: str = ""
     lists: Mapping[Protocol, str] | None = None
-    """Split lists (JSON beside this file) by protocol; None: all MIDI files of the folder, split
-    "pretrain"."""
+    """Name of the split lists (`splits/*.json`) by protocol; None: all MIDI files of the folder, split "pretrain"."""
     midi: str = "{}"
     """Piece id -> path of the MIDI file."""
     beats: str | None = None
@@ -89,43 +63,6 @@ class Corpus:
             return self.name
         folder = self.folder.partition("?")[0] if "://" in self.folder else self.folder
         return "folder-" + (re.sub(r"[^\w.-]+", "-", PurePosixPath(folder).name).strip("-.") or "midi")
-
-    def location(self, root: str) -> str:
-        """The address of the corpus's files, given the address (path or URI) that all corpora lie under."""
-        return self.folder if self.absolute else f"{root.rstrip('/')}/{self.folder}"
-
-    def pieces(self, files: Mapping[str, int], protocol: Protocol) -> list[Piece]:
-        """The pieces, in the order of the authors' lists; a corpus without lists: by id.
-
-        Args:
-            files: what lies below `location`: relative posix path -> size in bytes. Listed pieces are given
-                whether they are there or not; files of a corpus without lists come from here alone.
-            protocol: "paper" or "clean"; EMOPIA's clean split is by song, so that no song is in two splits.
-
-        Raises:
-            ValueError: unknown protocol.
-        """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r}: use one of {', '.join(PROTOCOLS)}")
-        if self.lists is None:
-            found = sorted(path for path in files if path.lower().endswith(MIDI_SUFFIXES))
-            return [self._piece(path, PRETRAIN) for path in found]
-        listed = _split_lists(self.lists[protocol]).items()
-        chosen = _sample_ids() if self.name == "sample" else None
-        return [
-            self._piece(piece, split) for split, names in listed for piece in names if chosen is None or piece in chosen
-        ]
-
-    def _piece(self, piece: str, split: str) -> Piece:
-        files = [self.midi.format(piece, piece)]
-        if self.beats is not None:
-            files.append(self.beats.format(piece))
-        label = None
-        if self.label == "folder":
-            label = piece.split("/")[0]
-        elif self.label == "prefix":
-            label = piece.split("_")[0]
-        return Piece(piece=piece, files=tuple(files), split=split, label=label)
 
 
 def _same(lists: str) -> dict[Protocol, str]:
@@ -234,37 +171,3 @@ def corpus(name: str) -> Corpus:
         f"Known: {', '.join(CORPORA)}, or folder:/path/to/midi for files of your own "
         "(without a comma in the path, which would end the name: rename or link such a folder)"
     )
-
-
-@cache
-def _split_lists(name: str) -> dict[str, list[str]]:
-    return json.loads((_PACKAGE / "splits" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def _sample_ids() -> frozenset[str]:
-    return frozenset(path.parent.name for path in (_PACKAGE / "sample" / "POP909").glob("*/beat_audio.txt"))
-
-
-def tokenize_piece(
-    corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol, order: TokenOrder = "protocol"
-) -> Tokens:
-    """A piece's files -> its CP rows.
-
-    Args:
-        corpus: as `corpus` gives it.
-        piece: as `Corpus.pieces` gives it.
-        contents: the bytes of ``piece.files``, in that order.
-        protocol: "paper" or "clean".
-        order: of the notes of one onset; "protocol" is that of `Corpus.order`, or under "clean" by pitch.
-
-    Raises:
-        MidiError: the piece cannot be used; ``str(error)`` is the reason.
-    """
-    notes = read_notes(contents[0])
-    lost: dict[str, int] = {}
-    if corpus.beats is not None:
-        notes, lost = align_to_beats(notes, read_beats(contents[1]))
-    own: NoteOrder = corpus.order if protocol == "paper" else "pitch"
-    grid = quantize(notes, protocol=protocol, order=own if order == "protocol" else order, parts=corpus.parts)
-    return encode(replace(grid, dropped=lost | dict(grid.dropped)))

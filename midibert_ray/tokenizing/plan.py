@@ -10,7 +10,8 @@ from typing import Any, get_args
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import MIDI_SUFFIXES, Corpus, Piece, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import Corpus, TokenOrder, corpus
+from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
 from midibert_ray.data import layout
 from midibert_ray.data.columns import FORMAT_VERSION
 from midibert_ray.music.grid import Protocol
@@ -171,7 +172,7 @@ def plan_corpus(
     chosen, root, listing = found.corpus, found.root, found.listing
     location = locate(chosen, root)
     sizes = {file: about.size for file, about in listing.files.items()}
-    pieces = sorted(chosen.pieces(sizes, protocol), key=lambda piece: piece.piece)
+    pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
         sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
         raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")

@@ -35,7 +35,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from midibert_ray.corpora.catalogue import Corpus, Piece, corpus
+from midibert_ray.corpora.catalogue import Corpus, corpus
+from midibert_ray.corpora.labels import Piece
 from midibert_ray.data.columns import COLUMNS
 from midibert_ray.music.midi import MidiError
 from midibert_ray.music.tokens import Tokens
@@ -48,7 +49,7 @@ MEMORY_LIMIT = 4 << 30
 TIME_LIMIT_S = 20.0
 """Wall time for one piece, seconds."""
 
-HANDLER = "midibert_ray.corpora.catalogue:tokenize_piece"
+HANDLER = "midibert_ray.corpora.tokens:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
 Handler = Callable[[Corpus, Piece, Sequence[bytes], str, str], Tokens]

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Corpus, Piece, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import Corpus, TokenOrder, corpus
+from midibert_ray.corpora.labels import Piece
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, piece_digest
 from midibert_ray.music.grid import Protocol
@@ -77,7 +78,7 @@ class Report(TypedDict):
 
 
 def locate(corpus: Corpus, root: str) -> str:
-    """The address of a corpus's files; unlike `Corpus.location` it knows that a URI may end in a query."""
+    """The URI of a corpus's files, given that of the corpora's root."""
     return corpus.folder if corpus.absolute else storage.join(root, corpus.folder)
 
 

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.corpora.catalogue import CORPORA, PROTOCOLS, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import CORPORA, PROTOCOLS, corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.midi import MidiError
 from midibert_ray.music.tokens import Tokens
+from midibert_ray.tokenizing.shard import locate
 
 
 def split_sizes(name: str, protocol: str) -> dict[str, int]:
-    return dict(Counter(piece.split for piece in corpus(name).pieces({}, protocol)))
+    return dict(Counter(piece.split for piece in list_pieces(corpus(name), {}, protocol)))
 
 
 def test_split_sizes():
@@ -30,14 +33,14 @@ def test_split_sizes():
 
 def test_clean_emopia_has_no_song_in_two_splits():
     song_splits: dict[str, set[str]] = {}
-    for piece in corpus("emopia").pieces({}, "clean"):
+    for piece in list_pieces(corpus("emopia"), {}, "clean"):
         song_splits.setdefault(piece.piece[3:14], set()).add(piece.split)
     assert len(song_splits) == 387
     assert all(len(splits) == 1 for splits in song_splits.values())
 
 
 def test_pieces_and_their_files():
-    first = {name: corpus(name).pieces({}, "paper")[0] for name in ("pop909", "asap", "pianist8", "emopia")}
+    first = {name: list_pieces(corpus(name), {}, "paper")[0] for name in ("pop909", "asap", "pianist8", "emopia")}
     assert first["pop909"].files == ("073/073.mid", "073/beat_audio.txt")
     assert (first["pop909"].piece, first["pop909"].label) == ("073", None)
     assert first["asap"].files == ("Bach/Fugue/bwv_846/midi_score.mid",)
@@ -49,12 +52,12 @@ def test_pieces_and_their_files():
 def test_pieces_stand_in_the_order_of_the_lists():
     lists = json.loads((Path(corpora.__file__).parent / "splits" / "pop909.json").read_text())
     expected = [piece for split in ("train", "valid", "test") for piece in lists[split]]
-    assert [piece.piece for piece in corpus("pop909").pieces({}, "clean")] == expected
+    assert [piece.piece for piece in list_pieces(corpus("pop909"), {}, "clean")] == expected
 
 
 def test_corpora_without_lists_take_what_is_there():
     files = {"src_001/1.mid": 5, "src_001/0.mid": 5, "src_001/readme.txt": 5}
-    pieces = corpus("pop1k7").pieces(files, "paper")
+    pieces = list_pieces(corpus("pop1k7"), files, "paper")
     assert [(piece.piece, piece.split) for piece in pieces] == [
         ("src_001/0.mid", "pretrain"),
         ("src_001/1.mid", "pretrain"),
@@ -64,18 +67,18 @@ def test_corpora_without_lists_take_what_is_there():
 def test_any_folder():
     mine = corpus("folder:/music/my scans/")
     names = ["b/Ünï côdé.MID", "a b.midi", "c/d/e.Midi", "{0}%s.mid", "x.mid.txt", "y.wav"]
-    pieces = mine.pieces(dict.fromkeys(names, 1), "clean")
+    pieces = list_pieces(mine, dict.fromkeys(names, 1), "clean")
     assert [piece.piece for piece in pieces] == sorted(names[:4])
     assert all(piece.files == (piece.piece,) and piece.label is None for piece in pieces)
-    assert mine.location("/ignored") == "/music/my scans"
+    assert locate(mine, "/ignored") == "/music/my scans"
     assert mine.slug == "folder-my-scans"
-    assert corpus("folder:s3://bucket/midi").location("/ignored") == "s3://bucket/midi"
+    assert locate(corpus("folder:s3://bucket/midi"), "/ignored") == "s3://bucket/midi"
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder:/"])
 def test_the_root_folder_is_a_folder_and_none_is_not(name):
     if name == "folder:/":
-        assert corpus(name).location("x") == "/"
+        assert locate(corpus(name), "x") == "/"
     else:
         with pytest.raises(ValueError, match="names no folder"):
             corpus(name)
@@ -85,11 +88,11 @@ def test_unknown_names_give_the_nearest():
     with pytest.raises(ValueError, match=r"'pop909'.*folder:"):
         corpus("POP990")
     with pytest.raises(ValueError, match="paper, clean"):
-        corpus("pop909").pieces({}, "papre")
+        list_pieces(corpus("pop909"), {}, "papre")
 
 
 def test_locations_and_terms():
-    assert corpus("pop909").location("s3://data/") == "s3://data/POP909"
+    assert locate(corpus("pop909"), "s3://data/") == "s3://data/POP909"
     assert [name for name, entry in CORPORA.items() if entry.redistribute] == ["pop909", "sample"]
     for entry in CORPORA.values():
         assert entry.title and entry.licence and entry.citation and entry.url.startswith("https://")
@@ -97,9 +100,9 @@ def test_locations_and_terms():
 
 
 def test_the_sample_carries_its_licence_and_every_file():
-    folder = Path(corpus("sample").location(""))
+    folder = Path(corpus("sample").folder)
     assert "MIT License" in (folder / "LICENSE").read_text()
-    for piece in corpus("sample").pieces({}, "paper"):
+    for piece in list_pieces(corpus("sample"), {}, "paper"):
         assert all((folder / file).is_file() for file in piece.files)
         assert (folder / piece.piece / "beat_midi.txt").is_file()
 

@@ -122,7 +122,7 @@ def test_the_code_in_the_card_runs(
     written = model(kind, representation=representation, num_classes=4)
     card = render(written, about("sample"))
     save_export(written, tmp_path / "model")
-    song = corpus("sample").location("") + "/042/042.mid"
+    song = corpus("sample").folder + "/042/042.mid"
     (tmp_path / "song.mid").write_bytes(Path(song).read_bytes())
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

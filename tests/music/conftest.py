@@ -9,6 +9,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import Piece, list_pieces
 
 # Times tell how busy the machine is, not whether a property holds.
 settings.register_profile("music", deadline=None)
@@ -16,11 +17,13 @@ settings.load_profile("music")
 
 
 @pytest.fixture(scope="session")
-def sample() -> list[tuple[corpora.Piece, list[bytes]]]:
+def sample() -> list[tuple[Piece, list[bytes]]]:
     """The pieces of the sample and the bytes of their files."""
     corpus = corpora.corpus("sample")
-    folder = Path(corpus.location(""))
-    return [(piece, [(folder / file).read_bytes() for file in piece.files]) for piece in corpus.pieces({}, "paper")]
+    folder = Path(corpus.folder)
+    return [
+        (piece, [(folder / file).read_bytes() for file in piece.files]) for piece in list_pieces(corpus, {}, "paper")
+    ]
 
 
 @pytest.fixture(scope="session")

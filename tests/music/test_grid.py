@@ -246,6 +246,7 @@ def test_qualification():
 @pytest.mark.corpora
 def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
 
     folder = corpora_root / "POP909"
     chosen = {
@@ -255,4 +256,4 @@ def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
         and not qualifies(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
     }
     assert len(chosen) == 865
-    assert chosen == {piece.piece for piece in corpus("pop909").pieces({}, "paper")}
+    assert chosen == {piece.piece for piece in list_pieces(corpus("pop909"), {}, "paper")}

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import Piece, list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.tasks import TASKS, keeps_last_row, note_labels, sequence_label
 from midibert_ray.music.tokens import Tokens, remi_from_cp, rows
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
@@ -38,13 +40,13 @@ def test_the_tokens_of_the_sample_have_not_drifted(sample):
 def all_tokens(name: str, root: Path) -> dict[str, tuple[Piece, Tokens]]:
     """All pieces of a corpus under protocol paper, by the path of their MIDI file."""
     entry = corpus(name)
-    folder = Path(entry.location(str(root)))
+    folder = Path(root, entry.folder)
     return {
         piece.files[0]: (
             piece,
             tokenize_piece(entry, piece, [(folder / file).read_bytes() for file in piece.files], "paper"),
         )
-        for piece in entry.pieces({}, "paper")
+        for piece in list_pieces(entry, {}, "paper")
     }
 
 

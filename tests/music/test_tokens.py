@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.corpora.catalogue import PROTOCOLS, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import PROTOCOLS, corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.grid import PARTS, GridNotes, quantize
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.tokens import (
@@ -144,10 +146,10 @@ def test_rows_are_padded_on_the_right():
 def _survives(task: tuple[str, str, int]) -> list[str]:
     name, root, share = task
     entry = corpus(name)
-    folder = Path(entry.location(root))
+    folder = Path(root, entry.folder)
     found = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*.mid")}
     lost = []
-    for piece in entry.pieces(found, "clean")[share::16]:
+    for piece in list_pieces(entry, found, "clean")[share::16]:
         contents = [(folder / file).read_bytes() for file in piece.files]
         tokens = tokenize_piece(entry, piece, contents, "clean")
         if multiset(through_midi(tokens)) != multiset(decode(tokens)):

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import Piece, list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data.columns import COLUMNS
 from midibert_ray.tokenizing.sandbox import Request, Sandbox
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
@@ -20,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 HANDLERS = '''
 import ctypes, os, signal, sys, time
 import numpy as np
-from midibert_ray.corpora.catalogue import tokenize_piece
+from midibert_ray.corpora.tokens import tokenize_piece
 
 def act(corpus, piece, contents, protocol, order):
     """What the file says, for example b"segfault"."""
@@ -53,7 +55,7 @@ def act(corpus, piece, contents, protocol, order):
 
 
 def request(content: bytes, *more: bytes, corpus: str = "folder:/nowhere") -> Request:
-    piece = corpora.Piece(piece="x.mid", files=("x.mid",), split="pretrain", label=None)
+    piece = Piece(piece="x.mid", files=("x.mid",), split="pretrain", label=None)
     return Request(corpus=corpus, piece=piece, protocol="clean", contents=(content, *more))
 
 
@@ -75,11 +77,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="module")
-def sample() -> list[tuple[corpora.Piece, tuple[bytes, ...]]]:
+def sample() -> list[tuple[Piece, tuple[bytes, ...]]]:
     corpus = corpora.corpus("sample")
-    folder = Path(corpus.location(""))
+    folder = Path(corpus.folder)
     return [
-        (piece, tuple((folder / file).read_bytes() for file in piece.files)) for piece in corpus.pieces({}, "clean")
+        (piece, tuple((folder / file).read_bytes() for file in piece.files))
+        for piece in list_pieces(corpus, {}, "clean")
     ]
 
 
@@ -91,7 +94,7 @@ def test_the_child_gives_what_the_parent_would(sandbox: Sandbox, sample: list, p
     answers = list(sandbox.tokenize(requests))
     assert len(answers) == len(sample)
     for (piece, contents), answer in zip(sample, answers, strict=True):
-        tokens = corpora.tokenize_piece(corpora.corpus("sample"), piece, contents, protocol)
+        tokens = tokenize_piece(corpora.corpus("sample"), piece, contents, protocol)
         assert answer.reason is None
         assert answer.dropped == {reason: count for reason, count in tokens.dropped.items() if count}
         for name, (dtype, width) in COLUMNS.items():

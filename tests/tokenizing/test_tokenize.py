@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data import layout
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.music.vocabulary import vocabulary_digest
@@ -25,7 +27,7 @@ from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corp
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = Path(corpora.corpus("sample").location(""))
+SAMPLE = Path(corpora.corpus("sample").folder)
 ORDERS: list[dict[str, str]] = [{}, {"order": "protocol"}, {"order": "track"}, {"order": "pitch"}]
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
@@ -164,9 +166,9 @@ def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None
     summary = tokenize_corpus("sample", **settings(tmp_path))
     corpus = corpora.corpus("sample")
     expected = {}
-    for piece in corpus.pieces({}, "clean"):
+    for piece in list_pieces(corpus, {}, "clean"):
         contents = [(SAMPLE / file).read_bytes() for file in piece.files]
-        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, "clean")
+        expected[piece.piece] = piece, tokenize_piece(corpus, piece, contents, "clean")
     table = pq.read_table(summary.address + "/part-00000.parquet")
     assert table.schema.equals(layout.SCHEMA)
     assert table["piece"].to_pylist() == sorted(expected)

@@ -1,0 +1,34 @@
+"""Tokens of a piece: the readers and the grid of `music`, as the piece's corpus needs them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from midibert_ray.corpora.catalogue import Corpus, TokenOrder
+from midibert_ray.corpora.labels import Piece
+from midibert_ray.music.grid import NoteOrder, Protocol, align_to_beats, quantize, read_beats
+from midibert_ray.music.midi import read_notes
+from midibert_ray.music.tokens import Tokens, encode
+
+
+def tokenize_piece(
+    corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol, order: TokenOrder = "protocol"
+) -> Tokens:
+    """A piece's files -> its CP rows.
+
+    Args:
+        corpus: the piece's corpus.
+        piece: as `list_pieces` gives it.
+        contents: the bytes of ``piece.files``, in that order.
+        protocol: "paper" or "clean".
+        order: of the notes of one onset; "protocol" is that of `Corpus.order`, or under "clean" by pitch.
+
+    Raises:
+        MidiError: the piece cannot be used; ``str(error)`` is the reason.
+    """
+    notes = read_notes(contents[0])
+    lost: dict[str, int] = {}
+    if corpus.beats is not None:
+        notes, lost = align_to_beats(notes, read_beats(contents[1]))
+    own: NoteOrder = corpus.order if protocol == "paper" else "pitch"
+    grid = quantize(notes, protocol=protocol, order=own if order == "protocol" else order, parts=corpus.parts)
+    return encode(replace(grid, dropped=lost | dict(grid.dropped)))

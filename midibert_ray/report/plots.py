@@ -59,7 +59,7 @@ def accuracies(table: ResultTable) -> Figure:
         Line2D([], [], marker="o", markersize=5, color=OF_PROTOCOL[protocol], label=f"protocol {protocol}")
         for protocol in table.protocols
     ]
-    if any(row.printed for row in table.rows):
+    if table.has_printed:
         marks.append(
             Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")
         )

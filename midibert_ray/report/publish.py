@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.store import TokenStore, open_store
-from midibert_ray.report import findings, formats, page, table
-from midibert_ray.report import plots as figures
+from midibert_ray.report import findings, formats, page, plots, table
 from midibert_ray.report import table_one as corpora
 from midibert_ray.report.baselines import Baseline, baselines
 from midibert_ray.report.load import BASELINES, CORPORA, load
@@ -71,7 +70,7 @@ def _publish(log: StudyLog, plan: Plan) -> None:
     if "1" in plan.config.study.tables:
         run.json(corpora.table([corpora.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
-        run.figure(figures.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
+        run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
     run.finish("FAILED" if failed else "FINISHED")

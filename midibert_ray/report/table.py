@@ -43,9 +43,6 @@ class Score:
     accuracy: float
     """Mean over the seeds."""
 
-    interval: Interval
-    """The one to believe: `over_pieces`, or `wilson` where every piece is a single segment, or there is one only."""
-
     wilson: Interval
     """Takes all notes or segments for independent."""
 
@@ -74,6 +71,11 @@ class Score:
     device_hours: float
 
     @property
+    def interval(self) -> Interval:
+        """The one to believe: `over_pieces`, or `wilson` where each piece is one segment, or there is one piece."""
+        return self.over_pieces if 1 < len(self.tally) < self.scored else self.wilson
+
+    @property
     def scored(self) -> int:
         """Test notes or segments."""
         return sum(self.support.values())
@@ -86,28 +88,22 @@ class Score:
     @classmethod
     def of(cls, group: Sequence[Outcome]) -> "Score":
         """The score of some seeds."""
-        accuracies = [item.accuracy for item in group]
-        accuracy = float(np.mean(accuracies))
-        support = dict(zip(group[0].classes, map(sum, group[0].confusion), strict=True))
-        scored = sum(support.values())
+        first, accuracies = group[0], [item.accuracy for item in group]
         tally = {
             piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
-            for piece, (_, size, *_) in group[0].pieces.items()
+            for piece, (_, size, *_) in first.pieces.items()
         }
-        wilson = statistics.wilson(accuracy * scored, scored)
-        over_pieces = statistics.over_pieces(np.array(list(tally.values())))
-        name = f"{group[0].split}/piece_accuracy"
+        name = f"{first.split}/piece_accuracy"
         whole = [item.figures[name] for item in group if name in item.figures]
         return cls(
-            accuracy=accuracy,
-            interval=over_pieces if 1 < len(tally) < scored else wilson,
-            wilson=wilson,
+            accuracy=float(np.mean(accuracies)),
+            wilson=statistics.wilson(float(np.mean(accuracies)) * first.scored, first.scored),
             over_seeds=statistics.over_seeds(accuracies) if len(group) > 1 else None,
-            over_pieces=over_pieces,
+            over_pieces=statistics.over_pieces(np.array(list(tally.values()))),
             f1=float(np.mean([item.figures[f"{item.split}/f1"] for item in group])),
             piece_accuracy=float(np.mean(whole)) if whole else None,
             tally=tally,
-            support=support,
+            support=dict(zip(first.classes, map(sum, first.confusion), strict=True)),
             seeds=len(group),
             seconds=sum(item.seconds for item in group),
             device_hours=sum(item.seconds * item.devices for item in group) / 3600,
@@ -135,6 +131,11 @@ class Cell:
     def difference(self) -> float | None:
         """Our accuracy less the paper's, in points."""
         return 100 * self.score.accuracy - self.printed if self.score and self.printed is not None else None
+
+    @property
+    def reasons(self) -> str:
+        """Of all seeds that failed."""
+        return "; ".join(f"{trial}: {reason}" for trial, reason in self.failed.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,11 @@ class ResultTable:
         against = next((row.label for row in self.rows if row.variant == self.baseline), "the row above it")
         tested = any(cell.p is not None for cell in self.cells.values())
         return f"Accuracy on the {self.split} split in %" + (f"; p against {against}." if tested else ".")
+
+    @property
+    def has_printed(self) -> bool:
+        """Whether the paper has any of these figures."""
+        return any(row.printed for row in self.rows)
 
     def baseline_names(self) -> list[str]:
         """Rows of trivial baselines."""

@@ -23,14 +23,6 @@ PRINTED: dict[str, dict[str, float]] = {
 }
 """Corpus -> the figures that the paper prints."""
 
-READING = (
-    "In parentheses: the paper's figures. Bars are those that are not empty. A duration is the mean index, as the "
-    "paper prints it; index d is d + 1 thirty-seconds long, so that the true mean is one more. Protocol paper moves "
-    "notes of a piece's last onset to the sub-beat before, at times into the bar before; protocol clean does not, and "
-    "has a few more bars. Hours are left out, as a token store holds no tempo."
-)
-"""How to read the table."""
-
 _TICKS = (
     "The files have 384 ticks a beat. Protocol paper takes 480 for granted, as the authors do, so that a bar is five "
     "beats long and a note shorter; under protocol clean a bar has four."
@@ -114,17 +106,13 @@ def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
     ]
 
 
-def to_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What `table` gives as Markdown: our figures, the paper's in parentheses behind them, the notes below."""
-    head = ["corpus", "protocol", *(heading for heading, _ in SHOWN.values())]
-    rows = [[line["corpus"], line["protocol"], *(show(line, name) for name in SHOWN)] for line in lines]
-    notes = {f"- {line['corpus']}: {line['note']}": None for line in lines if line["note"]}
-    separated = ["---"] * len(head)
-    parts = ["| " + " | ".join(cells) + " |" for cells in (head, separated, *rows)]
-    return "\n".join([*parts, "", READING, "", *notes]).rstrip() + "\n"
+def grid(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What `table` gives as text: a head, and rows of our figures with the paper's in parentheses."""
+    head = ["", "protocol", *(heading for heading, _ in SHOWN.values())]
+    return [head, *([line["corpus"], line["protocol"], *(_show(line, name) for name in SHOWN)] for line in lines)]
 
 
-def show(line: Mapping[str, Any], name: str) -> str:
+def _show(line: Mapping[str, Any], name: str) -> str:
     """Our figure, and the paper's in parentheses."""
     _, digits = SHOWN[name]
     printed = line["printed"].get(name)

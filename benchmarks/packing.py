@@ -89,7 +89,7 @@ def make_store(options: argparse.Namespace) -> str:
 
     ray.init(**cli.ray_options())
     config = _config(options, "padded", "rope", 0.0)
-    return pipeline.tokenize(config, config.corpora.names)[0].address
+    return pipeline.tokenize(pipeline.plan(config))[0].address
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:

@@ -24,14 +24,14 @@ from midibert_ray.tokenizing.tokenize import Summary
 def main() -> None:
     wanted = cli.parse(__doc__)
     config = wanted.config
-    plan = pipeline.study_plan(config)
-    described = dry_run.plan(config, "tokenize", "pretrain", study=plan, estimates=wanted.dry_run)
+    plan = pipeline.plan(config, study=True)
+    described = dry_run.describe_plan(plan, "tokenize", "pretrain", estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return
     with tracking.recording(config):
         ray.init(**cli.ray_options())
-        print(Summary.table(pipeline.tokenize_for(plan)))
+        print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
         print(pipeline.outcome(config, result))
     sys.exit(1 if result.failed else 0)

@@ -21,13 +21,14 @@ from midibert_ray.cli import dry_run
 
 def main() -> None:
     wanted = cli.parse(__doc__)
-    plan = dry_run.plan(wanted.config, "pretrain")
+    plan = pipeline.plan(wanted.config)
+    described = dry_run.describe_plan(plan, "pretrain")
     if wanted.dry_run:
-        print(plan)
+        print(described)
         return
     with tracking.recording(wanted.config):
         ray.init(**cli.ray_options())
-        run = pipeline.pretrain(wanted.config)
+        run = pipeline.pretrain(plan)
     print(f"best valid/loss {run.metrics['valid/loss']:.4f} at step {run.step}")
     print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(wanted.config).command()}")
 

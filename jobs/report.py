@@ -24,7 +24,7 @@ def main() -> None:
         raise SystemExit("name one study, such as: python jobs/report.py ablation")
     config = wanted.config
     if wanted.dry_run:
-        print(dry_run.flush_plan(config) if wanted.flags else pipeline.report_address(config, *wanted.words))
+        print(dry_run.describe_flush(config) if wanted.flags else pipeline.report_address(config, *wanted.words))
     elif wanted.flags:
         for page in pipeline.flush(config, *wanted.words):
             print(page)

@@ -29,14 +29,14 @@ def main() -> None:
     own = {"task": "the one task of the study, in place of study.tasks"}
     wanted = cli.parse(__doc__, words="paper, sweep, or section.key=value", extra=own, kinds=STUDIES)
     config = replace(wanted.config, {"study.tasks": task} if (task := wanted.extra.get("task")) else {})
-    plan = pipeline.study_plan(config)
-    described = dry_run.plan(config, study=plan, estimates=wanted.dry_run)
+    plan = pipeline.plan(config, study=True)
+    described = dry_run.describe_plan(plan, estimates=wanted.dry_run)
     if wanted.dry_run:
         print(described)
         return
     with tracking.recording(config):
         ray.init(**cli.ray_options())
-        print(Summary.table(pipeline.tokenize_for(plan)))
+        print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
         print(pipeline.outcome(config, result))
     sys.exit(1 if result.failed else 0)

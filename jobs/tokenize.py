@@ -22,12 +22,12 @@ from midibert_ray.tokenizing.tokenize import Summary
 
 def main() -> None:
     wanted = cli.parse(__doc__)
-    plan = dry_run.plan(wanted.config, "tokenize")
+    plan = pipeline.plan(wanted.config)
     if wanted.dry_run:
-        print(plan)
+        print(dry_run.describe_plan(plan, "tokenize"))
         return
     ray.init(**cli.ray_options())
-    print(Summary.table(pipeline.tokenize(wanted.config, wanted.config.corpora.names)))
+    print(Summary.table(pipeline.tokenize(plan)))
 
 
 if __name__ == "__main__":

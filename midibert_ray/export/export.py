@@ -36,8 +36,8 @@ from midibert_ray.settings.config import Config, ConfigError, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, replace, runtime_keys
 from midibert_ray.settings.validators import require, require_address, require_folder
 from midibert_ray.studies import result as outcome
-from midibert_ray.studies.plan import task_corpus
-from midibert_ray.studies.result import Origin, Outcome
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
+from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.training import checkpoints
 from midibert_ray.training.checkpoints import verify, weights
 from midibert_ray.training.engine import PROGRESS_FILE
@@ -54,9 +54,6 @@ SETTINGS = {
     "It is a pickle, and is refused if it holds anything but tensors and plain values.",
 }
 """What an export takes beside the configuration: name -> meaning."""
-
-TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "compute")
-"""What changes the weights of a trial, beside its encoder."""
 
 UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
 """What an export is in a bucket, in the order in which it is written: the last says that the others are there."""
@@ -262,10 +259,10 @@ def _from_trial(address: str) -> tuple[MidiBertPreTrainedModel, About]:
         verify(*storage.filesystem(address))
     except checkpoints.CheckpointError as error:
         raise CheckpointError(f"{error}; bring it back from a copy, or export another trial") from error
-    result = Outcome.from_json(storage.read_bytes(storage.join(address, outcome.OUTCOME)))
+    result = TrialResult.from_json(storage.read_bytes(storage.join(address, outcome.OUTCOME)))
     place = storage.join(address, outcome.ORIGIN)
     if storage.exists(place):
-        return _open(address), _about_trial(result, Origin.from_json(storage.read_bytes(place)))
+        return _open(address), _about_trial(result, Provenance.from_json(storage.read_bytes(place)))
     logger.warning("%s has no %s: the model card will say that its training is not known", address, outcome.ORIGIN)
     about = About(
         origin=f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`. Nothing is known of its "
@@ -277,13 +274,14 @@ def _from_trial(address: str) -> tuple[MidiBertPreTrainedModel, About]:
     return _open(address), about
 
 
-def _about_trial(result: Outcome, origin: Origin) -> About:
+def _about_trial(result: TrialResult, origin: Provenance) -> About:
     config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
     pretrained = config.finetune.init == "pretrained"
     labelled = corpus(task_corpus(config, result.task))
     encoder = f"the encoder of pre-training `{_run_of(origin.encoder)[1] or 'unknown'}`"
     start = encoder if pretrained else "random weights, without pre-training"
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
+    sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     return About(
         origin=f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}` of study `{origin.study}`, "
         f"{epochs} from {start}{_frozen(config.finetune)}. These are the weights of the epoch that was best in "
@@ -291,7 +289,7 @@ def _about_trial(result: Outcome, origin: Origin) -> About:
         protocol=config.tokens.protocol,
         corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
         labelled=(labelled,),
-        settings=_settings(config, TRIAL_SECTIONS + (("mask", "pretrain") if pretrained else ())),
+        settings=_settings(config, sections),
         **_scores(result, f"the test split of {labelled.slug}, protocol `{config.tokens.protocol}`"),
     )
 
@@ -302,7 +300,7 @@ def _frozen(settings: FinetuneConfig) -> str:
     return FROZEN[settings.freeze]
 
 
-def _scores(result: Outcome, where: str) -> dict[str, Any]:
+def _scores(result: TrialResult, where: str) -> dict[str, Any]:
     """What a card says of a trial's head and of its figures."""
     task, accuracy = TASKS[result.task], result.figures["test/accuracy"]
     unit, (low, high) = "notes" if task.level == "note" else "segments", wilson(accuracy * result.scored, result.scored)

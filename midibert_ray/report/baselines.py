@@ -184,11 +184,12 @@ def _song(config: Config, store: TokenStore) -> Baseline:
     answers = [max(task.classes, key=labels.__getitem__) for labels in heard]
     right = known & [answer == segments.label(clip) for clip, answer in zip(clips, answers, strict=True)]
     sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
+    between = f"{task.classes[0]} to {task.classes[-1]}"
     return _maker(config)(
         name=SONG,
         correct=int(right.sum()),
         scored=len(clips),
         detail={"known": int(known.sum()), "segments": len(segments), "segments correct": int(sizes[right].sum())},
-        note="by clip: the majority label of the clip's song in the training split, at a tie the first of "
-        f"{task.classes[0]} to {task.classes[-1]}; {known.sum()} of {len(clips)} clips have their song there, the others count as wrong",
+        note=f"by clip: the majority label of the clip's song in the training split, at a tie the first of {between}; "
+        f"{known.sum()} of {len(clips)} clips have their song there, the others count as wrong",
     )

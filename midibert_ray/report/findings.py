@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import statistics
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.report.statistics import Interval
@@ -18,7 +19,7 @@ from midibert_ray.report.table import (
     tallies,
 )
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -27,7 +28,8 @@ BY_PITCH = "-by-pitch"
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
     """One sentence on each leak that the cells of a study measure; none where it has no such cells."""
     found = scores(tables)
-    sentences = [_order(found, task) for task in ("melody", "velocity")] + [_songs(found, tables)]
+    sentences = [_order(found, task.name) for task in TASKS.values() if task.level == "note"]
+    sentences += [_songs(found, tables, task.name) for task in TASKS.values() if task.song]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -54,18 +56,18 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
     return "; ".join([sentence, *rest]) + "."
 
 
-def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable]) -> str:
+def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
     """What it is worth that clips of one song stand in train and test."""
     for variant, model in MODELS.items():
-        shared, disjoint = (found.get(Key(protocol, "emotion", variant)) for protocol in ("paper", "clean"))
+        shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in ("paper", "clean"))
         if shared and disjoint:
             worth = statistics.difference(shared.by_piece, disjoint.by_piece, paired=False)
             sentence = (
-                f"Under protocol paper clips of one song stand in train and test: {model} tells the emotion of "
+                f"Under protocol paper clips of one song stand in train and test: {model} tells the {task} of "
                 f"{_percent(shared)} of the test segments, and of {_percent(disjoint)} where no song is in both "
                 f"(protocol clean, which repairs padding too): a difference of {_points(shared, disjoint, worth)}."
             )
-            trivial = [item for item in _baselines(tables) if (item.protocol, item.task) == ("paper", "emotion")]
+            trivial = [item for item in _baselines(tables) if (item.protocol, item.task) == ("paper", task)]
             known = [f" Without any model: {item.name}, {100 * item.accuracy:.1f} %." for item in trivial]
             return sentence + "".join(known)
     return ""
@@ -113,13 +115,13 @@ class MelodyOrNot:
 
 
 def melody_or_not(
-    outcomes: Iterable[Outcome], baselines: Sequence[Baseline], tables: Sequence[ResultTable]
+    outcomes: Iterable[TrialResult], baselines: Sequence[Baseline], tables: Sequence[ResultTable]
 ) -> list[MelodyOrNot]:
     """Melody against bridge and accompaniment together (paper, §VIII-A1): rules first, then models.
 
     Where a study has the models whose confusions the paper shows, only these; else all.
     """
-    groups = {key: group for key, group in by_key(outcomes).items() if key.task == "melody"}
+    groups = {key: group for key, group in by_key(outcomes).items() if TASKS[key.task].melody}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, printed = labels(tables), paper.MELODY_OR_NOT
     rows = []
@@ -141,10 +143,10 @@ def _quadrants(item: Baseline) -> list[float]:
     return [item.detail[name] for name in ("TP", "FP", "FN", "TN")]
 
 
-def _counts(group: Sequence[Outcome]) -> tuple[float, float, float, float]:
+def _counts(group: Sequence[TrialResult]) -> tuple[float, float, float, float]:
     """TP, FP, FN and TN of the class melody, means over seeds."""
     matrix = mean_confusion(group)
-    melody = group[0].classes.index("melody")
+    melody = group[0].classes.index(TASKS[group[0].task].melody)
     hits = matrix[melody, melody]
     true, said = matrix[melody].sum(), matrix[:, melody].sum()
     return float(hits), float(said - hits), float(true - hits), float(matrix.sum() - true - said + hits)

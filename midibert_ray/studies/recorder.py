@@ -48,20 +48,12 @@ class StudyLog:
     def trial(self, key: str) -> tracking.RunLog:
         """The child run of a trial, made or found again."""
         entry = self.plan.trials[key]
-        trial = entry.trial
-        tags = {
-            "task": trial.task,
-            "variant": trial.variant,
-            "seed": trial.seed,
-            "protocol": trial.protocol,
-            "encoder": entry.encoder,
-        }
         return self.tracker.open(
             self.experiment,
             f"{self.plan.key}/{key}",
-            trial.name,
+            entry.trial.name,
             params=flatten(entry.config),
-            tags=tags,
+            tags=entry.trial.tags | {"encoder": entry.encoder},
             parent=self.plan.key,
         )
 

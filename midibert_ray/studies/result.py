@@ -175,6 +175,12 @@ def settled(address: str) -> bool:
     return finished(address) or stopped(address)
 
 
+def finished_result(address: str) -> TrialResult | None:
+    """The result of the trial in a folder, or None where it has not finished."""
+    name = newest(address)
+    return read(storage.join(address, name)) if name else None
+
+
 def find(address: str) -> tuple[TrialResult, bytes] | None:
     """Outcome and predictions of the trial in a folder, or None where it has not finished."""
     name = newest(address)

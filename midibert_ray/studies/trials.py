@@ -49,11 +49,22 @@ class Trial:
 
     seed: int
 
-    draw: int | None = None
+    draw: int | None = field(default=None, compare=False)
     """Number of the draw, in a sweep."""
 
     changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Dotted settings in which the trial differs from the study's configuration."""
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What tells it from the study's other trials: its tags in MLflow."""
+        return {"task": self.task, "variant": self.variant, "seed": self.seed, "protocol": self.protocol}
+
+    @classmethod
+    def of(cls, tags: Mapping[str, Any]) -> "Trial":
+        """The trial that has these `tags`."""
+        task, variant, protocol = (str(tags[name]) for name in ("task", "variant", "protocol"))
+        return cls(task=task, variant=variant, protocol=protocol, seed=int(tags["seed"]))
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from midibert_ray.report import load as source
 from midibert_ray.report import page, report, sections
 from midibert_ray.report import table_one as corpora
 from midibert_ray.report.baselines import Baseline
-from midibert_ray.report.load import Source
+from midibert_ray.report.load import LoadedStudy
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.plan import PlannedTrial, make
@@ -108,7 +108,7 @@ def key(config: Config) -> str:
 
 
 @pytest.fixture
-def found(config: Config, key: str) -> Source:
+def found(config: Config, key: str) -> LoadedStudy:
     return source.load(config, key)
 
 
@@ -170,7 +170,7 @@ def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> Non
         report.write(config, "ablatoin")
 
 
-def test_what_is_not_there_is_left_out(found: Source) -> None:
+def test_what_is_not_there_is_left_out(found: LoadedStudy) -> None:
     everything = dict(sections.all_sections(found))
     assert all(everything.values())
     found.parent.data.tags["encoder"] = ""
@@ -183,7 +183,7 @@ def test_what_is_not_there_is_left_out(found: Source) -> None:
     check(page.document("x", "", left.items()))
 
 
-def test_a_study_without_a_finished_trial_says_so(found: Source) -> None:
+def test_a_study_without_a_finished_trial_says_so(found: LoadedStudy) -> None:
     text = check(report.render(replace(found, outcomes=[], children={})))
     assert "No trial has finished." in text
     broken = check(report.render(replace(found, outcomes=[])))
@@ -205,7 +205,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
     assert "pieces" in text.partition("Beside accuracy")[2]
 
 
-def test_names_are_escaped(found: Source) -> None:
+def test_names_are_escaped(found: LoadedStudy) -> None:
     found.parent.data.params["corpora.names"] = "<script>alert(1)</script>"
     hostile = replace(found, corpora=[found.corpora[0] | {"note": "<script>"}])
     next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = "<script>"
@@ -213,7 +213,7 @@ def test_names_are_escaped(found: Source) -> None:
     assert "<script>" not in page.to_html(hostile.tables, ["<script>"])
 
 
-def test_encoders_are_named_by_what_they_differ_in(found: Source) -> None:
+def test_encoders_are_named_by_what_they_differ_in(found: LoadedStudy) -> None:
     assert sorted(sections.encoder_names(found.encoders).values()) == ["notes by pitch", "the protocol's order"]
     key, run = next(iter(found.encoders.items()))
     assert sections.encoder_names({key: run}) == {key: run.info.run_name}

@@ -14,7 +14,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Locate, make
-from midibert_ray.studies.study import StudyResult, open_work, study
+from midibert_ray.studies.study import StudyResult, open_specs, study
 from tests.tiny import tiny_study
 
 PRETRAIN = {"pretrain.epochs": 2, "pretrain.valid_every": 1, "compute.workers": 1}
@@ -45,17 +45,17 @@ def scores(result: StudyResult) -> dict[str, dict[str, float]]:
 def test_a_task_that_the_corpus_cannot_serve_stops_before_any_trial(tmp_path: Path, locate: Locate) -> None:
     plan = make(tiny_study(tmp_path, study__tasks=("emotion",)), locate)
     with pytest.raises(ValueError, match=r"task emotion needs the labels Q1.*set finetune\.corpus=emopia"):
-        open_work(plan, {}, set())
+        open_specs(plan, {}, set())
 
 
 def test_work_that_is_done_is_not_handed_out_again(tmp_path: Path, locate: Locate) -> None:
     plan = make(tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), rnn__epochs=3), locate)
     (encoder,) = plan.pretrainings
     scratch, pretrained, rnn = plan.trials
-    assert [item.name for item in open_work(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
-    assert [item.name for item in open_work(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
-    assert [item.name for item in open_work(plan, {}, {pretrained})] == [rnn, scratch]
-    assert open_work(plan, {}, set(plan.trials)) == []
+    assert [item.name for item in open_specs(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
+    assert [item.name for item in open_specs(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
+    assert [item.name for item in open_specs(plan, {}, {pretrained})] == [rnn, scratch]
+    assert open_specs(plan, {}, set(plan.trials)) == []
 
 
 @pytest.mark.ray
@@ -87,7 +87,7 @@ def test_a_failure_is_one_cell_with_its_reason(ray_cluster: object, tmp_path: Pa
     plan = make(replace(config, PRETRAIN), locate)
     result = study(plan)
     assert [item.variant for item in result.outcomes] == ["rnn"]
-    reasons = {trial.split("-")[1]: reason for trial, reason in result.failed.items()}
+    reasons = {trial.variant: reason for trial, reason in result.failed.items()}
     assert reasons.keys() == {"pretrained", "scratch"}
     assert "lower finetune.lr" in reasons["scratch"]
     assert "its pre-training pretrain-" in reasons["pretrained"] and "not finite" in reasons["pretrained"]
@@ -108,7 +108,7 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
 
     def lose_first(controller: TuneController, trial: Any, *settings: Any) -> None:
         if not lost:
-            lost.append(trial.config["work"]["name"])
+            lost.append(trial.config["spec"].name)
             ray.kill(trial.temporary_state.ray_actor)
         hand(controller, trial, *settings)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.catalogue import TokenOrder
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data import layout
@@ -67,12 +68,12 @@ def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
     return cut
 
 
-def sample(protocol: str = "clean") -> list[Piece]:
+def sample(protocol: str = "clean", order: TokenOrder = "protocol") -> list[Piece]:
     """The pieces of the sample corpus, by id."""
-    return read_corpus("sample", protocol)
+    return read_corpus("sample", protocol, order=order)
 
 
-def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
+def read_corpus(name: str, protocol: str, root: Path | str = "", order: TokenOrder = "protocol") -> list[Piece]:
     """The pieces of a corpus whose folder lies below `root`, by id."""
     corpus = corpora.corpus(name)
     folder = Path(root, corpus.folder)
@@ -80,6 +81,6 @@ def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
     pieces = []
     for piece in sorted(list_pieces(corpus, files, protocol), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = tokenize_piece(corpus, piece, contents, protocol)
+        tokens = tokenize_piece(corpus, piece, contents, protocol, order)
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

@@ -13,7 +13,7 @@ import pytest
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import Piece, list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
-from midibert_ray.music.tasks import TASKS, keeps_last_row, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.music.tokens import Tokens, remi_from_cp, rows
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
 
@@ -50,8 +50,14 @@ def all_tokens(name: str, root: Path) -> dict[str, tuple[Piece, Tokens]]:
     }
 
 
+def keeps_last_row(task: str | None, n: int, length: int) -> bool:
+    """Whether the last of the rows that n tokens fill is kept: composer leaves one out that is less than half full."""
+    rest = n % length
+    return rest == 0 or task is None or not TASKS[task].drops_short_rows or rest >= length / 2
+
+
 def row_count(piece_tokens: Tokens, task: str | None) -> int:
-    kept = keeps_last_row(TASKS[task] if task else None, len(piece_tokens), 512)
+    kept = keeps_last_row(task, len(piece_tokens), 512)
     return -(-len(piece_tokens) // 512) - (not kept)
 
 
@@ -68,10 +74,10 @@ def expected_rows(tokens: Tokens, representation: str, task: str | None) -> dict
     cp = tokens.tokens
     remi = remi_from_cp(cp)
     ids, pad = (cp, CP_PAD) if representation == "cp" else (remi.ids, REMI_PAD)
-    kept = len(rows(ids, 512, pad)) - (not keeps_last_row(TASKS[task] if task else None, len(ids), 512))
+    kept = len(rows(ids, 512, pad)) - (not keeps_last_row(task, len(ids), 512))
     out = {"tokens": rows(ids, 512, pad)[:kept]}
     for name in ("melody", "velocity"):
-        labels = note_labels(TASKS[name], tokens.part, tokens.velocity)
+        labels = note_labels(TASKS[name], tokens)
         if representation == "remi":
             spread = np.zeros(len(ids), dtype=np.uint8)
             spread[remi.pitch_at] = labels
@@ -140,7 +146,7 @@ def test_rows_per_class(corpora_root, task):
 def test_notes_per_class(corpora_root):
     tokens = [tokens for _, tokens in all_tokens("pop909", corpora_root).values()]
     found = {
-        task: sum(np.bincount(note_labels(TASKS[task], t.part, t.velocity), minlength=7) for t in tokens).tolist()
+        task: sum(np.bincount(note_labels(TASKS[task], t), minlength=7) for t in tokens).tolist()
         for task in ("melody", "velocity")
     }
     assert found["melody"] == [0, 288206, 230643, 905667, 0, 0, 0]

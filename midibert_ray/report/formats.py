@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from midibert_ray.report.baselines import MAJORITY
-from midibert_ray.report.findings import MelodyOrNot
+from midibert_ray.report.findings import QUADRANTS, MelodyOrNot
 from midibert_ray.report.statistics import Interval
 from midibert_ray.report.table import STATISTICS, Cell, Key, ResultTable, majority_f1
 from midibert_ray.settings.text import aligned, piped
@@ -74,10 +74,9 @@ def to_markdown(
     if melody:
         blocks += ["### Melody or not", piped(melody_grid(melody))]
     blocks.append(STATISTICS if tables else NONE_FINISHED)
-    if failed := {
-        trial: reason for table in tables for cell in table.cells.values() for trial, reason in cell.failed.items()
-    }:
-        blocks.append("\n".join(f"- failed: {trial}: {reason}" for trial, reason in failed.items()))
+    cells = (cell for table in tables for cell in table.cells.values())
+    failed = {trial: reason for cell in cells for trial, reason in cell.failed.items()}
+    blocks += ["\n".join(f"- failed: {trial}: {reason}" for trial, reason in failed.items())] if failed else []
     return "\n\n".join(blocks) + "\n"
 
 
@@ -140,7 +139,7 @@ def p_text(p: float | None) -> str:
 
 def melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
     """Melody against the rest as text: head, then a row a model and protocol."""
-    head = ["", "protocol", "accuracy", "paper", "F1 of melody", "TP", "FP", "FN", "TN"]
+    head = ["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]
     rows = [head]
     for item in melody:
         printed = "" if item.printed is None else f"{item.printed:.2f}"

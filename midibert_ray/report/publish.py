@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from midibert_ray import storage, tracking
+from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.report import findings, formats, page, plots, table
 from midibert_ray.report import table_one as corpora
@@ -17,6 +17,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
@@ -31,8 +32,7 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     book = _Book.of(plan, result, outcomes)
     tables = table.build(outcomes, book.failed, book.baselines, book.tables)
     leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, book.baselines, tables)
-    experiment = tracking.study_experiment(plan.config.study.name)
-    run = tracking.Tracker(tracking.address(plan.config)).log(experiment, plan.key)
+    run = StudyLog(plan).parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, leaks, melody), "results.md")
     run.text(page.to_html(tables, leaks), "results.html")

@@ -114,7 +114,6 @@ class Score:
 class Cell:
     """A configuration in a row of a table."""
 
-    key: Key
     score: Score | None
     """None where no seed has finished."""
 
@@ -209,7 +208,8 @@ def build(
         broken.setdefault(Key(trial.protocol, trial.task, trial.variant), {})[trial.name] = reason
     wanted = {name: paper.TABLES[name] for name in tables if name in paper.TABLES}
     known = set(paper.variants(tuple(wanted)))
-    others = sorted({key.variant for key in (*scores, *broken)} - known, key=_place)
+    unknown = {key.variant for key in (*scores, *broken)} - known
+    others = [*(name for name in VARIANTS if name in unknown), *sorted(unknown - VARIANTS.keys())]
     plain = PaperTable(
         title="Other variants" if wanted else "All variants",
         baseline="pretrained" if "pretrained" in others else "",
@@ -252,12 +252,6 @@ def tallies(first: Score, second: Score) -> tuple[Floats, Floats]:
     return np.array([first.tally[piece] for piece in shared]), np.array([second.tally[piece] for piece in shared])
 
 
-def _place(variant: str) -> tuple[int, str]:
-    """Where a variant stands in a list: as in VARIANTS, then by name."""
-    order = list(VARIANTS)
-    return (order.index(variant) if variant in order else len(order), variant)
-
-
 def _table(
     name: str,
     wanted: PaperTable,
@@ -272,7 +266,6 @@ def _table(
     p = _tests(wanted, keys, scores)
     cells = {
         key: Cell(
-            key=key,
             score=scores.get(key),
             failed=broken.get(key, {}),
             printed=rows[key.variant].printed.get(key.task),
@@ -280,17 +273,21 @@ def _table(
         )
         for key in keys
     }
-    trivial = [item for item in baselines if (item.protocol, item.task) in present and _answers_the_task(item)]
+    # The majority class is counted here, and what has quadrants tells melody from the rest only: see `findings`.
+    trivial = [item for item in baselines if item.name != MAJORITY and "TP" not in item.detail]
     return ResultTable(
         name=name,
         title=wanted.title,
         split=split,
         baseline=wanted.baseline,
         rows=wanted.rows,
-        tasks=tuple(task for task in TASKS if any(task == key.task for key in keys)),
-        protocols=tuple(item for item in PROTOCOLS if any(item == key.protocol for key in keys)),
+        tasks=tuple(task for task in TASKS if task in {key.task for key in keys}),
+        protocols=tuple(protocol for protocol in PROTOCOLS if protocol in {key.protocol for key in keys}),
         cells=cells,
-        baselines=(*_majorities(wanted, scores), *trivial),
+        baselines=(
+            *_majorities(wanted, scores),
+            *(item for item in trivial if (item.protocol, item.task) in present),
+        ),
     )
 
 
@@ -309,17 +306,11 @@ def _tests(wanted: PaperTable, keys: Sequence[Key], scores: Mapping[Key, Score])
 
 def _majorities(wanted: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
     """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
+    order = [wanted.baseline, *(row.variant for row in wanted.rows)]
     found: dict[tuple[str, str], Baseline] = {}
-    for variant in (wanted.baseline, *(row.variant for row in wanted.rows)):
-        for key, score in scores.items():
-            if key.variant == variant:
-                found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, score.support))
+    for key in sorted((key for key in scores if key.variant in order), key=lambda key: order.index(key.variant)):
+        found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, scores[key].support))
     return list(found.values())
-
-
-def _answers_the_task(item: Baseline) -> bool:
-    """Whether a baseline belongs into a table: not where the table has it, or it tells melody from the rest only."""
-    return item.name != MAJORITY and "TP" not in item.detail
 
 
 def majority_f1(item: Baseline) -> float:

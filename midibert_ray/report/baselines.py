@@ -5,11 +5,10 @@ one column with the models.
 """
 
 import functools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.music.vocabulary import PITCH_LOW
 from midibert_ray.settings.config import Config
+from midibert_ray.studies.result import Record
 
 MAJORITY = "majority class"
 SKYLINE = "skyline"
@@ -28,7 +28,7 @@ SONG = "label of the song"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Baseline(Record):
     """A trivial answer to a task, scored on the test split."""
 
     protocol: str
@@ -52,15 +52,6 @@ class Baseline:
     def accuracy(self) -> float:
         """Share that is answered rightly."""
         return self.correct / self.scored
-
-    def to_json(self) -> str:
-        """The baseline as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Baseline":
-        """What `to_json` wrote."""
-        return cls(**json.loads(text))
 
 
 def baselines(config: Config, store: TokenStore) -> list[Baseline]:

@@ -19,7 +19,6 @@ __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
 Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
-Init = Literal["pretrained", "scratch"]
 Variant = Literal[
     "pretrained",
     "freeze-backbone",
@@ -175,7 +174,7 @@ class FinetuneConfig:
     model: Literal["midibert", "rnn"] = "midibert"
     """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
 
-    init: Init = "pretrained"
+    init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
 
     freeze: Freeze = "none"

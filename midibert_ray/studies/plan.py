@@ -1,7 +1,9 @@
 """A study before it runs: its trials, the pre-trainings that they share, and where everything lies."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from midibert_ray import storage
 from midibert_ray.music.tasks import TASKS
@@ -25,7 +27,7 @@ def task_corpus(config: Config, task: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class PretrainingSpec:
     """A pre-training that some trials start from."""
 
     key: str
@@ -35,9 +37,23 @@ class Pretraining:
     stores: tuple[str, ...]
     """Addresses of its token stores, in the order of `corpora.names`."""
 
+    encoder: ClassVar[str] = ""
+    """It starts from random weights."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that it holds while it runs, all of them by Train's workers."""
+        compute = self.config.compute
+        return {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpu}
+
+    @property
+    def slots(self) -> int:
+        """How much it counts towards `compute.max_concurrent_trials`."""
+        return self.config.compute.workers
+
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedTrial:
+class TrialSpec:
     """A trial, and what it is made from."""
 
     trial: Trial
@@ -47,14 +63,25 @@ class PlannedTrial:
     store: str
     """Address of the token store of its task."""
 
-    encoder: str
+    encoder: str = ""
     """Key of its pre-training; empty where it starts from random weights."""
 
-    @property
+    slots: ClassVar[int] = 1
+
+    @functools.cached_property
     def key(self) -> str:
         """The trial's name and a hash of all that it is made from: its folder, and its key in MLflow."""
         made_from = identity(self.config, TRIAL_SECTIONS, store=storage.basename(self.store), encoder=self.encoder)
         return f"{self.trial.name}-{made_from}"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that it holds while it runs."""
+        return {"CPU": self.config.compute.cpus_per_trial, "GPU": self.config.compute.gpus_per_trial}
+
+
+Spec = PretrainingSpec | TrialSpec
+"""What Tune runs as one of its trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +92,10 @@ class StudyPlan:
     key: str
     """Name and hash: the study's folder below `{root}/studies`, and its parent run in MLflow."""
 
-    trials: Mapping[str, PlannedTrial]
+    trials: Mapping[str, TrialSpec]
     """By key, in the order of the tables."""
 
-    pretrainings: Mapping[str, Pretraining]
+    pretrainings: Mapping[str, PretrainingSpec]
     """By key, each once."""
 
     @property
@@ -107,15 +134,15 @@ def make(config: Config, locate: Locate) -> StudyPlan:
     def stores(of: Config, names: Iterable[str]) -> tuple[str, ...]:
         return tuple(locate(of, names).values())
 
-    pretrainings: dict[str, Pretraining] = {}
-    trials: dict[str, PlannedTrial] = {}
+    pretrainings: dict[str, PretrainingSpec] = {}
+    trials: dict[str, TrialSpec] = {}
     for trial in grid(config):
         mine, encoder, key = trial.config(config), trial.pretraining(config), ""
         if encoder:
             inputs = stores(encoder, encoder.corpora.names)
             key = run_key(encoder, inputs)
-            pretrainings.setdefault(key, Pretraining(key=key, config=encoder, stores=inputs))
+            pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=inputs))
         (store,) = stores(mine, [task_corpus(mine, trial.task)])
-        planned = PlannedTrial(trial=trial, config=mine, store=store, encoder=key)
-        trials[planned.key] = planned
+        spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key)
+        trials[spec.key] = spec
     return StudyPlan(config=config, key=study_key(config), trials=trials, pretrainings=pretrainings)

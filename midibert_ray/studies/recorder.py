@@ -14,9 +14,9 @@ from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, study_address
 from midibert_ray.studies.result import TrialResult
-from midibert_ray.studies.scheduler import FAILURE, TrialSpec
+from midibert_ray.studies.scheduler import FAILURE
 
 logger = logging.getLogger(__name__)
 
@@ -95,25 +95,25 @@ class Recorder(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Log an epoch's figures and print a line; pre-trainings are logged by their own controllers."""
-        spec: TrialSpec = trial.config["spec"]
-        if spec.trial is None:
+        spec: Spec = trial.config["spec"]
+        if isinstance(spec, PretrainingSpec):
             return
         points = {key: value for key, value in result.items() if key.partition("/")[0] in ("train", "valid", "test")}
         if not points:
             return
-        self._run(spec.name).log(points, int(result["epoch"]))
+        self._run(spec.key).log(points, int(result["epoch"]))
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Store the result that the trial left in its last checkpoint, or why there is none."""
         spec, last = trial.config["spec"], trial.last_result
-        if spec.trial is None or self.store(spec.name):
+        if isinstance(spec, PretrainingSpec) or self.store(spec.key):
             return
         if self.plan.config.study.draws and FAILURE not in last:
-            self.stop(spec.name, {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
+            self.stop(spec.key, {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
         else:
-            self.fail(spec.name, str(last.get(FAILURE, "it left no outcome")))
+            self.fail(spec.key, str(last.get(FAILURE, "it left no outcome")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark the run as failed, unless Tune has given it up too soon.
@@ -123,9 +123,9 @@ class Recorder(tune.Callback):
         """
         spec = trial.config["spec"]
         if trial.num_failures <= self.plan.config.compute.max_failures:
-            self._given_up.add(spec.name)
-        elif spec.trial:
-            self.fail(spec.name, "its process died")
+            self._given_up.add(spec.key)
+        elif not isinstance(spec, PretrainingSpec):
+            self.fail(spec.key, "its process died")
 
     def take_given_up(self) -> set[str]:
         """Names of the trials and pre-trainings that Tune gave up too soon, since this was last asked."""

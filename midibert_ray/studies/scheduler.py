@@ -6,13 +6,11 @@ trained, and leaves room for runs that start workers of their own, which Tune do
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from midibert_ray.settings.config import Config
-from midibert_ray.studies.trials import Trial
+from midibert_ray.studies.plan import PretrainingSpec, Spec
 
 FAILURE = "failure"
 """Key of a trial's last report where it cannot go on, and would not if it were started again: the reason."""
@@ -21,31 +19,6 @@ ENCODER = "encoder"
 """Key of a pre-training's last report: the address of its checkpoint."""
 
 Resources = Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """What one Tune trial does: a trial of the study, or a pre-training that others start from."""
-
-    name: str
-    """Key of the trial or pre-training, unique in its study; the name of its folder."""
-
-    config: Config
-
-    stores: tuple[str, ...]
-    """Addresses of its token stores."""
-
-    trial: Trial | None = None
-    """The trial; None for a pre-training."""
-
-    encoder: str = ""
-    """Name of the pre-training that it starts from; empty for none."""
-
-    resources: Resources = field(default_factory=dict)
-    """What it holds while it runs, Train's workers included: CPU, GPU."""
-
-    slots: int = 1
-    """How much it counts towards `compute.max_concurrent_trials`."""
 
 
 def given_up(encoder: str, reason: str) -> str:
@@ -58,7 +31,7 @@ class StudyScheduler(Searcher):
 
     def __init__(
         self,
-        specs: Sequence[TrialSpec],
+        specs: Sequence[Spec],
         *,
         encoders: Mapping[str, str],
         cluster: Callable[[], Resources],
@@ -68,7 +41,7 @@ class StudyScheduler(Searcher):
 
         Args:
             specs: in order of preference.
-            encoders: name -> address of the checkpoint, of pre-trainings that have finished before.
+            encoders: key -> address of the checkpoint, of pre-trainings that have finished before.
             cluster: gives the resources of all nodes that are there now.
             slots: most that may run at once; 0: as the resources allow.
         """
@@ -76,9 +49,9 @@ class StudyScheduler(Searcher):
         self.waiting = list(specs)
         self.encoders, self.slots = dict(encoders), slots
         self.failed: dict[str, str] = {}
-        """Name -> reason, of work that was never begun, because its pre-training failed."""
+        """Key -> reason, of trials that were never begun, because its pre-training failed."""
         self._cluster = cluster
-        self._running: dict[str, TrialSpec] = {}
+        self._running: dict[str, Spec] = {}
         self._starting: set[str] = set()
         """Trials whose own workers have not reported yet: they may still wait for resources."""
 
@@ -92,7 +65,7 @@ class StudyScheduler(Searcher):
             return None
         self.waiting.remove(spec)
         self._running[trial_id] = spec
-        if spec.trial is None:
+        if isinstance(spec, PretrainingSpec):
             self._starting.add(trial_id)
         return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
 
@@ -100,9 +73,9 @@ class StudyScheduler(Searcher):
         """Drop what waits for a pre-training that has failed."""
         for item in [item for item in self.waiting if item.encoder in self.failed]:
             self.waiting.remove(item)
-            self.failed[item.name] = given_up(item.encoder, self.failed[item.encoder])
+            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
 
-    def _has_room(self, spec: TrialSpec) -> bool:
+    def _has_room(self, spec: Spec) -> bool:
         """Whether a trial may be handed to Tune now.
 
         Tune starts a trial when its resources are free, and an autoscaler adds nodes for those that wait. Only
@@ -111,7 +84,7 @@ class StudyScheduler(Searcher):
         running = self._running.values()
         if self.slots and running and sum(item.slots for item in running) + spec.slots > self.slots:
             return False
-        if not self._starting and spec.trial is not None:
+        if not self._starting and not isinstance(spec, PretrainingSpec):
             return True
         total, alone = self._cluster(), not running
         held = {key: sum(item.resources.get(key, 0) for item in running) for key in spec.resources}
@@ -127,12 +100,12 @@ class StudyScheduler(Searcher):
         """The end of a trial; a pre-training gives its encoder free for those that wait for it."""
         spec = self._running.pop(trial_id, None)
         self._starting.discard(trial_id)
-        if spec is None or spec.trial is not None:
+        if not isinstance(spec, PretrainingSpec):
             return
         if result and result.get(ENCODER):
-            self.encoders[spec.name] = str(result[ENCODER])
+            self.encoders[spec.key] = str(result[ENCODER])
         else:
-            self.failed[spec.name] = str((result or {}).get(FAILURE) or "its process died")
+            self.failed[spec.key] = str((result or {}).get(FAILURE) or "its process died")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: what is done is read from the trials' own folders when a study starts again."""

@@ -20,10 +20,10 @@ from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PlannedTrial, Pretraining, StudyPlan, study_address
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec, study_address
 from midibert_ray.studies.recorder import Picture, Recorder
 from midibert_ray.studies.result import TrialResult
-from midibert_ray.studies.scheduler import FAILURE, StudyScheduler, TrialSpec, given_up
+from midibert_ray.studies.scheduler import FAILURE, StudyScheduler, given_up
 from midibert_ray.studies.trial import run_spec
 from midibert_ray.studies.trials import Trial
 from midibert_ray.training.console import HEAD, Console
@@ -91,17 +91,17 @@ def _encoders(plan: StudyPlan) -> dict[str, str]:
     return {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
 
 
-def _finish(plan: StudyPlan, recorder: Recorder, todo: list[TrialSpec], encoders: Mapping[str, str]) -> dict[str, str]:
+def _finish(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mapping[str, str]) -> dict[str, str]:
     """Run all specs, and again those that Tune gave up too soon; the reasons of what failed, by name."""
     reasons: dict[str, str] = {}
     for _ in range(1 + plan.config.compute.max_failures):
         reasons |= _fit(plan, recorder, todo, encoders)
         again = recorder.take_given_up()
-        todo = [item for item in todo if again & {item.name, item.encoder}]
+        todo = [item for item in todo if again & {item.key, item.encoder}]
         if not todo:
             break
         logger.info("done again, as their processes were lost: %s", ", ".join(sorted(again)))
-        reasons = {name: reason for name, reason in reasons.items() if name not in {item.name for item in todo}}
+        reasons = {name: reason for name, reason in reasons.items() if name not in {item.key for item in todo}}
         encoders = _encoders(plan)
     return reasons
 
@@ -121,7 +121,7 @@ def _collect(plan: StudyPlan, recorder: Recorder, reasons: Mapping[str, str]) ->
     return result
 
 
-def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> list[TrialSpec]:
+def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> list[Spec]:
     """What is left to do: pre-trainings that open trials wait for, then the trials, longest first.
 
     A short trial at the end fills a gap, a long one would make one.
@@ -137,12 +137,12 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
     """
     trials = {key: entry for key, entry in plan.trials.items() if key not in done}
     needed = {entry.encoder for entry in trials.values()} - encoders.keys() - {""}
-    first = [pretraining_spec(entry) for key, entry in plan.pretrainings.items() if key in needed]
+    first = [spec for key, spec in plan.pretrainings.items() if key in needed]
     sizes = _sizes(trials)
-    return first + [trial_spec(key, trials[key]) for key in sorted(trials, key=lambda key: -sizes[key])]
+    return [*first, *(trials[key] for key in sorted(trials, key=lambda key: -sizes[key]))]
 
 
-def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
+def _sizes(trials: Mapping[str, TrialSpec]) -> dict[str, int]:
     """Segments that each trial learns from at most, over all its epochs."""
     segments: dict[tuple[str, ...], int] = {}
     sizes = {}
@@ -156,37 +156,15 @@ def _sizes(trials: Mapping[str, PlannedTrial]) -> dict[str, int]:
     return sizes
 
 
-def pretraining_spec(entry: Pretraining) -> TrialSpec:
-    """A pre-training as Tune runs it."""
-    compute = entry.config.compute
-    resources = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpu}
-    return TrialSpec(
-        name=entry.key, config=entry.config, stores=entry.stores, resources=resources, slots=compute.workers
-    )
-
-
-def trial_spec(key: str, entry: PlannedTrial) -> TrialSpec:
-    """A trial as Tune runs it."""
-    compute = entry.config.compute
-    return TrialSpec(
-        name=key,
-        config=entry.config,
-        stores=(entry.store,),
-        trial=entry.trial,
-        encoder=entry.encoder,
-        resources={"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial},
-    )
-
-
 def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
     """What Tune reserves for a trial; a pre-training is driven from the head, its workers are Train's own affair."""
-    spec: TrialSpec = space["spec"]
-    if spec.trial is None:
+    spec: Spec = space["spec"]
+    if isinstance(spec, PretrainingSpec):
         return PlacementGroupFactory([HEAD])
     return PlacementGroupFactory([{name: amount for name, amount in spec.resources.items() if amount}])
 
 
-def _fit(plan: StudyPlan, recorder: Recorder, todo: list[TrialSpec], encoders: Mapping[str, str]) -> dict[str, str]:
+def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mapping[str, str]) -> dict[str, str]:
     """Let Tune run the specs; the reasons of what failed, by name."""
     config = plan.config
     _prepare_tune()
@@ -245,7 +223,7 @@ def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
 
 
 def _trial_name(trial: Any) -> str:
-    return str(trial.config["spec"].name)
+    return str(trial.config["spec"].key)
 
 
 def _failure(result: Any) -> str:

@@ -16,8 +16,9 @@ from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies import result as outcome
+from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
-from midibert_ray.studies.scheduler import ENCODER, FAILURE, TrialSpec
+from midibert_ray.studies.scheduler import ENCODER, FAILURE
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
@@ -32,17 +33,17 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> No
     would only try again.
 
     Args:
-        space: what `StudyScheduler` hands out: a `TrialSpec`, and the address of its encoder.
+        space: what `StudyScheduler` hands out: a spec, and the address of its encoder.
         study: the study's key.
         folder: address of the study.
         sink: where progress lines of a pre-training go; see `training.console`.
     """
-    spec: TrialSpec = space["spec"]
+    spec: Spec = space["spec"]
     try:
-        if spec.trial is None:
+        if isinstance(spec, PretrainingSpec):
             run_pretraining(spec, sink)
         else:
-            run_trial(spec, space["encoder"], study, storage.join(folder, spec.name))
+            run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
     except (FloatingPointError, torch.OutOfMemoryError, ValueError) as error:
         tune.report({FAILURE: _reason(error)})
 
@@ -54,7 +55,7 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_pretraining(spec: TrialSpec, sink: Any) -> None:
+def run_pretraining(spec: PretrainingSpec, sink: Any) -> None:
     """Pre-train on workers of its own; the last report names the best checkpoint."""
     run = pretrain(spec.config, spec.stores, sink=sink, callbacks=[TuneReportCallback()])
     tune.report({ENCODER: run.checkpoint})
@@ -74,11 +75,11 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
         tune.report(_last_figures(done))  # a driver that was killed may not have written them down
         return
     remove_unfinished(address, outcome.CHECKPOINT)
-    config, (place,) = spec.config, spec.stores
+    config = spec.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
-    store = open_store(place, config.storage)
+    store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
     job = Finetuning(config, data, _model(config, data, encoder), device)
     if earlier:
@@ -107,7 +108,6 @@ def _model(config: Config, data: TaskData, encoder: str) -> Any:
 
 def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
     config, trial, segments = job.config, spec.trial, job.data.splits[split]
-    assert trial is not None
     return TrialResult(
         trial=trial.name,
         task=trial.task,

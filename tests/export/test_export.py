@@ -30,7 +30,6 @@ from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import make
-from midibert_ray.studies.study import trial_spec
 from midibert_ray.studies.trial import run_trial
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.launch import PretrainRun, run_address, run_key
@@ -304,7 +303,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(trial_spec(key, entry), run.checkpoint if entry.encoder else "", plan.key, str(folder))
+            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
     return folders
 
 

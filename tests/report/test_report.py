@@ -20,7 +20,7 @@ from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies.plan import PlannedTrial, make
+from midibert_ray.studies.plan import TrialSpec, make
 from midibert_ray.studies.recorder import StudyLog
 from tests.studies.made import outcome
 from tests.tiny import tiny_study
@@ -68,7 +68,7 @@ def predictions(classes: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def record(log: StudyLog, key: str, entry: PlannedTrial) -> None:
+def record(log: StudyLog, key: str, entry: TrialSpec) -> None:
     """What the recorder does while a trial runs and when it ends; some fail."""
     trial = entry.trial
     run = log.trial(key)

@@ -5,23 +5,25 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from midibert_ray.settings.config import Config
-from midibert_ray.studies.scheduler import ENCODER, FAILURE, StudyScheduler, TrialSpec
+from midibert_ray.settings.overrides import replace
+from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
+from midibert_ray.studies.scheduler import ENCODER, FAILURE, StudyScheduler
 from midibert_ray.studies.trials import Trial
 
 
-def spec(name: str, *, encoder: str = "", workers: int = 0, cpus: float = 1) -> TrialSpec:
-    return TrialSpec(
-        name=name,
-        config=Config(),
-        stores=(),
-        trial=None if workers else Trial(task="melody", variant=name, protocol="clean", seed=1),
-        encoder=encoder,
-        resources={"CPU": workers or cpus, "GPU": 0},
-        slots=workers or 1,
-    )
+def spec(name: str, *, encoder: str = "", workers: int = 0, cpus: float = 1) -> Spec:
+    config = replace(Config(), {"compute.workers": workers or 1, "compute.cpus_per_trial": cpus})
+    if workers:
+        return PretrainingSpec(key=name, config=config, stores=())
+    trial = Trial(task="melody", variant=name, protocol="clean", seed=1)
+    return TrialSpec(trial=trial, config=config, store="", encoder=encoder)
 
 
-def scheduler(*items: TrialSpec, cpus: float = 4, **options: Any) -> StudyScheduler:
+def name_of(item: Spec) -> str:
+    return item.trial.variant if isinstance(item, TrialSpec) else item.key
+
+
+def scheduler(*items: Spec, cpus: float = 4, **options: Any) -> StudyScheduler:
     return StudyScheduler(items, **({"encoders": {}, "cluster": lambda: {"CPU": cpus}} | options))
 
 
@@ -29,9 +31,9 @@ def names(chosen: StudyScheduler, count: int) -> list[Any]:
     """What it suggests when it is asked so often; trials are called as the specs."""
     found = []
     for _ in range(count):
-        waiting = [item.name for item in chosen.waiting]
+        waiting = [item.key for item in chosen.waiting]
         suggested = chosen.suggest(f"trial {len(waiting)}")
-        found.append(suggested["spec"].name if isinstance(suggested, dict) else suggested)
+        found.append(name_of(suggested["spec"]) if isinstance(suggested, dict) else suggested)
     return found
 
 
@@ -52,11 +54,12 @@ def test_an_encoder_that_was_there_before_is_used() -> None:
 
 
 def test_trials_of_a_failed_pretraining_are_given_up_with_its_reason() -> None:
-    chosen = scheduler(spec("encoder", workers=1), spec("tuned", encoder="encoder"), spec("scratch"))
+    tuned = spec("tuned", encoder="encoder")
+    chosen = scheduler(spec("encoder", workers=1), tuned, spec("scratch"))
     names(chosen, 2)
     chosen.on_trial_complete("trial 3", {FAILURE: "loss is not finite"})
     assert names(chosen, 1) == [Searcher.FINISHED]
-    assert chosen.failed["tuned"] == "its pre-training encoder failed: loss is not finite"
+    assert chosen.failed[tuned.key] == "its pre-training encoder failed: loss is not finite"
 
 
 def test_slots_count_the_workers_of_a_pretraining() -> None:

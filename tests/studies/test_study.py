@@ -52,9 +52,9 @@ def test_work_that_is_done_is_not_handed_out_again(tmp_path: Path, locate: Locat
     plan = make(tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), rnn__epochs=3), locate)
     (encoder,) = plan.pretrainings
     scratch, pretrained, rnn = plan.trials
-    assert [item.name for item in open_specs(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
-    assert [item.name for item in open_specs(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
-    assert [item.name for item in open_specs(plan, {}, {pretrained})] == [rnn, scratch]
+    assert [item.key for item in open_specs(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
+    assert [item.key for item in open_specs(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
+    assert [item.key for item in open_specs(plan, {}, {pretrained})] == [rnn, scratch]
     assert open_specs(plan, {}, set(plan.trials)) == []
 
 
@@ -108,7 +108,7 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
 
     def lose_first(controller: TuneController, trial: Any, *settings: Any) -> None:
         if not lost:
-            lost.append(trial.config["spec"].name)
+            lost.append(trial.config["spec"].key)
             ray.kill(trial.temporary_state.ray_actor)
         hand(controller, trial, *settings)
 

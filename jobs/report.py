@@ -4,8 +4,8 @@
     python jobs/report.py ablation-1a2b3c4d5e tracking.uri=http://mlflow:5000
     python jobs/report.py --flush storage.root=/shared/out tracking.uri=http://mlflow:5000
 
-STUDY is the name of a study (the newest of that name is taken) or its name and hash. `--flush` also makes the tables
-and the reports of all studies that waited for the server.
+STUDY is the name of a study (the newest of that name is taken) or its name and hash. `--flush` also makes the
+reports of all studies that waited for the server.
 """
 
 import sys

@@ -75,11 +75,12 @@ def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
     from midibert_ray.corpora.catalogue import corpus
     from midibert_ray.corpora.labels import list_pieces
+    from midibert_ray.music.protocol import CLEAN
 
     chosen = corpus("pop909")
-    there = options.corpora and Path(options.corpora, chosen.folder).is_dir()
+    there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
     chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(options.corpora if there else "", chosen.folder), list_pieces(chosen, {}, "clean")
+    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
     step = max(1, len(pieces) // options.pieces)
     return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
@@ -95,13 +96,14 @@ def ours(_: argparse.Namespace) -> list[float]:
     from midibert_ray.corpora.catalogue import corpus
     from midibert_ray.corpora.labels import Piece
     from midibert_ray.corpora.tokens import tokenize_piece
+    from midibert_ray.music.protocol import CLEAN
 
     pop909, seconds = corpus("pop909"), []
     for file in map(Path, json.load(sys.stdin)):
         contents = [file.read_bytes(), file.with_name("beat_audio.txt").read_bytes()]
         piece = Piece(piece=file.stem, files=(file.name, "beat_audio.txt"), split="train", label=None)
         start = time.perf_counter()
-        tokens = tokenize_piece(pop909, piece, contents, "clean")
+        tokens = tokenize_piece(pop909, piece, contents, CLEAN)
         seconds.append(time.perf_counter() - start)
         if not len(tokens.tokens):
             raise ValueError(f"{file} gave no tokens")
@@ -126,12 +128,13 @@ def corpora(options: argparse.Namespace) -> dict[str, float]:
     import ray
 
     from midibert_ray import cli
+    from midibert_ray.music.protocol import CLEAN
     from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
     ray.init(**cli.ray_options())
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
-        made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol="clean")
+        made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol=CLEAN)
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "pieces": sum(summary.manifest["counts"]["pieces"] for summary in made)}
 
@@ -163,7 +166,7 @@ def _corpora_row(options: argparse.Namespace) -> list[str]:
     from midibert_ray.corpora.catalogue import corpus
 
     name, target = "ours, five corpora, Ray Data", f"≤ {MOST_SECONDS:g} s"
-    missing = [x for x in CORPORA if not (options.corpora and Path(options.corpora, corpus(x).folder).is_dir())]
+    missing = [x for x in CORPORA if not (options.corpora and Path(corpus(x).location(options.corpora)).is_dir())]
     if options.no_corpora_row or missing:
         print(f"{name}: {harness.NOT_MEASURED}" + (f", no {', '.join(missing)} under --corpora" if missing else ""))
         return [name, "", harness.NOT_MEASURED, "", target, ""]

@@ -4,6 +4,7 @@ A job makes one plan and hands it to its stages. Every stage finds what the one 
 each can be started alone, and starting it again does nothing twice. Jobs are thin command lines over these functions.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from midibert_ray import storage, tracking
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
-from midibert_ray.settings.config import Config, TokensConfig
+from midibert_ray.settings.config import Config
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan
 from midibert_ray.studies.plan import make as plan_study
@@ -40,7 +41,7 @@ class CorpusPlans:
     files: dict[str, CorpusFiles] = field(default_factory=dict)
     """By name of the corpus."""
 
-    plans: dict[TokensConfig, dict[str, CorpusPlan]] = field(default_factory=dict)
+    plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 
     def addresses(self, config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -49,7 +50,7 @@ class CorpusPlans:
         Raises:
             ValueError: for an unknown corpus; FileNotFoundError where it is not there.
         """
-        known, names = self.plans.setdefault(config.tokens, {}), list(names)
+        known, names = self.plans.setdefault(_made_by(config), {}), list(names)
         for name in names:
             if name not in self.files:
                 self.files[name] = list_corpus(name, config.corpora.root)
@@ -71,7 +72,7 @@ class JobPlan:
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
         if self.study is None:
-            group = self.corpora.plans[self.config.tokens]
+            group = self.corpora.plans[_made_by(self.config)]
             return [{name: group[name] for name in self.config.corpora.names}]
         needed = set(self.study.stores)
         groups = self.corpora.plans.values()
@@ -94,13 +95,17 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     return JobPlan(config=config, corpora=corpora, study=made)
 
 
+def _made_by(config: Config) -> str:
+    """How tokens are made, as far as trials of a job differ in it."""
+    return json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
+
+
 def _token_settings(config: Config) -> dict[str, Any]:
     return {
         "corpora_root": config.corpora.root,
         "storage_root": config.storage.root,
-        "protocol": config.tokens.protocol,
+        "protocol": config.protocol_in_force,
         "segment": config.tokens.segment,
-        "order": config.tokens.order,
     }
 
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.corpora.catalogue import TokenOrder
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
 from midibert_ray.tokenizing.shard import Part, make_part
@@ -68,19 +68,20 @@ def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
     return cut
 
 
-def sample(protocol: str = "clean", order: TokenOrder = "protocol") -> list[Piece]:
+def sample(protocol: str = "clean", order: str = "") -> list[Piece]:
     """The pieces of the sample corpus, by id."""
     return read_corpus("sample", protocol, order=order)
 
 
-def read_corpus(name: str, protocol: str, root: Path | str = "", order: TokenOrder = "protocol") -> list[Piece]:
+def read_corpus(name: str, protocol: str, root: Path | str = "", order: str = "") -> list[Piece]:
     """The pieces of a corpus whose folder lies below `root`, by id."""
     corpus = corpora.corpus(name)
-    folder = Path(root, corpus.folder)
+    folder = Path(corpus.location(str(root)))
+    made_by = PROTOCOLS[protocol].switch(order=order) if order else PROTOCOLS[protocol]
     files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(list_pieces(corpus, files, protocol), key=lambda piece: piece.piece):
+    for piece in sorted(list_pieces(corpus, files, made_by), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = tokenize_piece(corpus, piece, contents, protocol, order)
+        tokens = tokenize_piece(corpus, piece, contents, made_by)
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

@@ -235,7 +235,8 @@ def _section_help(prefix: str, kind: Any, runtime: frozenset[str]) -> list[str]:
 
 def field_docs(kind: type) -> dict[str, str]:
     """The string that stands under each field of a dataclass, by field name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    source = inspect.getsource(getattr(kind, "documented_in", kind))
+    body = ast.parse(textwrap.dedent(source)).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):

@@ -82,10 +82,9 @@ def _estimate(study: StudyPlan) -> str:
 
 def _pretraining_words(config: Config) -> str:
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
-    order = "" if config.tokens.order == "protocol" else f", notes by {config.tokens.order}"
     return (
         f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.tokens.protocol}{order}"
+        f"protocol {config.protocol_in_force.describe()}"
     )
 
 

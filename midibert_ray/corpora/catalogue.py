@@ -8,18 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from midibert_ray.music.grid import PARTS, NoteOrder, Protocol
-
-PROTOCOLS: tuple[Protocol, ...] = ("paper", "clean")
-"""The authors' behaviour, or the repaired one."""
-
-TokenOrder = Literal["protocol", "track", "pitch"]
-"""Order of the notes of one onset: the protocol's own, or one of the two whatever the protocol and corpus."""
+from midibert_ray.music.grid import PARTS
 
 _PACKAGE = Path(__file__).parent
 _FOLDER_PREFIX = "folder:"
@@ -41,8 +34,10 @@ class Corpus:
     use is a condition."""
     citation: str = ""
     url: str = ""
-    lists: Mapping[Protocol, str] | None = None
-    """Name of the split lists (`splits/*.json`) by protocol; None: all MIDI files of the folder, split "pretrain"."""
+    lists: str | None = None
+    """Name of the split lists (`splits/*.json`); None: all MIDI files of the folder, split "pretrain"."""
+    lists_by_song: str | None = None
+    """Those with every song in one split alone, where `lists` divide its clips."""
     midi: str = "{}"
     """Piece id -> path of the MIDI file."""
     beats: str | None = None
@@ -51,8 +46,8 @@ class Corpus:
     """Labels are the first folder's name, or what stands before the first underscore of the id."""
     parts: tuple[str, ...] = ()
     """Names of the tracks that are melody, bridge and accompaniment."""
-    order: NoteOrder = "track"
-    """Order of notes with one onset under protocol paper; see `quantize`."""
+    merged: bool = False
+    """Whether the published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     absolute: bool = False
     """``folder`` is an address of its own, not one below the corpora's root."""
 
@@ -64,9 +59,12 @@ class Corpus:
         folder = self.folder.partition("?")[0] if "://" in self.folder else self.folder
         return "folder-" + (re.sub(r"[^\w.-]+", "-", PurePosixPath(folder).name).strip("-.") or "midi")
 
-
-def _same(lists: str) -> dict[Protocol, str]:
-    return {"paper": lists, "clean": lists}
+    def location(self, root: str) -> str:
+        """The address of the corpus's files, given the address (path or URI) that all corpora lie under."""
+        if self.absolute:
+            return self.folder
+        base, mark, query = root.partition("?") if "://" in root else (root, "", "")
+        return f"{base.rstrip('/')}/{self.folder}{mark}{query}"  # the query says which server has the bucket
 
 
 _POP909 = Corpus(
@@ -77,7 +75,7 @@ _POP909 = Corpus(
     redistribute=True,
     citation='Z. Wang et al., "POP909: A pop-song dataset for music arrangement generation", ISMIR 2020',
     url="https://github.com/music-x-lab/POP909-Dataset",
-    lists=_same("pop909"),
+    lists="pop909",
     midi="{}/{}.mid",
     beats="{}/beat_audio.txt",
     parts=PARTS,
@@ -104,8 +102,8 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='F. Foscarin et al., "ASAP: A dataset of aligned scores and performances", ISMIR 2020',
             url="https://github.com/fosfrancesco/asap-dataset",
-            lists=_same("asap"),
-            order="merged",
+            lists="asap",
+            merged=True,
         ),
         Corpus(
             name="pianist8",
@@ -115,7 +113,7 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='Y.-H. Chou et al., "MidiBERT-Piano", 2021; Pianist8, Zenodo record 5089279',
             url="https://zenodo.org/record/5089279",
-            lists=_same("pianist8"),
+            lists="pianist8",
             label="folder",
         ),
         Corpus(
@@ -126,7 +124,8 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='H.-T. Hung et al., "EMOPIA: A multi-modal pop piano dataset", ISMIR 2021',
             url="https://zenodo.org/record/5090631",
-            lists={"paper": "emopia", "clean": "emopia_song_disjoint"},
+            lists="emopia",
+            lists_by_song="emopia_song_disjoint",
             label="prefix",
         ),
         replace(

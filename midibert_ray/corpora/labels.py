@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from midibert_ray.corpora.catalogue import PROTOCOLS, Corpus
-from midibert_ray.music.grid import Protocol
+from midibert_ray.corpora.catalogue import Corpus
+from midibert_ray.music.protocol import Protocol
 
 PRETRAIN = "pretrain"
 """The split of every piece of a corpus without splits."""
@@ -44,20 +44,16 @@ def list_pieces(corpus: Corpus, files: Mapping[str, int], protocol: Protocol) ->
         corpus: an entry of the catalogue.
         files: relative posix path -> size in bytes, for all files below the corpus folder. Listed pieces are given
             whether they are there or not; pieces of a corpus without lists come from here alone.
-        protocol: "paper" or "clean"; EMOPIA's clean split is by song, so that no song is in two splits.
-
-    Raises:
-        ValueError: unknown protocol.
+        protocol: says which of EMOPIA's splits.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol={protocol!r}: use one of {', '.join(PROTOCOLS)}")
     if corpus.lists is None:
         found = sorted(path for path in files if path.lower().endswith(MIDI_SUFFIXES))
         return [_piece(corpus, path, PRETRAIN) for path in found]
+    by_song = protocol.emopia_split == "song" and corpus.lists_by_song
     chosen = _sample_ids(corpus.folder) if corpus.name == "sample" else None
     return [
         _piece(corpus, name, split)
-        for split, names in _split_lists(corpus.lists[protocol]).items()
+        for split, names in _split_lists(by_song or corpus.lists).items()
         for name in names
         if chosen is None or name in chosen
     ]

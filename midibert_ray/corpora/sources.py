@@ -13,8 +13,8 @@ class DownloadError(Exception):
     """A corpus that cannot be had; the message says why and what to do next."""
 
 
-class UnreachableError(DownloadError):
-    """The server did not answer or broke off too often: another day or another machine may have more luck."""
+class PublisherUnreachableError(DownloadError):
+    """The publisher's server does not answer or breaks off too often; another day or machine may have more luck."""
 
 
 class ArchiveError(DownloadError):
@@ -39,10 +39,8 @@ class Source:
     """Zenodo's record (JSON), which states size, md5 and licence."""
     sha256: str = ""
     """Digest of the archive, if its publisher states one."""
-    local: bool = False
-    """Plain http to 127.0.0.1 is allowed; for tests."""
     contents: Contents | None = None
-    """What must be in it; None: what `music.contents` says."""
+    """What must be in it; None: what `contents.published` says."""
 
     def place(self, path: str) -> str | None:
         """Where a member goes below the corpus's top folder; None if it is not wanted."""

@@ -3,24 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from midibert_ray.corpora.catalogue import Corpus, TokenOrder
+from midibert_ray.corpora.catalogue import Corpus
 from midibert_ray.corpora.labels import Piece
-from midibert_ray.music.grid import NoteOrder, Protocol, align_to_beats, quantize, read_beats
+from midibert_ray.music.grid import align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import read_notes
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.tokens import Tokens, encode
 
 
-def tokenize_piece(
-    corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol, order: TokenOrder = "protocol"
-) -> Tokens:
+def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol) -> Tokens:
     """A piece's files -> its CP rows.
 
     Args:
         corpus: the piece's corpus.
         piece: as `list_pieces` gives it.
         contents: the bytes of ``piece.files``, in that order.
-        protocol: "paper" or "clean".
-        order: of the notes of one onset; "protocol" is that of `Corpus.order`, or under "clean" by pitch.
+        protocol: its fields of `tokens` are used.
 
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
@@ -29,6 +27,5 @@ def tokenize_piece(
     lost: dict[str, int] = {}
     if corpus.beats is not None:
         notes, lost = align_to_beats(notes, read_beats(contents[1]))
-    own: NoteOrder = corpus.order if protocol == "paper" else "pitch"
-    grid = quantize(notes, protocol=protocol, order=own if order == "protocol" else order, parts=corpus.parts)
+    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
     return encode(replace(grid, dropped=lost | dict(grid.dropped)))

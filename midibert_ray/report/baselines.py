@@ -83,7 +83,7 @@ def _test_segments(config: Config, store: TokenStore) -> Segments:
         splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
-        drop_short_last=config.tokens.protocol == "paper" and task.drops_short_rows,
+        drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import statistics
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
@@ -61,7 +62,7 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
 def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
     """What it is worth that clips of one song stand in train and test."""
     baselines = (item for table in tables for item in table.baselines if item.name != MAJORITY)
-    trivial = {item.name: item for item in baselines if (item.protocol, item.task) == ("paper", task)}
+    trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, task)}
     known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
     for variant, model in MODELS.items():
         shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in ("paper", "clean"))

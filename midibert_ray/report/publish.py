@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
+from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table
 from midibert_ray.report import table_one as corpora
 from midibert_ray.report.baselines import Baseline, baselines
@@ -93,7 +94,7 @@ def study_baselines(plan: StudyPlan) -> list[Baseline]:
     found: dict[tuple[str, str], list[Baseline]] = {}
     for entry in plan.trials.values():
         config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
-        if kind in found or config.model.representation != "cp" or config.tokens.order != "protocol":
+        if kind in found or config.model.representation != "cp" or config.protocol != plan.config.protocol:
             continue
         found[kind] = baselines(config, open_store(entry.store, config.storage))
     return [item for items in found.values() for item in items]
@@ -103,8 +104,12 @@ def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
     """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
     order = list(corpora.PRINTED)
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
-    known = [store for store in stores if store.corpus in order and store.manifest["settings"].get("order") is None]
-    return sorted(known, key=lambda store: (store.manifest["protocol"] != "paper", order.index(store.corpus)))
+    own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
+    protocols = list(PROTOCOLS)
+    return sorted(
+        (store for store in own if store.corpus in order),
+        key=lambda store: (protocols.index(store.manifest["protocol"]), order.index(store.corpus)),
+    )
 
 
 def postpone_report(config: Config, key: str) -> None:

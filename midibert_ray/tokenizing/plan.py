@@ -5,19 +5,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Corpus, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
 from midibert_ray.data import layout
 from midibert_ray.data.columns import FORMAT_VERSION
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
-from midibert_ray.tokenizing.shard import Part, locate
+from midibert_ray.tokenizing.shard import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,6 @@ class CorpusPlan:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
-    order: TokenOrder = "protocol"
-    """Of the notes of one onset."""
 
     root: str
     """`corpora.root`, absolute."""
@@ -49,9 +46,9 @@ class CorpusPlan:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever the content of the store depends on, apart from the files."""
-        settings = {"protocol": self.protocol, "segment": self.segment, "format_version": FORMAT_VERSION}
-        # Stores in the protocol's own order keep the addresses that they had before there were others.
-        return settings if self.order == "protocol" else {**settings, "order": self.order}
+        settings = {"protocol": self.protocol.name, "segment": self.segment, "format_version": FORMAT_VERSION}
+        # Only what is switched is named, so that a protocol keeps its addresses when it gets another field.
+        return settings | self.protocol.switched("tokens")
 
     @functools.cached_property
     def address(self) -> str:
@@ -73,7 +70,6 @@ class CorpusPlan:
             root=self.root,
             protocol=self.protocol,
             segment=self.segment,
-            order=self.order,
             number=number,
             pieces=pieces,
             files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
@@ -115,7 +111,7 @@ class CorpusPlan:
         return not any(self._readable(piece) for piece in self.pieces if piece.files[0] in passing)
 
     def _readable(self, piece: Piece) -> bool:
-        location = locate(self.corpus, self.root)
+        location = self.corpus.location(self.root)
         try:
             for name in piece.files:
                 with open_file(location, self.files[name].path) as stream:
@@ -146,7 +142,7 @@ def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
     """
     chosen, root = _corpus(name), storage.resolve(corpora_root)
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    return CorpusFiles(chosen, root, _listing(name, locate(chosen, root), hint))
+    return CorpusFiles(chosen, root, _listing(name, chosen.location(root), hint))
 
 
 def plan_corpus(
@@ -156,21 +152,18 @@ def plan_corpus(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-    order: TokenOrder = "protocol",
     found: CorpusFiles | None = None,
 ) -> CorpusPlan:
     """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
-        ValueError: for an unknown corpus, protocol or order, or a folder without MIDI files of the corpus.
+        ValueError: for an unknown corpus, or a folder without MIDI files of the corpus.
         FileNotFoundError: if the corpus folder is not there.
         PermissionError: if it may not be listed.
     """
-    if order not in get_args(TokenOrder):
-        raise ValueError(f"order={order!r}: use one of {', '.join(get_args(TokenOrder))}")
     found = found or list_corpus(name, corpora_root)
     chosen, root, listing = found.corpus, found.root, found.listing
-    location = locate(chosen, root)
+    location = chosen.location(root)
     sizes = {file: about.size for file, about in listing.files.items()}
     pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
@@ -180,7 +173,6 @@ def plan_corpus(
         corpus=chosen,
         protocol=protocol,
         segment=segment,
-        order=order,
         root=root,
         pieces=tuple(pieces),
         files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},

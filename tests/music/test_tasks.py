@@ -58,3 +58,7 @@ def test_a_task_that_contradicts_itself_is_refused(changes, problem):
     assert Task(**fields, edges=(64,)).edges == (64,)
     with pytest.raises(ValueError, match=f"task 'own': {problem}"):
         Task(**fields | changes)
+
+
+def test_only_composer_drops_short_rows():
+    assert [name for name, task in TASKS.items() if task.drops_short_rows] == ["composer"]

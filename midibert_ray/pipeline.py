@@ -211,7 +211,7 @@ def flush(config: Config, *keys: str) -> list[str]:
 
 def report_address(config: Config, key: str) -> str:
     """Where the report of a study stands."""
-    return reports.address(config, key)
+    return reports.uri(config, key)
 
 
 def outcome(config: Config, result: StudyResult) -> str:

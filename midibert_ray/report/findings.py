@@ -1,4 +1,4 @@
-"""What a study says in plain words: what the leaks of protocol paper are worth, and whether skyline is beaten."""
+"""A study in plain words: the worth of the leaks of protocol paper, and melody told by skyline and by models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", 
 BY_PITCH = "-by-pitch"
 
 QUADRANTS = ("TP", "FP", "FN", "TN")
-"""Of melody: found, taken for it, missed, and rightly told from it."""
+"""Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
 
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
-    """One sentence on each leak that the cells of a study measure; none where it has no such cells."""
+    """Sentences, one a leak that the cells of a study measure."""
     found = scores(tables)
     sentences = [_order(found, task.name) for task in TASKS.values() if task.level == "note"]
     sentences += [_songs(found, tables, task.name) for task in TASKS.values() if task.song]
@@ -38,7 +38,7 @@ def leaks(tables: Sequence[ResultTable]) -> list[str]:
 
 
 def _order(found: Mapping[Key, Score], task: str) -> str:
-    """What the order of notes within an onset gives away, by models that differ in nothing else."""
+    """The accuracy that the order of notes within an onset gives away, by models that differ in nothing else."""
     pairs = [
         (model, track, pitch)
         for variant, model in MODELS.items()
@@ -60,7 +60,7 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
 
 
 def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
-    """What it is worth that clips of one song stand in train and test."""
+    """The accuracy that clips of one song in train and test give away."""
     baselines = (item for table in tables for item in table.baselines if item.name != MAJORITY)
     trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, task)}
     known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
@@ -89,7 +89,7 @@ def _points(first: Score, second: Score, interval: Interval) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class MelodyOrNot:
-    """How well melody is told from the two other classes."""
+    """Melody told from the two other classes by a rule or a model."""
 
     protocol: str
     name: str

@@ -23,7 +23,7 @@ NONE_FINISHED = "No trial has finished."
 
 
 def to_csv(tables: Iterable[ResultTable]) -> str:
-    """One line a cell, with all that is known of it."""
+    """The cells and trivial baselines, one a line, with all that is known of each."""
     records = [record for table in tables for record in _records(table)]
     return pd.DataFrame(records, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
 
@@ -61,7 +61,7 @@ def _record(cell: Cell) -> dict[str, Any]:
 def to_markdown(
     tables: Sequence[ResultTable], sentences: Sequence[str] = (), melody: Sequence[MelodyOrNot] = ()
 ) -> str:
-    """One table a table of the paper and protocol, and what the study says in words.
+    """A table for each protocol, below the findings in words.
 
     Args:
         tables: from `table.build`.
@@ -107,7 +107,7 @@ def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
 
 
 def _shown(cell: Cell | None) -> str:
-    """A cell in a line: accuracy [interval], the paper's figure, p."""
+    """A cell in a line: accuracy [interval], the paper's accuracy, p."""
     if cell is None:
         return "–"
     if cell.score is None:

@@ -26,23 +26,16 @@ class Section(NamedTuple):
     """Name of a macro of `sections.html`."""
 
     data: Any
-    """Its argument; where it is empty, the section is left out."""
+    """The macro's argument; a section without it is left out."""
 
 
 def document(
     title: str, sections: Sequence[Section], *, facts: Mapping[str, str] | None = None, sentences: Sequence[str] = ()
 ) -> str:
     """A page; facts and sentences stand in its head."""
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            facts=facts or {},
-            sentences=sentences,
-            sections=[section for section in sections if section.data],
-        )
-    )
+    shown = [section for section in sections if section.data]
+    template = _environment().get_template("page.html")
+    return template.render(title=title, facts=facts or {}, sentences=sentences, sections=shown)
 
 
 def to_html(tables: Sequence[ResultTable], sentences: Sequence[str] = ()) -> str:

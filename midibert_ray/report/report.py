@@ -12,7 +12,7 @@ from midibert_ray.settings.validators import require_name
 
 
 def write(config: Config, key: str) -> str:
-    """Make the report of a study; returns its address, `{root}/reports/<study>/report.html`.
+    """Make the report of a study; returns its URI, `{root}/reports/<study>/report.html`.
 
     Raises:
         LookupError: where MLflow has no such study.
@@ -20,14 +20,14 @@ def write(config: Config, key: str) -> str:
     """
     source = load(config, key)
     page = render(source)
-    place = address(config, source.key)
-    storage.write_bytes(place, page.encode())
+    target = uri(config, source.key)
+    storage.write_bytes(target, page.encode())
     source.tracker.log(source.experiment, source.key).text(page, "report.html")
-    return place
+    return target
 
 
-def address(config: Config, key: str) -> str:
-    """Where the report of the study with this key stands.
+def uri(config: Config, key: str) -> str:
+    """The URI of the report of the study with this key.
 
     Raises:
         ConfigError: for a key that cannot be a name; it may come from a tracking server that others write to.

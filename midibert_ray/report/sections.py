@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS
@@ -56,7 +55,7 @@ def all_sections(source: LoadedStudy) -> list[Section]:
 
 
 def results(source: LoadedStudy) -> dict[str, Any]:
-    """What the study says in words, its tables with a chart of each, and every interval."""
+    """The findings in words, the tables with a chart of each, and every interval."""
     return {
         "sentences": leaks(source.tables),
         "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
@@ -154,19 +153,17 @@ def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, A
     names = notes["piece"].cast(pa.string())
     piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
     notes = notes.filter(pc.equal(names, piece))
-    where: dict[str, NDArray[np.int64]] = {
-        name: notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration")
-    }
+    onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
     melody = chosen.classes.index(TASKS[chosen.task].melody)
     true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
-    rules = skyline(where["onset"], where["duration"] - 1, where["pitch"])
-    shown = where["onset"] < where["onset"].min() // 16 * 16 + 16 * BARS
+    rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
+    shown = onset < onset.min() // 16 * 16 + 16 * BARS
     rolls = {
         "as annotated": true[shown],
         f"skyline: {(rules == true).mean():.1%} of the piece's notes are right": rules[shown],
         f"{model}: {(said == true).mean():.1%}": said[shown],
     }
-    figure = plots.piano_rolls(rolls, **{name: values[shown] for name, values in where.items()})
+    figure = plots.piano_rolls(rolls, onset=onset[shown], pitch=pitch[shown], duration=duration[shown])
     return {"piece": piece, "bars": BARS, "figure": figure}
 
 
@@ -175,13 +172,19 @@ def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     names, groups = table.labels(source.tables), by_key(source.outcomes)
     tasks = []
     for task in dict.fromkeys(task for _, task in _columns(source)):
-        keys = [key for place in product(PROTOCOLS, names) if (key := Key(place[0], task, place[1])) in groups]
-        first = [key for key in keys if key.variant in paper.CONFUSED] or keys
-        shown, others = (
-            [_confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in some]
-            for some in (first, [key for key in keys if key not in first])
+        keys = (Key(protocol, task, variant) for protocol, variant in product(PROTOCOLS, names))
+        matrices = {
+            key: _confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups
+        }
+        first = [key for key in matrices if key.variant in paper.CONFUSED] or list(matrices)
+        tasks.append(
+            {
+                "name": task,
+                "figure": paper.CONFUSIONS.get(task, ""),
+                "shown": [matrices[key] for key in first],
+                "others": [matrix for key, matrix in matrices.items() if key not in first],
+            }
         )
-        tasks.append({"name": task, "figure": paper.CONFUSIONS.get(task, ""), "shown": shown, "others": others})
     return tasks
 
 
@@ -194,7 +197,7 @@ def _confusion(group: Sequence[TrialResult], caption: str) -> dict[str, Any]:
 
 
 def corpora(source: LoadedStudy) -> dict[str, Any]:
-    """Table I, from our token stores beside the paper's figures, and why they differ."""
+    """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
     notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
     return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
 
@@ -239,7 +242,7 @@ def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _told(params: dict[str, str]) -> list[str]:
-    """What may tell one pre-training from another, in words."""
+    """The settings that may tell one pre-training from another, in words."""
     corpora = params.get("corpora.names", "").split(",")
     return [
         params.get("model.representation", "").upper(),

@@ -56,9 +56,8 @@ def test_the_table_sets_the_papers_figures_beside_ours() -> None:
     assert lines[0]["mean_thirty_seconds"] == pytest.approx(3.914)
     assert [lines[0]["note"], lines[2]["note"]] == [NOTES["asap"], ""]
     head, *shown = grid(lines)
-    assert head == ["", "protocol", "pieces", "bars per piece", "notes per bar", "mean pitch", "mean duration"] + [
-        "in thirty-seconds"
-    ]
+    assert head[:5] == ["", "protocol", "pieces", "bars per piece", "notes per bar"]
+    assert head[5:] == ["mean pitch", "mean duration", "in thirty-seconds"]
     assert shown[0] == ["asap", "paper", "65 (65)", "95.9 (95.9)", "23.1 (23.0)", "63 (63)", "2.9 (2.9)", "3.9"]
     assert shown[3] == ["sample", "clean", "65", "95.9", "23.1", "63", "2.9", "3.9"]
 

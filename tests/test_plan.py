@@ -44,6 +44,6 @@ def test_a_job_lists_each_corpus_once(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_job_makes_the_tokens_that_it_needs(tmp_path: Path) -> None:
     config = tiny_study(tmp_path, study__variants=("scratch",), study__protocols=("paper",))
     (group,) = pipeline.plan(config, study=True).tokens
-    assert [each.protocol for each in group.values()] == ["paper"]
+    assert [each.protocol.name for each in group.values()] == ["paper"]
     (group,) = pipeline.plan(replace(config, {"corpora.names": ("sample",)})).tokens
-    assert [each.protocol for each in group.values()] == ["clean"]
+    assert [each.protocol.name for each in group.values()] == ["clean"]

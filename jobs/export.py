@@ -2,7 +2,7 @@
 
     python jobs/export.py --preset debug output=exports/debug                  # the pre-training of these settings
     python jobs/export.py run=OUT/runs/pretrain-1a2b3c4d5e/step_000000120 output=exports/step-120
-    python jobs/export.py run=melody-pretrained-clean-seed2021 storage.root=OUT output=exports/melody   # a trial, by name
+    python jobs/export.py run=melody-pretrained-clean-seed2021 storage.root=OUT output=exports/melody  # a trial's name
     python jobs/export.py reference=pretrain_model.ckpt output=exports/authors   # a file of the authors' code
     python jobs/export.py --preset base storage.root=s3://bucket/out output=s3://bucket/exports/mine
 

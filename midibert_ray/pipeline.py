@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midibert_ray import storage, tracking
+from midibert_ray.data.format import has_manifest
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -121,9 +122,7 @@ def _written(stores: Mapping[str, CorpusPlan]) -> list[str]:
         MissingInputError: where a store has not been written; names the job that writes it.
     """
     addresses = {name: each.address for name, each in stores.items()}
-    missing = [
-        name for name, address in addresses.items() if not storage.exists(storage.join(address, "manifest.json"))
-    ]
+    missing = [name for name, address in addresses.items() if not has_manifest(address)]
     if missing:
         raise MissingInputError(
             f"no token store of {', '.join(missing)} under these settings; first run, with the same settings, "

@@ -20,10 +20,10 @@ _FOLDER_PREFIX = "folder:"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Where a corpus lies, what it holds, and under which terms."""
+    """A corpus: its place, layout and terms of use."""
 
     name: str
-    """What `corpus` was asked for: "pop909", or "folder:/path"."""
+    """The name that `corpus` takes: "pop909", or "folder:/path"."""
     title: str
     folder: str
     """Below the corpora's root; for a folder corpus its own address, for the sample its path in this

@@ -150,7 +150,7 @@ def verify(file: Path, checksums: Mapping[str, str]) -> None:
 
 
 def discard(part: Path) -> None:
-    """Remove a part and what is known of it."""
+    """Remove a part and its state."""
     part.unlink(missing_ok=True)
     _state(part).unlink(missing_ok=True)
 

@@ -7,7 +7,6 @@ A folder that is there is never written to.
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
@@ -32,6 +31,7 @@ from midibert_ray.corpora.sources import (
 )
 from midibert_ray.corpora.unpack import unpack
 from midibert_ray.settings.text import aligned
+from midibert_ray.storage import digests
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class IncompleteError(DownloadError):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One chosen corpus: what it is, where it goes, and what is known of it before anything is fetched."""
+    """One chosen corpus: its source, its target, and the size that its server states."""
 
     source: Source
     root: Path
@@ -192,16 +192,10 @@ def _unpack(item: Item) -> None:
     """Archive -> target, by way of a hidden folder beside it that is renamed when all is well."""
     _need(item, _SPREAD * item.contents.bytes)
     verify(item.archive, {"sha256": item.source.sha256} if item.source.sha256 else {})
-    staging = item.target.with_name(f".{item.target.name}.download")
-    shutil.rmtree(staging, ignore_errors=True)  # of a job that was killed: the lock is ours
-    try:
-        staging.mkdir()
-        unpack(item.archive, staging, item.source.place)
-        found = _compare(item, staging)
-        (staging / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
-        staging.rename(item.target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with storage.whole_folder(item.target) as folder:
+        unpack(item.archive, folder, item.source.place)
+        found = _compare(item, folder)
+        (folder / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
 
 
 def _compare(item: Item, top: Path) -> Contents:
@@ -222,8 +216,7 @@ def _compare(item: Item, top: Path) -> Contents:
 def _provenance(item: Item, found: Contents) -> str:
     """SOURCE.json: where a corpus came from, and under which terms."""
     corpus, difference = item.corpus, compare(item.contents, found)
-    with item.archive.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    archive = digests.of_file(item.archive)
     return json.dumps(
         {
             "corpus": corpus.name,
@@ -233,7 +226,7 @@ def _provenance(item: Item, found: Contents) -> str:
             "licence_of_record": item.remote.licence if item.remote else "",
             "may_be_redistributed": corpus.redistribute,
             "citation": corpus.citation,
-            "archive": {"url": item.source.url, "bytes": item.archive.stat().st_size, "sha256": sha256},
+            "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
             "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
             "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
             "differs": {"changed": difference.changed, "unknown": difference.unknown},

@@ -1,4 +1,4 @@
-"""The publishers' archives of the five corpora: where they are, and what of them goes where.
+"""The publishers' archives of the five corpora: their URLs, and the places of their members.
 
 `fetch` gets one file, `unpack` opens one archive, `install` makes a corpus of it.
 """
@@ -28,7 +28,7 @@ def megabytes(size: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a corpus's archive lies, and which of its members go where."""
+    """The archive of a corpus."""
 
     corpus: str
     url: str

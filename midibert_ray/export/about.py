@@ -1,4 +1,4 @@
-"""What is known of weights beside the weights: where they come from, what they were trained on, how well they do."""
+"""Facts about weights that the weights do not hold: their origin, corpora, settings and test scores."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ _FROZEN = {"none": "", "backbone": " with the encoder frozen", "attention": " wi
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What weights do not say of themselves."""
+    """Facts about one model, for its card."""
 
     origin: str
     """Where they come from, as Markdown."""

@@ -6,7 +6,6 @@ authors' code.
 Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
 """
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -32,6 +31,7 @@ from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, from_flat, replace
 from midibert_ray.settings.validators import require, require_address, require_folder
+from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.training import checkpoints
 from midibert_ray.training.engine import PROGRESS_FILE
@@ -131,8 +131,7 @@ def _write(model: MidiBertPreTrainedModel, final: str, card: str) -> None:
 
 def _from_reference(path: Path) -> tuple[MidiBertPreTrainedModel, About]:
     model, info = load_reference(path)
-    with path.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = digests.of_file(path)["sha256"]
     return model, about.of_reference(info, model.config.vocabulary.families, sha256)
 
 

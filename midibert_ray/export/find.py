@@ -9,8 +9,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.validators import require_address
 from midibert_ray.studies import result as results
-from midibert_ray.studies.plan import study_address
-from midibert_ray.training.launch import finished, run_address
+from midibert_ray.training.launch import finished
 
 _HASH = re.compile(r"-[0-9a-f]{10}$")
 
@@ -50,8 +49,11 @@ def _named(config: Config, name: str) -> str:
 
 def _known(config: Config) -> list[tuple[str, str]]:
     """Key and folder of all pre-training runs and trials below the storage root."""
-    studies = study_address(config, "")
-    folders = [run_address(config, ""), *(storage.join(studies, study) for study in storage.names(studies))]
+    studies = storage.root.studies(config.storage.root)
+    folders = [
+        storage.root.runs(config.storage.root),
+        *(storage.join(studies, study) for study in storage.names(studies)),
+    ]
     keys = [(key, storage.join(folder, key)) for folder in folders for key in storage.names(folder)]
     return [(key, uri) for key, uri in keys if _HASH.search(key)]
 

@@ -120,10 +120,10 @@ def _read(path: str | Path) -> dict[str, Any]:
                 "when opened; save its state_dict anew in the environment that wrote it"
             ) from None
         except _DAMAGES as error:
-            what = "not a file of torch.save, or a damaged one; copy or download it again"
+            problem = "not a file of torch.save, or a damaged one; copy or download it again"
             if "TorchScript" in str(error):
-                what = "a TorchScript program, not a checkpoint; give the .ckpt that the authors' code wrote"
-            raise CheckpointError(f"{path}: {what}") from None
+                problem = "a TorchScript program, not a checkpoint; give the .ckpt that the authors' code wrote"
+            raise CheckpointError(f"{path}: {problem}") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
@@ -248,13 +248,13 @@ def _check_shapes(
     """
     with torch.device("meta"):
         empty = _MODELS[kind](config)
-    wanted = {name.removeprefix("midibert."): tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if missing := [_their_name(name, kind) for name in wanted if name not in weights]:
+    expected = {name.removeprefix("midibert."): tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if missing := [_their_name(name, kind) for name in expected if name not in weights]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{path}: its weights do not make a complete model: no tensor {missing[0]!r}{more}")
-    if surplus := [name for ours, (name, _) in weights.items() if ours not in wanted]:
+    if surplus := [name for ours, (name, _) in weights.items() if ours not in expected]:
         raise CheckpointError(f"{path}: tensor {surplus[0]!r} has no place in this model")
-    for ours, shape in wanted.items():
+    for ours, shape in expected.items():
         name, tensor = weights[ours]
         if tuple(tensor.shape) != shape:
             raise CheckpointError(

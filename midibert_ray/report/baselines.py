@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.music.vocabulary import PITCH_LOW

@@ -65,7 +65,7 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str)
     trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, task)}
     known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
     for variant, model in MODELS.items():
-        shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in ("paper", "clean"))
+        shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in PROTOCOLS)
         if shared and disjoint:
             worth = statistics.difference(shared.by_piece, disjoint.by_piece, paired=False)
             sentence = (

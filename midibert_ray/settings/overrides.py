@@ -93,7 +93,7 @@ def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
 
     A switched field of the protocol counts with the section that reads it; all others follow from `tokens.protocol`.
     """
-    sections, skip = set(sections), runtime_keys()
+    sections, skip = set(sections) - {"protocol"}, runtime_keys()
     fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
     switched = config.protocol_in_force.switched(*sections) if sections else {}
     return fields | {f"protocol.{name}": value for name, value in switched.items()}

@@ -14,6 +14,7 @@ from midibert_ray.storage.files import (
     require_bucket,
     resolve,
     upload,
+    whole_folder,
     without_query,
     write_bytes,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "resolve",
     "root",
     "upload",
+    "whole_folder",
     "without_query",
     "write_bytes",
 ]

@@ -73,7 +73,7 @@ class RunLog:
 
     def _open(self, name: str, params: Mapping[str, Any], tags: Mapping[str, object], parent: str) -> None:
         origin = {key: value for key, value in registry.resolve_tags().items() if key == "mlflow.user"}
-        texts = {key: _text(value) for key, value in params.items()}
+        texts = {key: _text(value) for key, value in params.items() if value is not None}
         labels = origin | {key: str(value) for key, value in tags.items()}
         self._add("open", name=name, params=texts, tags=labels, parent=parent)
 

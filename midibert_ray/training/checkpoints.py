@@ -7,13 +7,11 @@ filesystem that pyarrow knows.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.model.folder import WEIGHT_FILES
+from midibert_ray.storage import digests
 
 FIRST_DIGESTS = "digests-00000.json"
 
@@ -33,7 +32,6 @@ PREFIX = "step_"
 """Start of the name of every checkpoint folder; the rest sorts by optimizer step."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_CHUNK = 2**22
 
 
 class CheckpointError(RuntimeError):
@@ -52,11 +50,7 @@ def write_digests(folder: Path, rank: int, world: int) -> None:
         rank: this worker.
         world: number of workers that write a part.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = list(pool.map(_digest_of_file, files))
-    names = [path.relative_to(folder).as_posix() for path in files]
-    content = {"rank": rank, "world": world, "files": dict(zip(names, digests, strict=True))}
+    content = {"rank": rank, "world": world, "files": digests.of_folder(folder)}
     storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
 
 
@@ -77,11 +71,6 @@ def store(folder: Path, address: str, rank: int) -> None:
 
 def _digests_name(rank: int) -> str:
     return f"digests-{rank:05d}.json"
-
-
-def _digest_of_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as stream:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def listed_files(system: fs.FileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -123,27 +112,12 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         CheckpointError: naming the first file that differs from its digest.
     """
     files = listed_files(system, path)
-    infos = system.get_file_info(fs.FileSelector(path, recursive=True))  # one request, where a bucket is asked
-    sizes = {info.path[len(path) :].lstrip("/"): info.size for info in infos if info.is_file}
-    for name, digest in files.items():
-        if name not in sizes:
-            raise UnfinishedError(f"{path}/{name} is missing")
-        if sizes[name] != digest["size"]:
-            raise CheckpointError(f"{path}/{name} has {sizes[name]} bytes instead of {digest['size']}")
-    for name in files if only is None else [name for name in files if name in only]:
-        if _digest_of_stream(system, f"{path}/{name}") != files[name]["sha256"]:
-            raise CheckpointError(f"the content of {path}/{name} is not what was written")
-
-
-def _digest_of_stream(system: fs.FileSystem, path: str) -> str:
-    running = hashlib.sha256()
     try:
-        with system.open_input_stream(path) as stream:
-            while chunk := stream.read(_CHUNK):
-                running.update(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return running.hexdigest()
+        digests.compare(system, path, files, only)
+    except FileNotFoundError as error:
+        raise UnfinishedError(f"{path}: {error}") from error
+    except (OSError, digests.DamagedError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def flaw(system: fs.FileSystem, folder: str, only: Collection[str] | None = None) -> str | None:
@@ -175,7 +149,7 @@ def weights(address: str) -> Iterator[Path]:
         place = storage.join(address, FIRST_DIGESTS)
         noted = json.loads(storage.read_bytes(place))["files"] if storage.exists(place) else {}
         for name in noted.keys() & set(WEIGHT_FILES):
-            if _digest_of_file(folder / name) != noted[name]:
+            if digests.of_file(folder / name) != noted[name]:
                 raise CheckpointError(f"{storage.join(address, name)} is not what was written")
         yield folder
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 
 from midibert_ray import storage
-from midibert_ray.data.layout import read_manifest
+from midibert_ray.data.format import read_manifest
 
 INPUTS = "inputs.json"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from midibert_ray.data.store import SegmentBatch
+from midibert_ray.data.segments import SegmentBatch
 from midibert_ray.training.metrics import confusion, macro_f1
 from midibert_ray.training.task_data import IGNORE
 

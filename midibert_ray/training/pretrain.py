@@ -19,7 +19,8 @@ from torch import Tensor
 
 from midibert_ray.data.masking import mask_batch, masked_count, row_keys
 from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config

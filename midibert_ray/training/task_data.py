@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from midibert_ray.data.order import Permutation
-from midibert_ray.data.store import SegmentBatch, Segments, TokenStore
+from midibert_ray.data.segments import SegmentBatch, Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.settings.config import Config

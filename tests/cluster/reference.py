@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from midibert_ray.data.columns import store_digest
+from midibert_ray.data.format import store_digest
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.settings.config import Config
+from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import plan_corpus
-from midibert_ray.tokenizing.shard import make_part
+from midibert_ray.tokenizing.shard import make_shard
 from midibert_ray.training import engine as engines
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
@@ -24,8 +25,8 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy")
 def digest(corpus: str, folder: Path) -> str:
     """The content digest of a corpus that one process tokenizes."""
     plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol=CLEAN)
-    part = plan.part(0, plan.pieces, str(folder))
-    return store_digest((report["piece"], report["digest"]) for report in make_part(part))
+    shards = plan.shards(commit.begin(plan.address))
+    return store_digest((report["piece"], report["digest"]) for shard in shards for report in make_shard(shard))
 
 
 @dataclass(frozen=True)

@@ -183,12 +183,12 @@ class TestACorpus:
 
     def test_what_a_killed_job_left_is_replaced(self, server: Server, tmp_path: Path) -> None:
         server.files[PATH] = Served(zipped(PIECES))
-        left = tmp_path / ".Pianist8.download" / "midi" / NAMES[0]
+        left = tmp_path / ".Pianist8.being-made" / "midi" / NAMES[0]
         left.parent.mkdir(parents=True)
         left.write_bytes(b"half")
         assert get(tmp_path, source(server)) == []
         assert (tmp_path / "Pianist8" / "midi" / NAMES[0]).read_bytes() == PIECES[f"midi/{NAMES[0]}"]
-        assert not (tmp_path / ".Pianist8.download").exists()
+        assert not (tmp_path / ".Pianist8.being-made").exists()
 
     def test_two_jobs_do_not_write_the_same(self, server: Server, tmp_path: Path, said: Say) -> None:
         server.files[PATH] = Served(zipped(PIECES))

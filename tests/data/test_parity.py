@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.tokenizing.tokenize import tokenize_corpora

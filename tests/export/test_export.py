@@ -94,7 +94,7 @@ class TestReference:
         folder = tmp_path / "deep" / "out"
         assert names(folder) == FILES
         assert names(folder.parent) == ["out"]
-        assert (folder / "vocabulary.json").read_text() == CP.to_json()
+        assert (folder / "vocabulary.json").read_text() == CP.to_json() + "\n"
 
         expected, _ = load_reference(path)
         model = KINDS[kind].from_pretrained(folder)
@@ -112,15 +112,12 @@ class TestReference:
         task = {"encoder": "", "notes": "velocity", "sequences": "composer"}[kind]
         assert f"fine-tuned for {task}" in card or not task
 
-    def test_a_file_that_would_run_code_is_refused(self, tmp_path: Path) -> None:
+    def test_a_file_that_would_run_code_is_refused(self, tmp_path: Path, job: Job) -> None:
         target, path = tmp_path / "created", tmp_path / "bomb.ckpt"
         torch.save({"state_dict": reference_weights(), "epoch": Bomb(target)}, path)
-        words = [sys.executable, "jobs/export.py", f"reference={path}", f"output={tmp_path / 'out'}"]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2, done.stdout + done.stderr
-        (line,) = done.stdout.splitlines()
-        assert line.startswith("error: ") and "bomb.ckpt: refused, it holds more than tensors" in line
-        assert "Traceback" not in done.stderr
+        code, said = job(f"reference={path}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "error: " in said and "Traceback" not in said, said
+        assert "bomb.ckpt: refused, it holds more than tensors" in said
         assert names(tmp_path) == ["bomb.ckpt"], "neither the bomb's file nor any output"
 
     @pytest.mark.parametrize("content", [b"", b"MThd" + bytes(99), b"PK\x03\x04" + bytes(99)])
@@ -267,6 +264,8 @@ class TestRun:
         assert code == 2 and "no finished pre-training" in said and "jobs/pretrain.py" in said
         code, said = job(f"run={tmp_path}", f"output={tmp_path / 'out'}")
         assert code == 2 and f"no model in {tmp_path}" in said
+        code, said = job(f"run={tmp_path / 'nowhere'}", f"output={tmp_path / 'out'}")
+        assert code == 2 and f"run={tmp_path / 'nowhere'}: there is no such folder" in said
         code, said = job(f"reference={tmp_path}", f"output={tmp_path / 'out'}")
         assert code == 2 and "there is no such file" in said
         assert not (tmp_path / "out").exists()
@@ -317,6 +316,9 @@ class TestTrial:
     ) -> None:
         folder = trials[variant]
         (checkpoint,) = folder.iterdir()
+        name, root = folder.name[:-11], folder.parents[2]  # without its hash, as the tables print it
+        code, said = job(f"run={name}", f"storage.root={root}", f"output={tmp_path / 'out'}", "--dry-run")
+        assert code == 0 and str(checkpoint) in said
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
         assert code == 0 and "not known" not in said, said
         assert names(tmp_path / "out") == FILES

@@ -50,7 +50,7 @@ def test_what_nothing_fits_gets_a_list(config: Config) -> None:
         find(config, "melody-pretraind-clean-seed2021")
     assert f"did you mean '{TRIAL[:-11]}'" in str(caught.value)
     assert str(caught.value).endswith(f"there are: {RUN}, {OPEN_RUN}, {TRIAL[:-11]}, {OTHER[:-11]}")
-    with pytest.raises(FileNotFoundError, match="nothing has been trained below storage.root"):
+    with pytest.raises(FileNotFoundError, match="nothing has been trained"):
         find(replace(config, {"storage.root": f"{config.storage.root}/empty"}), "melody")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from midibert_ray import storage, tracking
 from midibert_ray.corpora.catalogue import CORPORA
-from midibert_ray.data import layout
+from midibert_ray.data.format import read_manifest
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
@@ -138,4 +138,4 @@ def test_corpora_are_read_from_a_bucket(no_ray: None, bucket: Config) -> None:
     )
     code, said = run(there, job="tokenize")
     assert code == 0 and re.search(r"pop909\s+32\s", said), said
-    assert layout.read_manifest(only(there, "tokens"))["counts"]["files"] == 865
+    assert read_manifest(only(there, "tokens"))["counts"]["files"] == 865

@@ -105,6 +105,7 @@ def test_only_what_is_switched_of_the_protocol_is_in_a_name() -> None:
     base = preset("base")
     assert base.protocol_in_force == CLEAN
     assert not [key for key in identity_fields(base, (*SECTIONS, "rnn")) if key.startswith("protocol.")]
+    assert identity(base, {"protocol"}) == identity(base, ()), "which has no fields but those that are switched"
     readers = {"tokens", "mask", "pretrain", "optimizer", "finetune", "rnn"}
     for name, value in FIELDS.items():
         switched = replace(base, {f"protocol.{name}": value})

@@ -26,7 +26,7 @@ def by_name(config: Config, store: TokenStore) -> dict[str, Baseline]:
 
 
 def opened(folder: Path, pieces: list[Piece], corpus: str, protocol: str = "paper") -> TokenStore:
-    uri = write_store(folder / f"{corpus}-{protocol}", pieces, corpus, in_part=100, protocol=protocol)
+    uri = write_store(folder / f"{corpus}-{protocol}", pieces, corpus, in_shard=100, protocol=protocol)
     return TokenStore.open(uri, str(folder / "cache"))
 
 

@@ -2,8 +2,8 @@
 
 Every worker ends its shard of a checkpoint with a file of digests; a folder whose digests are missing or do not fit (a
 save that was cut short, an upload that broke off) is not a checkpoint. The digests name the run as well, so that a
-folder copied from another run is not taken for one of this run; those written before they did so fit any run. The
-folders may lie on any filesystem that pyarrow knows.
+folder copied from another run is not taken for one of this run. The folders may lie on any filesystem that pyarrow
+knows.
 """
 
 import contextlib
@@ -14,9 +14,8 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyarrow import fs
 
@@ -41,84 +40,57 @@ class UnfinishedError(CheckpointError):
     """A checkpoint of which a file is not there."""
 
 
-@dataclass(frozen=True)
-class _Digests:
-    """The digests of one worker's shard."""
+class Shard(NamedTuple):
+    """What the digests of one worker say."""
 
     world: int
     """Number of workers that wrote the checkpoint."""
-
-    files: dict[str, dict[str, Any]]
-    """Name below the checkpoint's folder -> size and SHA-256."""
-
-    run: str | None = None
-    """Key of the run; None where it was not noted."""
-
-
-def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -> None:
-    """Record size and SHA-256 of every file in one worker's shard of a checkpoint; its last file.
-
-    Args:
-        folder: the files that this worker wrote, and no others.
-        rank: this worker.
-        world: number of workers that write a shard.
-        run: key of the run.
-    """
-    content = {"rank": rank, "world": world, "run": run, "files": digests.of_folder(folder)}
-    storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
-
-
-def store(folder: Path, uri: str, rank: int) -> None:
-    """Copy one worker's shard of a checkpoint to where the shards come together; its digests come last.
-
-    Args:
-        folder: the shard, with its digests.
-        uri: of the checkpoint's folder.
-        rank: this worker.
-
-    Raises:
-        OSError: where something could not be written.
-    """
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    storage.upload(folder, uri, sorted(names, key=lambda name: (name == _digests_name(rank), name)))
+    files: dict[str, digests.Digest]
+    """By name below the checkpoint's folder."""
+    run: str | None
+    """Key of the run; None fits any."""
 
 
 def _digests_name(rank: int) -> str:
     return f"digests-{rank:05d}.json"
 
 
-def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file that the workers wrote, by its name below the checkpoint's folder.
-
-    Files of an earlier save by more workers may lie beside them; they belong to no checkpoint.
-
-    Args:
-        system: the checkpoint's filesystem.
-        path: its folder.
-        run: key of the run that it must be of; None: of any.
-
-    Raises:
-        UnfinishedError: where a worker's digests are missing.
-        CheckpointError: where they cannot be read, or another run wrote them.
-    """
-    first = _read_digests(system, path, 0)
-    shards = [first, *(_read_digests(system, path, rank) for rank in range(1, first.world))]
-    for shard in shards:
-        if run and shard.run not in (None, run):
-            raise CheckpointError(f"{path} is a checkpoint of the run {shard.run} and not of {run}; remove that folder")
-    return {name: digest for shard in shards for name, digest in shard.files.items()}
+def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -> None:
+    """Record the files that one worker wrote into a folder of its own; the last file of its shard."""
+    content = {"rank": rank, "world": world, "run": run, "files": digests.of_folder(folder)}
+    storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
 
 
-def _read_digests(system: fs.FileSystem, path: str, rank: int) -> _Digests:
+def store(folder: Path, uri: str, rank: int) -> None:
+    """Copy one worker's shard to the checkpoint's URI, its digests last. Raises OSError where that fails."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    storage.upload(folder, uri, sorted(names, key=lambda name: (name == _digests_name(rank), name)))
+
+
+def read_digests(system: fs.FileSystem, path: str, rank: int = 0) -> Shard:
+    """The digests of one worker. Raises UnfinishedError where there are none, CheckpointError where they are broken."""
     name = _digests_name(rank)
     try:
         with system.open_input_stream(f"{path}/{name}") as stream:
             content = json.loads(stream.read())
-        return _Digests(int(content["world"]), dict(content["files"]), content.get("run"))
+        return Shard(int(content["world"]), dict(content["files"]), content.get("run"))
     except FileNotFoundError:
         raise UnfinishedError(f"{path} has no {name}, so worker {rank} did not finish writing it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/{name} cannot be read: {error}") from error
+
+
+def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> dict[str, digests.Digest]:
+    """Digests of all files of a checkpoint; those of an earlier save by more workers may lie beside them.
+
+    Raises CheckpointError as `verify` does.
+    """
+    first = read_digests(system, path)
+    shards = [first, *(read_digests(system, path, rank) for rank in range(1, first.world))]
+    for shard in shards:
+        if run and shard.run not in (None, run):
+            raise CheckpointError(f"{path} is a checkpoint of the run {shard.run} and not of {run}; remove that folder")
+    return {name: digest for shard in shards for name, digest in shard.files.items()}
 
 
 def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None, run: str | None = None) -> None:
@@ -154,50 +126,39 @@ def problem(
     return None
 
 
-def written_by(uri: str) -> str | None:
-    """Key of the run that wrote a checkpoint; None where its folder does not say."""
-    return _first_digests(uri).run
-
-
-def _first_digests(uri: str) -> _Digests:
-    """The digests of the first worker, or none where it left none."""
-    try:
-        return _read_digests(*storage.filesystem(uri), 0)
-    except UnfinishedError:
-        return _Digests(1, {})
-
-
 @contextmanager
 def weights(uri: str) -> Iterator[Path]:
     """The weights in a checkpoint as a local folder that `from_pretrained` opens; those of a bucket are fetched.
 
     They are compared with the digests of the first worker; a folder without digests passes.
-
-    Args:
-        uri: of a checkpoint's folder.
-
-    Raises:
-        CheckpointError: where they are not what was written.
+    Raises CheckpointError where they are not what was written.
     """
+    noted = {}
+    with contextlib.suppress(UnfinishedError):
+        noted = read_digests(*storage.filesystem(uri)).files
     with contextlib.ExitStack() as stack:
         folder = Path(storage.resolve(uri))
         if not storage.is_local(uri):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             storage.download(uri, folder, WEIGHT_FILES)
-        noted = _first_digests(uri).files
         for name in noted.keys() & set(WEIGHT_FILES):
             if digests.of_file(folder / name) != noted[name]:
                 raise CheckpointError(f"{storage.join(uri, name)} is not what was written")
         yield folder
 
 
-@dataclass(frozen=True)
-class Choice:
+def folders(system: fs.FileSystem, run: str, prefix: str) -> list[str]:
+    """Names of the checkpoints in a run's folder, sound or not, latest first."""
+    entries = system.get_file_info(fs.FileSelector(run, allow_not_found=True))
+    names = [entry.base_name for entry in entries if entry.type is fs.FileType.Directory]
+    return sorted((name for name in names if name.startswith(prefix)), reverse=True)
+
+
+class Choice(NamedTuple):
     """The checkpoint that a run goes on from."""
 
     name: str | None
     """Folder of the newest sound checkpoint, within the run's folder; None where there is none."""
-
     broken: dict[str, str]
     """Folder -> problem, of the newer ones that are not sound."""
 
@@ -213,27 +174,34 @@ def newest_sound(system: fs.FileSystem, run: str) -> Choice:
     return Choice(None, broken)
 
 
+def unused_name(step: int, broken: Collection[str]) -> str:
+    """The name of the checkpoint of a step.
+
+    Ray Train keeps broken checkpoints in its books and will delete their folders one day, so a run that
+    comes by the step of one again needs another name.
+    """
+    name = f"{PREFIX}{step:09d}"
+    while name in broken:
+        name += "-again"
+    return name
+
+
 def drop_broken_books(run: str) -> str | None:
     """Remove Ray Train's list of a run's checkpoints where it would keep Ray Train from starting; says why.
 
     The list is written in place, so that a kill or a full disk can cut it off, and Ray Train refuses one that names
     a folder which is gone. The folders themselves say all that a run needs to go on.
-
-    Args:
-        run: URI of the run's folder.
     """
     system, path = storage.filesystem(storage.join(run, BOOKS))
     try:
         with system.open_input_stream(path) as stream:
-            books = json.loads(stream.read())
-        names = [str(entry["checkpoint_dir_name"]) for entry in books["checkpoint_results"]]
+            names = [str(entry["checkpoint_dir_name"]) for entry in json.loads(stream.read())["checkpoint_results"]]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         reason = "it was cut off"
     else:
-        there = {*folders(system, path.rpartition("/")[0], "")}
-        gone = [name for name in names if name not in there]
+        gone = [name for name in names if name not in storage.names(run)]
         if not gone:
             return None
         reason = f"the checkpoint {gone[-1]} that it names is gone"
@@ -242,14 +210,10 @@ def drop_broken_books(run: str) -> str | None:
 
 
 def remove_unfinished(run: str, prefix: str) -> list[str]:
-    """Remove the checkpoints of which something was never written, as a kill broke it off; gives their names.
+    """Remove the checkpoints of a run or trial that a kill has left unfinished; gives their names.
 
     No worker may be writing there meanwhile. Those that Ray Train's list names stay, as it refuses a list with one
     that is gone; and those whose content is wrong, which somebody may want to look at.
-
-    Args:
-        run: URI of the folder of a run or trial.
-        prefix: start of the names of its checkpoints.
     """
     system, path = storage.filesystem(run)
     books = storage.join(run, BOOKS)
@@ -267,25 +231,6 @@ def remove_unfinished(run: str, prefix: str) -> list[str]:
     return removed
 
 
-def folders(system: fs.FileSystem, run: str, prefix: str) -> list[str]:
-    """Names of the checkpoints in a run's folder, sound or not, latest first."""
-    entries = system.get_file_info(fs.FileSelector(run, allow_not_found=True))
-    names = [entry.base_name for entry in entries if entry.type is fs.FileType.Directory]
-    return sorted((name for name in names if name.startswith(prefix)), reverse=True)
-
-
-def unused_name(step: int, broken: frozenset[str]) -> str:
-    """The name of the checkpoint of a step.
-
-    Ray Train keeps broken checkpoints in its books and will delete their folders one day, so a run that
-    comes by the step of one again needs another name.
-    """
-    name = f"{PREFIX}{step:09d}"
-    while name in broken:
-        name += "-again"
-    return name
-
-
 @contextmanager
 def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
     """Turn a failure to write that comes from a full disk into an error in plain words.
@@ -298,32 +243,22 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
     Raises:
         CheckpointError: where the disk is full or a quota or size limit is reached; others pass unchanged.
     """
-    free = _free_bytes(folder)
+    free: int | None = None
+    if storage.is_local(folder):
+        path = Path(storage.resolve(folder))
+        free = shutil.disk_usage(next(above for above in (path, *path.parents) if above.exists())).free
     try:
         yield
     except Exception as error:
         if not (_says_full(error) or (free is not None and free < needed)):
             raise
-        known = "" if free is None else f" and {_mebibytes(free)} were free"
+        known = "" if free is None else f" and {free / 2**20:,.1f} MiB were free"
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise CheckpointError(
-            f"the disk of {folder} is too full for a checkpoint: it takes about {_mebibytes(needed)}{known}; free some "
-            f"space there{remedy}, then start the run again, which goes on from the checkpoint before ({reason})"
+            f"the disk of {folder} is too full for a checkpoint: it takes about {needed / 2**20:,.1f} MiB{known}; free "
+            f"some space there{remedy}, then start the run again, which goes on from the checkpoint before ({reason})"
         ) from error
 
 
-def _says_full(error: BaseException) -> bool:
-    texts = [os.strerror(code) for code in _FULL]
-    return getattr(error, "errno", None) in _FULL or any(text in str(error) for text in texts)
-
-
-def _free_bytes(folder: str) -> int | None:
-    if not storage.is_local(folder):
-        return None
-    path = Path(storage.resolve(folder))
-    existing = next(above for above in (path, *path.parents) if above.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"
+def _says_full(error: Any) -> bool:
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL)

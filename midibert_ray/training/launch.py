@@ -13,11 +13,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from midibert_ray import storage, tracking
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.storage.lease import lease
 from midibert_ray.training.build import parameter_counts, plan_batch
-from midibert_ray.training.checkpoints import PREFIX, drop_broken_books, remove_unfinished
-from midibert_ray.training.console import open_console
+from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished
+from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recorder import RunRecorder, open_log
 from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_address, run_key
+from midibert_ray.training.watchdog import Watch
 from midibert_ray.training.worker import FINISHED, train_worker
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ def pretrain(
     config: Config, stores: Sequence[str], *, console: Any = None, callbacks: Sequence[UserCallback] = ()
 ) -> PretrainRun:
     """Run pre-training to its end, or go on where an earlier start of the same run stopped.
+
+    Where another process is at work on the same run, wait for it, or take over when it is gone.
 
     Args:
         config: the whole configuration.
@@ -40,52 +44,50 @@ def pretrain(
     Raises:
         ConfigError: for a batch that cannot be divided over the workers.
         ValueError: where the run was started on other tokens.
-        CheckpointError: where no checkpoint is sound, or the best one is another run's.
+        CheckpointError: where no checkpoint is sound, or one is another run's or would run a stranger's code.
         FloatingPointError: where the loss is no longer finite; starting again would end in the same place.
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
     batch, key = plan_batch(config), run_key(config, stores)
-    pin(run_address(config, key), stores)
-    done = finished(config, key)
-    if done:
-        logger.info("pre-training %s is there already: %s", key, done.checkpoint)
-        return done
-    counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
-    logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)
-    address = tracking.address(config)
-    try:
-        _fit(config, stores, key, console, callbacks)
-        run = finish(config, key)
-    except (ray.train.TrainingFailedError, FloatingPointError):
-        open_log(address, config, key).finish("FAILED")
-        raise
-    log = open_log(address, config, key)
-    log.tag(checkpoint=run.checkpoint)
-    log.finish()
-    return run
+    report = console.put.remote if console else logger.info
+    with lease(run_address(config, key), what=f"pre-training {key}", report=report) as held:
+        pin(run_address(config, key), stores)
+        if done := finished(config, key):
+            logger.info("pre-training %s is there already: %s", key, done.checkpoint)
+            return done
+        counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
+        logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)
+        address = tracking.address(config)
+        try:
+            _fit(config, stores, key, console, callbacks)
+            held.check()
+            run = finish(config, key)
+        except (ray.train.TrainingFailedError, FloatingPointError, CheckpointError):
+            open_log(address, config, key).finish("FAILED")
+            raise
+        log = open_log(address, config, key)
+        log.tag(checkpoint=run.checkpoint)
+        log.finish()
+        return run
 
 
 def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]) -> None:
-    """Start Ray Train, and wait for the end of the run.
-
-    Raises:
-        FloatingPointError: where the loss is no longer finite.
-        ray.train.TrainingFailedError: where a worker failed too often.
-    """
+    """Start Ray Train, and wait for the end of the run; raises what `pretrain` does."""
     run = run_address(config, key)
     with nullcontext(console) if console else open_console() as handle:
         _tidy(run, handle)
         result: Any = _trainer(config, stores, key, handle, callbacks).fit()
         _tidy(run, handle)
-    if result.return_value is None:
+    outcome = result.return_value
+    if isinstance(outcome, FloatingPointError | CheckpointError):
+        raise type(outcome)(f"pre-training {key}: {outcome}")
+    if outcome != FINISHED:
         # Ray Train asks a worker for its error first, and then whether it still runs. One that fails in between has
         # neither, and passes for one that has finished.
         raise ray.train.TrainingFailedError(
             f"pre-training {key}: a worker failed, and Ray Train lost its error; start the run again, which goes on "
             f"from its last checkpoint"
         )
-    if result.return_value != FINISHED:
-        raise FloatingPointError(f"pre-training {key}: {result.return_value}")
 
 
 def _tidy(run: str, console: Any) -> None:
@@ -100,14 +102,17 @@ def _tidy(run: str, console: Any) -> None:
 def _trainer(
     config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
-    compute, recorder = config.compute, RunRecorder(tracking.address(config), config, key, console)
+    compute = config.compute
+    watch: Any = ray.remote(num_cpus=0, resources=HEAD)(Watch).remote(key, console)
+    recorder = RunRecorder(tracking.address(config), config, key, console, watch)
     system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    task = {"config": flatten(config), "stores": list(stores), "key": key, "console": console, "watch": watch}
     return TorchTrainer(
         train_worker,
-        train_loop_config={"config": flatten(config), "stores": list(stores), "key": key, "console": console},
+        train_loop_config=task,
         torch_config=TorchConfig(backend="nccl" if compute.gpu else "gloo"),
         scaling_config=_scaling(config),
         run_config=RunConfig(
@@ -126,7 +131,6 @@ def _trainer(
 
 
 def _scaling(config: Config) -> ScalingConfig:
-    """The number of workers, the resources of each, and their placement on nodes."""
     compute = config.compute
     return ScalingConfig(
         num_workers=compute.workers,

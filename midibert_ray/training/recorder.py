@@ -10,27 +10,30 @@ from midibert_ray.settings.overrides import flatten
 
 
 class RunRecorder(UserCallback):
-    """Runs on the Train controller: writes each report to MLflow and sends a progress line to the driver.
+    """Runs on the Train controller: writes each report to MLflow and sends progress lines to the driver.
 
     It survives the workers, so a curve goes on after a restart; points that stand already are left out.
     """
 
-    def __init__(self, address: tracking.Address, config: Config, key: str, console: Any) -> None:
-        self.address, self.config, self.key, self.console = address, config, key, console
+    def __init__(self, address: tracking.Address, config: Config, key: str, console: Any, watch: Any) -> None:
+        self.address, self.config, self.key, self.console, self.watch = address, config, key, console, watch
         self._log: tracking.RunLog | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Take in the report of the first worker; all workers report the same sums."""
-        if self._log is None:
-            self._log = open_log(self.address, self.config, self.key)
-        points = dict(metrics[0])
-        step, steps, epoch = points.pop("step"), points.pop("steps"), points.pop("epoch")
-        self._log.log(points | {"epoch": epoch}, step)
-        for line in progress_lines(step, steps, points):
-            self.console.put.remote(line)
+        """Take in the points of the first worker; all workers report the same sums."""
+        self._log = self._log or open_log(self.address, self.config, self.key)
+        points = []
+        for point in metrics[0]["points"]:
+            values = dict(point)
+            step, steps, at = values.pop("step"), values.pop("steps"), values.pop("at")
+            points.append((values, step, at))
+            for line in progress_lines(step, steps, values):
+                self.console.put.remote(line)
+        self._log.log_points(points)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Name each worker that failed, and why; Ray Train decides whether to start again."""
+        self.watch.forget.remote()
         for rank, error in worker_exceptions.items():
             reason = (str(error).strip() or repr(error)).splitlines()[-1]
             self.console.put.remote(f"worker {rank} failed: {reason}")
@@ -50,7 +53,6 @@ def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:
 
 
 def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) -> str:
-    """Progress of the run, its losses by token type, rate and time left."""
     families = [name.rpartition("/")[2] for name in metrics if name.startswith(f"{kind}/loss/")]
     short = {"position": "pos", "duration": "dur"}
     detail = " ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)

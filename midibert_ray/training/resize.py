@@ -26,12 +26,8 @@ UNIVERSAL_FOLDER = "universal"
 def universal(folder: Path, tag: str) -> Iterator[Path]:
     """A temporary folder that holds a checkpoint's universal form in `universal/`; every worker must enter.
 
-    The first worker of each node converts, the others of that node wait for it; about as much disk as twice
-    the checkpoint is taken while it lasts.
-
-    Args:
-        folder: the checkpoint.
-        tag: its folder of DeepSpeed shards.
+    The first worker of each node converts the DeepSpeed shards in `folder/tag/`, the others of that node wait for it;
+    about as much disk as twice the checkpoint is taken while it lasts.
     """
     rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
     with contextlib.ExitStack() as stack:
@@ -47,7 +43,6 @@ def universal(folder: Path, tag: str) -> Iterator[Path]:
 
 
 def _convert(folder: Path, tag: str, scratch: Path) -> None:
-    """Write `scratch/universal/` from the shards in `folder/tag/`, using DeepSpeed's own converter."""
     from deepspeed.checkpoint import ds_to_universal
 
     source = scratch / tag

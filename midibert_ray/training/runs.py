@@ -1,16 +1,16 @@
 """Pre-training runs as folders below `{root}/runs`: key, pinned tokens, result, best checkpoint."""
 
-import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from midibert_ray import storage
 from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import identity
-from midibert_ray.training.checkpoints import PREFIX, CheckpointError, folders, problem, written_by
+from midibert_ray.training.checkpoints import PREFIX, CheckpointError, UnfinishedError, folders, problem, read_digests
 from midibert_ray.training.engine import PROGRESS_FILE
 
 logger = logging.getLogger(__name__)
@@ -29,24 +29,16 @@ class PretrainRun:
 
     key: str
     """Name and hash; the run's folder below `{root}/runs` and its key in MLflow."""
-
     checkpoint: str
     """URI of the best checkpoint, a folder that `MidiBertModel.from_pretrained` opens."""
-
     step: int
     """Optimizer steps taken by the best checkpoint."""
-
     metrics: dict[str, float]
     """Its validation metrics."""
 
 
 def run_key(config: Config, stores: Sequence[str]) -> str:
-    """The name of the run that a configuration and some token stores describe.
-
-    Args:
-        config: identity fields only count.
-        stores: URIs of the token stores, in order.
-    """
+    """The name of the run that a configuration's identity and some token stores (URIs, in order) describe."""
     return f"pretrain-{identity(config, SECTIONS, stores=list(map(storage.basename, stores)))}"
 
 
@@ -56,23 +48,17 @@ def run_address(config: Config, key: str) -> str:
 
 
 def pin(folder: str, stores: Iterable[str]) -> None:
-    """Note the digests of token stores in a run's folder, or compare them with those noted before.
+    """Note the digests of token stores in a run's or study's folder, or compare them with those noted before.
 
     A token store is made anew at its address when the files of its corpus change.
-
-    Args:
-        folder: URI of the run or study.
-        stores: URIs of its token stores.
-
-    Raises:
-        ValueError: where one of them holds other tokens than at the first start.
+    Raises ValueError where one of them holds other tokens than at the first start.
     """
     found = {storage.basename(store): read_manifest(store)["digest"] for store in stores}
     inputs = storage.join(folder, INPUTS)
-    if not storage.exists(inputs):
+    noted = _read(inputs)
+    if noted is None:
         storage.write_bytes(inputs, json.dumps(found, indent=1).encode())
         return
-    noted = json.loads(storage.read_bytes(inputs))
     for name, digest in found.items():
         if noted.get(name, digest) != digest:
             raise ValueError(
@@ -83,32 +69,45 @@ def pin(folder: str, stores: Iterable[str]) -> None:
 
 
 def finished(config: Config, key: str) -> PretrainRun | None:
-    """The run of a key, if it has ended well.
-
-    Raises:
-        CheckpointError: where the best checkpoint is another run's.
-    """
+    """The run of a key, if it has ended well. Raises CheckpointError where the best checkpoint is another run's."""
     run = run_address(config, key)
     result = storage.join(run, RESULT_FILE)
-    if not storage.exists(result):
+    content = _read(result)
+    if content is None:
         return None
-    done = PretrainRun(**json.loads(storage.read_bytes(result)))
+    done = PretrainRun(**content)
     # A storage root may have moved since, or its bucket be reached by another server; the folder's name stays.
     checkpoint = storage.join(run, storage.basename(done.checkpoint))
-    writer = written_by(checkpoint)
+    try:
+        writer = read_digests(*storage.filesystem(checkpoint)).run
+    except UnfinishedError:
+        writer = None
     if writer not in (None, key):
         raise CheckpointError(
             f"{checkpoint} was written by the run {writer}, not by {key}; bring the run's own back from a copy, or "
             f"remove it and {result}, then start the run again"
         )
-    return dataclasses.replace(done, checkpoint=checkpoint)
+    return replace(done, checkpoint=checkpoint)
+
+
+def _read(uri: str) -> dict[str, Any] | None:
+    """The content of a JSON file that is made again where it is missing, empty or cut off."""
+    try:
+        content = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        content = error
+    if isinstance(content, dict):
+        return content
+    logger.warning("%s is empty or cut off, and is made again", uri)
+    return None
 
 
 def finish(config: Config, key: str) -> PretrainRun:
     """Write the result of a run that has ended: its best sound checkpoint, and of equals the first.
 
-    Raises:
-        CheckpointError: where none is sound.
+    Raises CheckpointError where none is sound.
     """
     run = run_address(config, key)
     system, path = storage.filesystem(run)
@@ -127,5 +126,5 @@ def finish(config: Config, key: str) -> PretrainRun:
     _, name, progress = min(sound, key=lambda entry: entry[:2])
     metrics = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
     done = PretrainRun(key, storage.join(run, name), progress["step"], metrics)
-    storage.write_bytes(storage.join(run, RESULT_FILE), json.dumps(dataclasses.asdict(done), indent=1).encode())
+    storage.write_bytes(storage.join(run, RESULT_FILE), json.dumps(asdict(done), indent=1).encode())
     return done

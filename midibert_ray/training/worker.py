@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,25 @@ from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, store, unused_name
 from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
 from midibert_ray.training.runs import INPUTS, run_address
+from midibert_ray.training.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
 
-FINISHED = ""
+FINISHED = "finished"
 """Returned by a worker that has come to the end of its run."""
+
+REPORT_S = 5.0
+"""Seconds between two reports of points."""
 
 
 def train_worker(task: dict[str, Any]) -> Any:
     """Train one worker's share of a run; Ray Train calls it again after a failure.
 
     Args:
-        task: `config` (flat), `stores` (URIs), `key` of the run, `console`.
+        task: `config` (flat), `stores` (URIs), `key` of the run, `console`, `watch`.
 
     Returns:
-        FINISHED; or, where the loss is no longer finite, why the run cannot go on: an error would only be tried
-        again, and every draw would be the same.
+        FINISHED; or the error for which the run cannot go on: raised, it would only be tried again, and in vain.
     """
     config = from_flat(task["config"])
     run = run_address(config, task["key"])
@@ -44,29 +48,64 @@ def train_worker(task: dict[str, Any]) -> Any:
         torch.set_num_threads(config.compute.cpus_per_worker)
     data = PretrainData(config, [open_store(store, config.storage) for store in task["stores"]])
     engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=device)
-    progress, broken = _restore(engine, run, task["console"])
+    try:
+        progress, broken = _restore(engine, run, task["console"])
+    except CheckpointError as error:
+        return error
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = PretrainLoop(config, data, engine, rank=rank, world=world, device=device)
-    needed = engines.checkpoint_bytes(engine)
+    pulse, needed = Pulse(task["watch"], rank, config.compute.watchdog_s), engines.checkpoint_bytes(engine)
+    engine.module.register_forward_pre_hook(lambda *_: pulse.beat(progress.step))
+    points = Points(ray.train.report, progress.reports)
 
     def upload(shards: Checkpoint, name: str) -> Checkpoint:
         return _store(Path(shards.path), run, name, rank)
 
     def report(metrics: dict[str, Any], with_checkpoint: bool) -> None:
-        if not with_checkpoint:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            engines.save(engine, progress, Path(scratch), task["key"])
-            checkpoint, name = Checkpoint.from_directory(scratch), unused_name(progress.step, broken)
-            with explain_full_disk(run, needed, ", or lower compute.keep_checkpoints"):
-                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=upload)
+        points.add(metrics, send=not with_checkpoint)
+        if with_checkpoint:
+            pulse.rest(progress.step)
+            with tempfile.TemporaryDirectory() as scratch:
+                engines.save(engine, progress, Path(scratch), task["key"])
+                checkpoint, name = Checkpoint.from_directory(scratch), unused_name(progress.step, broken)
+                with explain_full_disk(run, needed, ", or lower compute.keep_checkpoints"):
+                    points.send(checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=upload)
 
+    outcome: Any = FINISHED
     try:
         run_epochs(loop, progress, report)
     except FloatingPointError as error:
-        return str(error)
-    return FINISHED
+        outcome = error
+    pulse.rest(progress.step)
+    points.send()
+    return outcome
+
+
+class Points:
+    """Points of curves on their way to the controller: sent together, once in `REPORT_S`, so that no step waits.
+
+    Ray Train looks for reports about once a second, and a worker waits until its last one was taken. It wants as many
+    of every worker, so all go by the first one's clock, which each point carries.
+    """
+
+    def __init__(self, report: Callable[..., None], earlier: list[dict[str, Any]]) -> None:
+        """`earlier`: those that a resumed run says again, which need not be sent before the first new one."""
+        self._report = report
+        self._points: list[dict[str, Any]] = []
+        self._sent = earlier[-1]["at"] if earlier else 0.0
+
+    def add(self, point: dict[str, Any], *, send: bool) -> None:
+        """Take in a point; with `send`, all go if the time has come."""
+        self._points.append(point)
+        if send and point["at"] - self._sent >= REPORT_S:
+            self.send()
+
+    def send(self, **checkpoint: Any) -> None:
+        """Report all points, if there are any; the last one's values also stand for themselves."""
+        if self._points:
+            last = self._points[-1]
+            self._report(last | {"points": self._points}, **checkpoint)
+            self._points, self._sent = [], last["at"]
 
 
 def _require_visible(run: str) -> None:
@@ -87,13 +126,14 @@ def _store(shards: Path, run: str, name: str, rank: int) -> Checkpoint:
     return Checkpoint(path, system)
 
 
-def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress, frozenset[str]]:
-    """Load the newest sound checkpoint of a run, if there is one; also the names of newer ones that are broken.
+def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress, dict[str, str]]:
+    """Load the newest sound checkpoint of a run, if there is one; also the newer ones that are broken, and why.
 
     The folders count, not Ray Train's list: a checkpoint may have been complete, or cut off, before it got there.
 
     Raises:
-        CheckpointError: where the run had checkpoints and none is sound any more.
+        CheckpointError: in all workers, where the run had checkpoints and none is sound any more, or the sound one
+            cannot be loaded.
     """
     system, run = storage.filesystem(address)
     found: Any = None
@@ -105,7 +145,7 @@ def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress,
             logger.warning(line)
             console.put.remote(line)
         # One object for all workers: those of a node fetch it together, once.
-        found = choice.name and Checkpoint(f"{run}/{choice.name}", system), dict(choice.broken)
+        found = choice.name and Checkpoint(f"{run}/{choice.name}", system), choice.broken
     checkpoint, broken = broadcast_from_rank_zero(found)
     if checkpoint is None:
         if ray.train.get_checkpoint():
@@ -113,6 +153,6 @@ def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress,
                 f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); bring one of them back "
                 "from a copy, or remove that folder to start the run again"
             )
-        return engines.Progress(), frozenset(broken)
+        return engines.Progress(), broken
     with checkpoint.as_directory() as folder:
-        return engines.load(engine, Path(folder)), frozenset(broken)
+        return engines.load(engine, Path(folder)), broken

@@ -31,7 +31,7 @@ def publish(log: StudyLog, plan: Plan) -> bool:
     """
     mark = storage.join(_marks(plan.config), f"{plan.key}.json")
     try:
-        if tracking.caught_up(log.tracker.where):
+        if tracking.caught_up(log.tracker.address):
             _publish(log, plan)
             storage.remove(mark)
             return True

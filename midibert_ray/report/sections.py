@@ -321,5 +321,5 @@ def settings(source: Source) -> str:
     """Configuration, where MLflow is, and the ids of the runs."""
     lines = [f"{key} = {value}" for key, value in sorted(source.parent.data.params.items())]
     runs = json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1)
-    text = "\n".join(lines) + "\n\nMLflow " + source.tracker.where.command() + "\n" + runs
+    text = "\n".join(lines) + "\n\nMLflow " + source.tracker.address.command() + "\n" + runs
     return folded("Configuration and MLflow runs", f"<pre>{escape(text)}</pre>")

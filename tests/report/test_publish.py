@@ -36,7 +36,7 @@ def test_results_wait_for_the_server(config: Config, caplog: pytest.LogCaptureFi
     recorder = Recorder(plan)
     recorder.leave_stored()  # nobody answers, and nothing is lost by that
     recorder.fail(next(iter(plan.trials)), "its process died")
-    written = len(Spool(recorder.log.tracker.where.spool).names())
+    written = len(Spool(recorder.log.tracker.address.spool).names())
     assert written == 5, "two runs, the cells of the study, the reason and the end of the trial"
 
     assert publish(recorder.log, plan) is False
@@ -44,14 +44,14 @@ def test_results_wait_for_the_server(config: Config, caplog: pytest.LogCaptureFi
     assert unpublished(config) == [plan.config]
     elsewhere = replace(config, {"tracking.uri": "http://moved:5000"})
     assert unpublished(elsewhere) == [replace(plan.config, {"tracking.uri": "http://moved:5000"})]
-    assert len(Spool(recorder.log.tracker.where.spool).names()) == written
+    assert len(Spool(recorder.log.tracker.address.spool).names()) == written
 
     ending = pipeline.outcome(config, StudyResult(plan.key, [], {}, []))
     command = tracking.flush_command(config, plan.key)
     assert command.startswith(f"python jobs/report.py {plan.key} --flush ")
     assert "Nothing is lost" in ending and command in ending
     assert pipeline.flush_plan(config).splitlines() == [
-        f"records         0 points of curves (5 records) wait in {recorder.log.tracker.where.spool}",
+        f"records         0 points of curves (5 records) wait in {recorder.log.tracker.address.spool}",
         f"studies         {plan.key}",
     ]
     with pytest.raises(UnreachableError, match="does not answer"):

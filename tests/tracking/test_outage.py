@@ -50,10 +50,11 @@ def account(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the server, and times that suit a test."""
     for name, value in ACCOUNT.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
-    monkeypatch.setattr(sender, "LONGEST_PAUSE_S", 0.5)
-    monkeypatch.setattr(sender, "POLL_S", 0.1)
-    monkeypatch.setattr(sender, "STALE_S", 10.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    times = {"LONGEST_PAUSE_S": 0.5, "POLL_S": 0.1, "STALE_S": 4.0, "BEAT_S": 0.5, "SETTLE_S": 0.2}
+    for name, seconds in times.items():
+        monkeypatch.setattr(sender, name, seconds)
 
 
 def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:
@@ -244,8 +245,11 @@ def test_a_server_that_is_stopped_and_started_again(config: Config, server: Serv
     check(config, "restarted", undisturbed)
 
 
-def test_a_run_that_is_made_late_and_twice_is_one(config: Config, relay: Relay, undisturbed: Any) -> None:
+def test_a_run_that_is_made_late_and_twice_is_one(
+    config: Config, relay: Relay, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The server carries out what was given up and repeated in the meantime."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     box = Spool(tracking.address(config).spool)
 
     def delay(step: int) -> None:
@@ -260,12 +264,14 @@ def test_a_run_that_is_made_late_and_twice_is_one(config: Config, relay: Relay, 
     check(config, "twice", undisturbed)
 
 
-def test_a_server_that_hangs(config: Config, server: Server, undisturbed: Any) -> None:
+def test_a_server_that_hangs(
+    config: Config, server: Server, undisturbed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with tracking.recording(config):
         os.killpg(server.pid, signal.SIGSTOP)
         try:
             write(config, "hanging")
-            time.sleep(3 * int(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+            wait_for(lambda: "does not answer" in caplog.text)
         finally:
             os.killpg(server.pid, signal.SIGCONT)
     check(config, "hanging", undisturbed)
@@ -323,7 +329,9 @@ WRITER = """
 import json, sys
 from midibert_ray import tracking
 from midibert_ray.settings.overrides import from_flat
+from midibert_ray.tracking import sender
 from tests.tracking.test_outage import write
+sender.LONGEST_PAUSE_S = 0.5
 config = from_flat(json.loads(sys.argv[1]))
 with tracking.recording(config):
     write(config, "killed")

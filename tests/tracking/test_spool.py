@@ -115,7 +115,7 @@ def test_an_outage_is_said_once_and_so_is_its_end(box: Spool, caplog: pytest.Log
     assert desk.taken == list(range(21))
     lines = [line.message for line in caplog.records]
     assert lines == [
-        f"the desk is closed; what is recorded waits in {box.place}, and work goes on",
+        f"the desk is closed; what is recorded waits in {box.uri}, and work goes on",
         "the desk answers again: 60 points arrived late",
     ]
 
@@ -128,7 +128,7 @@ def test_what_is_refused_does_not_hold_up_the_rest(box: Spool, caplog: pytest.Lo
     one = desk.sender(box)
     assert one.step()
     assert desk.taken == [number for number in range(12) if number not in desk.poison]
-    place = f"{box.place}/refused"
+    place = f"{box.uri}/refused"
     assert [line.message for line in caplog.records] == [
         f"a record of {run} was not taken, and is kept in {place}: no such curve" for run in ("a", "b")
     ]

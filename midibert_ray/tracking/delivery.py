@@ -1,9 +1,10 @@
 """Records reach a tracking server: while a job runs, at its end, and afterwards."""
 
 import logging
+import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
@@ -21,15 +22,24 @@ def recording(config: Config) -> Iterator[None]:
     """Send the records of a job's processes to the tracking server while the job runs in this context.
 
     Records that earlier jobs have left go first. The end waits until all have arrived, and gives up after half a minute
-    without progress: then it says how many are left, and how they are sent. Does nothing for a database.
+    without progress: then it says how many are left, and how they are sent. A database has all records at once.
 
     Raises:
         ConfigError: at once, where the server does not accept the account.
     """
+    # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this; on
+    # a cluster that is there already, the driver makes the folders in which they write.
+    before = os.umask(0o077)
+    try:
+        with _sending(config) if address(config).spool else nullcontext():
+            yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
+def _sending(config: Config) -> Iterator[None]:
     target = address(config)
-    if not target.spool:
-        yield
-        return
     sender = _sender(target)
     try:
         _ask(target)

@@ -125,6 +125,8 @@ class Sender:
         self._server = server
         self._send: Send | None = None
         self._problem: UnreachableError | None = None
+        self._since = 0.0
+        """When the outage began, if there is one."""
         self._failures = 0
         self._late = 0
         self._rejected: set[str] = set()
@@ -144,12 +146,13 @@ class Sender:
     def drain(self, patience_s: float) -> list[str]:
         """Send all records now in the spool; give up after `patience_s` seconds without progress.
 
-        Progress is a record that has gone, be it sent from here or from another process.
+        Progress is a record that has gone, be it sent from here or from another process. An outage that has lasted so
+        long already is given one more try.
 
         Returns:
             names of the records that are left.
         """
-        left, since = self.spool.names(), time.monotonic()
+        left, since = self.spool.names(), self._since if self._problem else time.monotonic()
         while left and not self.step():
             fewer = sorted(set(left) & set(self.spool.names()))
             if len(fewer) < len(left):
@@ -184,7 +187,7 @@ class Sender:
         if self._problem is None or self._problem.refused != error.refused:
             logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.uri)
         if self._problem is None:
-            self._late = 0
+            self._late, self._since = 0, time.monotonic()
         self._problem = error
 
     def _round(self) -> bool:

@@ -61,7 +61,7 @@ class Tracker:
         """The runs of a study's trials, oldest first, by the id of the study's run."""
         with answers(self.address.uri):
             runs = list(search(self._client, experiment, f"tags.`{PARENT}` = '{parent}'"))
-        return sorted(runs, key=lambda run: run.info.start_time)
+        return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_name))  # two may start at once
 
     def studies(self) -> list[str]:
         """Names of the studies that have an experiment."""

@@ -193,6 +193,21 @@ def test_waiting_for_another_process_ends(box: Spool) -> None:
     assert box.get("sender") == b"nobody"
 
 
+def test_an_outage_that_has_lasted_long_enough_is_not_waited_for(box: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    one = desk.sender(box)
+    desk.trouble = UnreachableError("closed")
+    box.append(record(1))
+    assert not one.step()
+    one._since -= 60  # as if that was a minute ago
+    began = time.monotonic()
+    assert one.drain(patience_s=50) == box.names() != []
+    assert desk.calls == 2 and time.monotonic() - began < 40
+    desk.trouble = None
+    assert one.drain(patience_s=50) == []
+    one.close()
+
+
 def test_nobody_waits_for_what_others_write_in_the_meantime(box: Spool) -> None:
     """Another job sends, and there is always something new of its own."""
     desk, other = Desk(), Desk()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray import tracking
+from midibert_ray import storage, tracking
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, replace
 
@@ -198,3 +198,16 @@ def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
 def test_processes_that_only_report_do_not_import_mlflow() -> None:
     code = "import sys; from midibert_ray import tracking; tracking.RunLog; assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_job_leaves_is_its_owners_alone(tmp_path: Path) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    with tracking.recording(config):
+        study(config, range(1)).log(STUDY, "s-1").text("a", "folder/a.txt")
+        storage.write_bytes(f"{config.storage.root}/runs/a/result.json", b"{}")
+        subprocess.run(["touch", tmp_path / "root/by-a-process"], check=True)
+    (tmp_path / "after").touch()
+    made = [path for path in tmp_path.rglob("*") if path.name != "after"]
+    assert {"mlflow.db", "a.txt", "result.json", "by-a-process"} <= {path.name for path in made}
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    assert (tmp_path / "after").stat().st_mode & 0o044, "the process is as it was before"

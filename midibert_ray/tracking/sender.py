@@ -29,10 +29,10 @@ SETTLE_S = 1.0
 """Time to see whether another process took the lease at the same moment."""
 
 POLL_S = 2.0
-"""Time between two looks into the spool, each of which is a request where it lies in a bucket; after a failure it
-doubles, up to `LONGEST_PAUSE_S`."""
+"""Time between two looks into the spool, each of which is a request where it lies in a bucket."""
 
 LONGEST_PAUSE_S = 10.0
+"""The same during an outage."""
 
 PATIENCE_S = 30.0
 """Time that the end of a job waits without progress; longer than `STALE_S`."""
@@ -127,7 +127,6 @@ class Sender:
         self._problem: UnreachableError | None = None
         self._since = 0.0
         """When the outage began, if there is one."""
-        self._failures = 0
         self._late = 0
         self._rejected: set[str] = set()
 
@@ -176,14 +175,14 @@ class Sender:
         except OSError as error:
             self.fail(UnreachableError(f"records cannot be read or removed: {error}"))
             return False
-        if done:
-            self._recover()
+        if done and self._problem:
+            logger.warning("%s answers again: %s points arrived late", self._server, f"{self._late:,}")
+            self._problem = None
         return done
 
     def fail(self, error: UnreachableError) -> None:
         """Note that the server cannot be reached, and say so if that is news."""
         self._send = None
-        self._failures += 1
         if self._problem is None or self._problem.refused != error.refused:
             logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.uri)
         if self._problem is None:
@@ -203,13 +202,8 @@ class Sender:
             self._deliver(self.spool.read(batch))
         return True
 
-    def _recover(self) -> None:
-        if self._problem:
-            logger.warning("%s answers again: %s points arrived late", self._server, f"{self._late:,}")
-        self._problem, self._failures = None, 0
-
     def _follow(self, stop: threading.Event) -> None:
-        while not stop.wait(min(POLL_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)):
+        while not stop.wait(LONGEST_PAUSE_S if self._problem else POLL_S):
             self.step()
 
     def _deliver(self, records: Mapping[str, Record]) -> None:

@@ -248,6 +248,21 @@ def test_parts_that_another_job_is_about_to_name_stay(
     assert not storage.exists(copied)
 
 
+def test_named_corpora_are_read_from_a_bucket(s3: S3, bucket: str) -> None:
+    sample = Path(CORPORA["sample"].folder)
+    for path in sample.rglob("*.*"):
+        address = s3.address(f"{bucket}/corpora/POP909/{path.relative_to(sample).as_posix()}")
+        storage.write_bytes(address, path.read_bytes())
+    summary = tokenize.tokenize_corpus(
+        "pop909",
+        corpora_root=s3.address(f"{bucket}/corpora"),
+        storage_root=s3.address(f"{bucket}/out"),
+        protocol="clean",
+    )
+    counts = summary.manifest["counts"]
+    assert (counts["pieces"], counts["files"]) == (32, 865), "those that are not there are quarantined"
+
+
 def test_trouble_with_the_server_is_not_a_files_trouble(s3: S3, bucket: str, run: Callable[..., Summary]) -> None:
     s3.hook = lambda request: request.endswith("a.mid")
     with pytest.raises(OSError, match="ACCESS_DENIED"):

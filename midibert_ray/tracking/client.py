@@ -46,7 +46,9 @@ def _make_database(path: Path) -> None:
     MLflow lays out its tables in dozens of steps, and cannot open a database in which a killed process left some out.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    guard = path.with_name(f".{path.name}.lock")
+    guard.touch(mode=0o600)
+    with guard.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
         if path.exists():
             return

@@ -193,15 +193,6 @@ def test_mlflow_does_not_start_with_the_password_that_everybody_knows(tmp_path: 
 # ------------------------------------------------------------------------------------------------------- outages
 
 
-def test_a_server_that_is_there_gets_everything(
-    config: Config, undisturbed: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    with tracking.recording(config):
-        write(config, "calm")
-    check(config, "calm", undisturbed)
-    assert caplog.records == []
-
-
 @pytest.mark.parametrize("fault", ["closed", "silent", "deaf"])
 def test_an_outage_leaves_no_trace(
     config: Config, relay: Relay, undisturbed: Any, fault: Any, caplog: pytest.LogCaptureFixture
@@ -315,7 +306,9 @@ def test_a_job_that_ends_first_says_how_the_rest_is_sent(
     check(config, "left", undisturbed)
 
 
-def test_the_next_job_sends_what_is_left_first(config: Config, relay: Relay, undisturbed: Any) -> None:
+def test_a_server_that_is_there_gets_everything_and_first_what_an_earlier_job_has_left(
+    config: Config, relay: Relay, undisturbed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     relay.set("closed")
     write(config, "earlier")
     relay.set("open")
@@ -323,6 +316,7 @@ def test_the_next_job_sends_what_is_left_first(config: Config, relay: Relay, und
         write(config, "later")
     check(config, "earlier", undisturbed)
     check(config, "later", undisturbed)
+    assert caplog.records == []
 
 
 WRITER = """

@@ -43,6 +43,7 @@ from benchmarks import harness
 from benchmarks.steps import Updater, random_batch
 from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.training.flops import peak_flops, step_flops
 
 TARGETS = {"rope": 520_000, "relative_key_query": 250_000}
@@ -127,7 +128,7 @@ def _has_deepspeed() -> bool:
 def _masked(tokens: torch.Tensor, number: int = 0) -> Any:
     b, t = tokens.shape[:2]
     keys = row_keys(0, 0, number, torch.arange(b, device=tokens.device))
-    return mask_batch(tokens, torch.full((b,), t, device=tokens.device), protocol="clean", keys=keys)
+    return mask_batch(tokens, torch.full((b,), t, device=tokens.device), protocol=CLEAN, keys=keys)
 
 
 def _checks(setting: Setting) -> Iterator[list[str]]:

@@ -202,7 +202,7 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
         model = torch.nn.parallel.DistributedDataParallel(model)
     settings, seconds = config.optimizer, []
     rates = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
-    optimizer = adamw(model.parameters(), config.tokens.protocol, **rates)
+    optimizer = adamw(model.parameters(), config.protocol_in_force, **rates)
     per_epoch, since = data.order.batches_per_epoch, time.perf_counter()
     for step in range((options.intervals + 1) * options.log_every):
         loss = _loss(model, data, config, step, rank, step // per_epoch, step % per_epoch)
@@ -227,7 +227,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.training.pretrain import packing
 
-    settings = {"protocol": config.tokens.protocol, "fraction": config.mask.fraction}
+    settings = {"protocol": config.protocol_in_force, "fraction": config.mask.fraction}
     rows = data.train_rows[data.order.indices(epoch, k)]
     lengths = torch.from_numpy(data.train.lengths(rows))
     total = int(masked_count(lengths, segment=config.tokens.segment, **settings).sum())
@@ -236,7 +236,9 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     batch = data.train.gather(rows[mine])
     tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
     masked = mask_batch(tokens, length, keys=keys[mine], **settings)
-    layout = packing(config, batch.length, config.tokens.segment, tokens.device)
+    layout = packing(
+        config, batch.length, config.tokens.segment, tokens.device, allowed=config.protocol_in_force.packs_pretraining
+    )
     logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
 

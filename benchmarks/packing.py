@@ -108,6 +108,7 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
     from midibert_ray.data.masking import mask_batch, row_keys
     from midibert_ray.data.store import TokenStore
     from midibert_ray.model.midibert import mlm_loss
+    from midibert_ray.music.protocol import CLEAN
     from midibert_ray.training.pretrain import PretrainData, new_model, packing
 
     torch.set_num_threads(2)
@@ -119,8 +120,8 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
         batch = data.train.gather(data.train_rows[data.order.indices(0, number)])
         tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
         keys = row_keys(config.seed, 0, number, torch.arange(len(tokens)))
-        masked = mask_batch(tokens, length, protocol="clean", keys=keys)
-        layout = packing(config, batch.length, config.tokens.segment, tokens.device)
+        masked = mask_batch(tokens, length, protocol=CLEAN, keys=keys)
+        layout = packing(config, batch.length, config.tokens.segment, tokens.device, allowed=True)
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
         loss = mlm_loss(logits, masked.targets[masked.where])["loss"]
         loss.backward()

@@ -102,6 +102,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.steps import Updater, random_batch, timed
     from midibert_ray.data.masking import mask_batch, row_keys
     from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
+    from midibert_ray.music.protocol import PAPER
 
     attention, precision = options.worker.split()
     torch.set_num_threads(options.threads)
@@ -112,7 +113,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     length, rows = torch.full((options.batch,), options.length), torch.arange(options.batch)
 
     def step(number: int) -> None:
-        batch = mask_batch(tokens, length, protocol="paper", keys=row_keys(0, 0, number, rows))
+        batch = mask_batch(tokens, length, protocol=PAPER, keys=row_keys(0, 0, number, rows))
         logits = model(batch.inputs, batch.attention_mask, batch.where)
         mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
         updater.step()

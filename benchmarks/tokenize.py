@@ -74,11 +74,12 @@ def _options() -> argparse.Namespace:
 def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.music.protocol import CLEAN
 
     chosen = corpus("pop909")
     there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
     chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), chosen.pieces({}, "clean")
+    folder, pieces = Path(chosen.location(options.corpora)), chosen.pieces({}, CLEAN)
     step = max(1, len(pieces) // options.pieces)
     return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
@@ -92,13 +93,14 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 def ours(_: argparse.Namespace) -> list[float]:
     """Seconds of each piece (files on standard input) with our tokenizer."""
     from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
+    from midibert_ray.music.protocol import CLEAN
 
     pop909, seconds = corpus("pop909"), []
     for file in map(Path, json.load(sys.stdin)):
         contents = [file.read_bytes(), file.with_name("beat_audio.txt").read_bytes()]
         piece = Piece(piece=file.stem, files=(file.name, "beat_audio.txt"), split="train", label=None)
         start = time.perf_counter()
-        tokens = tokenize_piece(pop909, piece, contents, "clean")
+        tokens = tokenize_piece(pop909, piece, contents, CLEAN)
         seconds.append(time.perf_counter() - start)
         if not len(tokens.tokens):
             raise ValueError(f"{file} gave no tokens")
@@ -123,12 +125,13 @@ def corpora(options: argparse.Namespace) -> dict[str, float]:
     import ray
 
     from midibert_ray import cli
+    from midibert_ray.music.protocol import CLEAN
     from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
     ray.init(**cli.ray_options())
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
-        made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol="clean")
+        made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol=CLEAN)
         seconds = time.perf_counter() - start
     return {"seconds": seconds, "pieces": sum(summary.manifest["counts"]["pieces"] for summary in made)}
 

@@ -70,9 +70,8 @@ def _token_settings(config: Config) -> dict[str, Any]:
     return {
         "corpora_root": config.corpora.root,
         "storage_root": config.storage.root,
-        "protocol": config.tokens.protocol,
+        "protocol": config.protocol_in_force,
         "segment": config.tokens.segment,
-        "order": config.tokens.order,
     }
 
 
@@ -261,10 +260,9 @@ def _estimate(study: Plan) -> str:
 
 def _pretraining_words(config: Config) -> str:
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
-    order = "" if config.tokens.order == "protocol" else f", notes by {config.tokens.order}"
     return (
         f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.tokens.protocol}{order}"
+        f"protocol {config.protocol_in_force.describe()}"
     )
 
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
 from midibert_ray.tokenizing.shard import Part, make_part
@@ -76,8 +77,8 @@ def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
     folder = Path(corpus.location(str(root)))
     files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(corpus.pieces(files, protocol), key=lambda piece: piece.piece):
+    for piece in sorted(corpus.pieces(files, PROTOCOLS[protocol]), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = corpora.tokenize_piece(corpus, piece, contents, protocol)
+        tokens = corpora.tokenize_piece(corpus, piece, contents, PROTOCOLS[protocol])
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

@@ -196,8 +196,8 @@ def ray_options() -> dict[str, Any]:
 
 
 def describe(config: Config) -> str:
-    """The resolved configuration, one dotted key a line."""
-    flat = flatten(config)
+    """The resolved configuration, one dotted key a line, without fields that are left to another."""
+    flat = {key: value for key, value in flatten(config).items() if value is not None}
     width = max(map(len, flat))
     return "\n".join(f"{key:<{width}}  {_show(value)}" for key, value in flat.items())
 
@@ -227,7 +227,8 @@ def _section_help(prefix: str, kind: Any, runtime: frozenset[str]) -> list[str]:
             continue
         key = prefix + item.name
         lines.append(f"    {key}{'*' if key in runtime else ''} [{_show(item.default)}]")
-        choices = typing.get_args(hints[item.name]) if typing.get_origin(hints[item.name]) is typing.Literal else ()
+        kinds = (hints[item.name], *typing.get_args(hints[item.name]))  # a field of the protocol may also be None
+        choices = next((typing.get_args(each) for each in kinds if typing.get_origin(each) is typing.Literal), ())
         text = (f"{{{', '.join(choices)}}} " if choices else "") + docs.get(item.name, "")
         lines += textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return lines
@@ -235,7 +236,8 @@ def _section_help(prefix: str, kind: Any, runtime: frozenset[str]) -> list[str]:
 
 def field_docs(kind: type) -> dict[str, str]:
     """The string that stands under each field of a dataclass, by field name."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+    source = inspect.getsource(getattr(kind, "documented_in", kind))
+    body = ast.parse(textwrap.dedent(source)).body[0]
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
@@ -247,6 +249,8 @@ def field_docs(kind: type) -> dict[str, str]:
 
 
 def _show(value: object) -> str:
+    if value is None:
+        return "as tokens.protocol"
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return value if isinstance(value, str) and value else json.dumps(value)

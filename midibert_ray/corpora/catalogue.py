@@ -16,15 +16,10 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from midibert_ray.music.grid import PARTS, NoteOrder, Protocol, align_to_beats, quantize, read_beats
+from midibert_ray.music.grid import PARTS, align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import read_notes
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.tokens import Tokens, encode
-
-PROTOCOLS: tuple[Protocol, ...] = ("paper", "clean")
-"""The authors' behaviour, or the repaired one."""
-
-TokenOrder = Literal["protocol", "track", "pitch"]
-"""Order of the notes of one onset: the protocol's own, or one of the two whatever the protocol and corpus."""
 
 PRETRAIN = "pretrain"
 """The split of every piece of a corpus without splits."""
@@ -66,9 +61,10 @@ class Corpus:
     use is a condition."""
     citation: str = ""
     url: str = ""
-    lists: Mapping[Protocol, str] | None = None
-    """Split lists (JSON beside this file) by protocol; None: all MIDI files of the folder, split
-    "pretrain"."""
+    lists: str | None = None
+    """Split lists (JSON beside this file); None: all MIDI files of the folder, split "pretrain"."""
+    lists_by_song: str | None = None
+    """Those with every song in one split alone, where `lists` divide its clips."""
     midi: str = "{}"
     """Piece id -> path of the MIDI file."""
     beats: str | None = None
@@ -77,8 +73,8 @@ class Corpus:
     """Labels are the first folder's name, or what stands before the first underscore of the id."""
     parts: tuple[str, ...] = ()
     """Names of the tracks that are melody, bridge and accompaniment."""
-    order: NoteOrder = "track"
-    """Order of notes with one onset under protocol paper; see `quantize`."""
+    merged: bool = False
+    """Whether the published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     absolute: bool = False
     """``folder`` is an address of its own, not one below the corpora's root."""
 
@@ -92,7 +88,10 @@ class Corpus:
 
     def location(self, root: str) -> str:
         """The address of the corpus's files, given the address (path or URI) that all corpora lie under."""
-        return self.folder if self.absolute else f"{root.rstrip('/')}/{self.folder}"
+        if self.absolute:
+            return self.folder
+        base, mark, query = root.partition("?") if "://" in root else (root, "", "")
+        return f"{base.rstrip('/')}/{self.folder}{mark}{query}"  # the query says which server has the bucket
 
     def pieces(self, files: Mapping[str, int], protocol: Protocol) -> list[Piece]:
         """The pieces, in the order of the authors' lists; a corpus without lists: by id.
@@ -100,17 +99,13 @@ class Corpus:
         Args:
             files: what lies below `location`: relative posix path -> size in bytes. Listed pieces are given
                 whether they are there or not; files of a corpus without lists come from here alone.
-            protocol: "paper" or "clean"; EMOPIA's clean split is by song, so that no song is in two splits.
-
-        Raises:
-            ValueError: unknown protocol.
+            protocol: says which of EMOPIA's splits.
         """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol={protocol!r}: use one of {', '.join(PROTOCOLS)}")
         if self.lists is None:
             found = sorted(path for path in files if path.lower().endswith(MIDI_SUFFIXES))
             return [self._piece(path, PRETRAIN) for path in found]
-        listed = _split_lists(self.lists[protocol]).items()
+        by_song = protocol.emopia_split == "song" and self.lists_by_song
+        listed = _split_lists(by_song or self.lists).items()
         chosen = _sample_ids() if self.name == "sample" else None
         return [
             self._piece(piece, split) for split, names in listed for piece in names if chosen is None or piece in chosen
@@ -128,10 +123,6 @@ class Corpus:
         return Piece(piece=piece, files=tuple(files), split=split, label=label)
 
 
-def _same(lists: str) -> dict[Protocol, str]:
-    return {"paper": lists, "clean": lists}
-
-
 _POP909 = Corpus(
     name="pop909",
     title="POP909",
@@ -140,7 +131,7 @@ _POP909 = Corpus(
     redistribute=True,
     citation='Z. Wang et al., "POP909: A pop-song dataset for music arrangement generation", ISMIR 2020',
     url="https://github.com/music-x-lab/POP909-Dataset",
-    lists=_same("pop909"),
+    lists="pop909",
     midi="{}/{}.mid",
     beats="{}/beat_audio.txt",
     parts=PARTS,
@@ -167,8 +158,8 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='F. Foscarin et al., "ASAP: A dataset of aligned scores and performances", ISMIR 2020',
             url="https://github.com/fosfrancesco/asap-dataset",
-            lists=_same("asap"),
-            order="merged",
+            lists="asap",
+            merged=True,
         ),
         Corpus(
             name="pianist8",
@@ -178,7 +169,7 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='Y.-H. Chou et al., "MidiBERT-Piano", 2021; Pianist8, Zenodo record 5089279',
             url="https://zenodo.org/record/5089279",
-            lists=_same("pianist8"),
+            lists="pianist8",
             label="folder",
         ),
         Corpus(
@@ -189,7 +180,8 @@ CORPORA: dict[str, Corpus] = {
             redistribute=False,
             citation='H.-T. Hung et al., "EMOPIA: A multi-modal pop piano dataset", ISMIR 2021',
             url="https://zenodo.org/record/5090631",
-            lists={"paper": "emopia", "clean": "emopia_song_disjoint"},
+            lists="emopia",
+            lists_by_song="emopia_song_disjoint",
             label="prefix",
         ),
         replace(
@@ -246,17 +238,14 @@ def _sample_ids() -> frozenset[str]:
     return frozenset(path.parent.name for path in (_PACKAGE / "sample" / "POP909").glob("*/beat_audio.txt"))
 
 
-def tokenize_piece(
-    corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol, order: TokenOrder = "protocol"
-) -> Tokens:
+def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol) -> Tokens:
     """A piece's files -> its CP rows.
 
     Args:
         corpus: as `corpus` gives it.
         piece: as `Corpus.pieces` gives it.
         contents: the bytes of ``piece.files``, in that order.
-        protocol: "paper" or "clean".
-        order: of the notes of one onset; "protocol" is that of `Corpus.order`, or under "clean" by pitch.
+        protocol: its fields of `tokens` are used.
 
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
@@ -265,6 +254,5 @@ def tokenize_piece(
     lost: dict[str, int] = {}
     if corpus.beats is not None:
         notes, lost = align_to_beats(notes, read_beats(contents[1]))
-    own: NoteOrder = corpus.order if protocol == "paper" else "pitch"
-    grid = quantize(notes, protocol=protocol, order=own if order == "protocol" else order, parts=corpus.parts)
+    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
     return encode(replace(grid, dropped=lost | dict(grid.dropped)))

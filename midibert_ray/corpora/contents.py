@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from midibert_ray.corpora.catalogue import PROTOCOLS, Corpus
+from midibert_ray.corpora.catalogue import Corpus
+from midibert_ray.music.protocol import PROTOCOLS
 
 PUBLISHED = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
 """Corpora whose contents are known."""
@@ -72,7 +73,7 @@ def measure(corpus: Corpus, folder: Path) -> Contents:
         OSError: a file cannot be read.
     """
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-    pieces = (piece for protocol in PROTOCOLS for piece in corpus.pieces(sizes, protocol))
+    pieces = (piece for protocol in PROTOCOLS.values() for piece in corpus.pieces(sizes, protocol))
     read = sorted({path for piece in pieces for path in piece.files} & sizes.keys())
     digests = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in read}
     overall = hashlib.sha256("".join(f"{path}\n{digest}\n" for path, digest in digests.items()).encode())

@@ -1,4 +1,4 @@
-"""Masking for pre-training, on the device, under both protocols.
+"""Masking for pre-training, on the device.
 
 Nothing is drawn from a generator: every decision is a hash of (seed, epoch, step, row of the global batch,
 position, purpose). The same rows are therefore masked alike on a CPU and a GPU, by one worker or by
@@ -6,20 +6,20 @@ sixty-four, and after a resume.
 """
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
+from midibert_ray.music import splitmix64
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import CP, REMI
-from midibert_ray.settings.config import Protocol
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen positions that become the MASK row and random ids; the rest stays (paper §V-A)."""
 
-# splitmix64's constants (Steele et al., 2014) as signed numbers; torch's int64 arithmetic wraps around.
-_STEP = 0x9E3779B97F4A7C15 - 2**64
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
+# The constants as signed numbers; torch's int64 arithmetic wraps around.
+_STEP = splitmix64.STEP - 2**64
+_MULTIPLIERS = tuple(multiplier - 2**64 for multiplier in splitmix64.MULTIPLIERS)
 _CHOOSE, _KIND, _IDS = 0, 1, 2
 _UNIT = 2**31
 
@@ -29,7 +29,7 @@ class MaskedBatch:
     """A batch for `MidiBertForMaskedLM`. Token shapes: [b, t, 4] (CP) or [b, t] (REMI), int64."""
 
     inputs: Tensor
-    """What the model sees."""
+    """The tokens that the model sees."""
 
     targets: Tensor
     """The original tokens; only those at `where` are scored."""
@@ -52,65 +52,59 @@ def row_keys(seed: int, epoch: int, step: int, rows: Tensor) -> Tensor:
     return key
 
 
-def masked_count(length: Tensor, *, protocol: str, segment: int, fraction: float = 0.15) -> Tensor:
-    """How many positions of each row are chosen: int64 [b], from the row's number of real tokens alone.
+def masked_count(length: Tensor, *, protocol: Protocol, segment: int, fraction: float = 0.15) -> Tensor:
+    """The number of chosen positions of each row: int64 [b], from the row's number of real tokens alone.
 
-    paper: round(segment * fraction) whatever the row holds (reference behaviour: 77 of 512, PAD included).
-    clean: round(length * fraction), at least 1 in a row with notes.
-    Raises ValueError on another protocol or fraction.
+    With `masks_padding` round(segment * fraction) whatever the row holds (reference behaviour: 77 of 512), else
+    round(length * fraction), at least 1 in a row with notes.
+    Raises ValueError on a fraction that is no share.
     """
-    _check(protocol, fraction)
-    eligible = torch.full_like(length, segment) if protocol == "paper" else length
+    if not 0 < fraction < 1:
+        raise ValueError(f"mask fraction {fraction!r} is not possible; allowed: above 0 and below 1")
+    eligible = torch.full_like(length, segment) if protocol.masks_padding else length
     return _share(eligible, fraction).clamp_min(1).minimum(eligible)
 
 
-def mask_batch(tokens: Tensor, length: Tensor, *, protocol: str, keys: Tensor, fraction: float = 0.15) -> MaskedBatch:
-    """Choose positions, corrupt them, and say what may be attended.
+def mask_batch(
+    tokens: Tensor, length: Tensor, *, protocol: Protocol, keys: Tensor, fraction: float = 0.15
+) -> MaskedBatch:
+    """Choose positions, corrupt them, and tell where the model may attend.
 
     tokens: int64 [b, t, 4] (CP) or [b, t] (REMI), padded on the right; length: int64 [b], real tokens of
-    each row; keys: int64 [b] from `row_keys`; all on one device.
+    each row; keys: int64 [b] from `row_keys`; all on one device. The protocol's fields of `mask` are used.
 
-    paper (reference behaviour): 77 of 512 positions, PAD included; of these 62 MASK, 8 random over all ids of
-    each token type, PAD and MASK among them, 7 unchanged. CP attends wherever the *masked* Bar is not PAD,
-    REMI wherever the original was not PAD.
-    clean: 15 % of the real tokens; 80 / 10 / 10 decided position by position, random over real ids; attends
-    to all real tokens and to nothing else.
-    Raises ValueError on another protocol or fraction.
+    Under PAPER (reference behaviour) of 512 positions, PAD included, 77 are chosen: 62 MASK, 8 random over all ids of
+    each token type, PAD and MASK among them, 7 unchanged. Under CLEAN 15 % of the real tokens: 80 / 10 / 10 decided
+    position by position, random over real ids.
+    Raises ValueError on a fraction that is no share.
     """
     segment = tokens.shape[1]
     count = masked_count(length, protocol=protocol, segment=segment, fraction=fraction)[:, None]
     real = torch.arange(segment, device=tokens.device) < length[:, None]
-    rank = _ranks(_hash(keys, segment, _CHOOSE), None if protocol == "paper" else real)
+    rank = _ranks(_hash(keys, segment, _CHOOSE), None if protocol.masks_padding else real)
     where = rank < count
-    if protocol == "paper":
+    if protocol.mask_shares == "exact":
         masked = _share(count, MASKED)
         replace_by_mask, keep = rank < masked, rank >= masked + _share(count, RANDOM)
     else:
         kind = _below(_hash(keys, segment, _KIND), _UNIT)
         replace_by_mask, keep = kind < MASKED * _UNIT, kind >= (MASKED + RANDOM) * _UNIT
-    inputs = _corrupt(tokens, where & replace_by_mask, where & ~replace_by_mask & ~keep, keys, protocol)
-    if protocol == "paper":
-        real = inputs[..., 0] != CP.pad[0] if tokens.dim() == 3 else tokens != REMI.pad[0]
-    return MaskedBatch(inputs=inputs, targets=tokens, where=where, attention_mask=real)
-
-
-def _check(protocol: str, fraction: float) -> None:
-    if protocol not in get_args(Protocol):
-        raise ValueError(f"protocol={protocol!r} is not possible; allowed: {', '.join(get_args(Protocol))}")
-    if not 0 < fraction < 1:
-        raise ValueError(f"mask fraction {fraction!r} is not possible; allowed: above 0 and below 1")
+    inputs = _corrupt(tokens, where & replace_by_mask, where & ~replace_by_mask & ~keep, keys, protocol.random_ids)
+    compound = tokens.dim() == 3
+    attended = inputs[..., 0] != CP.pad[0] if protocol.attends_masked_padding and compound else real
+    return MaskedBatch(inputs=inputs, targets=tokens, where=where, attention_mask=attended)
 
 
 def _share(count: Tensor, fraction: float) -> Tensor:
     return (count.double() * fraction).round().long()
 
 
-def _corrupt(tokens: Tensor, to_mask: Tensor, to_random: Tensor, keys: Tensor, protocol: str) -> Tensor:
+def _corrupt(tokens: Tensor, to_mask: Tensor, to_random: Tensor, keys: Tensor, random_ids: str) -> Tensor:
     """MASK ids where `to_mask`, random ids where `to_random` (bool [b, t]), in all token types together."""
     compound = tokens.dim() == 3
     vocabulary = CP if compound else REMI
     # PAD and MASK are the last two ids of every token type: real ids are those below PAD.
-    ids = vocabulary.sizes if protocol == "paper" else vocabulary.pad
+    ids = vocabulary.sizes if random_ids == "all" else vocabulary.pad
     drawn = [_below(_hash(keys, tokens.shape[1], _IDS + i), n) for i, n in enumerate(ids)]
     random = torch.stack(drawn, dim=-1)
     corrupted = torch.where(to_random[..., None], random, tokens if compound else tokens[..., None])
@@ -124,7 +118,7 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's output function: a bijection of int64 under which near numbers become unrelated ones."""
+    """`splitmix64.mix` for signed numbers of torch: int64, any shape."""
     x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
     x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
     return x ^ _shift_right(x, 31)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from midibert_ray.music.splitmix64 import mix
+
 Indices = NDArray[np.int64]
 
 _ROUNDS = 8
@@ -63,18 +65,10 @@ class Permutation:
         left, right = value // self._right, value % self._right
         for turn, key in enumerate(self._keys):
             if turn % 2:
-                right = (right + _mix(left, key) % self._right) % self._right
+                right = (right + mix(left ^ key) % self._right) % self._right
             else:
-                left = (left + _mix(right, key) % self._left) % self._left
+                left = (left + mix(right ^ key) % self._left) % self._left
         return left * self._right + right
-
-
-def _mix(value: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """Spread the bits of value ^ key over 64 bits (the finaliser of splitmix64)."""
-    value = value ^ key
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,22 +113,11 @@ class BatchOrder:
         return Permutation(self.n, (self.seed, epoch))(place)
 
 
-def shard(indices: Indices, rank: int, world: int) -> Indices:
-    """The contiguous share of one worker; the shares of all ranks, put together, are `indices` again.
-
-    Raises:
-        ValueError: if the rank does not lie in [0, world).
-    """
-    if not 0 <= rank < world:
-        raise ValueError(f"rank must lie in [0, {world}), got {rank}")
-    return indices[len(indices) * rank // world : len(indices) * (rank + 1) // world]
-
-
 def split_rows(n: int, *, seed: int, fraction: float = 0.15) -> tuple[Indices, Indices]:
     """Rows for training and rows held out, both ascending (int64).
 
-    The rule of the authors' code and of protocol `paper`: segments of all corpora are shuffled and the first
-    85 % train, so that one piece may stand on both sides. (The authors' shuffle has no seed; this one does.)
+    The rule of the authors' code: segments of all corpora are shuffled and the first 85 % train, so that one piece may
+    stand on both sides. (The authors' shuffle has no seed; this one does.)
     """
     _check_fraction(fraction)
     shuffled = Permutation(n, ("rows", seed))(np.arange(n))
@@ -143,7 +126,7 @@ def split_rows(n: int, *, seed: int, fraction: float = 0.15) -> tuple[Indices, I
 
 
 def holdout_piece(piece: str, *, corpus: str, seed: int, fraction: float = 0.15) -> bool:
-    """Whether a piece is held out from pre-training (protocol `clean`), about `fraction` of all pieces.
+    """Whether a piece is held out from pre-training where validation is by piece, about `fraction` of all pieces.
 
     It depends on the piece's own id alone: a corpus that grows moves no piece to the other side.
     """

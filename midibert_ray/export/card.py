@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertPreTrainedModel
+from midibert_ray.music.protocol import ProtocolName
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSITIONS
-from midibert_ray.settings.config import Protocol
 
 CARD = "README.md"
 
 HUB_LICENCES = {"MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
 
-PROTOCOLS: dict[Protocol, str] = {
+PROTOCOLS: dict[ProtocolName, str] = {
     "paper": """\
 `paper`: what the authors' code does, so that figures stand beside the paper's. Its flaws make figures look better
 than they are, and stay in the weights:
@@ -56,7 +56,7 @@ class About:
     origin: str
     """Where they come from, as Markdown."""
 
-    protocol: Protocol | None
+    protocol: ProtocolName | None
     """None: not known."""
 
     corpora: tuple[Corpus, ...]
@@ -176,9 +176,10 @@ import torch
 from midibert_ray.model.{module} import {name}
 from midibert_ray.music.grid import quantize
 from midibert_ray.music.midi import read_notes
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.tokens import encode{", remi_from_cp" if remi else ""}
 
-notes = encode(quantize(read_notes(Path("song.mid").read_bytes()), protocol="clean"))
+notes = encode(quantize(read_notes(Path("song.mid").read_bytes()), CLEAN))
 ids = {"remi_from_cp(notes.tokens).ids" if remi else "notes.tokens"}
 tokens = torch.from_numpy(ids).long()[None, :{config.max_length}]  # int64 [1, time{"" if remi else ", 4"}]
 mask = torch.ones(tokens.shape[:2], dtype=torch.bool)  # false where a batch is padded

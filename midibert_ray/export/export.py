@@ -33,7 +33,7 @@ from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report.statistics import wilson
 from midibert_ray.settings.config import Config, ConfigError, FinetuneConfig
-from midibert_ray.settings.overrides import flatten, from_flat, replace, runtime_keys
+from midibert_ray.settings.overrides import flatten, from_flat, identity_fields, replace
 from midibert_ray.settings.validators import require, require_address, require_folder
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import task_corpus
@@ -214,7 +214,7 @@ def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Co
 
 def _about(config: Config, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
     steps = "" if step is None else f" after {step:,} optimizer steps"
-    unit = "pieces" if config.tokens.protocol == "clean" else "segments"
+    unit = f"{config.protocol_in_force.validates_by}s"
     part = f"{config.pretrain.valid_fraction:.0%} of the {unit} of the corpora, held out for validation"
     return About(
         origin=f"Pre-trained by masked language modelling with `midibert_ray`: run `{key}`{steps}.",
@@ -233,9 +233,7 @@ def _settings(config: Config, sections: Iterable[str]) -> dict[str, object]:
 
     The card has a section for corpora, which in the settings may be addresses of the machine.
     """
-    left_out = runtime_keys() | {"finetune.corpus"}
-    flat = flatten(config).items()
-    return {name: value for name, value in flat if name.partition(".")[0] in sections and name not in left_out}
+    return {name: value for name, value in identity_fields(config, sections).items() if name != "finetune.corpus"}
 
 
 def _trial_checkpoint(address: str) -> str | None:

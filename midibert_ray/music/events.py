@@ -1,7 +1,7 @@
 """The notes of one MIDI track, event by event: exact in every case, and ten times slower than symusic.
 
 `midibert_ray.music.pairing` comes here when the order of events within a tick decides which notes there are, and for
-what symusic does not tell.
+facts that symusic does not give.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _variable(body: bytes, at: int) -> tuple[int, int]:
 def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int, int, int]]:
     """The events of a track: (tick, status, where its data begin, where they end), running status resolved.
 
-    A meta event (status 0xFF) has its type before its data. ``only_rare`` passes over what `_COMMON` matches:
+    A meta event (status 0xFF) has its type before its data. ``only_rare`` passes over all that `_COMMON` matches:
     twenty times faster, but the ticks are wrong. Raises as `_channel_events`.
     """
     at = tick = status = 0
@@ -85,7 +85,7 @@ def _channel_events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[i
 
 
 def changes_program(body: bytes, channel: int) -> bool:
-    """Whether a track sets a channel to more than one program. Raises as `_channel_events`."""
+    """A track sets a channel to more than one program. Raises as `_channel_events`."""
     change = _PROGRAM_CHANGE + channel
     # A program change has one data byte, and is none of the common events.
     programs = {program for _, status, program, _ in _channel_events(body, only_rare=True) if status == change}
@@ -93,7 +93,7 @@ def changes_program(body: bytes, channel: int) -> bool:
 
 
 def has_doubtful_sysex(body: bytes) -> bool:
-    """Whether a track has SysEx events that symusic misreads, or that pretty_midi refuses.
+    """A track has SysEx events that symusic misreads, or that pretty_midi refuses.
 
     symusic takes the payload of a continuation or escape (an event that begins with 0xF7, legal in a file) for
     delta times and events, and likewise whatever it finds under running status after a SysEx event. A whole

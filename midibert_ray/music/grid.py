@@ -9,21 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray.music.midi import MAX_TICK, MidiError, Notes
 from midibert_ray.music.pairing import close_notes
+from midibert_ray.music.protocol import Protocol
+from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
 
-Protocol = Literal["paper", "clean"]
-NoteOrder = Literal["track", "merged", "pitch"]
-"""How the notes of one onset stand; see `quantize`."""
-
-PAPER_TICKS_PER_BEAT = 480
-"""What the authors' code takes for granted, whatever the file says."""
+TICKS_PER_BEAT = 480
+"""The authors' code assumes it, and aligned notes have it."""
 
 SUBBEATS_PER_BEAT = 4
 SUBBEATS_PER_BAR = 16
@@ -82,25 +79,6 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     if not np.isfinite(table).all() or (np.diff(table[:, 0]) <= 0).any():
         raise MidiError("the beat annotation's times (column 1) do not ascend")
     return table
-
-
-def qualifies(beat_audio: NDArray[np.float64], beat_midi: NDArray[np.float64]) -> str | None:
-    """Why a POP909 piece is not in the paper's 4/4 selection; None if it is (865 of 909 are).
-
-    Reference behaviour: beats count up to four in the audio annotation, and one beat in four, give or take
-    three in a hundred, is a 4/4 downbeat in the MIDI annotation.
-
-    Args:
-        beat_audio: [beats, 2] seconds, number of the beat in its bar (1..4).
-        beat_midi: [beats, 3] seconds, downbeat if two beats in a bar, downbeat if four.
-    """
-    longest = beat_audio[:, 1].max()
-    if longest != 4:
-        return f"{longest:g} beats in a bar, 4 are needed"
-    share = beat_midi[:, 2].mean()
-    if not abs(share - 0.25) < 0.03:
-        return f"one beat in four should be a downbeat; the share is {share:.3f}"
-    return None
 
 
 def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dict[str, int]]:
@@ -172,7 +150,7 @@ def _upbeats(beats: NDArray[np.float64]) -> int:
 
 def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], duration: NDArray[np.int64]) -> Notes:
     """The kept notes at these onsets and durations in sub-beats, by (track, start, pitch, velocity)."""
-    tick = PAPER_TICKS_PER_BEAT // SUBBEATS_PER_BEAT
+    tick = TICKS_PER_BEAT // SUBBEATS_PER_BEAT
     order = np.flatnonzero(keep)
     place = (notes.track[order].astype(np.int64) * 2**32 + onset[order]) * 128 + notes.pitch[order]
     order = order[np.argsort(place * 128 + notes.velocity[order], kind="stable")]
@@ -188,52 +166,42 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
         pitch=pitch,
         velocity=notes.velocity[order],
         track=track,
-        ticks_per_beat=PAPER_TICKS_PER_BEAT,
+        ticks_per_beat=TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
-        seconds_per_tick=np.full(1, 60 / (120 * PAPER_TICKS_PER_BEAT)),
+        seconds_per_tick=np.full(1, 60 / (120 * TICKS_PER_BEAT)),
     )
 
 
-def quantize(
-    notes: Notes, *, protocol: Protocol, order: NoteOrder | None = None, parts: Sequence[str] = ()
-) -> GridNotes:
+def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: Sequence[str] = ()) -> GridNotes:
     """Put notes on the sixteenth grid, in token order: `Notes` -> `GridNotes`.
 
-    Both protocols: pitches outside 22..107 have no token; such notes are dropped and counted (the authors'
-    code stops with a KeyError). Onsets go to the nearest sub-beat, durations to the nearest thirty-second
-    from 1 to 64, ties to the earlier and the shorter; a moved onset does not change the duration.
+    Pitches outside 22..107 have no token; such notes are dropped and counted (the authors' code stops with a
+    KeyError). Onsets go to the nearest sub-beat, durations to the nearest thirty-second from 1 to 64, ties to the
+    earlier and the shorter; a moved onset does not change the duration. What else happens is the protocol's to
+    say; the order of notes changes nothing else.
 
-    "paper" repeats the authors' code: 480 ticks per beat whatever the file says; drums are notes; the grid
-    ends before the piece's last onset, so that notes there move one sub-beat early if they lie on the grid.
-    "clean" takes the file's ticks per beat, drops drums and shifts nothing.
-
-    ``order`` says how notes of one onset stand, and changes nothing else. "track": track by track, each by
-    pitch (None under "paper": POP909 and the reader's rule); "merged": all tracks together by pitch, where one
-    and the same pitch still comes track by track (the published ASAP arrays). To the authors, one onset means
-    one tick of the file, before the grid; under "clean" it means one sub-beat. "pitch" (None under "clean"):
-    by (onset on the grid, pitch, duration), so that the order tells nothing about tracks, parts or velocities.
-
-    ``part`` is the place (from 1) of the track name's first word in ``parts`` (`PARTS` for POP909), or 0.
+    Args:
+        notes: as read from the file.
+        protocol: its fields of `tokens` are used. Notes of one onset come track by track, each by pitch, or
+            (`order="pitch"`) by pitch and duration, so that the order tells nothing about tracks, parts or velocities.
+        merged: under `order="corpus"` all tracks come together by pitch, where one and the same pitch still comes
+            track by track (the published ASAP arrays).
+        parts: names of tracks; a note's `part` is the place (from 1) of its track's first word, or 0.
 
     Raises:
         MidiError: no note is left.
-        ValueError: unknown protocol or order.
     """
-    if protocol not in ("paper", "clean") or order not in (None, *get_args(NoteOrder)):
-        raise ValueError(
-            f"protocol={protocol!r}, order={order!r}: use 'paper' or 'clean', and 'track', 'merged' or 'pitch'"
-        )
-    order = order or ("track" if protocol == "paper" else "pitch")
     notes, dropped = _usable(notes, protocol)
     onset, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
-    if order == "pitch":
+    if protocol.order == "pitch":
         sort = _by_pitch(onset, duration, notes.pitch, notes.velocity, part)
     else:
         # Notes come by (track, start, pitch), and the sort is stable.
-        start = notes.start if protocol == "paper" else onset
-        sort = np.lexsort((notes.pitch, notes.track, start) if order == "track" else (notes.pitch, start))
+        start = notes.start if protocol.one_onset == "tick" else onset
+        by_track = protocol.order == "track" or not merged
+        sort = np.lexsort((notes.pitch, notes.track, start) if by_track else (notes.pitch, start))
     return GridNotes(
         onset=onset[sort].astype(np.int32),
         duration=duration[sort].astype(np.uint8),
@@ -246,9 +214,9 @@ def quantize(
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Onsets in sub-beats and duration indices of notes."""
-    beat = PAPER_TICKS_PER_BEAT if protocol == "paper" else notes.ticks_per_beat
+    beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
     onset = _nearest(notes.start, beat, SUBBEATS_PER_BEAT)
-    if protocol == "paper":
+    if protocol.shifts_last_onset:
         last = (notes.start.max() - 1) * SUBBEATS_PER_BEAT // beat
         onset = np.minimum(onset, max(last, 0))
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
@@ -257,7 +225,7 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ND
 
 def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:
     drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
-    drums &= protocol == "clean"
+    drums &= protocol.drops_drums
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
     dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     if not dropped:
@@ -301,13 +269,5 @@ def _by_pitch(
     places[same] = places[same + 1] = True
     doubles, token = order[places], ordered[places]
     content = (token * 128 + velocity[doubles]) * 4 + part[doubles]
-    order[places] = doubles[np.lexsort((_mix(content.astype(np.uint64)), token))]
+    order[places] = doubles[np.lexsort((mix(content.astype(np.uint64) + np.uint64(STEP)), token))]
     return order
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A bijective scrambling of 64 bits (the finaliser of SplitMix64)."""
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

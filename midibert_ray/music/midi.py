@@ -22,18 +22,6 @@ from numpy.typing import NDArray
 from midibert_ray.music.pairing import MAX_TICK, TrackNotes, read_track
 from midibert_ray.music.smf import Container, MidiError, split
 
-__all__ = [
-    "MAX_TICK",
-    "READER_ERRORS",
-    "MidiError",
-    "Notes",
-    "Track",
-    "notes_from_pretty_midi",
-    "notes_to_pretty_midi",
-    "read_notes",
-    "ticks_to_seconds",
-]
-
 READER_ERRORS = (
     ValueError,  # symusic, mido (data byte out of range), pretty_midi (too many ticks), numpy
     RuntimeError,  # symusic: everything its C++ parser throws
@@ -46,8 +34,7 @@ READER_ERRORS = (
     struct.error,  # mido: a short header
     mido.KeySignatureError,  # a bare Exception in mido
 )
-"""What the readers below raise on bytes that are no music (found by fuzzing); `read_notes` makes MidiError of
-it."""
+"""Errors of the readers below on bytes that are no music (found by fuzzing); `read_notes` makes MidiError of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,7 @@ def _with_probe(body: bytes) -> bytes | None:
 
 
 def _named_anew(body: bytes) -> bool:
-    """Whether a track may have a second name, or one behind its first note.
+    """A track may have a second name, or one behind its first note.
 
     pretty_midi takes the last name before the first note ends, symusic the last of all.
     """
@@ -131,14 +131,14 @@ _PROBES = tuple(_probe(channel) for channel in range(16))
 
 
 def _is_probe_alone(notes: Any) -> bool:
-    """Whether a channel has no note but the probe's, if any: so a few attributes tell, without any arrays."""
+    """A channel has no note but the probe's, if any: so a few attributes tell, without any arrays."""
     if len(notes) > 1:
         return False
     return all(n.start >= _PROBE_TICK and n.duration == 1 and n.pitch == 0 and 0 < n.velocity <= 16 for n in notes)
 
 
 def _program_changes(body: bytes, columns: Columns) -> bool:
-    """Whether a note may begin under one program and end under another, given the track's `_columns`."""
+    """A note may begin under one program and end under another, given the track's `_columns`."""
     start, _, _, velocity = columns
     if start[-1] < _PROBE_TICK:
         return True  # the probe's note went to another program
@@ -163,6 +163,7 @@ def _end_notes(
     start: NDArray[np.int64], end: NDArray[np.int64], pitch: NDArray[np.int64], velocity: NDArray[np.int64]
 ) -> Columns | None:
     """Start, end, pitch, velocity by the rule, [n] each; None where the order within a tick decides."""
+    # Pitch and tick make one number, so that one sort and one search serve all pitches, and none meets another's ends.
     group, order = pitch * _SPAN, _by_key(pitch)
     ends = np.sort((group + end)[order], kind="stable")
     if max(start[-1], end.max()) >= MAX_TICK:
@@ -170,10 +171,13 @@ def _end_notes(
         latest = max(start[-1], end[~left_open].max(initial=0))
         if latest >= MAX_TICK:
             raise MidiError(f"a note at tick {latest}, later than {MAX_TICK}: most likely corrupt")
+        # The probe's note-offs end nothing. By the rule a later note-off of its pitch ends a note that symusic left
+        # open: with such a one the track must be walked.
         ends = np.sort((group + end)[~left_open])
         later = np.searchsorted(ends, (group + start)[left_open], side="right")
         if (np.append(ends, -1)[later] // _SPAN == pitch[left_open]).any():
             return None
+    # Notes of length zero, and open ones, are none; the note-offs of the former may still end others.
     sounding = (end != start) & (end < _PROBE_TICK)
     if not sounding.all():
         start, pitch, velocity, group = (column[sounding] for column in (start, pitch, velocity, group))
@@ -190,7 +194,7 @@ def _end_notes(
 
 
 def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """What becomes of overlapping notes of one pitch when they are written to a MIDI track and read again.
+    """End overlapping notes of one pitch as if they were written to a MIDI track and read again.
 
     Args:
         key: [n] equal for notes of the same track and pitch.
@@ -208,14 +212,14 @@ def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[n
 def _by_key(key: NDArray[np.int64]) -> NDArray[np.int64]:
     """An order of notes by key, and for equal keys as they come: by start, which leaves the ends nearly in order.
 
-    Nothing but speed depends on it: sorts and searches are several times faster when what they are given is nearly
-    in order. So sixteen bits of the key will do, which numpy sorts by radix.
+    Nothing but speed depends on it: sorts and searches are several times faster when their input is nearly in order.
+    So sixteen bits of the key will do, which numpy sorts by radix.
     """
     return np.argsort(key.astype(np.uint16), kind="stable")
 
 
 def _first_after(ends: NDArray[np.int64], onset: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """``np.searchsorted(ends, onset, side="right")``, asked in this ``order``."""
+    """``np.searchsorted(ends, onset, side="right")``, searched in this ``order``."""
     first = np.empty_like(order)
     first[order] = np.searchsorted(ends, onset[order], side="right")
     return first

@@ -85,13 +85,3 @@ def sequence_label(task: Task, label: str) -> int:
     if label not in task.classes:
         raise ValueError(f"{label!r} is no class of task {task.name!r}; the classes are {', '.join(task.classes)}")
     return task.classes.index(label)
-
-
-def keeps_last_row(task: Task | None, n: int, length: int) -> bool:
-    """Whether the last segment of a sequence of ``n`` tokens, cut to ``length``, is kept.
-
-    All tasks (and None, pre-training) keep it, but composer leaves out one that is less than half full, so
-    that a piece shorter than that has no segment at all.
-    """
-    rest = n % length
-    return rest == 0 or task is None or not task.drops_short_rows or rest >= length / 2

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pretty_midi
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from midibert_ray.music.grid import PARTS, SUBBEATS_PER_BAR, GridNotes
+from midibert_ray.music.grid import PARTS, SUBBEATS_PER_BAR, SUBBEATS_PER_BEAT, TICKS_PER_BEAT, GridNotes
 from midibert_ray.music.midi import Notes, Track, notes_to_pretty_midi
 from midibert_ray.music.vocabulary import (
     BAR_CONTINUE,
@@ -27,9 +27,8 @@ from midibert_ray.music.vocabulary import (
     REMI_POSITION,
 )
 
-TICKS_PER_BEAT = 480
-SUBBEAT_TICKS = TICKS_PER_BEAT // 4
-THIRTY_SECOND_TICKS = TICKS_PER_BEAT // 8
+SUBBEAT_TICKS = TICKS_PER_BEAT // SUBBEATS_PER_BEAT
+THIRTY_SECOND_TICKS = SUBBEAT_TICKS // 2
 
 SPECIAL = "special token"
 """Reason for which `decode` drops a row: a PAD or MASK id in it."""
@@ -40,7 +39,7 @@ DEFAULT_VELOCITY = 80
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A piece as CP rows, with what the ids do not hold."""
+    """A piece as CP rows, and facts of its notes that the ids do not hold."""
 
     tokens: NDArray[np.uint8]
     """[n, 4] ids: Bar, Position, Pitch, Duration."""
@@ -212,15 +211,3 @@ def cp_from_remi(ids: NDArray[np.integer]) -> NDArray[np.uint8]:
     starts = before // 3
     bar[starts[starts < len(table)]] = BAR_NEW
     return np.concatenate([bar, table], axis=1).astype(np.uint8)
-
-
-def rows(values: NDArray, length: int, pad: ArrayLike) -> NDArray:
-    """Cut ``values`` [n, ...] into rows: [ceil(n / length), length, ...], the last padded on the right.
-
-    Reference behaviour: rows do not overlap, and none spans two pieces. ``pad`` is one value (e.g. `CP_PAD`).
-    """
-    count = -(-len(values) // length)
-    out = np.empty((count * length, *values.shape[1:]), dtype=values.dtype)
-    out[: len(values)] = values
-    out[len(values) :] = pad
-    return out.reshape(count, length, *values.shape[1:])

@@ -4,8 +4,8 @@ CP (compound words): a super token is four ids, one of each token type. REMI: on
 pitches from MIDI 22 to 107 and durations in thirty-seconds, 1 to 64. PAD and MASK are the last two ids of a
 table.
 
-`vocabulary.json` beside this file holds both for other tools, with the digest that token stores name. It is what
-`vocabularies_json` gives, and a test keeps it so.
+`vocabulary.json` beside this file holds both for other tools, with the digest that token stores name;
+`vocabularies_json` makes it, and a test keeps it so.
 """
 
 from __future__ import annotations
@@ -55,24 +55,6 @@ class Vocabulary:
         document = {"name": self.name, "families": self.families, "pad": self.pad, "mask": self.mask}
         return json.dumps(document, indent=1)
 
-    @classmethod
-    def from_json(cls, text: str) -> Vocabulary:
-        """Read what `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, or a field is missing.
-        """
-        document = json.loads(text)
-        try:
-            return cls(
-                name=document["name"],
-                families={family: tuple(names) for family, names in document["families"].items()},
-                pad=tuple(document["pad"]),
-                mask=tuple(document["mask"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a vocabulary: needs name, families, pad and mask ({error!r})") from error
-
     def digest(self) -> str:
         """sha256 (hex) of `to_json`: two vocabularies with one digest give every id the same meaning."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -107,9 +89,7 @@ REMI = Vocabulary(
 )
 """REMI: a bar's Bar token, then Position, Pitch and Duration of every note."""
 
-CP_SIZES = CP.sizes
 CP_PAD = CP.pad
-CP_MASK = CP.mask
 
 REMI_BAR = 0
 REMI_POSITION = 1
@@ -118,13 +98,11 @@ REMI_PITCH = REMI_POSITION + POSITIONS
 """Id of pitch `PITCH_LOW`."""
 REMI_DURATION = REMI_PITCH + PITCHES
 """Id of duration index 0."""
-REMI_SIZE = REMI.sizes[0]
 REMI_PAD = REMI.pad[0]
-REMI_MASK = REMI.mask[0]
 
 
 def vocabulary_digest() -> str:
-    """sha256 (hex) over both vocabularies: what a token store or a checkpoint notes down beside its ids."""
+    """sha256 (hex) over both vocabularies; token stores and checkpoints hold it beside their ids."""
     return hashlib.sha256((CP.digest() + REMI.digest()).encode()).hexdigest()
 
 

@@ -8,20 +8,20 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import TokenOrder, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import corpus, tokenize_piece
 from midibert_ray.data.store import Segments, TokenStore
 from midibert_ray.music.grid import GridNotes
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.music.tokens import decode
 from midibert_ray.settings.config import Config
-from midibert_ray.tokenizing.shard import locate
 
 MAJORITY = "majority class"
 SKYLINE = "skyline"
@@ -95,7 +95,7 @@ def _test_segments(config: Config, store: TokenStore) -> Segments:
         splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
-        drop_short_last=config.tokens.protocol == "paper" and task.drops_short_rows,
+        drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
     )
 
 
@@ -167,13 +167,12 @@ def _skyline_input(config: Config, store: TokenStore) -> Iterator[GridNotes]:
     last onset (see `quantize`). What remains of that protocol is the order: of equal notes skyline takes the first.
     """
     source, root = corpus(store.corpus), storage.resolve(config.corpora.root)
-    pieces = {piece.piece: piece for piece in source.pieces({}, config.tokens.protocol)}
-    own: TokenOrder = "track" if config.tokens.protocol == "paper" else "pitch"
-    order = own if config.tokens.order == "protocol" else config.tokens.order
+    pieces = {piece.piece: piece for piece in source.pieces({}, config.protocol_in_force)}
+    protocol = replace(CLEAN, order=config.protocol_in_force.order)
     for index in store.select({"test"}):
         piece = pieces[store.piece_id(int(index))]
-        contents = [storage.read_bytes(storage.join(locate(source, root), file)) for file in piece.files]
-        yield decode(tokenize_piece(source, piece, contents, "clean", order))
+        contents = [storage.read_bytes(storage.join(source.location(root), file)) for file in piece.files]
+        yield decode(tokenize_piece(source, piece, contents, protocol))
 
 
 def _song(config: Config, store: TokenStore) -> Baseline:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from midibert_ray.music.protocol import PAPER
 from midibert_ray.report import statistics
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.report.statistics import Interval
@@ -65,7 +66,7 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable]) -> str:
                 f"{_percent(shared)} of the test segments, and of {_percent(disjoint)} where no song is in both "
                 f"(protocol clean, which repairs padding too): a difference of {_points(shared, disjoint, worth)}."
             )
-            trivial = [item for item in _baselines(tables) if (item.protocol, item.task) == ("paper", "emotion")]
+            trivial = [item for item in _baselines(tables) if (item.protocol, item.task) == (PAPER.name, "emotion")]
             known = [f" Without any model: {item.name}, {100 * item.accuracy:.1f} %." for item in trivial]
             return sentence + "".join(known)
     return ""

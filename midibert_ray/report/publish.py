@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.store import TokenStore, open_store
+from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, table
 from midibert_ray.report import plots as figures
 from midibert_ray.report import table_one as corpora
@@ -82,7 +83,7 @@ def study_baselines(plan: Plan) -> list[Baseline]:
     found: dict[tuple[str, str], list[Baseline]] = {}
     for entry in plan.trials.values():
         config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
-        if kind in found or config.model.representation != "cp" or config.tokens.order != "protocol":
+        if kind in found or config.model.representation != "cp" or config.protocol != plan.config.protocol:
             continue
         store = open_store(entry.store, config.storage)
         try:
@@ -97,5 +98,9 @@ def _paper_stores(plan: Plan) -> list[TokenStore]:
     """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
     order = list(corpora.PRINTED)
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
-    known = [store for store in stores if store.corpus in order and store.manifest["settings"].get("order") is None]
-    return sorted(known, key=lambda store: (store.manifest["protocol"] != "paper", order.index(store.corpus)))
+    own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
+    protocols = list(PROTOCOLS)
+    return sorted(
+        (store for store in own if store.corpus in order),
+        key=lambda store: (protocols.index(store.manifest["protocol"]), order.index(store.corpus)),
+    )

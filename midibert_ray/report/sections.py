@@ -266,7 +266,9 @@ def _told(params: dict[str, str]) -> list[str]:
         params.get("model.representation", "").upper(),
         " + ".join(corpora) if len(corpora) < 3 else f"{len(corpora)} corpora",
         {"train": "train splits"}.get(params.get("pretrain.splits", ""), "all splits"),
-        {"pitch": "notes by pitch"}.get(params.get("tokens.order", ""), "the protocol's order"),
+        {"pitch": "notes by pitch"}.get(
+            params.get("protocol.order", params.get("tokens.order", "")), "the protocol's order"
+        ),
         f"protocol {params.get('tokens.protocol', '')}",
     ]
 

@@ -1,1 +1,1 @@
-"""What a run may be told: every setting, its checks, overrides and presets."""
+"""Every setting of every job, with its checks, overrides and presets."""

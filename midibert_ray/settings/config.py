@@ -8,15 +8,16 @@ MLflow and in `config.json`. Two kinds of field exist:
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.settings import validators as checks
+from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
-Protocol = Literal["paper", "clean"]
 Freeze = Literal["none", "backbone", "attention"]
 Init = Literal["pretrained", "scratch"]
 TaskName = Literal["melody", "velocity", "composer", "emotion"]
@@ -53,12 +54,8 @@ class CorporaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokensConfig:
-    protocol: Protocol = "clean"
-    """`paper` repeats the authors' code, flaws included; `clean` repairs them."""
-
-    order: Literal["protocol", "track", "pitch"] = "protocol"
-    """Order of the notes of one onset: the protocol's own (`paper`: track by track, `clean`: by pitch), or one of
-    the two whatever the protocol, to measure what the order gives away."""
+    protocol: ProtocolName = "clean"
+    """`paper` repeats the authors' code, flaws included; `clean` repairs them; `protocol.*` switches one alone."""
 
     segment: int = 512
     """Time steps (super tokens) in a segment."""
@@ -100,8 +97,7 @@ class ModelConfig:
     """Dropout of hidden states and of attention weights."""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "hidden", "heads", "feed_forward"):
-            require(getattr(self, name) > 0, f"model.{name}", getattr(self, name), "a positive number")
+        checks.require_positive(self, "model.", "layers", "hidden", "heads", "feed_forward")
         require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
 
@@ -131,8 +127,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.lr > 0, "optimizer.lr", self.lr, "a positive rate")
-        for name in ("weight_decay", "clip", "warmup_steps"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+        checks.require_not_negative(self, "optimizer.", "weight_decay", "clip", "warmup_steps")
         require(self.eps > 0, "optimizer.eps", self.eps, "a positive number")
 
 
@@ -151,15 +146,14 @@ class PretrainConfig:
     """Epochs between two validations, each of which saves a checkpoint."""
 
     splits: Literal["all", "train"] = "all"
-    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV); under `clean` test
-    pieces are left out either way."""
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
+    says of test pieces."""
 
     valid_fraction: float = 0.15
-    """Share held out for validation: of the segments under `paper`, of the pieces under `clean`."""
+    """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "valid_every"):
-            require(getattr(self, name) > 0, f"pretrain.{name}", getattr(self, name), "a positive number")
+        checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
 
@@ -219,10 +213,8 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         checks.require_corpora("finetune.corpus", (self.corpus,))
-        for name in ("batch", "epochs", "lr"):
-            require(getattr(self, name) > 0, f"finetune.{name}", getattr(self, name), "a positive number")
-        for name in ("patience", "weight_decay", "freeze_layers", "train_segments"):
-            require(getattr(self, name) >= 0, f"finetune.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
+        checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
         require(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "a factor above 0, up to 1")
@@ -242,7 +234,7 @@ class RnnConfig:
     """Largest number of epochs."""
 
     patience: int = 20
-    """Epochs without a lower validation loss before the rate falls; `clean` then goes back to the best weights."""
+    """Epochs without a lower validation loss before the rate falls; see `protocol.rnn_returns_to_best`."""
 
     factor: float = 0.2
     """What the rate is multiplied with then."""
@@ -251,10 +243,8 @@ class RnnConfig:
     """Such falls after which training ends."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "stops"):
-            require(getattr(self, name) > 0, f"rnn.{name}", getattr(self, name), "a positive number")
-        for name in ("lr", "batch"):
-            require(getattr(self, name) >= 0, f"rnn.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "rnn.", "epochs", "patience", "stops")
+        checks.require_not_negative(self, "rnn.", "lr", "batch")
         require(0 < self.factor < 1, "rnn.factor", self.factor, "between 0 and 1")
 
 
@@ -289,7 +279,7 @@ class StudyConfig:
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
-            require_some_of("study.protocols", self.protocols, get_args(Protocol))
+            require_some_of("study.protocols", self.protocols, tuple(PROTOCOLS))
         if self.variants or not self.tables:
             require_some_of("study.variants", self.variants, get_args(Variant))
 
@@ -306,7 +296,7 @@ class ComputeConfig:
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
 
     packing: bool = runtime(True)
-    """Under protocol clean, let short segments share a row: the same results without work on padding."""
+    """Let short segments share a row where nothing attends to padding: the same results without work on it."""
 
     zero_stage: int = runtime(1)
     """DeepSpeed ZeRO stage, 0 to 3."""
@@ -345,10 +335,10 @@ class ComputeConfig:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
         require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
-        for name in ("workers", "cpus_per_worker", "cpus_per_trial", "log_every"):
-            require(getattr(self, name) > 0, f"compute.{name}", getattr(self, name), "a positive number")
-        for name in ("micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"):
-            require(getattr(self, name) >= 0, f"compute.{name}", getattr(self, name), "0 or more")
+        checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")
+        checks.require_not_negative(
+            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +375,7 @@ class Config:
 
     corpora: CorporaConfig = CorporaConfig()
     tokens: TokensConfig = TokensConfig()
+    protocol: ProtocolConfig = field(default=ProtocolConfig())
     mask: MaskConfig = MaskConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -398,3 +389,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
+        _ = self.protocol_in_force  # raises on a contradiction
+
+    @property
+    def protocol_in_force(self) -> Protocol:
+        """The protocol that `tokens.protocol` names, with the fields that `protocol.*` switches."""
+        return self.protocol.upon(PROTOCOLS[self.tokens.protocol])

@@ -1,4 +1,4 @@
-"""What is done with a configuration: dotted overrides, a flat form, and the hash that names artifacts."""
+"""Dotted overrides of a configuration, its flat form, and the hash that names artifacts."""
 
 import dataclasses
 import difflib
@@ -56,15 +56,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def runtime_keys() -> frozenset[str]:
     """Dotted keys of the fields that never change a result."""
-    keys = set()
-    for section in dataclasses.fields(Config):
-        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
-            keys |= {
-                f"{section.name}.{item.name}"
-                for item in dataclasses.fields(section.type)
-                if item.metadata.get("runtime")
-            }
-    return frozenset(keys)
+    sections = {item.name: item.type for item in dataclasses.fields(Config) if dataclasses.is_dataclass(item.type)}
+    return frozenset(
+        f"{name}.{item.name}"
+        for name, section in sections.items()
+        for item in dataclasses.fields(section)
+        if item.metadata.get("runtime")
+    )
 
 
 def digest(value: object) -> str:
@@ -81,9 +79,21 @@ def identity(config: Config, sections: Iterable[str], **inputs: object) -> str:
         sections: names of sections or of top-level fields, such as `("seed", "model")`.
         inputs: JSON values that identify what the artifact is made from, such as token digests.
     """
-    wanted, skip = set(sections), runtime_keys()
-    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in wanted and key not in skip}
+    fields = identity_fields(config, sections)
+    if "tokens" in sections:  # where the order stood when the first artifacts were named
+        fields["tokens.order"] = fields.pop("protocol.order", "protocol")
     return digest({"fields": fields, "inputs": inputs})
+
+
+def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
+    """Dotted key -> value of the fields of some sections that may change a result.
+
+    A switched field of the protocol counts with the section that reads it; all others follow from `tokens.protocol`.
+    """
+    sections, skip = set(sections) - {"protocol"}, runtime_keys()
+    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
+    switched = config.protocol_in_force.switched(*sections) if sections else {}
+    return fields | {f"protocol.{name}": value for name, value in switched.items()}
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -94,31 +104,25 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: for an unknown key, or a value of the wrong type or out of range.
     """
-    nested: dict[str, Any] = {}
     known = flatten(config)
+    nested: dict[str, dict[str, Any]] = {"": {}}
     for key, value in changes.items():
         if key not in known:
             raise ConfigError(_unknown_key(key, known))
         section, _, name = key.rpartition(".")
-        typed = _convert(key, value, _field_type(key))
-        if section:
-            nested.setdefault(section, {})[name] = typed
-        else:
-            nested[name] = typed
-    return _rebuild(config, nested)
+        nested.setdefault(section, {})[name] = _convert(key, value, _field_type(key))
+    top = nested.pop("")
+    sections = {name: dataclasses.replace(getattr(config, name), **values) for name, values in nested.items()}
+    return dataclasses.replace(config, **top, **sections)
 
 
 def from_flat(flat: Mapping[str, Any]) -> Config:
     """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
-    return replace(Config(), {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()})
-
-
-def _rebuild(config: Config, nested: Mapping[str, Any]) -> Config:
-    parts = {
-        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
-        for name, value in nested.items()
-    }
-    return dataclasses.replace(config, **parts)
+    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
+    if "tokens.order" in changes:  # written before it became a field of the protocol
+        order = changes.pop("tokens.order")
+        changes["protocol.order"] = None if order == "protocol" else order
+    return replace(Config(), changes)
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
@@ -137,6 +141,10 @@ def _field_type(key: str) -> Any:
 
 def _convert(key: str, value: Any, expected: Any) -> Any:
     """A value of the annotated type, from a value or a string; never silently a string."""
+    if type(None) in typing.get_args(expected):
+        if value in (None, "", "None"):  # as in Python, on a command line, in MLflow
+            return None
+        (expected,) = set(typing.get_args(expected)) - {type(None)}
     if typing.get_origin(expected) is Literal:
         allowed = typing.get_args(expected)
         require(value in allowed, key, value, "one of " + ", ".join(map(str, allowed)))

@@ -68,7 +68,7 @@ STUDIES: dict[str, dict[str, object]] = {
     },
     "sweep": {"study.name": "sweep", "study.draws": 24},
 }
-"""What a study of some name changes in a preset, before the settings of the command line."""
+"""Settings that a study of some name changes in a preset; the command line overrules them."""
 
 PRESETS: dict[str, Callable[[], Config]] = {"debug": debug, "small": small, "base": base}
 

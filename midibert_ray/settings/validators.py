@@ -1,4 +1,4 @@
-"""What a setting may be: the error for one that may not, and the checks that raise it."""
+"""The checks of settings, and the error that they raise."""
 
 import re
 from dataclasses import field
@@ -19,7 +19,7 @@ QUERIES: dict[str, dict[str, str]] = {
         "retry_limit_seconds": r"\d+",
     },
 }
-"""Object stores by the scheme of their addresses: what a query may say of where they are, and how (a pattern)."""
+"""Object stores by the scheme of their URIs: the parts that a query may have, and their patterns."""
 
 FOLDER = "folder:"
 """Start of the name of a corpus of the user's own; its address follows."""
@@ -61,6 +61,18 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
 
 
+def require_positive(section: Any, prefix: str, *names: str) -> None:
+    """Refuse fields of a section that are not above 0; raises as `require`."""
+    for name in names:
+        require(getattr(section, name) > 0, prefix + name, getattr(section, name), "a positive number")
+
+
+def require_not_negative(section: Any, prefix: str, *names: str) -> None:
+    """Refuse fields of a section below 0; raises as `require`."""
+    for name in names:
+        require(getattr(section, name) >= 0, prefix + name, getattr(section, name), "0 or more")
+
+
 def require_name(key: str, name: str) -> None:
     """Refuse a user's name that could not stand in a path.
 
@@ -86,7 +98,7 @@ def require_corpora(key: str, names: tuple[str, ...]) -> None:
 
 
 def require_folder(key: str, path: str) -> None:
-    """Refuse what is no path of a local folder.
+    """Refuse all but a path of a local folder.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.
@@ -96,9 +108,9 @@ def require_folder(key: str, path: str) -> None:
 
 
 def require_address(key: str, address: str) -> None:
-    """Refuse what is neither a path nor `s3://bucket/prefix` or `gs://bucket/prefix` with a plain bucket and prefix.
+    """Refuse all but a path, or `s3://bucket/prefix` or `gs://bucket/prefix` with a plain bucket and prefix.
 
-    The message repeats neither a query nor what cannot be a bucket, as both may hold a key.
+    The message repeats neither a query nor an odd bucket, as both may hold a key.
 
     Raises:
         ConfigError: naming the key, the value and what is allowed.

@@ -113,10 +113,11 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
         torch.from_numpy(batch.tokens).to(device, torch.int64),
         torch.from_numpy(batch.length).to(device),
         keys=row_keys(config.seed, 0, 0, torch.arange(MEASURED)).to(device),
-        protocol=config.tokens.protocol,
+        protocol=config.protocol_in_force,
         fraction=config.mask.fraction,
     )
-    layout = packing(config, batch.length, data.train.length, device)
+    allowed = config.protocol_in_force.packs_pretraining
+    layout = packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()

@@ -1,5 +1,6 @@
 """A study on paper: its trials, the pre-trainings that they share, and where everything lies."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -106,10 +107,11 @@ def make(config: Config, locate: Locate) -> Plan:
         ConfigError: where settings do not fit together.
         ValueError, FileNotFoundError: where `locate` does not find a corpus.
     """
-    found: dict[tuple[str, str], tuple[Config, dict[str, str]]] = {}
+    found: dict[str, tuple[Config, dict[str, str]]] = {}
 
     def stores(of: Config, names: Iterable[str]) -> tuple[str, ...]:
-        _, known = found.setdefault((of.tokens.protocol, of.tokens.order), (of, {}))
+        made_by = json.dumps([of.tokens.protocol, of.protocol_in_force.switched("tokens")])
+        _, known = found.setdefault(made_by, (of, {}))
         missing = [name for name in names if name not in known]
         known |= locate(of, missing) if missing else {}
         return tuple(known[name] for name in names)

@@ -12,7 +12,7 @@ _RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": 
 _SCRATCH = {"finetune.init": "scratch", "finetune.freeze": "none"}
 _TUNED = {"finetune.init": "pretrained", "finetune.freeze": "none"}
 _REMI = {"model.representation": "remi"}
-_BY_PITCH = {"tokens.order": "pitch"}
+_BY_PITCH = {"protocol.order": "pitch"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained": _TUNED,

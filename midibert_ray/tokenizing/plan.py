@@ -5,18 +5,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import MIDI_SUFFIXES, Corpus, Piece, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import MIDI_SUFFIXES, Corpus, Piece, corpus
 from midibert_ray.data import layout
 from midibert_ray.data.columns import FORMAT_VERSION
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
-from midibert_ray.tokenizing.shard import Part, locate
+from midibert_ray.tokenizing.shard import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,6 @@ class Plan:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
-    order: TokenOrder = "protocol"
-    """Of the notes of one onset."""
 
     root: str
     """`corpora.root`, absolute."""
@@ -48,9 +45,9 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever the content of the store depends on, apart from the files."""
-        settings = {"protocol": self.protocol, "segment": self.segment, "format_version": FORMAT_VERSION}
-        # Stores in the protocol's own order keep the addresses that they had before there were others.
-        return settings if self.order == "protocol" else {**settings, "order": self.order}
+        settings = {"protocol": self.protocol.name, "segment": self.segment, "format_version": FORMAT_VERSION}
+        # Only what is switched is named, so that a protocol keeps its addresses when it gets another field.
+        return settings | self.protocol.switched("tokens")
 
     @functools.cached_property
     def address(self) -> str:
@@ -72,7 +69,6 @@ class Plan:
             root=self.root,
             protocol=self.protocol,
             segment=self.segment,
-            order=self.order,
             number=number,
             pieces=pieces,
             files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
@@ -114,7 +110,7 @@ class Plan:
         return not any(self._readable(piece) for piece in self.pieces if piece.files[0] in passing)
 
     def _readable(self, piece: Piece) -> bool:
-        location = locate(self.corpus, self.root)
+        location = self.corpus.location(self.root)
         try:
             for name in piece.files:
                 with open_file(location, self.files[name].path) as stream:
@@ -131,19 +127,16 @@ def plan_corpus(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-    order: TokenOrder = "protocol",
 ) -> Plan:
     """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
 
     Raises:
-        ValueError: for an unknown corpus, protocol or order, or a folder without MIDI files of the corpus.
+        ValueError: for an unknown corpus, or a folder without MIDI files of the corpus.
         FileNotFoundError: if the corpus folder is not there.
         PermissionError: if it may not be listed.
     """
-    if order not in get_args(TokenOrder):
-        raise ValueError(f"order={order!r}: use one of {', '.join(get_args(TokenOrder))}")
     chosen, root = _corpus(name), storage.resolve(corpora_root)
-    location = locate(chosen, root)
+    location = chosen.location(root)
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
     listing = _listing(name, location, hint)
     sizes = {file: about.size for file, about in listing.files.items()}
@@ -155,7 +148,6 @@ def plan_corpus(
         corpus=chosen,
         protocol=protocol,
         segment=segment,
-        order=order,
         root=root,
         pieces=tuple(pieces),
         files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},

@@ -38,6 +38,7 @@ import numpy as np
 from midibert_ray.corpora.catalogue import Corpus, Piece, corpus
 from midibert_ray.data.columns import COLUMNS
 from midibert_ray.music.midi import MidiError
+from midibert_ray.music.protocol import PROTOCOLS, Protocol
 from midibert_ray.music.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ TIME_LIMIT_S = 20.0
 HANDLER = "midibert_ray.corpora.catalogue:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
-Handler = Callable[[Corpus, Piece, Sequence[bytes], str, str], Tokens]
+Handler = Callable[[Corpus, Piece, Sequence[bytes], Protocol], Tokens]
 
 _START_LIMIT_S = 120.0  # importing the readers on a busy machine
 _ALARM_MARGIN_S = 1  # the child's own alarm is for a child whose parent is gone
@@ -66,10 +67,7 @@ class Request:
 
     corpus: str
     piece: Piece
-    protocol: str
-    order: str = "protocol"
-    """Of the notes of one onset."""
-
+    protocol: Protocol
     contents: tuple[bytes, ...] = field(repr=False)
     """The bytes of `piece.files`."""
 
@@ -290,7 +288,8 @@ def _cut(joined: bytes, sizes: Sequence[int]) -> list[bytes]:
 
 def _pack_request(request: Request) -> bytes:
     piece = dataclasses.asdict(request.piece)
-    header = {"corpus": request.corpus, "protocol": request.protocol, "order": request.order, "piece": piece}
+    protocol = {"name": request.protocol.name, "switched": request.protocol.switched()}
+    header = {"corpus": request.corpus, "protocol": protocol, "piece": piece}
     return _pack(header, request.contents)
 
 
@@ -346,8 +345,7 @@ def _read_request(stream: IO[bytes]) -> Request | None:
     return Request(
         corpus=header["corpus"],
         piece=piece,
-        protocol=header["protocol"],
-        order=header["order"],
+        protocol=PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"]),
         contents=tuple(contents),
     )
 
@@ -356,7 +354,7 @@ def _respond(handler: Handler, request: Request, memory_limit: int) -> bytes:
     """The answer to one request; whatever goes wrong with a file is its reason."""
     dropped: dict[str, int] = {}
     try:
-        tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol, request.order)
+        tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)
         dropped = {reason: int(count) for reason, count in tokens.dropped.items() if count}
         if len(tokens.velocity):
             return _pack({"reason": None, "dropped": dropped}, _columns(tokens))

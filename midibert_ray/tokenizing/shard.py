@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Corpus, Piece, TokenOrder, corpus
+from midibert_ray.corpora.catalogue import Piece, corpus
 from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, piece_digest
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.tokenizing.listing import File, open_file
 from midibert_ray.tokenizing.sandbox import Answer, Request, process_sandbox
 
@@ -42,9 +42,6 @@ class Part:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
-    order: TokenOrder
-    """Of the notes of one onset."""
 
     number: int
     """Of the part, from 0; it names the file."""
@@ -76,11 +73,6 @@ class Report(TypedDict):
     """Whether the reason lies with the storage and may pass: the next run tries again."""
 
 
-def locate(corpus: Corpus, root: str) -> str:
-    """The address of a corpus's files; unlike `Corpus.location` it knows that a URI may end in a query."""
-    return corpus.folder if corpus.absolute else storage.join(root, corpus.folder)
-
-
 def make_part(part: Part) -> list[Report]:
     """Tokenize the pieces of a part, write its file, and report on each piece.
 
@@ -90,7 +82,7 @@ def make_part(part: Part) -> list[Report]:
     """
     sandbox = process_sandbox()
     sandbox.start()
-    location = locate(corpus(part.corpus), part.root)
+    location = corpus(part.corpus).location(part.root)
     for what, folder in (("corpora.root", location), ("storage.root", part.staging)):
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
@@ -106,7 +98,7 @@ def make_part(part: Part) -> list[Report]:
                     unread.add(piece.piece)
                 continue
             sent.append(piece.piece)
-            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, order=part.order, contents=contents)
+            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, contents=contents)
 
     for answer in sandbox.tokenize(requests()):
         answers[sent.popleft()] = answer

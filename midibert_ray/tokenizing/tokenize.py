@@ -20,10 +20,9 @@ import pyarrow as pa
 import ray
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import TokenOrder
 from midibert_ray.data import layout
 from midibert_ray.data.columns import store_digest
-from midibert_ray.music.grid import Protocol
+from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing import commit as staging
 from midibert_ray.tokenizing.plan import Plan, plan_corpus
@@ -95,7 +94,6 @@ def tokenize_corpora(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-    order: TokenOrder = "protocol",
     progress_s: float = 2.0,
 ) -> list[Summary]:
     """Plan and make the token stores of some corpora; see `plan_corpus` and `tokenize_plans`."""
@@ -106,7 +104,6 @@ def tokenize_corpora(
             storage_root=storage_root,
             protocol=protocol,
             segment=segment,
-            order=order,
         )
         for name in names
     ]
@@ -210,7 +207,7 @@ class _Ledger:
         quarantined = self._quarantined | self.plan.quarantined
         return {
             "corpus": storage.without_query(self.plan.corpus.name),  # which server had it is no part of a name
-            "protocol": self.plan.protocol,
+            "protocol": self.plan.protocol.name,
             "settings": self.plan.settings,
             "vocabulary_digest": vocabulary_digest(),
             "counts": {

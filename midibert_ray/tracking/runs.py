@@ -35,7 +35,7 @@ class RunLog:
 
     def open(self, name: str, params: Mapping[str, Any], tags: Mapping[str, object], parent: str = "") -> None:
         """Make the run, or set it to running again; see `Tracker.open`."""
-        params = {key: _text(value) for key, value in params.items()}
+        params = {key: _text(value) for key, value in params.items() if value is not None}
         tags = {"mlflow.user": _user()} | {key: str(value) for key, value in tags.items()}
         self._add("open", name=name, params=params, tags=tags, parent=parent)
 

@@ -69,7 +69,7 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
         "zero_optimization": {"stage": config.compute.zero_stage},
         "bf16": {"enabled": config.compute.precision == "bf16"},
         # It knows torch's AdamW by name, and not the authors' that is made from it.
-        "zero_allow_untested_optimizer": config.tokens.protocol == "paper",
+        "zero_allow_untested_optimizer": config.protocol_in_force.adamw == "authors",
         # We average over the whole batch ourselves, and never want a prescaled or sparse reduction.
         "prescale_gradients": False,
         "steps_per_print": 10**9,
@@ -90,7 +90,7 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
     settings = config.optimizer
     optimizer = adamw(
         model.parameters(),
-        config.tokens.protocol,
+        config.protocol_in_force,
         lr=settings.lr,
         eps=settings.eps,
         weight_decay=settings.weight_decay,

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from midibert_ray.settings.config import OptimizerConfig, Protocol
+from midibert_ray.music.protocol import Protocol
+from midibert_ray.settings.config import OptimizerConfig
 
 
 class ReferenceAdamW(torch.optim.AdamW):
@@ -68,7 +69,7 @@ def adamw(
 
     Args:
         parameters: frozen ones are left out.
-        protocol: `paper` takes `ReferenceAdamW`.
+        protocol: says whether it is torch's or `ReferenceAdamW`.
         lr: peak learning rate.
         eps: what keeps the division finite.
         weight_decay: decoupled decay.
@@ -85,7 +86,7 @@ def adamw(
         {"params": parameters, "lr": lr * factor, "weight_decay": share}
         for (factor, share), parameters in groups.items()
     ]
-    if protocol == "paper":
+    if protocol.adamw == "authors":
         return ReferenceAdamW(members, lr=lr, eps=eps)
     return torch.optim.AdamW(members, lr=lr, eps=eps, fused=trainable[0].is_cuda)
 

@@ -58,9 +58,8 @@ def new_model(config: Config) -> MidiBertForMaskedLM:
 class PretrainData:
     """Segments of all corpora, cut into a training and a validation part.
 
-    `paper`: all splits, test pieces included, cut by segment, so that a piece may stand on both sides.
-    `clean`: without the test pieces of the downstream tasks, cut by piece.
-    With `pretrain.splits=train`, under both: without the validation and test pieces of the downstream tasks.
+    The protocol says whether segments or pieces are held out, and whether test pieces of the downstream tasks are
+    there. With `pretrain.splits=train` neither their validation nor their test pieces are, whatever the protocol.
     """
 
     def __init__(self, config: Config, stores: Sequence[TokenStore]) -> None:
@@ -74,7 +73,7 @@ class PretrainData:
         )
         fraction = config.pretrain.valid_fraction
         splits = _splits(config)
-        if config.tokens.protocol == "paper":
+        if config.protocol_in_force.validates_by == "segment":
             self.train = self.valid = cut(splits=splits)
             self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
         else:
@@ -101,19 +100,22 @@ def _splits(config: Config) -> set[str] | None:
     """The splits that take part in pre-training; None: all."""
     if config.pretrain.splits == "train":
         return {"train", "pretrain"}
-    return None if config.tokens.protocol == "paper" else {"train", "valid", "pretrain"}
+    return None if config.protocol_in_force.pretrains_on_test else {"train", "valid", "pretrain"}
 
 
-def packing(config: Config, lengths: NDArray[np.int64], length: int, device: torch.device) -> Packing | None:
-    """How segments with so many real time steps share rows; None under protocol paper, which attends to padding.
+def packing(
+    config: Config, lengths: NDArray[np.int64], length: int, device: torch.device, *, allowed: bool
+) -> Packing | None:
+    """How segments with so many real time steps share rows; None where each has its own.
 
     Args:
         config: says whether to pack, and how wide the model is.
         lengths: int64 [b], real time steps of each segment.
         length: time steps of the padded batch.
         device: where the batch is.
+        allowed: whether the protocol lets them; see `Protocol.packs_pretraining` and `packs_task`.
     """
-    if config.tokens.protocol == "paper" or not config.compute.packing:
+    if not allowed or not config.compute.packing:
         return None
     return plan(lengths, length=length, hidden_size=config.model.hidden, device=device)
 
@@ -125,6 +127,7 @@ class Pretraining:
         self, config: Config, data: PretrainData, engine: Any, *, rank: int, world: int, device: torch.device
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
+        self.protocol = config.protocol_in_force
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
@@ -182,7 +185,7 @@ class Pretraining:
         self.engine.eval()
         totals, rows = self._new_totals(), self.data.valid_rows
         # The authors draw new masks for every validation; a fixed mask makes epochs comparable.
-        draw = epoch if self.config.tokens.protocol == "paper" else 0
+        draw = epoch if self.protocol.redraws_valid_masks else 0
         keys = row_keys(keyed_hash(self.config.seed, "valid") % 2**31, draw, 0, torch.arange(len(rows)))
         stride = self.plan.micro_batch * self.world
         for start in range(0, len(rows), stride):
@@ -199,13 +202,15 @@ class Pretraining:
         tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
         length = torch.from_numpy(batch.length).to(self.device)
         masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
-        layout = packing(self.config, batch.length, segments.length, self.device)
+        layout = packing(
+            self.config, batch.length, segments.length, self.device, allowed=self.protocol.packs_pretraining
+        )
         logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
         sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
         return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
 
     def _masking(self) -> dict[str, Any]:
-        return {"protocol": self.config.tokens.protocol, "fraction": self.config.mask.fraction}
+        return {"protocol": self.protocol, "fraction": self.config.mask.fraction}
 
     def _new_totals(self) -> MaskedTotals:
         vocabulary = self.engine.module.config.vocabulary
@@ -213,8 +218,8 @@ class Pretraining:
 
 
 def score(config: Config, figures: dict[str, float]) -> float:
-    """What a validation is judged by, higher is better: accuracy as in the authors' code, else loss as in the paper."""
-    return figures["valid/accuracy"] if config.tokens.protocol == "paper" else -figures["valid/loss"]
+    """The number that a validation is judged by, higher is better: its accuracy, or its negative loss."""
+    return figures["valid/accuracy"] if config.protocol_in_force.judged_by == "accuracy" else -figures["valid/loss"]
 
 
 def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:

@@ -93,7 +93,7 @@ class AdamwRecipe:
         factors = {parameter: settings.layer_decay**depth for depth, stage in downwards for parameter in stage}
         return adamw(
             model.parameters(),
-            self._config.tokens.protocol,
+            self._config.protocol_in_force,
             lr=settings.lr,
             eps=self._config.optimizer.eps,
             weight_decay=settings.weight_decay,
@@ -125,13 +125,13 @@ class SgdRecipe:
     """SGD with momentum by the settings `rnn.*`: the best epoch is that of the lowest validation loss.
 
     After `rnn.patience` epochs without a lower one the rate falls. The authors' code then goes on from where it
-    stands; under protocol clean training goes on from the best weights.
+    stands; with `rnn_returns_to_best` of the protocol training goes on from the best weights.
     """
 
     rate_setting = "rnn.lr"
 
     def __init__(self, config: Config) -> None:
-        self._settings, self._clean = config.rnn, config.tokens.protocol == "clean"
+        self._settings, self._protocol = config.rnn, config.protocol_in_force
         self.batch, self.epochs = config.rnn.batch or RNN_BATCH, config.rnn.epochs
         self.rate = config.rnn.lr or RNN_RATES[config.finetune.task]
 
@@ -155,7 +155,7 @@ class SgdRecipe:
             return
         progress.falls, progress.bad = progress.falls + 1, 0
         optimizer.state.clear()
-        if self._clean:
+        if self._protocol.rnn_returns_to_best:
             model.load_state_dict(best)
 
     def over(self, progress: TrialProgress) -> bool:

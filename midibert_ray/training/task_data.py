@@ -48,16 +48,15 @@ class TaskData:
         """
         self.config = config
         self.task: Task = TASKS[config.finetune.task]
-        self.paper = config.tokens.protocol == "paper"
-        # The authors give padding a class of its own, which a model may choose (and then is wrong).
-        self.outputs = len(self.task.classes) + int(self.paper and self.task.level == "note")
+        self.protocol = config.protocol_in_force
+        self.outputs = len(self.task.classes) + int(self.protocol.padding_class and self.task.level == "note")
         self.classes = (("padding",) if self.outputs > len(self.task.classes) else ()) + self.task.classes
         cut = functools.partial(
             Segments,
             [store],
             length=config.tokens.segment,
             representation=config.model.representation,
-            drop_short_last=self.paper and self.task.drops_short_rows,
+            drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
         )
         missing = {"train", "valid", "test"} - store.splits
         if missing:
@@ -91,8 +90,10 @@ class TaskData:
         tensors = (torch.from_numpy(array).to(device) for array in (raw.tokens, *self._labels(split, raw)))
         tokens, targets, attended = tensors
         if self.config.finetune.model == "rnn":
-            return Batch(tokens.long(), None if self.paper else attended, targets.long(), None), raw
-        layout = packing(self.config, raw.length, raw.tokens.shape[1], device)
+            read = None if self.protocol.rnn_reads_padding else torch.from_numpy(self._real(raw)).to(device)
+            return Batch(tokens.long(), read, targets.long(), None), raw
+        allowed = self.protocol.packs_task(self.task.level)
+        layout = packing(self.config, raw.length, raw.tokens.shape[1], device, allowed=allowed)
         return Batch(tokens.long(), attended, targets.long(), layout), raw
 
     def class_weights(self) -> NDArray[np.float32]:
@@ -116,14 +117,13 @@ class TaskData:
 
     def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
-        if self.paper:  # scored and attended are the labelled positions: in REMI the Pitch tokens alone
-            return np.where(labels > 0, labels, IGNORE), labels > 0
-        return np.where(labels > 0, labels - 1, IGNORE), self._real(raw)
+        targets = np.where(labels > 0, labels if self.protocol.padding_class else labels - 1, IGNORE)
+        return targets, labels > 0 if self.protocol.attends_labelled else self._real(raw)
 
     def _sequence(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
-        real = self._real(raw)  # the authors attend to padding, and pool over it
-        return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.paper else real
+        real = self._real(raw)
+        return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.protocol.attends_padding else real
 
     def _real(self, raw: SegmentBatch) -> NDArray[np.bool_]:
         time = np.arange(raw.tokens.shape[1])

@@ -8,6 +8,7 @@ import torch
 
 from midibert_ray.data.columns import store_digest
 from midibert_ray.data.store import TokenStore
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.settings.config import Config
 from midibert_ray.tokenizing.plan import plan_corpus
 from midibert_ray.tokenizing.shard import make_part
@@ -22,7 +23,7 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy")
 
 def digest(corpus: str, folder: Path) -> str:
     """The content digest of a corpus that one process tokenizes."""
-    plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol="clean")
+    plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol=CLEAN)
     part = plan.part(0, plan.pieces, str(folder))
     return store_digest((report["piece"], report["digest"]) for report in make_part(part))
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midibert_ray.data.order import BatchOrder, Permutation, holdout_piece, shard, split_rows
+from midibert_ray.data.order import BatchOrder, Permutation, holdout_piece, split_rows
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -83,17 +83,6 @@ def test_a_resumed_run_sees_what_it_has_not_seen(n: int, batch: int, seed: int, 
     order = BatchOrder(n=n, batch_size=batch, seed=seed)
     seen = {epoch: order.indices(epoch, 0).tolist() for epoch in shuffled}
     assert all(seen[epoch] == BatchOrder(n=n, batch_size=batch, seed=seed).indices(epoch, 0).tolist() for epoch in seen)
-
-
-@QUICK
-@given(size=st.integers(0, 200), world=st.integers(1, 70))
-def test_shards_of_any_number_of_workers_are_the_batch(size: int, world: int) -> None:
-    indices = np.random.default_rng(size).permutation(size)
-    shards = [shard(indices, rank, world) for rank in range(world)]
-    np.testing.assert_array_equal(np.concatenate(shards), indices)
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-    with pytest.raises(ValueError, match="rank"):
-        shard(indices, world, world)
 
 
 def test_epochs_and_seeds_differ() -> None:

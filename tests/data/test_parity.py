@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
@@ -21,7 +22,7 @@ def stores(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         ray.init("local", num_cpus=4, log_to_driver=False)
     folder = tmp_path_factory.mktemp("paper")
     summaries = tokenize_corpora(
-        list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol="paper", segment=512
+        list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol=PAPER, segment=512
     )
     return {
         summary.manifest["corpus"]: TokenStore.open(summary.address, str(folder / "cache")) for summary in summaries
@@ -54,3 +55,81 @@ def test_segments_are_the_published_rows(
         for note_task in ("melody", "velocity"):
             labels = np.where(batch.note >= 0, note_labels(TASKS[note_task], batch.part, batch.velocity), 0)
             assert np.array_equal(labels, golden[note_task])
+
+
+def segments_of(store: TokenStore, split: str, name: str, representation: str = "cp") -> Segments:
+    return Segments([store], splits={split}, representation=representation, drop_short_last=name == "pianist8")
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+@pytest.mark.parametrize(
+    ("name", "representation", "counts"),
+    [
+        ("pop909", "cp", {"train": 2577, "valid": 317, "test": 320}),
+        ("pop909", "remi", {"valid": 885, "test": 897}),
+        ("pianist8", "cp", {"train": 1186, "valid": 156, "test": 126}),
+        ("emopia", "cp", {"train": 924, "valid": 114, "test": 109}),
+        ("asap", "cp", {"pretrain": 317}),
+    ],
+)
+def test_splits_have_as_many_rows_as_the_authors(
+    stores: dict[str, TokenStore], name: str, representation: str, counts: dict[str, int]
+) -> None:
+    found = {split: len(segments_of(stores[name], split, name, representation)) for split in counts}
+    assert found == counts
+
+
+CLASS_ROWS = {
+    "composer": {
+        "train": [134, 136, 124, 280, 142, 129, 150, 91],
+        "valid": [16, 12, 15, 55, 21, 11, 16, 10],
+        "test": [17, 11, 18, 28, 20, 9, 14, 9],
+    },
+    "emotion": {"train": [210, 255, 208, 251], "valid": [26, 32, 25, 31], "test": [26, 27, 25, 31]},
+}
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+@pytest.mark.parametrize("name", TASK)
+def test_classes_have_as_many_rows_as_the_authors(stores: dict[str, TokenStore], name: str) -> None:
+    task = TASKS[TASK[name]]
+    for split, counts in CLASS_ROWS[task.name].items():
+        segments = segments_of(stores[name], split, name)
+        pieces, _ = segments.locate(np.arange(len(segments)))
+        labels = [sequence_label(task, segments.label(int(piece)) or "") for piece in pieces]
+        assert np.bincount(labels, minlength=len(task.classes)).tolist() == counts
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+def test_notes_per_class(stores: dict[str, TokenStore]) -> None:
+    segments = Segments([stores["pop909"]])
+    batch = segments.gather(np.arange(len(segments)))
+    real = batch.note >= 0
+    melody, velocity = (
+        np.bincount(note_labels(TASKS[name], batch.part[real], batch.velocity[real])) for name in ("melody", "velocity")
+    )
+    assert melody.tolist() == [0, 288206, 230643, 905667]
+    assert velocity.tolist() == [0, 3765, 23628, 100365, 349603, 586413, 360742]
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+@pytest.mark.parametrize(
+    ("name", "notes", "bars", "distinct_pitches", "duration_index"),
+    [("pop909", 1_424_516, 82_057, 62.88, 6.117), ("asap", 144_198, 6_232, 63.11, 2.914)],
+)
+def test_table_one(
+    stores: dict[str, TokenStore], name: str, notes: int, bars: int, distinct_pitches: float, duration_index: float
+) -> None:
+    """The paper's Table I. "Pitch" and "duration" are means over all notes, the duration that of the 0-based
+    index."""
+    segments = Segments([stores[name]])
+    batch = segments.gather(np.arange(len(segments)))
+    table = batch.tokens[batch.note >= 0]
+    assert len(table) == notes
+    assert int((table[:, 0] == 0).sum()) == bars
+    assert table[:, 2].mean() + 22 == pytest.approx(distinct_pitches, abs=0.005)
+    assert table[:, 3].mean() == pytest.approx(duration_index, abs=0.0005)

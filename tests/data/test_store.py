@@ -17,7 +17,7 @@ from midibert_ray.data import layout
 from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION
 from midibert_ray.data.order import holdout_piece
 from midibert_ray.data.store import Segments, TokenStore
-from midibert_ray.music.tokens import Tokens, remi_from_cp, rows
+from midibert_ray.music.tokens import Tokens, remi_from_cp
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
 from tests.stores import Piece, write_store
 
@@ -144,10 +144,19 @@ def naive(pieces: list[Piece], length: int, representation: str, drop: bool) -> 
             }
         for name, value in values.items():
             pad = {"cp": CP_PAD, "remi": REMI_PAD}[representation] if name == "tokens" else 0
-            cut = rows(value, length, pad)
             rest = len(value) % length
+            filling = np.broadcast_to(np.asarray(pad, value.dtype), (-len(value) % length, *value.shape[1:]))
+            cut = np.concatenate([value, filling]).reshape(-1, length, *value.shape[1:])
             parts[name].append(cut[:-1] if drop and 0 < rest < length / 2 else cut)
     return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+@pytest.mark.parametrize(("notes", "count"), [(255, 0), (256, 1), (512, 1), (512 + 255, 1), (512 + 256, 2)])
+def test_a_short_last_segment_is_less_than_half_full(tmp_path: Path, notes: int, count: int) -> None:
+    pieces: list[Piece] = [("a", "train", None, made_tokens(notes, 0)), ("b", "train", None, made_tokens(512, 1))]
+    store = TokenStore.open(write_store(tmp_path / "store", pieces), str(tmp_path / "cache"))
+    assert len(Segments([store], length=512, drop_short_last=True)) == count + 1
+    assert len(Segments([store], length=512)) == -(-notes // 512) + 1
 
 
 @pytest.mark.parametrize("drop", [False, True])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from midibert_ray.data.masking import MaskedBatch, mask_batch, row_keys
 from midibert_ray.export.reference import load_reference
 from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
+from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.vocabulary import CP, REMI
 from tests import slow_model
 from tests.reference import Sizes, reference_weights, tempered, write
@@ -66,7 +67,7 @@ class TestPaperStep:
 
     def test_cp(self, tmp_path: Path) -> None:
         tokens = padded_tokens("cp", LENGTHS, 512)
-        batch = mask_batch(tokens, LENGTHS, protocol="paper", keys=row_keys(1, 2, 3, torch.arange(4)))
+        batch = mask_batch(tokens, LENGTHS, protocol=PAPER, keys=row_keys(1, 2, 3, torch.arange(4)))
         inputs, where = batch.inputs.numpy(), batch.where.numpy()
         is_pad = (tokens.numpy() == CP.pad).all(-1)
         check_choice(where, (inputs == CP.mask).all(-1), (inputs == tokens.numpy()).all(-1), is_pad)
@@ -86,7 +87,7 @@ class TestPaperStep:
 
     def test_remi(self, tmp_path: Path) -> None:
         tokens = padded_tokens("remi", LENGTHS, 512)
-        batch = mask_batch(tokens, LENGTHS, protocol="paper", keys=row_keys(1, 2, 3, torch.arange(4)))
+        batch = mask_batch(tokens, LENGTHS, protocol=PAPER, keys=row_keys(1, 2, 3, torch.arange(4)))
         inputs, where, is_pad = batch.inputs.numpy(), batch.where.numpy(), tokens.numpy() == 167
         check_choice(where, inputs == 168, inputs == tokens.numpy(), is_pad)
         attended = tokens.numpy() != 167

@@ -9,6 +9,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.music.protocol import PAPER
 
 # Times tell how busy the machine is, not whether a property holds.
 settings.register_profile("music", deadline=None)
@@ -20,7 +21,7 @@ def sample() -> list[tuple[corpora.Piece, list[bytes]]]:
     """The pieces of the sample and the bytes of their files."""
     corpus = corpora.corpus("sample")
     folder = Path(corpus.location(""))
-    return [(piece, [(folder / file).read_bytes() for file in piece.files]) for piece in corpus.pieces({}, "paper")]
+    return [(piece, [(folder / file).read_bytes() for file in piece.files]) for piece in corpus.pieces({}, PAPER)]
 
 
 @pytest.fixture(scope="session")

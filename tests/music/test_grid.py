@@ -8,8 +8,9 @@ from hard_files import midi_file, note
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.music.grid import PARTS, align_to_beats, qualifies, quantize, read_beats
+from midibert_ray.music.grid import PARTS, align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import MidiError, Notes, Track, read_notes
+from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 
 
 def make_notes(rows: list[tuple[int, int, int]], *, tracks=("PIANO",), ticks_per_beat=480, drum=False) -> Notes:
@@ -37,8 +38,8 @@ def onsets(notes: Notes, **options) -> list[int]:
 @pytest.mark.parametrize(("start", "expected"), [(0, 0), (60, 0), (61, 1), (180, 1), (181, 2), (240, 2)])
 def test_onsets_go_to_the_nearest_sixteenth_ties_to_the_earlier(start, expected):
     notes = make_notes([(start, start + 60, 60), (4800, 4900, 60)])
-    assert onsets(notes, protocol="paper")[0] == expected
-    assert onsets(notes, protocol="clean")[0] == expected
+    assert onsets(notes, protocol=PAPER)[0] == expected
+    assert onsets(notes, protocol=CLEAN)[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -47,47 +48,47 @@ def test_onsets_go_to_the_nearest_sixteenth_ties_to_the_earlier(start, expected)
 )
 def test_durations_go_to_the_nearest_thirty_second_ties_to_the_shorter(length, index):
     notes = make_notes([(0, length, 60), (240, 300, 61)])
-    for protocol in ("paper", "clean"):
+    for protocol in (PAPER, CLEAN):
         assert quantize(notes, protocol=protocol).duration[0] == index
 
 
 @pytest.mark.parametrize(("last", "paper", "clean"), [(480, 3, 4), (481, 4, 4), (470, 3, 4), (420, 3, 3), (500, 4, 4)])
 def test_only_the_paper_moves_notes_off_the_last_onset(last, paper, clean):
     notes = make_notes([(0, 60, 60), (last, last + 60, 60)])
-    assert onsets(notes, protocol="paper")[-1] == paper
-    assert onsets(notes, protocol="clean")[-1] == clean
+    assert onsets(notes, protocol=PAPER)[-1] == paper
+    assert onsets(notes, protocol=CLEAN)[-1] == clean
 
 
 def test_all_notes_at_tick_zero():
     data = midi_file(note(60, 480), note(64, 480))
-    for protocol in ("paper", "clean"):
+    for protocol in (PAPER, CLEAN):
         grid = quantize(read_notes(data), protocol=protocol)
         assert grid.onset.tolist() == [0, 0]
         assert grid.duration.tolist() == [7, 7]
 
 
 def test_one_note():
-    grid = quantize(read_notes(midi_file(note(60, 480, time=480))), protocol="clean")
+    grid = quantize(read_notes(midi_file(note(60, 480, time=480))), protocol=CLEAN)
     assert (grid.onset.tolist(), grid.pitch.tolist(), grid.velocity.tolist()) == ([4], [60], [64])
 
 
 @pytest.mark.parametrize("ticks_per_beat", [1, 24, 96, 220, 384, 960, 32767])
 def test_clean_takes_the_ticks_per_beat_of_the_file(ticks_per_beat):
     notes = make_notes([(0, ticks_per_beat, 60), (2 * ticks_per_beat, 3 * ticks_per_beat, 60)])
-    grid = quantize(dataclasses.replace(notes, ticks_per_beat=ticks_per_beat), protocol="clean")
+    grid = quantize(dataclasses.replace(notes, ticks_per_beat=ticks_per_beat), protocol=CLEAN)
     assert grid.onset.tolist() == [0, 8]
     assert grid.duration.tolist() == [7, 7]
 
 
 def test_paper_takes_480_whatever_the_file_says():
     notes = make_notes([(0, 960, 60), (1921, 2000, 60)], ticks_per_beat=960)
-    grid = quantize(notes, protocol="paper")
+    grid = quantize(notes, protocol=PAPER)
     assert (grid.onset.tolist(), grid.duration[0]) == ([0, 16], 15)
 
 
 def test_pitches_without_a_token_are_dropped_and_counted():
     notes = make_notes([(0, 60, pitch) for pitch in (21, 22, 107, 108)])
-    for protocol in ("paper", "clean"):
+    for protocol in (PAPER, CLEAN):
         grid = quantize(notes, protocol=protocol)
         assert grid.pitch.tolist() == [22, 107]
         assert grid.dropped == {"pitch out of range": 2}
@@ -95,56 +96,57 @@ def test_pitches_without_a_token_are_dropped_and_counted():
 
 def test_drums_are_dropped_only_by_clean():
     notes = read_notes(midi_file(note(36, 10, channel=9), note(60, 10)))
-    assert quantize(notes, protocol="paper").pitch.tolist() == [36, 60]
-    clean = quantize(notes, protocol="clean")
+    assert quantize(notes, protocol=PAPER).pitch.tolist() == [36, 60]
+    clean = quantize(notes, protocol=CLEAN)
     assert (clean.pitch.tolist(), clean.dropped) == ([60], {"drum": 1})
 
 
 def test_nothing_left_is_an_error():
     with pytest.raises(MidiError, match=r"no notes left.*drum"):
-        quantize(read_notes(midi_file(note(36, 10, channel=9))), protocol="clean")
+        quantize(read_notes(midi_file(note(36, 10, channel=9))), protocol=CLEAN)
     with pytest.raises(MidiError, match=r"no notes left.*pitch out of range"):
-        quantize(make_notes([(0, 5, 3)]), protocol="paper")
+        quantize(make_notes([(0, 5, 3)]), protocol=PAPER)
 
 
 def test_paper_orders_equal_onsets_by_track_or_by_pitch():
     notes = make_notes([(0, 60, 70, 64, 0), (0, 60, 40, 64, 1), (960, 990, 50, 64, 1)], tracks=("A", "B"))
-    assert quantize(notes, protocol="paper").pitch.tolist() == [70, 40, 50]
-    assert quantize(notes, protocol="paper", order="merged").pitch.tolist() == [40, 70, 50]
-    assert quantize(notes, protocol="clean").pitch.tolist() == [40, 70, 50]
+    assert quantize(notes, protocol=PAPER).pitch.tolist() == [70, 40, 50]
+    assert quantize(notes, protocol=PAPER, merged=True).pitch.tolist() == [40, 70, 50]
+    assert quantize(notes, protocol=CLEAN).pitch.tolist() == [40, 70, 50]
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_an_order_asked_for_holds_under_both_protocols(protocol):
     rows = [(0, 60, 72, 64, 0), (0, 60, 40, 64, 1), (0, 60, 50, 64, 0), (960, 990, 50, 64, 1)]
     notes = make_notes(rows, tracks=("A", "B"))
-    assert quantize(notes, protocol=protocol, order="track").pitch.tolist() == [50, 72, 40, 50]
-    assert quantize(notes, protocol=protocol, order="pitch").pitch.tolist() == [40, 50, 72, 50]
+    assert quantize(notes, protocol=protocol.switch(order="track")).pitch.tolist() == [50, 72, 40, 50]
+    assert quantize(notes, protocol=protocol.switch(order="pitch")).pitch.tolist() == [40, 50, 72, 50]
 
 
-@pytest.mark.parametrize("order", [None, "track", "merged", "pitch"])
-def test_the_last_onset_moves_in_every_order(order):
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize("order", ["corpus", "track", "pitch"])
+def test_the_last_onset_moves_in_every_order(order, merged):
     notes = make_notes([(0, 60, 60, 64, 0), (480, 540, 60, 64, 0), (240, 300, 60, 64, 1)], tracks=("A", "B"))
-    assert onsets(notes, protocol="paper", order=order) == [0, 2, 3]
-    assert onsets(notes, protocol="clean", order=order) == [0, 2, 4]
+    assert onsets(notes, protocol=PAPER.switch(order=order), merged=merged) == [0, 2, 3]
+    assert onsets(notes, protocol=CLEAN.switch(order=order), merged=merged) == [0, 2, 4]
 
 
 def test_clean_takes_one_sub_beat_for_one_onset():
     notes = make_notes([(0, 60, 50, 64, 1), (10, 60, 70, 64, 0), (960, 990, 50, 64, 0)], tracks=("A", "B"))
-    assert quantize(notes, protocol="paper", order="track").pitch.tolist() == [50, 70, 50]
-    assert quantize(notes, protocol="clean", order="track").pitch.tolist() == [70, 50, 50]
+    assert quantize(notes, protocol=PAPER.switch(order="track")).pitch.tolist() == [50, 70, 50]
+    assert quantize(notes, protocol=CLEAN.switch(order="track")).pitch.tolist() == [70, 50, 50]
 
 
 def test_paper_orders_by_raw_start_before_the_grid():
     notes = make_notes([(0, 60, 50), (10, 60, 40), (960, 990, 50)])
-    assert quantize(notes, protocol="paper").pitch.tolist() == [50, 40, 50]
-    assert quantize(notes, protocol="clean").pitch.tolist() == [40, 50, 50]
+    assert quantize(notes, protocol=PAPER).pitch.tolist() == [50, 40, 50]
+    assert quantize(notes, protocol=CLEAN).pitch.tolist() == [40, 50, 50]
 
 
 def test_parts_are_by_track_name_and_only_where_asked():
     notes = make_notes([(0, 60, 60 + k, 64, k) for k in range(4)], tracks=("PIANO 2", "BRIDGE", "MELODY", "viola"))
-    assert quantize(notes, protocol="clean", parts=PARTS).part.tolist() == [3, 2, 1, 0]
-    assert quantize(notes, protocol="clean").part.tolist() == [0, 0, 0, 0]
+    assert quantize(notes, protocol=CLEAN, parts=PARTS).part.tolist() == [3, 2, 1, 0]
+    assert quantize(notes, protocol=CLEAN).part.tolist() == [0, 0, 0, 0]
 
 
 ROWS = st.lists(
@@ -159,27 +161,39 @@ def test_clean_order_does_not_depend_on_the_order_of_tracks(rows, tracks):
     notes = [(120 * on, 120 * on + 60 * length + 60, *rest) for on, length, *rest in rows]
     moved = [(*row[:4], tracks.index(row[4])) for row in notes]
     names = ("MELODY", "BRIDGE", "PIANO")
-    one = quantize(make_notes(notes, tracks=names), protocol="clean", parts=PARTS)
+    one = quantize(make_notes(notes, tracks=names), protocol=CLEAN, parts=PARTS)
     other = make_notes(moved, tracks=tuple(names[k] for k in tracks))
-    two = quantize(other, protocol="clean", parts=PARTS)
+    two = quantize(other, protocol=CLEAN, parts=PARTS)
     for field in ("onset", "duration", "pitch", "velocity", "part"):
         np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
 def test_equal_tokens_do_not_come_in_the_order_of_part_or_velocity():
     rows = [(480 * k, 480 * k + 240, 60, 40 + k % 50 + 30 * part, part) for k in range(400) for part in (0, 2)]
-    grid = quantize(make_notes(rows, tracks=PARTS), protocol="clean", parts=PARTS)
+    grid = quantize(make_notes(rows, tracks=PARTS), protocol=CLEAN, parts=PARTS)
     melody_first = float((grid.part[::2] == 1).mean())
     softer_first = float((grid.velocity[::2] < grid.velocity[1::2]).mean())
     assert 0.4 < melody_first < 0.6
     assert 0.4 < softer_first < 0.6
 
 
-def test_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="'paper' or 'clean'"):
-        quantize(make_notes([(0, 5, 60)]), protocol="papre")
-    with pytest.raises(ValueError, match="'track', 'merged' or 'pitch'"):
-        quantize(make_notes([(0, 5, 60)]), protocol="paper", order="protocol")
+def problem_of(beat_audio: np.ndarray, beat_midi: np.ndarray) -> str | None:
+    """Why a POP909 piece is not in the paper's 4/4 selection; None if it is (865 of 909 are).
+
+    Reference behaviour: beats count up to four in the audio annotation, and one beat in four, give or take
+    three in a hundred, is a 4/4 downbeat in the MIDI annotation.
+
+    Args:
+        beat_audio: [beats, 2] seconds, number of the beat in its bar (1..4).
+        beat_midi: [beats, 3] seconds, downbeat if two beats in a bar, downbeat if four.
+    """
+    longest = beat_audio[:, 1].max()
+    if longest != 4:
+        return f"{longest:g} beats in a bar, 4 are needed"
+    share = beat_midi[:, 2].mean()
+    if not abs(share - 0.25) < 0.03:
+        return f"one beat in four should be a downbeat; the share is {share:.3f}"
+    return None
 
 
 BEATS = b"1.0\t2.0\n1.5\t3.0\n2.0\t4.0\n2.5\t1.0\n3.0\t2.0\n"
@@ -238,9 +252,9 @@ def test_qualification():
     audio = np.array([[k, k % 4 + 1] for k in range(16)], dtype=float)
     four = np.array([[k, 0, k % 4 == 0] for k in range(16)], dtype=float)
     three = np.array([[k, 0, k % 3 == 0] for k in range(16)], dtype=float)
-    assert qualifies(audio, four) is None
-    assert "3 beats in a bar" in (qualifies(audio[:3], four) or "")
-    assert "downbeat" in (qualifies(audio, three) or "")
+    assert problem_of(audio, four) is None
+    assert "3 beats in a bar" in (problem_of(audio[:3], four) or "")
+    assert "downbeat" in (problem_of(audio, three) or "")
 
 
 @pytest.mark.corpora
@@ -252,7 +266,7 @@ def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
         piece.name
         for piece in folder.iterdir()
         if piece.is_dir()
-        and not qualifies(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
+        and not problem_of(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
     }
     assert len(chosen) == 865
-    assert chosen == {piece.piece for piece in corpus("pop909").pieces({}, "paper")}
+    assert chosen == {piece.piece for piece in corpus("pop909").pieces({}, PAPER)}

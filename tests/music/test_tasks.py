@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from midibert_ray.music.tasks import TASKS, keeps_last_row, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 
 
 def test_the_four_tasks():
@@ -42,8 +42,5 @@ def test_wrong_uses_are_refused():
         note_labels(TASKS["emotion"], np.zeros(1, np.uint8), np.zeros(1, np.uint8))
 
 
-@pytest.mark.parametrize(("n", "kept"), [(255, False), (256, True), (512, True), (512 + 255, False), (512 + 256, True)])
-def test_only_composer_drops_short_rows(n, kept):
-    assert keeps_last_row(TASKS["composer"], n, 512) is kept
-    assert keeps_last_row(TASKS["emotion"], n, 512)
-    assert keeps_last_row(None, n, 512)
+def test_only_composer_drops_short_rows():
+    assert [name for name, task in TASKS.items() if task.drops_short_rows] == ["composer"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.corpora.catalogue import PROTOCOLS
 from midibert_ray.data.store import TokenStore
+from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tokens import Tokens
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, SKYLINE, SONG, Baseline, baselines
 from midibert_ray.settings.config import Config
@@ -94,12 +94,12 @@ def test_skyline_tells_melody_from_the_rest(paper_sample: TokenStore) -> None:
 def test_the_order_of_notes_is_the_one_asked_for(paper_sample: TokenStore, sample_store: TokenStore) -> None:
     """Of equal notes skyline takes the first, which by track is the melody's."""
     found = {
-        (protocol, order): by_name(settings("melody", protocol, **{"tokens.order": order}), store)[SKYLINE].detail
+        (protocol, order): by_name(settings("melody", protocol, **{"protocol.order": order}), store)[SKYLINE].detail
         for protocol, store in (("paper", paper_sample), ("clean", sample_store))
-        for order in ("protocol", "track", "pitch")
+        for order in (None, "track", "pitch")
     }
-    assert found["paper", "protocol"] == found["paper", "track"] == found["clean", "track"]
-    assert found["clean", "protocol"] == found["clean", "pitch"] == found["paper", "pitch"]
+    assert found["paper", None] == found["paper", "track"] == found["clean", "track"]
+    assert found["clean", None] == found["clean", "pitch"] == found["paper", "pitch"]
     assert found["paper", "track"]["TP"] > found["clean", "pitch"]["TP"]
 
 

@@ -47,7 +47,9 @@ ASAP = corpora.CorpusRow(
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
-    return {name: f"/root/tokens/{name}-{config.tokens.protocol}-{config.tokens.order}" for name in names}
+    return {
+        name: f"/root/tokens/{name}-{config.tokens.protocol}-{config.protocol_in_force.describe()}" for name in names
+    }
 
 
 def predictions(classes: list[str]) -> bytes:

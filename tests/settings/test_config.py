@@ -5,8 +5,18 @@ from typing import get_type_hints
 import pytest
 
 from midibert_ray import cli
+from midibert_ray.music.protocol import CHOICES, CLEAN
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.overrides import flatten, from_flat, identity, refuse_secrets, replace, runtime_keys
+from midibert_ray.settings.overrides import (
+    digest,
+    flatten,
+    from_flat,
+    identity,
+    identity_fields,
+    refuse_secrets,
+    replace,
+    runtime_keys,
+)
 from midibert_ray.settings.presets import PRESETS, preset
 from midibert_ray.training.batch import BatchPlan, plan_batch
 
@@ -52,6 +62,10 @@ def test_base_is_the_paper() -> None:
         ("optimizer.lr", "-1", ["optimizer.lr", "positive"]),
         ("model.heads", "7", ["model.heads=7", "model.hidden=768"]),
         ("tokens.protocol", "honest", ["paper, clean"]),
+        ("protocol.order", "merged", ["protocol.order='merged'", "corpus, track, pitch"]),
+        ("protocol.masks_padding", "perhaps", ["protocol.masks_padding='perhaps'", "true or false"]),
+        ("protocol.odrer", "pitch", ["did you mean 'protocol.order'"]),
+        ("protocol.one_onset", "tick", ["protocol.one_onset='tick'", "order='pitch'"]),
         ("compute.gpu", "perhaps", ["true or false"]),
         ("compute.zero_stage", "4", ["0, 1, 2 or 3"]),
         ("corpora.names", "", ["at least one corpus"]),
@@ -81,6 +95,44 @@ def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
         assert identity(replace(base, change), SECTIONS) != before
     assert identity(base, SECTIONS, stores=["a"]) != before
     assert {"corpora.root", "storage.root", "compute.workers"} <= runtime_keys()
+
+
+FIELDS = {name: next(value for value in values if value != getattr(CLEAN, name)) for name, values in CHOICES.items()}
+FIELDS["one_onset"] = "sub-beat"  # the other cannot be with notes by pitch
+
+
+def test_only_what_is_switched_of_the_protocol_is_in_a_name() -> None:
+    base = preset("base")
+    assert base.protocol_in_force == CLEAN
+    assert not [key for key in identity_fields(base, (*SECTIONS, "rnn")) if key.startswith("protocol.")]
+    assert identity(base, {"protocol"}) == identity(base, ()), "which has no fields but those that are switched"
+    readers = {"tokens", "mask", "pretrain", "optimizer", "finetune", "rnn"}
+    for name, value in FIELDS.items():
+        switched = replace(base, {f"protocol.{name}": value})
+        assert getattr(switched.protocol_in_force, name) == value
+        named = {section for section in readers if identity(switched, (section,)) != identity(base, (section,))}
+        assert len(named) == 1, f"{name} counts with the one section that reads it"
+        assert f"protocol.{name}" in identity_fields(switched, named)
+        assert from_flat(flatten(switched)) == switched
+        strings = {key: str(item) for key, item in flatten(switched).items() if key.startswith("protocol.")}
+        assert replace(base, strings) == switched, "as MLflow has them"
+        assert replace(switched, {f"protocol.{name}": ""}) == base
+
+
+def test_names_are_those_from_before_the_order_was_a_field_of_the_protocol() -> None:
+    """Hashes of 25 November 2026, when it was `tokens.order`."""
+    base = preset("base")
+    assert identity(base, ("tokens",)) == digest(
+        {"fields": {"tokens.protocol": "clean", "tokens.order": "protocol", "tokens.segment": 512}, "inputs": {}}
+    )
+    by_pitch = replace(base, {"tokens.protocol": "paper", "protocol.order": "pitch"})
+    assert identity(by_pitch, ("tokens",)) == digest(
+        {"fields": {"tokens.protocol": "paper", "tokens.order": "pitch", "tokens.segment": 512}, "inputs": {}}
+    )
+    assert (
+        from_flat({"tokens.order": "pitch", "tokens.protocol": "paper"}).protocol_in_force == by_pitch.protocol_in_force
+    )
+    assert from_flat({"tokens.order": "protocol"}) == Config()
 
 
 def test_batch_arithmetic() -> None:

@@ -11,7 +11,7 @@ from midibert_ray.studies.plan import make, task_corpus
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
-    kind = f"{config.tokens.protocol}-{config.tokens.order}"
+    kind = f"{config.tokens.protocol}-{config.protocol_in_force.order}"
     return {name: f"/root/tokens/{name}-{kind}" for name in names}
 
 
@@ -45,8 +45,8 @@ def test_the_leak_is_measured_with_all_else_equal() -> None:
     plan = make(paper(study__tables=("leak",), study__protocols=("paper",), study__seeds=1), locate)
     of = {entry.trial.variant: entry for entry in plan.trials.values() if entry.trial.task == "melody"}
     track, pitch = of["pretrained"], of["pretrained-by-pitch"]
-    assert replace(pitch.config, {"tokens.order": "protocol"}) == track.config
-    assert (track.store, pitch.store) == ("/root/tokens/pop909-paper-protocol", "/root/tokens/pop909-paper-pitch")
+    assert replace(pitch.config, {"protocol.order": None}) == track.config
+    assert (track.store, pitch.store) == ("/root/tokens/pop909-paper-corpus", "/root/tokens/pop909-paper-pitch")
     assert pitch.encoder != track.encoder
     assert {store.rpartition("-")[2] for store in plan.pretrainings[pitch.encoder].stores} == {"pitch"}
 

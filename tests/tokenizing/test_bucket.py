@@ -12,6 +12,7 @@ from midibert_ray import storage
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.data import layout
 from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing import commit as staging
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.tokenizing.listing import list_files, open_file
@@ -45,7 +46,7 @@ def run(s3: S3, bucket: str) -> Callable[..., Summary]:
             f"folder:{s3.address(f'{bucket}/{folder}')}",
             corpora_root="",
             storage_root=root or s3.address(f"{bucket}/out"),
-            protocol="clean",
+            protocol=CLEAN,
         )
 
     return start
@@ -91,7 +92,7 @@ def test_tokens_are_those_of_the_same_files_on_a_disk(
         (tmp_path / "My Music" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "My Music" / file).write_bytes(content)
     here = tokenize.tokenize_corpus(
-        f"folder:{tmp_path / 'My Music'}", corpora_root="", storage_root=str(tmp_path / "out"), protocol="clean"
+        f"folder:{tmp_path / 'My Music'}", corpora_root="", storage_root=str(tmp_path / "out"), protocol=CLEAN
     )
     there = run()
     assert there.manifest["digest"] == here.manifest["digest"]
@@ -114,13 +115,13 @@ def test_publishers_folders_lie_below_a_prefix(s3: S3, tmp_path: Path) -> None:
         place = s3.address(f"{bucket}/corpora/POP909/{path.relative_to(sample).as_posix()}")
         storage.write_bytes(place, path.read_bytes())
     made = tokenize.tokenize_corpus(
-        "pop909", corpora_root=s3.address(f"{bucket}/corpora"), storage_root=str(tmp_path), protocol="clean"
+        "pop909", corpora_root=s3.address(f"{bucket}/corpora"), storage_root=str(tmp_path), protocol=CLEAN
     )
     assert 0 < made.manifest["counts"]["pieces"] <= 6
     assert made.manifest["counts"]["files"] == 865
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*set corpora\.root"):
         tokenize.tokenize_corpus(
-            "pop909", corpora_root=s3.address(f"{bucket}/none"), storage_root=str(tmp_path), protocol="clean"
+            "pop909", corpora_root=s3.address(f"{bucket}/none"), storage_root=str(tmp_path), protocol=CLEAN
         )
 
 
@@ -173,10 +174,11 @@ def test_a_reader_whose_store_is_replaced_meanwhile_gets_the_new_one(
 
 TOKENIZE = """
 import sys
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing import tokenize
 from tests.stores import make_here
 tokenize._stream = make_here
-tokenize.tokenize_corpus(sys.argv[1], corpora_root="", storage_root=sys.argv[2], protocol="clean")
+tokenize.tokenize_corpus(sys.argv[1], corpora_root="", storage_root=sys.argv[2], protocol=CLEAN)
 """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from midibert_ray import storage
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing.listing import list_files, listing_digest, open_file
 from midibert_ray.tokenizing.plan import plan_corpus
 from tests.tokenizing.malformed import GOOD
@@ -44,7 +45,7 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def plan(name: str, tmp_path: Path, **changes: Any) -> Any:
-    settings: dict[str, Any] = {"corpora_root": "", "storage_root": str(tmp_path / "root"), "protocol": "clean"}
+    settings: dict[str, Any] = {"corpora_root": "", "storage_root": str(tmp_path / "root"), "protocol": CLEAN}
     return plan_corpus(name, **settings | changes)
 
 

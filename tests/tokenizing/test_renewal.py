@@ -11,6 +11,7 @@ import pytest
 
 from midibert_ray.data import layout
 from midibert_ray.data.store import TokenStore
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing import commit as staging
 from midibert_ray.tokenizing import listing, plan, tokenize
 from midibert_ray.tokenizing import shard as part
@@ -51,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, root: str | None = None) -> Summary:
     place = root or str(folder.parent / "root")
-    return tokenize.tokenize_corpus(f"folder:{folder}", corpora_root="", storage_root=place, protocol="clean")
+    return tokenize.tokenize_corpus(f"folder:{folder}", corpora_root="", storage_root=place, protocol=CLEAN)
 
 
 def reasons(summary: Summary) -> dict[str, str]:
@@ -182,7 +183,7 @@ def test_seconds_are_those_of_the_corpus(folder: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(tokenize, "_stream", late)
     made = tokenize.tokenize_corpora(
-        ["sample", f"folder:{folder}"], corpora_root="", storage_root=str(folder.parent / "root"), protocol="clean"
+        ["sample", f"folder:{folder}"], corpora_root="", storage_root=str(folder.parent / "root"), protocol=CLEAN
     )
     assert [summary.manifest["seconds"] for summary in made] == [7.0, 7.0]
 

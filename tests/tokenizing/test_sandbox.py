@@ -13,6 +13,7 @@ import pytest
 
 from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.data.columns import COLUMNS
+from midibert_ray.music.protocol import CLEAN, PROTOCOLS
 from midibert_ray.tokenizing.sandbox import Request, Sandbox
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
@@ -22,7 +23,7 @@ import ctypes, os, signal, sys, time
 import numpy as np
 from midibert_ray.corpora.catalogue import tokenize_piece
 
-def act(corpus, piece, contents, protocol, order):
+def act(corpus, piece, contents, protocol):
     """What the file says, for example b"segfault"."""
     word = contents[0][:9].rstrip()
     if word == b"segfault":
@@ -47,14 +48,14 @@ def act(corpus, piece, contents, protocol, order):
     if word == b"print":
         print("noise " * 100_000)
         os.write(1, b"more noise")
-        return tokenize_piece(corpus, piece, contents[1:], protocol, order)
-    return tokenize_piece(corpus, piece, contents, protocol, order)
+        return tokenize_piece(corpus, piece, contents[1:], protocol)
+    return tokenize_piece(corpus, piece, contents, protocol)
 '''
 
 
 def request(content: bytes, *more: bytes, corpus: str = "folder:/nowhere") -> Request:
     piece = corpora.Piece(piece="x.mid", files=("x.mid",), split="pretrain", label=None)
-    return Request(corpus=corpus, piece=piece, protocol="clean", contents=(content, *more))
+    return Request(corpus=corpus, piece=piece, protocol=CLEAN, contents=(content, *more))
 
 
 @pytest.fixture
@@ -78,12 +79,10 @@ def sandbox() -> Iterator[Sandbox]:
 def sample() -> list[tuple[corpora.Piece, tuple[bytes, ...]]]:
     corpus = corpora.corpus("sample")
     folder = Path(corpus.location(""))
-    return [
-        (piece, tuple((folder / file).read_bytes() for file in piece.files)) for piece in corpus.pieces({}, "clean")
-    ]
+    return [(piece, tuple((folder / file).read_bytes() for file in piece.files)) for piece in corpus.pieces({}, CLEAN)]
 
 
-@pytest.mark.parametrize("protocol", corpora.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_the_child_gives_what_the_parent_would(sandbox: Sandbox, sample: list, protocol: str) -> None:
     requests = [
         Request(corpus="sample", piece=piece, protocol=protocol, contents=contents) for piece, contents in sample

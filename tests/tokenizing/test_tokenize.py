@@ -18,6 +18,7 @@ import pytest
 from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.data import layout
 from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing import commit as staging
 from midibert_ray.tokenizing.shard import FILE_LIMIT, make_part
@@ -26,12 +27,12 @@ from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(corpora.corpus("sample").location(""))
-ORDERS: list[dict[str, str]] = [{}, {"order": "protocol"}, {"order": "track"}, {"order": "pitch"}]
+ORDERS = (CLEAN, CLEAN.switch(), CLEAN.switch(order="track"), CLEAN.switch(order="pitch"))
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
 
 def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return {"corpora_root": "", "storage_root": str(tmp_path / "root"), "protocol": "clean", **changes}
+    return {"corpora_root": "", "storage_root": str(tmp_path / "root"), "protocol": CLEAN, **changes}
 
 
 def stores(tmp_path: Path) -> list[str]:
@@ -60,7 +61,7 @@ def test_a_plan_names_its_store_by_what_goes_into_it(tmp_path: Path) -> None:
     assert len(plan.pieces) == 32
     assert plan.address == plan_corpus(name, **settings(tmp_path)).address
     others = [
-        plan_corpus(name, **settings(tmp_path, **change)).address for change in ({"protocol": "paper"}, {"segment": 64})
+        plan_corpus(name, **settings(tmp_path, **change)).address for change in ({"protocol": PAPER}, {"segment": 64})
     ]
     (folder / "one more.mid").write_bytes(b"")
     others.append(plan_corpus(name, **settings(tmp_path)).address)
@@ -68,19 +69,19 @@ def test_a_plan_names_its_store_by_what_goes_into_it(tmp_path: Path) -> None:
 
 
 def test_only_an_order_of_its_own_is_part_of_a_stores_name(tmp_path: Path) -> None:
-    plans = [plan_corpus("sample", **settings(tmp_path, **order)) for order in ORDERS]
+    plans = [plan_corpus("sample", **settings(tmp_path, protocol=order)) for order in ORDERS]
     assert plans[0].address == plans[1].address
     assert len({plan.address for plan in plans}) == 3
     assert "order" not in plans[1].settings
     assert plans[2].settings == {**plans[0].settings, "order": "track"}
-    with pytest.raises(ValueError, match="order='pich': use one of protocol, track, pitch"):
-        plan_corpus("sample", **settings(tmp_path, order="pich"))
+    with pytest.raises(ValueError, match="order='pich' is not possible; allowed: corpus, track, pitch"):
+        CLEAN.switch(order="pich")
 
 
 def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
     digests = []
     for order in ORDERS:
-        plan = plan_corpus("sample", **settings(tmp_path, **order))
+        plan = plan_corpus("sample", **settings(tmp_path, protocol=order))
         part = plan.part(0, plan.pieces, str(tmp_path))
         digests.append([report["digest"] for report in make_part(part)])
     default, own, track, pitch = digests
@@ -164,9 +165,9 @@ def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None
     summary = tokenize_corpus("sample", **settings(tmp_path))
     corpus = corpora.corpus("sample")
     expected = {}
-    for piece in corpus.pieces({}, "clean"):
+    for piece in corpus.pieces({}, CLEAN):
         contents = [(SAMPLE / file).read_bytes() for file in piece.files]
-        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, "clean")
+        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, CLEAN)
     table = pq.read_table(summary.address + "/part-00000.parquet")
     assert table.schema.equals(layout.SCHEMA)
     assert table["piece"].to_pylist() == sorted(expected)
@@ -202,9 +203,10 @@ def test_the_second_run_does_nothing(ray_cluster: object, tmp_path: Path) -> Non
 
 _JOB = """
 import sys, ray
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing.tokenize import tokenize_corpora
 ray.init(num_cpus=int(sys.argv[1]), address=sys.argv[2] or None, include_dashboard=False)
-[summary] = tokenize_corpora([sys.argv[3]], corpora_root="", storage_root=sys.argv[4], protocol="clean")
+[summary] = tokenize_corpora([sys.argv[3]], corpora_root="", storage_root=sys.argv[4], protocol=CLEAN)
 print(summary.manifest["digest"])
 """
 

@@ -12,6 +12,7 @@ from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.metrics import confusion, macro_f1
+from midibert_ray.training.task_data import Batch
 
 CPU = torch.device("cpu")
 
@@ -37,6 +38,30 @@ def encoder(tiny: Config, tmp_path: Path) -> str:
 
     new_encoder(tiny).save_pretrained(tmp_path / "encoder")
     return str(tmp_path / "encoder")
+
+
+def test_each_repair_of_fine_tuning_changes_its_own_part(sample_store: TokenStore, scratch: Config) -> None:
+    def seen(**switches: object) -> tuple[TaskData, Batch]:
+        changes = {f"protocol.{name}": value for name, value in switches.items()}
+        config = replace(scratch, {"tokens.protocol": "paper", "model.representation": "remi"} | changes)
+        data = TaskData(config, sample_store)
+        return data, data.batch("train", np.arange(4), CPU)[0]
+
+    data, paper = seen()
+    scored = paper.targets != IGNORE
+    assert (data.outputs, paper.packing) == (4, None)
+    assert paper.mask is not None and torch.equal(paper.mask, scored)
+
+    data, without = seen(padding_class="false")
+    assert data.outputs == 3
+    assert torch.equal(without.targets[scored], paper.targets[scored] - 1)
+    assert without.mask is not None and torch.equal(without.mask, paper.mask)
+
+    data, attended = seen(attends_labelled="false")
+    assert data.outputs == 4
+    assert torch.equal(attended.targets, paper.targets)
+    assert attended.mask is not None and int(attended.mask.sum()) > int(scored.sum())
+    assert data.protocol.packs_task("note") and not data.protocol.packs_task("sequence")
 
 
 @pytest.mark.parametrize("task", ["melody", "velocity"])

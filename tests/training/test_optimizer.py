@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.settings.config import OptimizerConfig
 from midibert_ray.training.optimizer import adamw, rate_factor
 
@@ -25,9 +26,9 @@ def test_warm_up_and_courses() -> None:
 def test_decay_groups() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     rates = {"lr": 1e-3, "eps": 1e-6, "weight_decay": 0.01}
-    everything = adamw(model.parameters(), "clean", **rates)
+    everything = adamw(model.parameters(), CLEAN, **rates)
     assert [group["weight_decay"] for group in everything.param_groups] == [0.01]
-    spared = adamw(model.parameters(), "clean", decay="matrices", **rates)
+    spared = adamw(model.parameters(), CLEAN, decay="matrices", **rates)
     sizes = {group["weight_decay"]: [list(p.shape) for p in group["params"]] for group in spared.param_groups}
     assert sizes == {0.01: [[3, 3]], 0.0: [[3], [3], [3]]}
 
@@ -37,7 +38,7 @@ def test_the_authors_adamw_step_by_step(size: float) -> None:
     """transformers 4: bias-corrected, eps 1e-6 before the correction, decay 0.01 of everything after the step."""
     generator = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(5, 3, generator=generator, dtype=torch.float64))
-    optimizer = adamw([weight], "paper", lr=2e-2, eps=1e-6, weight_decay=0.01)
+    optimizer = adamw([weight], PAPER, lr=2e-2, eps=1e-6, weight_decay=0.01)
     expected, first, second = weight.detach().clone(), 0.0, 0.0
     for step in range(1, 8):
         gradient = size * torch.randn(5, 3, generator=generator, dtype=torch.float64)
@@ -51,4 +52,4 @@ def test_the_authors_adamw_step_by_step(size: float) -> None:
 
 
 def test_the_clean_protocol_takes_torch_s_own() -> None:
-    assert type(adamw([nn.Parameter(torch.ones(2))], "clean", lr=1, eps=1e-6, weight_decay=0)) is torch.optim.AdamW
+    assert type(adamw([nn.Parameter(torch.ones(2))], CLEAN, lr=1, eps=1e-6, weight_decay=0)) is torch.optim.AdamW

@@ -59,6 +59,29 @@ def test_paper_data_takes_all_segments_and_cuts_by_segment(sample_store: TokenSt
     assert len(data.train_rows) + len(data.valid_rows) == len(data.train)
 
 
+def test_each_repair_of_pretraining_data_changes_its_own_part(sample_store: TokenStore, tiny: Config) -> None:
+    def pieces(**switches: object) -> tuple[set[str], set[str]]:
+        changes = {f"protocol.{name}": value for name, value in switches.items()}
+        data = PretrainData(replace(tiny, {"tokens.protocol": "paper"} | changes), [sample_store])
+        sides = ((data.train, data.train_rows), (data.valid, data.valid_rows))
+        train, valid = ({part.piece_id(int(i)) for i in part.gather(rows).piece} for part, rows in sides)
+        return train, valid
+
+    tested = {sample_store.piece_id(i) for i in range(len(sample_store)) if sample_store.split(i) == "test"}
+    train, valid = pieces()
+    assert train & valid and (train | valid) >= tested
+    train, valid = pieces(validates_by="piece")
+    assert not train & valid and (train | valid) >= tested
+    train, valid = pieces(pretrains_on_test=False)
+    assert train & valid and not (train | valid) & tested
+
+
+def test_the_repaired_score_is_the_loss(tiny: Config) -> None:
+    paper, figures = replace(tiny, {"tokens.protocol": "paper"}), {"valid/accuracy": 0.5, "valid/loss": 2.0}
+    assert score(paper, figures) == 0.5
+    assert score(replace(paper, {"protocol.judged_by": "loss"}), figures) == -2.0
+
+
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
 def test_train_splits_leave_validation_and_test_pieces_out(
     sample_pieces: list[Piece], tiny: Config, tmp_path: Path, protocol: str

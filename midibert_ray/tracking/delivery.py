@@ -27,8 +27,8 @@ def recording(config: Config) -> Iterator[None]:
     Raises:
         ConfigError: at once, where the server does not accept the account.
     """
-    # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this; on
-    # a cluster that is there already, the driver makes the folders in which they write.
+    # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this;
+    # on a cluster that is there already, the driver makes the folders in which they write.
     before = os.umask(0o077)
     try:
         with _sending(config) if address(config).spool else nullcontext():

@@ -176,7 +176,7 @@ def flush_plan(config: Config) -> str:
 
 def report_address(config: Config, key: str) -> str:
     """Where the report of a study stands."""
-    return reports.address(config, key)
+    return reports.uri(config, key)
 
 
 def outcome(config: Config, result: StudyResult) -> str:

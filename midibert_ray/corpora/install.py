@@ -24,6 +24,7 @@ from midibert_ray.corpora.contents import Contents, compare, measure, published
 from midibert_ray.corpora.fetch import Patience, Remote, fetch, probe, verify
 from midibert_ray.corpora.sources import SOURCES, ArchiveError, DownloadError, Source, UnreachableError, megabytes
 from midibert_ray.corpora.unpack import Limits, unpack
+from midibert_ray.settings.text import aligned
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +104,7 @@ def table(items: Sequence[Item]) -> str:
         size = "-" if item.remote is None else "not stated" if item.remote.size is None else megabytes(item.remote.size)
         unpacked = f"{len(item.contents.files):,} files, {megabytes(item.contents.bytes)}"
         rows.append((item.source.corpus, size, unpacked, item.state, item.corpus.licence, str(item.target)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return aligned(rows)
 
 
 def install(

@@ -1,4 +1,4 @@
-"""What a study says in plain words: what the leaks of protocol paper are worth, and whether skyline is beaten."""
+"""A study in plain words: the worth of the leaks of protocol paper, and melody told by skyline and by models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,41 +24,46 @@ from midibert_ray.studies.result import Outcome
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
 
+QUADRANTS = ("TP", "FP", "FN", "TN")
+"""Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
+
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
-    """One sentence on each leak that the cells of a study measure; none where it has no such cells."""
+    """Sentences, one a leak that the cells of a study measure."""
     found = scores(tables)
     sentences = [_order(found, task) for task in ("melody", "velocity")] + [_songs(found, tables)]
     return [sentence for sentence in sentences if sentence]
 
 
 def _order(found: Mapping[Key, Score], task: str) -> str:
-    """What the order of notes within an onset gives away, by models that differ in nothing else."""
-    pairs = {}
-    for variant, model in MODELS.items():
-        track = found.get(Key("paper", task, variant))
-        pitch = found.get(Key("paper", task, variant + BY_PITCH))
-        if track and pitch:
-            pairs[model] = (track, pitch)
+    """The accuracy that the order of notes within an onset gives away, by models that differ in nothing else."""
+    pairs = [
+        (model, track, pitch)
+        for variant, model in MODELS.items()
+        if (track := found.get(Key("paper", task, variant)))
+        and (pitch := found.get(Key("paper", task, variant + BY_PITCH)))
+    ]
     if not pairs:
         return ""
-    worth = {model: statistics.difference(*tallies(*pair), paired=True) for model, pair in pairs.items()}
-    first, *others = pairs
-    track, pitch = pairs[first]
-    gives = "gives" if worth[first][0] > 0 else "does not measurably give"
+    worth = [(track, pitch, statistics.difference(*tallies(track, pitch), paired=True)) for _, track, pitch in pairs]
+    model, track, pitch = pairs[0]
+    gives = "gives" if worth[0][2][0] > 0 else "does not measurably give"
     sentence = (
-        f"Under protocol paper the order of notes {gives} the {task} away: {first} scores {_percent(track)} with notes "
+        f"Under protocol paper the order of notes {gives} the {task} away: {model} scores {_percent(track)} with notes "
         f"track by track and {_percent(pitch)} with notes by pitch, all else equal: the leak is worth "
-        f"{_points(track, pitch, worth[first])}"
+        f"{_points(*worth[0])}"
     )
-    rest = (f"{_points(*pairs[model], worth[model])} for {model}" for model in others)
+    rest = (f"{_points(*each)} for {model}" for (model, *_), each in zip(pairs[1:], worth[1:], strict=True))
     return "; ".join([sentence, *rest]) + "."
 
 
 def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable]) -> str:
-    """What it is worth that clips of one song stand in train and test."""
+    """The accuracy that clips of one song in train and test give away."""
+    baselines = (item for table in tables for item in table.baselines if item.name != MAJORITY)
+    trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, "emotion")}
+    known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
     for variant, model in MODELS.items():
-        shared, disjoint = (found.get(Key(protocol, "emotion", variant)) for protocol in ("paper", "clean"))
+        shared, disjoint = (found.get(Key(protocol, "emotion", variant)) for protocol in PROTOCOLS)
         if shared and disjoint:
             worth = statistics.difference(shared.by_piece, disjoint.by_piece, paired=False)
             sentence = (
@@ -66,16 +71,8 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable]) -> str:
                 f"{_percent(shared)} of the test segments, and of {_percent(disjoint)} where no song is in both "
                 f"(protocol clean, which repairs padding too): a difference of {_points(shared, disjoint, worth)}."
             )
-            trivial = [item for item in _baselines(tables) if (item.protocol, item.task) == (PAPER.name, "emotion")]
-            known = [f" Without any model: {item.name}, {100 * item.accuracy:.1f} %." for item in trivial]
-            return sentence + "".join(known)
+            return "".join([sentence, *known])
     return ""
-
-
-def _baselines(tables: Sequence[ResultTable]) -> list[Baseline]:
-    """The trivial baselines of all tables but the majority class, each once."""
-    found = {(item.protocol, item.task, item.name): item for table in tables for item in table.baselines}
-    return [item for item in found.values() if item.name != MAJORITY]
 
 
 def _percent(score: Score) -> str:
@@ -90,12 +87,12 @@ def _points(first: Score, second: Score, interval: Interval) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class MelodyOrNot:
-    """How well melody is told from the two other classes."""
+    """Melody told from the two other classes by a rule or a model."""
 
     protocol: str
     name: str
     counts: Sequence[float]
-    """TP, FP, FN and TN, means over seeds."""
+    """The `QUADRANTS`, means over seeds."""
 
     printed: float | None = None
     """The paper's accuracy in %."""
@@ -122,28 +119,27 @@ def melody_or_not(
     """
     groups = {key: group for key, group in by_key(outcomes).items() if key.task == "melody"}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
-    names, printed = labels(tables), paper.MELODY_OR_NOT
-    rows = []
-    for protocol in (each for each in PROTOCOLS if any(key.protocol == each for key in shown)):
-        models = {key.variant: _counts(groups[key]) for key in shown if key.protocol == protocol}
+    names, rows = labels(tables), []
+    for protocol in PROTOCOLS:
+        models = {key.variant: _quadrants(groups[key]) for key in shown if key.protocol == protocol}
+        if not models:
+            continue
         hits, false, missed, rest = next(iter(models.values()))
         rules: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
-        rules |= {
-            item.name: _quadrants(item) for item in baselines if item.protocol == protocol and "TP" in item.detail
-        }
+        for item in baselines:
+            if item.protocol == protocol and "TP" in item.detail:
+                rules[item.name] = [item.detail[name] for name in QUADRANTS]
         rows += [
-            MelodyOrNot(protocol=protocol, name=names.get(name, name), counts=each, printed=printed.get(name))
+            MelodyOrNot(
+                protocol=protocol, name=names.get(name, name), counts=each, printed=paper.MELODY_OR_NOT.get(name)
+            )
             for name, each in (rules | models).items()
         ]
     return rows
 
 
-def _quadrants(item: Baseline) -> list[float]:
-    return [item.detail[name] for name in ("TP", "FP", "FN", "TN")]
-
-
-def _counts(group: Sequence[Outcome]) -> tuple[float, float, float, float]:
-    """TP, FP, FN and TN of the class melody, means over seeds."""
+def _quadrants(group: Sequence[Outcome]) -> tuple[float, float, float, float]:
+    """The `QUADRANTS` of the class melody, means over seeds."""
     matrix = mean_confusion(group)
     melody = group[0].classes.index("melody")
     hits = matrix[melody, melody]

@@ -59,7 +59,7 @@ def accuracies(table: ResultTable) -> Figure:
         Line2D([], [], marker="o", markersize=5, color=OF_PROTOCOL[protocol], label=f"protocol {protocol}")
         for protocol in table.protocols
     ]
-    if any(row.printed for row in table.rows):
+    if table.has_printed:
         marks.append(
             Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")
         )
@@ -70,7 +70,7 @@ def accuracies(table: ResultTable) -> Figure:
 
 
 def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
-    """One panel: points with error bars, and what they are to be compared with."""
+    """A panel: points with error bars, the majority class and the paper's accuracies."""
     for number, protocol in enumerate(table.protocols):
         shift = 0.24 * (number - (len(table.protocols) - 1) / 2)
         colour = OF_PROTOCOL[protocol]
@@ -137,7 +137,8 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) 
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_title(y, fontsize=9, color=INK, loc="left")
     axes.grid(color=FAINT, linewidth=0.6)
-    axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if ends:
+        axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 

@@ -7,9 +7,7 @@ from dataclasses import asdict
 from midibert_ray import storage, tracking
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
-from midibert_ray.report import findings, formats, page, table
-from midibert_ray.report import plots as figures
-from midibert_ray.report import table_one as corpora
+from midibert_ray.report import findings, formats, page, plots, table, table_one
 from midibert_ray.report.baselines import Baseline, baselines
 from midibert_ray.report.load import BASELINES, CORPORA, load
 from midibert_ray.settings.config import Config
@@ -70,9 +68,9 @@ def _publish(log: StudyLog, plan: Plan) -> None:
     run.json(failed, "failed.json")
     run.json([asdict(item) for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
-        run.json(corpora.table([corpora.describe(store) for store in _paper_stores(plan)]), CORPORA)
+        run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
-        run.figure(figures.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
+        run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
     run.finish("FAILED" if failed else "FINISHED")
@@ -96,7 +94,7 @@ def study_baselines(plan: Plan) -> list[Baseline]:
 
 def _paper_stores(plan: Plan) -> list[TokenStore]:
     """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
-    order = list(corpora.PRINTED)
+    order = list(table_one.PRINTED)
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
     own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
     protocols = list(PROTOCOLS)

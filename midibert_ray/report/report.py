@@ -1,7 +1,6 @@
 """`report.html`: one self-contained page about a study, made from MLflow alone."""
 
 from datetime import UTC, datetime
-from html import escape
 
 from midibert_ray import storage
 from midibert_ray.report import table
@@ -13,7 +12,7 @@ from midibert_ray.settings.validators import require_name
 
 
 def write(config: Config, key: str) -> str:
-    """Make the report of a study; returns its address, `{root}/reports/<study>/report.html`.
+    """Make the report of a study; returns its URI, `{root}/reports/<study>/report.html`.
 
     Raises:
         LookupError: where MLflow has no such study.
@@ -21,14 +20,14 @@ def write(config: Config, key: str) -> str:
     """
     source = load(config, key)
     page = render(source)
-    place = address(config, source.key)
-    storage.write_bytes(place, page.encode())
+    target = uri(config, source.key)
+    storage.write_bytes(target, page.encode())
     source.tracker.log(source.experiment, source.key).text(page, "report.html")
-    return place
+    return target
 
 
-def address(config: Config, key: str) -> str:
-    """Where the report of the study with this key stands.
+def uri(config: Config, key: str) -> str:
+    """The URI of the report of the study with this key.
 
     Raises:
         ConfigError: for a key that cannot be a name; it may come from a tracking server that others write to.
@@ -39,25 +38,21 @@ def address(config: Config, key: str) -> str:
 
 def render(source: Source) -> str:
     """The page as HTML; every picture and style is within it."""
-    return document(source.key, _facts(source), all_sections(source))
+    return document(source.key, all_sections(source), facts=_facts(source))
 
 
-def _facts(source: Source) -> str:
-    """The head of the page: what was studied, in a line of facts."""
+def _facts(source: Source) -> dict[str, str]:
+    """The head of the page: what was studied."""
     params = source.parent.data.params
-    protocols = source.parent.data.tags.get("protocol", "").split(",")
     hours = sum(score.device_hours for score in table.scores(source.tables).values())
-    facts = {
-        "protocol": " and ".join(protocols),
+    return {
+        "protocol": source.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
-        "pre-trained on": ", ".join(params["corpora.names"].split(",")),
+        "pre-trained on": params["corpora.names"].replace(",", ", "),
         "trials": f"{len(source.outcomes)} finished, {len(source.failed)} failed",
         "device-hours": f"{hours:.2f}",
         "first started": f"{_date(source.parent.info.start_time)} UTC",
     }
-    return (
-        "<dl>" + "".join(f"<div><dt>{name}</dt><dd>{escape(fact)}</dd></div>" for name, fact in facts.items()) + "</dl>"
-    )
 
 
 def _date(milliseconds: int) -> str:

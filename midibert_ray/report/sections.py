@@ -1,254 +1,231 @@
-"""The sections of a study's report, as HTML; one that has nothing to show is empty."""
+"""The data of the sections of a study's report; `templates/sections.html` shows them."""
 
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import plots as figures
-from midibert_ray.report import table, table_one
+from midibert_ray.report import plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.findings import leaks, melody_or_not
-from midibert_ray.report.formats import melody_grid, p_text
+from midibert_ray.report.formats import between, melody_grid, p_text, percent
 from midibert_ray.report.load import Source
-from midibert_ray.report.page import between, findings, folded, grid, heat, picture, results
-from midibert_ray.report.table import STATISTICS, Key, Score, by_key
+from midibert_ray.report.page import Section
+from midibert_ray.report.table import PROTOCOLS, STATISTICS, Key, Score, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies import result as outcome
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import PREDICTIONS, Outcome
 from midibert_ray.tracking import Run
 
 BARS = 32
 """Bars of a piano roll."""
 
+Cell = str | tuple[str, str]
+"""Text of a table, or a pair: the second stands small below the first."""
 
-def all_sections(source: Source) -> list[tuple[str, str]]:
-    """Headings and contents, in the order in which a reader wants them."""
+Curve = list[tuple[int, float]]
+"""Steps or epochs, and values."""
+
+
+def all_sections(source: Source) -> list[Section]:
+    """The sections in the order in which a reader wants them; one without data is empty."""
     return [
-        ("Results", tables(source) or "<p>No trial has finished.</p>"),
-        ("Beside accuracy", beside(source)),
-        ("Melody or not", melody(source)),
-        ("A test piece", piano_roll(source)),
-        ("Confusion", confusions(source)),
-        ("Corpora", corpora(source)),
-        ("Pre-training", pretraining(source)),
-        ("Fine-tuning", finetuning(source)),
-        ("Cost", cost(source)),
-        ("Failed trials", failures(source)),
-        ("Settings", settings(source)),
+        Section("Results", "study", results(source)),
+        Section("Beside accuracy", "beside", beside_accuracy(source)),
+        Section("Melody or not", "melody", melody(source)),
+        Section("A test piece", "piano_roll", piano_roll(source)),
+        Section("Confusion", "confusions", confusions(source)),
+        Section("Corpora", "corpora", corpora(source)),
+        Section("Pre-training", "pretraining", pretraining(source)),
+        Section("Fine-tuning", "finetuning", finetuning(source)),
+        Section("Cost", "cost", cost(source)),
+        Section("Failed trials", "failures", [("trial", "reason"), *source.failed.items()] if source.failed else []),
+        Section("Settings", "settings", settings(source)),
     ]
 
 
-def tables(source: Source) -> str:
-    """What the study says in words, its tables, and a chart of each."""
-    if not source.tables:
-        return ""
-    parts = [findings(leaks(source.tables))]
-    for each in source.tables:
-        chart = picture(figures.accuracies(each), f"{each.title}: accuracy of every row") if source.outcomes else ""
-        parts.append(f"<h3>{escape(each.title)}</h3>{results(each)}{chart}")
-    return "".join([*parts, f"<p class=note>{escape(STATISTICS)}</p>", folded("Every figure", _everything(source))])
+# ------------------------------------------------------------------------------------ accuracy, and beside it
 
 
-def _everything(source: Source) -> str:
-    """All intervals of all cells."""
+def results(source: Source) -> dict[str, Any]:
+    """The findings in words, the tables with a chart of each, and every interval."""
+    return {
+        "sentences": leaks(source.tables),
+        "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
+        "statistics": STATISTICS,
+        "everything": _everything(source),
+    }
+
+
+def _everything(source: Source) -> list[list[str]]:
     intervals = ("over pieces", "Wilson", "over seeds")
-    head = ("row", "table", "protocol", "task", "accuracy", *intervals, "seeds", "scored", "pieces", "p")
-    rows = []
+    rows = [["row", "table", "protocol", "task", "accuracy", *intervals, "seeds", "scored", "pieces", "p"]]
     for each in source.tables:
-        names = {row.variant: row.label for row in each.rows}
-        for key, cell in sorted(each.cells.items(), key=lambda item: _place(item[0], list(names))):
-            if score := cell.score:
-                ends = [between(item) for item in (score.over_pieces, score.wilson, score.over_seeds)]
+        for task, protocol, row in product(each.tasks, each.protocols, each.rows):
+            cell = each.cells.get(Key(protocol, task, row.variant))
+            if cell and (score := cell.score):
+                ends = map(between, (score.over_pieces, score.wilson, score.over_seeds))
                 counts = [str(score.seeds), f"{score.scored:,}", str(len(score.tally))]
-                p = escape(p_text(cell.p)) if cell.p is not None else ""
-                name = escape(names[key.variant])
-                rows.append([name, each.name, key.protocol, key.task, f"{100 * score.accuracy:.2f}", *ends, *counts, p])
-    return grid(head, rows) if rows else ""
+                place = [row.label, each.name, protocol, task]
+                rows.append([*place, percent(score.accuracy, 2), *ends, *counts, p_text(cell.p)])
+    return rows
 
 
-def _place(key: Key, variants: Sequence[str]) -> tuple[int, int, int]:
-    return list(TASKS).index(key.task), table.PROTOCOLS.index(key.protocol), variants.index(key.variant)
+def beside_accuracy(source: Source) -> list[list[Cell]]:
+    """Macro-F1, and the share of whole pieces that are right."""
+
+    def show(score: Score) -> Cell:
+        pieces = score.piece_accuracy
+        return percent(score.f1), "" if pieces is None else f"pieces {percent(pieces)}"
+
+    trivial = {(item.protocol, item.task, item.name): item for each in source.tables for item in each.baselines}
+    found = [trivial.get((protocol, task, MAJORITY)) for protocol, task in _columns(source)]
+    return _by_variant(source, show, [MAJORITY, *(percent(table.majority_f1(item)) if item else "" for item in found)])
+
+
+def cost(source: Source) -> dict[str, Any]:
+    """Device-hours and seconds of every cell."""
+    scores = table.scores(source.tables).items()
+    sums = [sum(score.device_hours for key, score in scores if key[:2] == column) for column in _columns(source)]
+    rows = _by_variant(
+        source, lambda score: (_hours(score.device_hours), f"{score.seconds:,.0f} s"), ["all", *map(_hours, sums)]
+    )
+    return {"total": _hours(sum(sums)), "rows": rows} if rows else {}
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"
 
 
 def _columns(source: Source) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
-    return [(protocol, task) for task in TASKS for protocol in table.PROTOCOLS if (protocol, task) in present]
+    return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
 
 
-def _by_variant(source: Source, show: Callable[[Score], str]) -> list[list[str]]:
-    """Rows of what `show` makes of the score of every cell."""
-    scores = table.scores(source.tables)
-    rows = []
+def _by_variant(source: Source, show: Callable[[Score], Cell], last: Sequence[Cell]) -> list[list[Cell]]:
+    """A head, rows of what `show` makes of the score of every cell, and a last row; nothing where none has a score."""
+    scores, columns = table.scores(source.tables), _columns(source)
+    rows: list[list[Cell]] = []
     for variant, label in table.labels(source.tables).items():
-        cells = [scores.get(Key(protocol, task, variant)) for protocol, task in _columns(source)]
+        cells = [scores.get(Key(protocol, task, variant)) for protocol, task in columns]
         if any(cells):
-            rows.append([escape(label), *(show(score) if score else "" for score in cells)])
-    return rows
+            rows.append([label, *(show(score) if score else "" for score in cells)])
+    return [["", *((task, protocol) for protocol, task in columns)], *rows, [*last]] if rows else []
 
 
-def _heads(source: Source) -> list[str]:
-    return ["", *(f"{task}<small>{protocol}</small>" for protocol, task in _columns(source))]
+# ------------------------------------------------------------------------------------ what models answer
 
 
-def beside(source: Source) -> str:
-    """Macro-F1, which rare classes count in as much as frequent ones, and the share of whole pieces that are right."""
-
-    def show(score: Score) -> str:
-        pieces = score.piece_accuracy
-        whole = f"<small>pieces {100 * pieces:.1f}</small>" if pieces is not None else ""
-        return f"{100 * score.f1:.1f}{whole}"
-
-    rows = _by_variant(source, show)
-    if not rows:
-        return ""
-    trivial = {(item.protocol, item.task, item.name): item for each in source.tables for item in each.baselines}
-    found = [trivial.get((protocol, task, MAJORITY)) for protocol, task in _columns(source)]
-    shown = [f"{100 * table.majority_f1(item):.1f}" if item else "" for item in found]
-    note = (
-        "Macro-F1 in %: the mean over the classes, so that rare ones count as much as frequent ones. Pieces: the share "
-        "of the test pieces in % whose mean logits over all segments are right."
-    )
-    return f"<p class=note>{note}</p>{grid(_heads(source), [*rows, [MAJORITY, *shown]])}"
-
-
-def melody(source: Source) -> str:
+def melody(source: Source) -> list[list[str]]:
     """Melody against the rest: skyline and the models."""
     found = melody_or_not(source.outcomes, source.baselines, source.tables)
-    if not found:
-        return ""
-    head, *lines = melody_grid(found)
-    rows = [
-        [name, protocol, f"<b>{accuracy}</b>", *others]
-        for name, protocol, accuracy, *others in (map(escape, line) for line in lines)
-    ]
-    note = "Bridge and accompaniment are one class here. Skyline takes the highest note for the melody, by rule."
-    return f"<p class=note>{note}</p>{grid(head, rows)}"
+    return melody_grid(found) if found else []
 
 
-def failures(source: Source) -> str:
-    """Why trials failed."""
-    rows = [(escape(name), f"<span class=failed>{escape(reason)}</span>") for name, reason in source.failed.items()]
-    return grid(("trial", "reason"), rows, "plain reasons") if rows else ""
-
-
-def corpora(source: Source) -> str:
-    """Table I, from our token stores beside the paper's figures, and why they differ."""
-    head = ["", "protocol", *(heading for heading, _ in table_one.SHOWN.values())]
-    rows = []
-    for line in source.corpora:
-        figures_of = (table_one.show(line, name) for name in table_one.SHOWN)
-        rows.append([escape(line["corpus"]), escape(line["protocol"]), *figures_of])
-    notes = {
-        f"<li>{escape(line['corpus'])}: {escape(line['note'])}</li>": None for line in source.corpora if line["note"]
-    }
-    listed = f"<ul class=note>{''.join(notes)}</ul>" if notes else ""
-    return f"{grid(head, rows)}<p class=note>{escape(table_one.READING)}</p>{listed}" if rows else ""
-
-
-def piano_roll(source: Source) -> str:
+def piano_roll(source: Source) -> dict[str, Any]:
     """Fig. 4: a test piece as annotated, as skyline has it and as a model hears it."""
     groups = {key: group for key, group in by_key(source.outcomes).items() if key.task == "melody"}
-    wanted = [Key(protocol, "melody", "pretrained") for protocol in table.PROTOCOLS]
+    wanted = [Key(protocol, "melody", "pretrained") for protocol in PROTOCOLS]
     best = sorted(groups, key=lambda key: -groups[key][0].accuracy)
     for key in (key for key in (*wanted, *best) if key in groups):
         chosen = groups[key][0]
-        content = source.tracker.artifact(source.children[chosen.trial].info.run_id, outcome.PREDICTIONS)
+        content = source.tracker.artifact(source.children[chosen.trial].info.run_id, PREDICTIONS)
         if content:
             label = table.labels(source.tables)[key.variant]
             return _piano_roll(pq.read_table(io.BytesIO(content)), chosen, f"{label}, protocol {key.protocol}")
-    return ""
+    return {}
 
 
-def _piano_roll(notes: pa.Table, chosen: Outcome, model: str) -> str:
+def _piano_roll(notes: pa.Table, chosen: Outcome, model: str) -> dict[str, Any]:
     names = notes["piece"].cast(pa.string())
     piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
     notes = notes.filter(pc.equal(names, piece))
-    column: dict[str, NDArray[Any]] = {
-        name: notes[name].to_numpy() for name in ("onset", "pitch", "duration", "label", "prediction")
-    }
-    where = {name: column[name].astype(np.int64) for name in ("onset", "pitch", "duration")}
-    part = chosen.classes.index("melody")
-    true = column["label"] == part
-    rules = skyline(where["onset"], where["duration"] - 1, where["pitch"])
-    said = column["prediction"] == part
-    first = where["onset"].min() // 16 * 16
-    shown = where["onset"] < first + 16 * BARS
+    onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
+    melody = chosen.classes.index("melody")
+    true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
+    rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
+    shown = onset < onset.min() // 16 * 16 + 16 * BARS
     rolls = {
         "as annotated": true[shown],
         f"skyline: {(rules == true).mean():.1%} of the piece's notes are right": rules[shown],
         f"{model}: {(said == true).mean():.1%}": said[shown],
     }
-    figure = figures.piano_rolls(rolls, **{name: values[shown] for name, values in where.items()})
-    text = f"Melody or not in test piece {escape(piece)}, its first {BARS} bars, as in the paper's Fig. 4."
-    return f"<p class=note>{text}</p>{picture(figure, 'piano rolls of a test piece')}"
+    figure = plots.piano_rolls(rolls, onset=onset[shown], pitch=pitch[shown], duration=duration[shown])
+    return {"piece": piece, "bars": BARS, "figure": figure}
 
 
-def confusions(source: Source) -> str:
-    """The confusion matrices that the paper shows too, and the others behind a line."""
-    names = table.labels(source.tables)
-    groups = by_key(source.outcomes)
-    parts = []
+def confusions(source: Source) -> list[dict[str, Any]]:
+    """By task the confusion matrices that the paper shows too, and the others."""
+    names, groups = table.labels(source.tables), by_key(source.outcomes)
+    tasks = []
     for task in dict.fromkeys(task for _, task in _columns(source)):
-        keys = [Key(protocol, task, variant) for protocol in table.PROTOCOLS for variant in names]
-        pictures = {key: heat(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups}
-        first = [key for key in pictures if key.variant in paper.CONFUSED] or list(pictures)
-        others = [pictures[key] for key in pictures if key not in first]
-        parts.append(f"<h3>{task} <small>{paper.CONFUSIONS[task]} of the paper</small></h3>")
-        parts.append(f"<div class=wall>{''.join(pictures[key] for key in first)}</div>")
-        parts.append(folded(f"{len(others)} more", f"<div class=wall>{''.join(others)}</div>" if others else ""))
-    note = "In % of each true class (rows); columns are predictions. Means over seeds."
-    return f"<p class=note>{note}</p>{''.join(parts)}" if parts else ""
+        keys = (Key(protocol, task, variant) for protocol, variant in product(PROTOCOLS, names))
+        matrices = {
+            key: _confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups
+        }
+        first = [key for key in matrices if key.variant in paper.CONFUSED] or list(matrices)
+        tasks.append(
+            {
+                "name": task,
+                "figure": paper.CONFUSIONS[task],
+                "shown": [matrices[key] for key in first],
+                "others": [matrix for key, matrix in matrices.items() if key not in first],
+            }
+        )
+    return tasks
 
 
-def pretraining(source: Source) -> str:
-    """Curves of the encoders."""
+def _confusion(group: Sequence[Outcome], caption: str) -> dict[str, Any]:
+    true, predicted, shares = plots.in_percent(group)
+    return {"caption": caption, "predicted": predicted, "rows": list(zip(true, shares, strict=True))}
+
+
+# ------------------------------------------------------------------------------------ corpora and training
+
+
+def corpora(source: Source) -> dict[str, Any]:
+    """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
+    notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
+    return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
+
+
+def pretraining(source: Source) -> dict[str, Any]:
+    """Curves of the encoders: several side by side, or one with its losses and token types."""
     names = encoder_names(source.encoders)
-    curve = {key: _Curves(source, run) for key, run in source.encoders.items()}
-    if not curve:
-        return ""
-    if len(curve) == 1:
-        (only,) = curve.values()
-        losses = {name: only(f"{name}/loss") for name in ("train", "valid")}
-        families = {name: only(f"valid/accuracy/{name}", 100) for name in ("bar", "position", "pitch", "duration")}
-    else:
-        losses = {names[key]: each("valid/loss") for key, each in curve.items()}
-        families = {names[key]: each("valid/accuracy", 100) for key, each in curve.items()}
-    loss = figures.curves(losses, x="step", y="weighted loss" if len(curve) == 1 else "validation loss")
-    accuracy = figures.curves(families, x="step", y="accuracy of masked tokens in validation, %")
-    pictures = picture(loss, "pre-training loss") + picture(accuracy, "accuracy of masked tokens")
-    return f"<div class=pair>{pictures}</div>{_encoders(source, names, curve)}"
-
-
-class _Curves:
-    """The curves of a run, by name of the metric."""
-
-    def __init__(self, source: Source, run: Run) -> None:
-        self.source, self.run = source, run
-
-    def __call__(self, metric: str, scale: float = 1) -> list[tuple[int, float]]:
-        points = self.source.tracker.curve(self.run.info.run_id, metric)
-        return [(step, scale * value) for step, value in points]
-
-
-def _encoders(source: Source, names: dict[str, str], curve: dict[str, _Curves]) -> str:
-    rows = []
-    for key, each in curve.items():
-        losses, accuracies = each("valid/loss"), each("valid/accuracy", 100)
+    if not names:
+        return {}
+    losses = {key: _curve(source, run, "valid/loss") for key, run in source.encoders.items()}
+    accuracies = {key: _curve(source, run, "valid/accuracy", 100) for key, run in source.encoders.items()}
+    rows = [["encoder", "steps", "validation loss", "accuracy, %", "trials that start from it"]]
+    for key, name in names.items():
         users = sum(run.data.tags.get("encoder") == key for run in source.children.values())
-        last = [f"{losses[-1][0]:,}", f"{losses[-1][1]:.3f}"] if losses else ["", ""]
-        rows.append([escape(names[key]), *last, f"{accuracies[-1][1]:.2f}" if accuracies else "", str(users)])
-    return grid(("encoder", "steps", "validation loss", "accuracy, %", "trials that start from it"), rows)
+        loss = [f"{losses[key][-1][0]:,}", f"{losses[key][-1][1]:.3f}"] if losses[key] else ["", ""]
+        rows.append([name, *loss, f"{accuracies[key][-1][1]:.2f}" if accuracies[key] else "", str(users)])
+    if len(names) > 1:
+        left, title = {names[key]: curve for key, curve in losses.items()}, "validation loss"
+        right = {names[key]: curve for key, curve in accuracies.items()}
+    else:
+        (run,) = source.encoders.values()
+        left, title = {name: _curve(source, run, f"{name}/loss") for name in ("train", "valid")}, "weighted loss"
+        types = ("bar", "position", "pitch", "duration")
+        right = {name: _curve(source, run, f"valid/accuracy/{name}", 100) for name in types}
+    return {
+        "loss": plots.curves(left, x="step", y=title),
+        "accuracy": plots.curves(right, x="step", y="accuracy of masked tokens in validation, %"),
+        "rows": rows,
+    }
+
+
+def _curve(source: Source, run: Run, metric: str, scale: float = 1) -> Curve:
+    return [(step, scale * value) for step, value in source.tracker.curve(run.info.run_id, metric)]
 
 
 def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
@@ -260,7 +237,7 @@ def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _told(params: dict[str, str]) -> list[str]:
-    """What may tell one pre-training from another, in words."""
+    """The settings that may tell one pre-training from another, in words."""
     corpora = params.get("corpora.names", "").split(",")
     return [
         params.get("model.representation", "").upper(),
@@ -273,55 +250,32 @@ def _told(params: dict[str, str]) -> list[str]:
     ]
 
 
-def finetuning(source: Source) -> str:
-    """Validation accuracy by epoch, the mean of the seeds that came so far."""
+def finetuning(source: Source) -> list[tuple[str, str, Any]]:
+    """Validation accuracy by epoch, the mean of the seeds that came so far: protocol, task, picture."""
+    curves: dict[tuple[str, ...], list[Curve]] = {}
+    for run in source.children.values():
+        key = tuple(run.data.tags.get(name, "") for name in Key._fields)
+        curves.setdefault(key, []).append(_curve(source, run, "valid/accuracy", 100))
     names = table.labels(source.tables)
     pictures = []
     for protocol, task in _columns(source):
-        lines: dict[str, list[tuple[int, float]]] = {}
-        for variant, label in names.items():
-            runs = [run for run in source.children.values() if _tags(run) == (protocol, task, variant)]
-            curves = [_Curves(source, run)("valid/accuracy", 100) for run in runs]
-            lines[label] = _mean_curve(curves)
-        figure = figures.curves(lines, x="epoch", y=f"{task}, {protocol}: validation accuracy, %")
-        pictures.append(picture(figure, f"validation accuracy of {task} by epoch, protocol {protocol}"))
-    return folded("Validation accuracy by epoch", f"<div class=pair>{''.join(pictures)}</div>") if pictures else ""
+        lines = {label: _mean_curve(curves.get((protocol, task, variant), [])) for variant, label in names.items()}
+        title = f"{task}, {protocol}: validation accuracy, %"
+        pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
+    return pictures
 
 
-def _tags(run: Run) -> tuple[str, str, str]:
-    tags = run.data.tags
-    return tags.get("protocol", ""), tags.get("task", ""), tags.get("variant", "")
-
-
-def _mean_curve(curves: Iterable[Iterable[tuple[int, float]]]) -> list[tuple[int, float]]:
+def _mean_curve(curves: Iterable[Curve]) -> Curve:
     values: dict[int, list[float]] = {}
     for step, value in (point for points in curves for point in points):
         values.setdefault(step, []).append(value)
     return [(step, float(np.mean(values[step]))) for step in sorted(values)]
 
 
-def cost(source: Source) -> str:
-    """Device-hours and seconds of every cell."""
-    rows = _by_variant(source, lambda score: f"{_hours(score.device_hours)}<small>{score.seconds:,.0f} s</small>")
-    if not rows:
-        return ""
-    scores = table.scores(source.tables).items()
-    sums = [sum(score.device_hours for key, score in scores if key[:2] == column) for column in _columns(source)]
-    total = _hours(sum(sums))
-    note = (
-        f"Device-hours of fine-tuning and scoring, all seeds together, and below it their seconds one after the other: "
-        f"{total} h in all. A device is a GPU, or a CPU core where there is none; pre-training is not counted."
-    )
-    return f"<p class=note>{note}</p>{grid(_heads(source), [*rows, ['all', *map(_hours, sums)]])}"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"
-
-
-def settings(source: Source) -> str:
+def settings(source: Source) -> dict[str, Any]:
     """Configuration, where MLflow is, and the ids of the runs."""
-    lines = [f"{key} = {value}" for key, value in sorted(source.parent.data.params.items())]
-    runs = json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1)
-    text = "\n".join(lines) + "\n\nMLflow " + source.tracker.address.command() + "\n" + runs
-    return folded("Configuration and MLflow runs", f"<pre>{escape(text)}</pre>")
+    return {
+        "params": sorted(source.parent.data.params.items()),
+        "mlflow": source.tracker.address.command(),
+        "runs": json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1),
+    }

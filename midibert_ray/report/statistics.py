@@ -1,8 +1,11 @@
-"""What an accuracy is worth: 95 % intervals, and a test of two models on the same pieces.
+"""The certainty of an accuracy: 95 % intervals, and a test of two models on the same pieces.
 
-Notes of one piece resemble each other, and so do its segments; pieces are what is independent. So the bootstrap draws
-whole pieces, and the test exchanges the answers of two models piece by piece. A *tally* is the score of a model
-by piece: float64 [pieces, 2], correct (a mean over seeds) and scored notes or segments.
+Notes of one piece resemble each other, and so do its segments; pieces are independent. So the bootstrap draws whole
+pieces, and the test exchanges the answers of two models piece by piece. A *tally* is the score of a model by piece:
+float64 [pieces, 2], correct (a mean over seeds) and scored notes or segments.
+
+scipy.stats has Wilson's interval and Student's t. Its `bootstrap` and `permutation_test` neither draw the pieces of two
+models alike for one comparison and apart for another, nor keep their draws for the next cell; and it has no Holm.
 """
 
 import math
@@ -101,7 +104,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 @lru_cache(maxsize=8)
 def _weights(pieces: int, stream: int) -> Floats:
-    """How often each piece is in each resample: [DRAWS, pieces]."""
+    """Counts of each piece in each resample: [DRAWS, pieces]."""
     drawn = np.random.default_rng((SEED, pieces, stream)).integers(pieces, size=(DRAWS, pieces))
     drawn += pieces * np.arange(DRAWS)[:, None]
     return np.bincount(drawn.ravel(), minlength=DRAWS * pieces).reshape(DRAWS, pieces).astype(np.float64)

@@ -1,7 +1,7 @@
-"""Result tables: what every cell has scored, how sure that is, and what it is compared with."""
+"""Result tables: the accuracy of every cell with its interval, tested against a baseline."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +25,11 @@ STATISTICS = (
     "one piece resemble each other (where every piece is a single segment: Wilson's). p: two rows are alike, by "
     "exchanging their answers piece by piece, after Holm's correction within a column."
 )
-"""What a reader must know of the tables' figures."""
+"""How to read the accuracies of a table."""
 
 
 class Key(NamedTuple):
-    """What the seeds of one configuration have in common."""
+    """A configuration, without its seed."""
 
     protocol: str
     task: str
@@ -38,13 +38,10 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What the seeds of one configuration have scored."""
+    """The metrics of one configuration over its seeds."""
 
     accuracy: float
     """Mean over the seeds."""
-
-    interval: Interval
-    """The one to believe: `over_pieces`, or `wilson` where every piece is a single segment, or there is one only."""
 
     wilson: Interval
     """Takes all notes or segments for independent."""
@@ -69,9 +66,14 @@ class Score:
 
     seeds: int
     seconds: float
-    """Of all seeds, one after the other."""
+    """Sum over the seeds."""
 
     device_hours: float
+
+    @property
+    def interval(self) -> Interval:
+        """The interval to believe: `over_pieces`; `wilson` where each piece is one segment, or there is one piece."""
+        return self.over_pieces if 1 < len(self.tally) < self.scored else self.wilson
 
     @property
     def scored(self) -> int:
@@ -86,28 +88,22 @@ class Score:
     @classmethod
     def of(cls, group: Sequence[Outcome]) -> "Score":
         """The score of some seeds."""
-        accuracies = [item.accuracy for item in group]
-        accuracy = float(np.mean(accuracies))
-        support = dict(zip(group[0].classes, map(sum, group[0].confusion), strict=True))
-        scored = sum(support.values())
+        first, accuracies = group[0], [item.accuracy for item in group]
         tally = {
             piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
-            for piece, (_, size, *_) in group[0].pieces.items()
+            for piece, (_, size, *_) in first.pieces.items()
         }
-        wilson = statistics.wilson(accuracy * scored, scored)
-        over_pieces = statistics.over_pieces(np.array(list(tally.values())))
-        name = f"{group[0].split}/piece_accuracy"
+        name = f"{first.split}/piece_accuracy"
         whole = [item.figures[name] for item in group if name in item.figures]
         return cls(
-            accuracy=accuracy,
-            interval=over_pieces if 1 < len(tally) < scored else wilson,
-            wilson=wilson,
+            accuracy=float(np.mean(accuracies)),
+            wilson=statistics.wilson(float(np.mean(accuracies)) * first.scored, first.scored),
             over_seeds=statistics.over_seeds(accuracies) if len(group) > 1 else None,
-            over_pieces=over_pieces,
+            over_pieces=statistics.over_pieces(np.array(list(tally.values()))),
             f1=float(np.mean([item.figures[f"{item.split}/f1"] for item in group])),
             piece_accuracy=float(np.mean(whole)) if whole else None,
             tally=tally,
-            support=support,
+            support=dict(zip(first.classes, map(sum, first.confusion), strict=True)),
             seeds=len(group),
             seconds=sum(item.seconds for item in group),
             device_hours=sum(item.seconds * item.devices for item in group) / 3600,
@@ -118,14 +114,13 @@ class Score:
 class Cell:
     """A configuration in a row of a table."""
 
-    key: Key
-    score: Score | None
+    score: Score | None = None
     """None where no seed has finished."""
 
-    failed: Mapping[str, str]
+    failed: Mapping[str, str] = field(default_factory=dict)
     """Trial -> reason, of the seeds that failed."""
 
-    printed: float | None
+    printed: float | None = None
     """The paper's accuracy in %."""
 
     p: float | None = None
@@ -135,6 +130,11 @@ class Cell:
     def difference(self) -> float | None:
         """Our accuracy less the paper's, in points."""
         return 100 * self.score.accuracy - self.printed if self.score and self.printed is not None else None
+
+    @property
+    def reasons(self) -> str:
+        """The failed seeds with their reasons, in a line."""
+        return "; ".join(f"{trial}: {reason}" for trial, reason in self.failed.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class ResultTable:
 
     title: str
     split: str
-    """What was scored: `test`, or `valid` in a sweep."""
+    """The split that is scored: `test`, or `valid` in a sweep."""
 
     baseline: str
     """Variant that the other rows are tested against, or empty."""
@@ -155,16 +155,21 @@ class ResultTable:
     tasks: tuple[str, ...]
     protocols: tuple[str, ...]
     cells: Mapping[Key, Cell]
-    """Those that have finished or failed."""
+    """The configurations that have finished or failed."""
 
     baselines: tuple[Baseline, ...]
 
     @property
     def caption(self) -> str:
-        """What the figures are, and what the rows are tested against."""
+        """The metric, the split, and the row that others are tested against."""
         against = next((row.label for row in self.rows if row.variant == self.baseline), "the row above it")
         tested = any(cell.p is not None for cell in self.cells.values())
         return f"Accuracy on the {self.split} split in %" + (f"; p against {against}." if tested else ".")
+
+    @property
+    def has_printed(self) -> bool:
+        """The paper prints some of these accuracies."""
+        return any(row.printed for row in self.rows)
 
     def baseline_names(self) -> list[str]:
         """Rows of trivial baselines."""
@@ -197,21 +202,21 @@ def build(
         baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
         tables: as in `study.tables`; variants that none of them has come in a table of their own.
     """
-    scores = {key: Score.of(group) for key, group in by_key(outcomes).items()}
-    broken: dict[Key, dict[str, str]] = {}
+    cells = {key: Cell(score=Score.of(group)) for key, group in by_key(outcomes).items()}
     for trial, reason in failed.items():
-        broken.setdefault(_key(trial), {})[trial] = reason
-    wanted = {name: paper.TABLES[name] for name in tables if name in paper.TABLES}
-    known = set(paper.variants(tuple(wanted)))
-    others = sorted({key.variant for key in (*scores, *broken)} - known, key=_place)
+        cell = cells.get(key := _key(trial), Cell())
+        cells[key] = replace(cell, failed={**cell.failed, trial: reason})
+    layouts = {name: paper.TABLES[name] for name in tables if name in paper.TABLES}
+    unknown = {key.variant for key in cells}.difference(paper.variants(tuple(layouts)))
+    others = [*(name for name in VARIANTS if name in unknown), *sorted(unknown - VARIANTS.keys())]
     plain = PaperTable(
-        title="Other variants" if wanted else "All variants",
+        title="Other variants" if layouts else "All variants",
         baseline="pretrained" if "pretrained" in others else "",
         rows=tuple(Row(label=variant, variant=variant, printed={}) for variant in others),
     )
     split = outcomes[0].split if outcomes else "test"
-    made = (_table(name, each, split, scores, broken, baselines) for name, each in (wanted | {PLAIN: plain}).items())
-    return [each for each in made if each.cells]
+    made = (_table(name, layout, split, cells, baselines) for name, layout in (layouts | {PLAIN: plain}).items())
+    return [table for table in made if table.cells]
 
 
 def by_key(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
@@ -228,7 +233,7 @@ def mean_confusion(group: Sequence[Outcome]) -> Floats:
 
 
 def scores(tables: Iterable[ResultTable]) -> dict[Key, Score]:
-    """What the cells of some tables have scored, each once."""
+    """The scores in some tables, each configuration once."""
     return {key: cell.score for table in tables for key, cell in table.cells.items() if cell.score}
 
 
@@ -253,74 +258,58 @@ def _key(trial: str) -> Key:
     return Key(protocol, task, variant)
 
 
-def _place(variant: str) -> tuple[int, str]:
-    """Where a variant stands in a list: as in VARIANTS, then by name."""
-    order = list(VARIANTS)
-    return (order.index(variant) if variant in order else len(order), variant)
-
-
 def _table(
-    name: str,
-    wanted: PaperTable,
-    split: str,
-    scores: Mapping[Key, Score],
-    broken: Mapping[Key, Mapping[str, str]],
-    baselines: Sequence[Baseline],
+    name: str, layout: PaperTable, split: str, found: Mapping[Key, Cell], baselines: Iterable[Baseline]
 ) -> ResultTable:
-    rows = {row.variant: row for row in wanted.rows}
-    keys = [key for key in dict.fromkeys((*scores, *broken)) if key.variant in rows]
-    present = {key[:2] for key in keys}
-    p = _tests(wanted, keys, scores)
-    cells = {
-        key: Cell(
-            key=key,
-            score=scores.get(key),
-            failed=broken.get(key, {}),
-            printed=rows[key.variant].printed.get(key.task),
-            p=p.get(key),
-        )
-        for key in keys
-    }
-    trivial = [item for item in baselines if (item.protocol, item.task) in present and _answers_the_task(item)]
+    rows = {row.variant: row for row in layout.rows}
+    own = {key: cell for key, cell in found.items() if key.variant in rows}
+    scores = {key: cell.score for key, cell in own.items() if cell.score}
+    p = _tests(layout, scores)
+    columns = {(key.protocol, key.task) for key in own}
     return ResultTable(
         name=name,
-        title=wanted.title,
+        title=layout.title,
         split=split,
-        baseline=wanted.baseline,
-        rows=wanted.rows,
-        tasks=tuple(task for task in TASKS if any(task == key.task for key in keys)),
-        protocols=tuple(item for item in PROTOCOLS if any(item == key.protocol for key in keys)),
-        cells=cells,
-        baselines=(*_majorities(wanted, scores), *trivial),
+        baseline=layout.baseline,
+        rows=layout.rows,
+        tasks=tuple(task for task in TASKS if task in {task for _, task in columns}),
+        protocols=tuple(protocol for protocol in PROTOCOLS if protocol in {protocol for protocol, _ in columns}),
+        cells={
+            key: replace(cell, printed=rows[key.variant].printed.get(key.task), p=p.get(key))
+            for key, cell in own.items()
+        },
+        # The majority class is counted here; a baseline with quadrants tells melody from the rest only (`findings`).
+        baselines=(
+            *_majorities(layout, scores),
+            *(
+                item
+                for item in baselines
+                if (item.protocol, item.task) in columns and item.name != MAJORITY and "TP" not in item.detail
+            ),
+        ),
     )
 
 
-def _tests(wanted: PaperTable, keys: Sequence[Key], scores: Mapping[Key, Score]) -> dict[Key, float]:
+def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
     """The p values of a table, corrected column by column."""
-    against = {row.variant: row.baseline or wanted.baseline for row in wanted.rows}
+    against = {row.variant: row.baseline or layout.baseline for row in layout.rows}
     columns: dict[tuple[str, str], dict[Key, float]] = {}
-    for key in keys:
+    for key, score in scores.items():
         other = key._replace(variant=against[key.variant])
-        if other != key and key in scores and other in scores:
-            raw = statistics.paired_p(*tallies(scores[key], scores[other]))
+        if other != key and other in scores:
+            raw = statistics.paired_p(*tallies(score, scores[other]))
             columns.setdefault((key.protocol, key.task), {})[key] = raw
     corrected = (zip(raw, statistics.holm(list(raw.values())), strict=True) for raw in columns.values())
     return {key: p for column in corrected for key, p in column}
 
 
-def _majorities(wanted: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
+def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
     """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
+    order = [layout.baseline, *(row.variant for row in layout.rows)]
     found: dict[tuple[str, str], Baseline] = {}
-    for variant in (wanted.baseline, *(row.variant for row in wanted.rows)):
-        for key, score in scores.items():
-            if key.variant == variant:
-                found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, score.support))
+    for key in sorted(scores, key=lambda key: order.index(key.variant)):
+        found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, scores[key].support))
     return list(found.values())
-
-
-def _answers_the_task(item: Baseline) -> bool:
-    """Whether a baseline belongs into a table: not where the table has it, or it tells melody from the rest only."""
-    return item.name != MAJORITY and "TP" not in item.detail
 
 
 def majority_f1(item: Baseline) -> float:

@@ -1,4 +1,4 @@
-"""Table I of the paper: what the corpora are like, counted in our token stores."""
+"""Table I of the paper: the corpora in numbers, counted in our token stores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,15 +21,7 @@ _PAPER_ROWS = {
 PRINTED: dict[str, dict[str, float]] = {
     corpus: dict(zip(_PAPER_COLUMNS, row, strict=True)) for corpus, row in _PAPER_ROWS.items()
 }
-"""Corpus -> the figures that the paper prints."""
-
-READING = (
-    "In parentheses: the paper's figures. Bars are those that are not empty. A duration is the mean index, as the "
-    "paper prints it; index d is d + 1 thirty-seconds long, so that the true mean is one more. Protocol paper moves "
-    "notes of a piece's last onset to the sub-beat before, at times into the bar before; protocol clean does not, and "
-    "has a few more bars. Hours are left out, as a token store holds no tempo."
-)
-"""How to read the table."""
+"""Corpus -> the numbers that the paper prints."""
 
 _TICKS = (
     "The files have 384 ticks a beat. Protocol paper takes 480 for granted, as the authors do, so that a bar is five "
@@ -45,7 +37,7 @@ NOTES = {
     f"printed notes per bar, pitch and duration come from is not known. {_TICKS}",
     "emopia": _TICKS,
 }
-"""Corpus -> why our figures are not the paper's."""
+"""Corpus -> the known reasons why our numbers are not the paper's."""
 
 SHOWN = {
     "pieces": ("pieces", ",.0f"),
@@ -55,7 +47,7 @@ SHOWN = {
     "mean_duration": ("mean duration", ".1f"),
     "mean_thirty_seconds": ("in thirty-seconds", ".1f"),
 }
-"""Figure -> its heading, and a format with as many digits as the paper prints."""
+"""Column -> its heading, and a format with as many digits as the paper prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +91,7 @@ def describe(store: TokenStore) -> CorpusRow:
 
 
 def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
-    """Table I, a dict for each row: its figures, the paper's (`printed`), and why they differ (`note`).
+    """Table I, a dict for each row: our numbers, the paper's (`printed`), and why they differ (`note`).
 
     Corpora that are not the paper's have nothing `printed`, and an empty `note`.
     """
@@ -114,18 +106,14 @@ def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
     ]
 
 
-def to_markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """What `table` gives as Markdown: our figures, the paper's in parentheses behind them, the notes below."""
-    head = ["corpus", "protocol", *(heading for heading, _ in SHOWN.values())]
-    rows = [[line["corpus"], line["protocol"], *(show(line, name) for name in SHOWN)] for line in lines]
-    notes = {f"- {line['corpus']}: {line['note']}": None for line in lines if line["note"]}
-    separated = ["---"] * len(head)
-    parts = ["| " + " | ".join(cells) + " |" for cells in (head, separated, *rows)]
-    return "\n".join([*parts, "", READING, "", *notes]).rstrip() + "\n"
+def grid(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The lines of `table` as text: a head, and rows of our numbers with the paper's in parentheses."""
+    head = ["", "protocol", *(heading for heading, _ in SHOWN.values())]
+    return [head, *([line["corpus"], line["protocol"], *(_show(line, name) for name in SHOWN)] for line in lines)]
 
 
-def show(line: Mapping[str, Any], name: str) -> str:
-    """Our figure, and the paper's in parentheses."""
+def _show(line: Mapping[str, Any], name: str) -> str:
+    """Our number, and the paper's in parentheses."""
     _, digits = SHOWN[name]
     printed = line["printed"].get(name)
     return f"{line[name]:{digits}}" + ("" if printed is None else f" ({printed:{digits}})")

@@ -24,6 +24,7 @@ from midibert_ray.data import layout
 from midibert_ray.data.columns import store_digest
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
+from midibert_ray.settings.text import aligned
 from midibert_ray.tokenizing import commit as staging
 from midibert_ray.tokenizing.plan import Plan, plan_corpus
 from midibert_ray.tokenizing.shard import Part, make_part
@@ -53,10 +54,8 @@ class Summary:
         made at the same time share the machines, so that the column need not add up to the time of the job.
         """
         head = ("corpus", "pieces", "segments", "notes", "dropped", "quarantined", "seconds")
-        rows = [head, *(summary._row() for summary in summaries)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        return "\n".join([*lines, *(line for summary in summaries for line in summary._notes())])
+        table = aligned([head, *(summary._row() for summary in summaries)], numbers=True)
+        return "\n".join([table, *(line for summary in summaries for line in summary._notes())])
 
     def _row(self) -> tuple[str, ...]:
         manifest, counts = self.manifest, self.manifest["counts"]

@@ -1,10 +1,8 @@
 """The report is made from MLflow alone: a study recorded as studies are, but with made-up outcomes, without Ray."""
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray import tracking
-from midibert_ray.report import load as source
-from midibert_ray.report import page, report, sections
-from midibert_ray.report import table_one as corpora
+from midibert_ray.report import load, page, report, sections, table_one
 from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.load import Source
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.plan import PlannedTrial, make
 from midibert_ray.studies.recorder import StudyLog
+from tests.report.pages import check
 from tests.studies.made import outcome
 from tests.tiny import tiny_study
 
@@ -35,7 +32,7 @@ SKYLINE = Baseline(
     detail={"TP": 1, "FP": 0, "FN": 1, "TN": 2},
     note="the highest",
 )
-ASAP = corpora.CorpusRow(
+ASAP = table_one.CorpusRow(
     corpus="asap",
     protocol="paper",
     pieces=65,
@@ -103,44 +100,15 @@ def key(config: Config) -> str:
     for name, entry in plan.trials.items():
         if entry.trial.variant in (*SHARES, "scratch"):
             record(log, name, entry)
-    log.parent.json([asdict(SKYLINE)], source.BASELINES)
-    log.parent.json(corpora.table([ASAP]), source.CORPORA)
+    log.parent.json([asdict(SKYLINE)], load.BASELINES)
+    log.parent.json(table_one.table([ASAP]), load.CORPORA)
     log.parent.finish("FAILED")
     return plan.key
 
 
 @pytest.fixture
 def found(config: Config, key: str) -> Source:
-    return source.load(config, key)
-
-
-class Elements(HTMLParser):
-    """Collects what a browser would have to fetch, and checks that elements nest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.fetched: list[str] = []
-        self.ids: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def check(content: str) -> str:
-    """A page is whole and carries everything with it; returns its text."""
-    elements = Elements()
-    elements.feed(content)
-    assert not elements.open
-    links = [place for place in elements.fetched if not place.startswith("data:image/png;base64,")]
-    assert sorted(links) == sorted(f"#{name}" for name in elements.ids)
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL)).split())
+    return load.load(config, key)
 
 
 @pytest.mark.parametrize("by_name", [True, False])
@@ -173,16 +141,20 @@ def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> Non
 
 
 def test_what_is_not_there_is_left_out(found: Source) -> None:
-    everything = dict(sections.all_sections(found))
+    everything = {section.heading: section.data for section in sections.all_sections(found)}
     assert all(everything.values())
     found.parent.data.tags["encoder"] = ""
     for run in found.children.values():
         run.data.tags["encoder"] = ""
     less = replace(found, baselines=[], corpora=[], outcomes=[item for item in found.outcomes if item.variant == "rnn"])
-    left = {name: content for name, content in sections.all_sections(less) if content}
+    left = {section.heading: section.data for section in sections.all_sections(less) if section.data}
     assert everything.keys() - left.keys() == {"Corpora", "Pre-training"}
-    assert "<th>skyline</th>" in everything["Melody or not"] and "<th>skyline</th>" not in left["Melody or not"]
-    check(page.document("x", "", left.items()))
+    first = {name: [row[0] for row in shown["Melody or not"]] for name, shown in (("all", everything), ("left", left))}
+    assert "skyline" in first["all"] and "skyline" not in first["left"]
+    content = report.render(less)
+    check(content)
+    assert "<th>skyline</th>" in report.render(found) and "<th>skyline</th>" not in content
+    assert 'id="corpora"' not in content and 'id="pre-training"' not in content
 
 
 def test_a_study_without_a_finished_trial_says_so(found: Source) -> None:
@@ -200,7 +172,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
     log = StudyLog(plan)
     for name, entry in plan.trials.items():
         record(log, name, entry)
-    content = report.render(source.load(plan.config, plan.key))
+    content = report.render(load.load(plan.config, plan.key))
     text = check(content)
     assert "All variants Accuracy on the test split in %; p against pretrained." in text
     assert "Melody or not" not in text and "Pre-training" not in text

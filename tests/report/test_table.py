@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from midibert_ray.report import findings, formats, page, statistics, table
-from midibert_ray.report import plots as figures
+from midibert_ray.report import findings, formats, page, plots, statistics, table
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.report.table import Key, ResultTable
 from midibert_ray.studies.result import Outcome
@@ -242,7 +241,7 @@ def test_outcomes_survive_json() -> None:
 
 def test_confusions_are_means_of_what_occurs() -> None:
     mine = [item for item in PAPER if item.trial.startswith("melody-pretrained-paper")]
-    true, said, shares = figures.in_percent(mine)
+    true, said, shares = plots.in_percent(mine)
     assert true == said == ["melody", "bridge", "accompaniment"], "nothing is padding"
     assert shares.sum(axis=1) == pytest.approx([100, 100, 100])
     counts = np.mean([item.confusion for item in mine], axis=0)[1:, 1:]
@@ -251,8 +250,8 @@ def test_confusions_are_means_of_what_occurs() -> None:
 
 def test_pictures_are_drawn_without_a_display(tables: list[ResultTable]) -> None:
     notes = np.arange(40)
-    roll = figures.piano_rolls({"a": notes % 3 == 0}, onset=notes, pitch=notes % 30 + 50, duration=notes % 4 + 1)
+    roll = plots.piano_rolls({"a": notes % 3 == 0}, onset=notes, pitch=notes % 30 + 50, duration=notes % 4 + 1)
     lines = {"a": [(1, 2.0), (300, 3.0)], "b": [(1, 1.0)], "c": []}
-    curves = figures.curves(lines, x="epoch", y="accuracy")
-    for drawn in (figures.confusion(OUTCOMES[0]), *map(figures.accuracies, tables), roll, curves):
+    curves = plots.curves(lines, x="epoch", y="accuracy")
+    for drawn in (plots.confusion(OUTCOMES[0]), *map(plots.accuracies, tables), roll, curves):
         assert page.picture(drawn, "<x>").startswith('<img alt="&lt;x&gt;" width=')

@@ -7,7 +7,7 @@ import pytest
 
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.tokens import Tokens
-from midibert_ray.report.table_one import NOTES, PRINTED, CorpusRow, describe, table, to_markdown
+from midibert_ray.report.table_one import NOTES, PRINTED, CorpusRow, describe, grid, table
 from tests.stores import read_corpus, write_store
 
 
@@ -54,10 +54,12 @@ def test_the_table_sets_the_papers_figures_beside_ours() -> None:
     lines = table(rows)
     assert lines[0]["printed"] == PRINTED["asap"]
     assert lines[0]["mean_thirty_seconds"] == pytest.approx(3.914)
-    text = to_markdown(lines)
-    assert "| asap | paper | 65 (65) | 95.9 (95.9) | 23.1 (23.0) | 63 (63) | 2.9 (2.9) | 3.9 |" in text
-    assert "| sample | clean | 65 | 95.9 | 23.1 | 63 | 2.9 | 3.9 |" in text
-    assert text.count(f"- asap: {NOTES['asap']}") == 1
+    assert [lines[0]["note"], lines[2]["note"]] == [NOTES["asap"], ""]
+    head, *shown = grid(lines)
+    assert head[:5] == ["", "protocol", "pieces", "bars per piece", "notes per bar"]
+    assert head[5:] == ["mean pitch", "mean duration", "in thirty-seconds"]
+    assert shown[0] == ["asap", "paper", "65 (65)", "95.9 (95.9)", "23.1 (23.0)", "63 (63)", "2.9 (2.9)", "3.9"]
+    assert shown[3] == ["sample", "clean", "65", "95.9", "23.1", "63", "2.9", "3.9"]
 
 
 @pytest.mark.corpora

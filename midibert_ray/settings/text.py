@@ -1,0 +1,22 @@
+"""Tables as text: aligned for a terminal, or as Markdown."""
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    """Lines whose columns stand two spaces apart.
+
+    Args:
+        rows: cells, the head first; all rows are of the same length.
+        numbers: align every column but the first to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    justify = str.rjust if numbers else str.ljust
+    lines = ("  ".join([first.ljust(widths[0]), *map(justify, rest, widths[1:])]) for first, *rest in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def piped(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

@@ -11,31 +11,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.data import layout
-from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION, piece_digest, store_digest
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
+from midibert_ray.data.format import COLUMNS, FORMAT_VERSION, MANIFEST, SCHEMA, piece_digest, store_digest
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
-from midibert_ray.tokenizing.shard import Part, make_part
+from midibert_ray.tokenizing.shard import Shard, make_shard
 
 Piece = tuple[str, str, str | None, Tokens]
 
 
 def write_store(
-    folder: Path, pieces: list[Piece], corpus: str = "made", in_part: int = 5, protocol: str = "clean"
+    folder: Path, pieces: list[Piece], corpus: str = "made", in_shard: int = 5, protocol: str = "clean"
 ) -> str:
-    """A token store as `data.tokenize` writes it, without Ray."""
+    """A token store without Ray, as it was written before the manifest named the shards."""
     folder.mkdir(parents=True)
     digests = []
-    for number, start in enumerate(range(0, len(pieces), in_part)):
-        rows_of_part = []
-        for piece, split, label, tokens in pieces[start : start + in_part]:
+    for number, start in enumerate(range(0, len(pieces), in_shard)):
+        rows = []
+        for piece, split, label, tokens in pieces[start : start + in_shard]:
             columns = {name: np.asarray(getattr(tokens, name)).ravel() for name in COLUMNS}
-            rows_of_part.append({"piece": piece, "split": split, "label": label, **columns})
+            rows.append({"piece": piece, "split": split, "label": label, **columns})
             values = (columns[name].astype(dtype).tobytes() for name, (dtype, _) in COLUMNS.items())
             digests.append((piece, piece_digest(piece, split, label, values)))
-        table = pa.Table.from_pylist(rows_of_part, schema=layout.SCHEMA)
-        pq.write_table(table, folder / layout.part_name(number))
+        table = pa.Table.from_pylist(rows, schema=SCHEMA)
+        pq.write_table(table, folder / f"part-{number:05d}.parquet")
     counts = {"pieces": len(pieces), "notes": sum(len(tokens) for *_, tokens in pieces)}
     manifest = {
         "corpus": corpus,
@@ -44,15 +45,15 @@ def write_store(
         "counts": counts,
         "digest": store_digest(digests),
     }
-    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
+    (folder / MANIFEST).write_text(json.dumps(manifest))
     return str(folder)
 
 
-def make_here(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
-    """What `tokenize._stream` gives, one part after the other in this process."""
-    for part in parts:
+def make_here(shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:
+    """What `tokenize._stream` gives, one shard after the other in this process."""
+    for shard in shards:
         began = time.time()
-        reports = make_part(part)
+        reports = make_shard(shard)
         yield [{**report, "node": "here", "began": began, "ended": time.time()} for report in reports]
 
 
@@ -66,19 +67,20 @@ def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
     return cut
 
 
-def sample(protocol: str = "clean") -> list[Piece]:
+def sample(protocol: str = "clean", order: str = "") -> list[Piece]:
     """The pieces of the sample corpus, by id."""
-    return read_corpus("sample", protocol)
+    return read_corpus("sample", protocol, order=order)
 
 
-def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
+def read_corpus(name: str, protocol: str, root: Path | str = "", order: str = "") -> list[Piece]:
     """The pieces of a corpus whose folder lies below `root`, by id."""
     corpus = corpora.corpus(name)
     folder = Path(corpus.location(str(root)))
+    made_by = PROTOCOLS[protocol].switch(order=order) if order else PROTOCOLS[protocol]
     files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(corpus.pieces(files, PROTOCOLS[protocol]), key=lambda piece: piece.piece):
+    for piece in sorted(list_pieces(corpus, files, made_by), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = corpora.tokenize_piece(corpus, piece, contents, PROTOCOLS[protocol])
+        tokens = tokenize_piece(corpus, piece, contents, made_by)
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

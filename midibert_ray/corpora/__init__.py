@@ -1,1 +1,1 @@
-"""Corpora of MIDI files: where they come from, what is in them, and how a piece of theirs is read."""
+"""Corpora of MIDI files: their publishers, contents and terms, and the way from a piece to its tokens."""

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from midibert_ray.corpora.catalogue import Corpus
+from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.music.protocol import PROTOCOLS
 
 PUBLISHED = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
@@ -73,7 +74,7 @@ def measure(corpus: Corpus, folder: Path) -> Contents:
         OSError: a file cannot be read.
     """
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
-    pieces = (piece for protocol in PROTOCOLS.values() for piece in corpus.pieces(sizes, protocol))
+    pieces = (piece for protocol in PROTOCOLS.values() for piece in list_pieces(corpus, sizes, protocol))
     read = sorted({path for piece in pieces for path in piece.files} & sizes.keys())
     digests = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in read}
     overall = hashlib.sha256("".join(f"{path}\n{digest}\n" for path, digest in digests.items()).encode())

@@ -1,17 +1,16 @@
-"""Publishers' archives -> the folders that `music.corpora` reads, each whole and compared with the paper's copy.
+"""Publishers' archives -> the folders that tokenization reads, each whole and compared with the paper's copy.
 
-{root}/POP909/...             a corpus, with the publisher's licence and README and our SOURCE.json
-{root}/downloads/pop909.zip   its archive until it is unpacked; one that was put there by hand will do as well
+    {root}/POP909/...             a corpus, with the publisher's licence and README and our SOURCE.json
+    {root}/downloads/pop909.zip   its archive until it is unpacked; one that was put there by hand will do as well
 
 A folder that is there is never written to.
 """
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,16 +18,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from midibert_ray import storage
-from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.catalogue import CORPORA, Corpus, corpus
 from midibert_ray.corpora.contents import Contents, compare, measure, published
-from midibert_ray.corpora.fetch import Patience, Remote, fetch, probe, verify
-from midibert_ray.corpora.sources import SOURCES, ArchiveError, DownloadError, Source, UnreachableError, megabytes
-from midibert_ray.corpora.unpack import Limits, unpack
+from midibert_ray.corpora.fetch import PATIENT, Patience, Remote, fetch, probe, verify
+from midibert_ray.corpora.sources import (
+    SOURCES,
+    ArchiveError,
+    DownloadError,
+    PublisherUnreachableError,
+    Source,
+    megabytes,
+)
+from midibert_ray.corpora.unpack import unpack
 from midibert_ray.settings.text import aligned
+from midibert_ray.storage import digests
 
 logger = logging.getLogger(__name__)
 
 _ROOM = 64 << 20  # disk space left alone
+_QUICK = Patience(timeout_s=10, attempts=2)
 _SPREAD = 4  # small files fill whole blocks, and annotations come along
 
 
@@ -38,7 +46,7 @@ class IncompleteError(DownloadError):
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One wanted corpus: what it is, where it goes, and what is known of it before anything is fetched."""
+    """One chosen corpus: its source, its target, and the size that its server states."""
 
     source: Source
     root: Path
@@ -48,12 +56,16 @@ class Item:
     """Why its server did not answer."""
 
     @property
-    def corpus(self) -> corpora.Corpus:
-        return corpora.CORPORA[self.source.corpus]
+    def name(self) -> str:
+        return self.source.corpus
+
+    @property
+    def corpus(self) -> Corpus:
+        return CORPORA[self.name]
 
     @property
     def contents(self) -> Contents:
-        return self.source.contents or published(self.source.corpus)
+        return self.source.contents or published(self.name)
 
     @property
     def target(self) -> Path:
@@ -62,7 +74,7 @@ class Item:
 
     @property
     def archive(self) -> Path:
-        return self.root / "downloads" / f"{self.source.corpus}.zip"
+        return self.root / "downloads" / f"{self.name}.zip"
 
     @property
     def state(self) -> str:
@@ -73,15 +85,12 @@ class Item:
         return "unreachable" if self.problem else "to fetch"
 
 
-def survey(
-    names: Sequence[str], root: str, *, sources: Mapping[str, Source] = SOURCES, patience: Patience | None = None
-) -> list[Item]:
+def survey(names: Sequence[str], root: str, *, patience: Patience = _QUICK) -> list[Item]:
     """Ask the servers for sizes, all at once; fetches nothing.
 
     Args:
         names: corpora, such as "pop909".
         root: the local folder to put them in, `corpora.root`.
-        sources: where each comes from.
         patience: with the servers.
 
     Raises:
@@ -90,11 +99,11 @@ def survey(
     if not root or not storage.is_local(root):
         raise ValueError(f"corpora.root={root!r} is not allowed; name the local folder to fill: corpora.root=/data")
     for name in names:
-        if corpora.corpus(name).name not in sources:
-            raise ValueError(f"corpus {name!r} has no publisher to fetch it from; use {', '.join(sources)}")
-    items = [Item(source=sources[name], root=Path(storage.resolve(root))) for name in dict.fromkeys(names)]
+        if corpus(name).name not in SOURCES:
+            raise ValueError(f"corpus {name!r} has no publisher to fetch it from; use {', '.join(SOURCES)}")
+    items = [Item(source=SOURCES[name], root=Path(storage.resolve(root))) for name in dict.fromkeys(names)]
     with ThreadPoolExecutor(max_workers=len(items) or 1) as pool:
-        return list(pool.map(lambda item: _ask(item, patience or Patience(timeout_s=10)), items))
+        return list(pool.map(lambda item: _ask(item, patience), items))
 
 
 def table(items: Sequence[Item]) -> str:
@@ -103,20 +112,12 @@ def table(items: Sequence[Item]) -> str:
     for item in items:
         size = "-" if item.remote is None else "not stated" if item.remote.size is None else megabytes(item.remote.size)
         unpacked = f"{len(item.contents.files):,} files, {megabytes(item.contents.bytes)}"
-        rows.append((item.source.corpus, size, unpacked, item.state, item.corpus.licence, str(item.target)))
+        rows.append((item.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
     return aligned(rows)
 
 
-def install(
-    items: Sequence[Item], *, patience: Patience | None = None, limits: Limits | None = None, free: int | None = None
-) -> list[str]:
+def install(items: Sequence[Item], *, patience: Patience = PATIENT) -> list[str]:
     """Fetch, unpack and compare each corpus that is not there; one that fails stops no other.
-
-    Args:
-        items: what `survey` gave.
-        patience: with the servers.
-        limits: of what an archive may hold.
-        free: bytes to use at most; None: what the disk has.
 
     Returns:
         the names of those that failed; why is logged.
@@ -124,11 +125,15 @@ def install(
     failed = []
     for item in items:
         try:
-            _install(item, patience or Patience(), limits or Limits(), free)
+            if item.target.exists():
+                _check_present(item)
+            else:
+                _install(item, patience)
+            logger.info("%s: %s files in %s", item.name, f"{len(item.contents.files):,}", item.target)
         except (DownloadError, OSError) as error:
-            failed.append(item.source.corpus)
-            by_hand = item.problem or isinstance(error, UnreachableError)
-            logger.error("%s: %s%s", item.source.corpus, error, f". {_by_hand(item)}" if by_hand else "")
+            failed.append(item.name)
+            by_hand = item.problem or isinstance(error, PublisherUnreachableError)
+            logger.error("%s: %s%s", item.name, error, f". {_by_hand(item)}" if by_hand else "")
     return failed
 
 
@@ -137,10 +142,11 @@ def _ask(item: Item, patience: Patience) -> Item:
     if item.state != "to fetch":
         return item
     try:
-        remote = probe(source.url, record=source.record, local=source.local, patience=patience)
-        return replace(item, remote=remote)
+        remote = probe(source.url, record=source.record, patience=patience)
     except DownloadError as error:
         return replace(item, problem=error)
+    stated = {"sha256": source.sha256} if source.sha256 else {}
+    return replace(item, remote=replace(remote, checksums=dict(remote.checksums) | stated))
 
 
 def _by_hand(item: Item) -> str:
@@ -153,58 +159,43 @@ def _by_hand(item: Item) -> str:
     )
 
 
-def _install(item: Item, patience: Patience, limits: Limits, free: int | None) -> None:
-    name, corpus = item.source.corpus, item.corpus
-    if item.target.exists():
-        try:
-            _compare(item, item.target)
-        except IncompleteError as error:
-            raise IncompleteError(f"{item.target}: {error}; add them, or move that folder away to fetch all") from error
-        logger.info("%s: %s files in %s, nothing to do", name, f"{len(item.contents.files):,}", item.target)
-        return
+def _check_present(item: Item) -> None:
+    try:
+        _compare(item, item.target)
+    except IncompleteError as error:
+        raise IncompleteError(f"{item.target}: {error}; add them, or move that folder away to fetch all") from error
+    logger.info("%s is there, nothing to do", item.name)
+
+
+def _install(item: Item, patience: Patience) -> None:
     stated = f" (Zenodo states {item.remote.licence})" if item.remote and item.remote.licence else ""
-    logger.info("%s: licence %s%s; cite %s", name, corpus.licence, stated, corpus.citation)
-    if item.remote is None and not item.archive.exists():
-        raise item.problem or UnreachableError(f"{item.source.url} was not asked for; run the same command again")
+    logger.info("%s: licence %s%s; cite %s", item.name, item.corpus.licence, stated, item.corpus.citation)
+    by_hand = item.archive.exists()
+    if not (by_hand or item.remote):
+        raise item.problem or PublisherUnreachableError(f"{item.source.url} was not asked; run the same command again")
     with _alone(item):
-        fetched = not item.archive.exists()
-        if fetched:
-            _fetch(item, patience, free)
+        if item.remote and not by_hand:
+            _need(item, (item.remote.size or 0) + _SPREAD * item.contents.bytes)
+            logger.info("%s: fetching %s", item.name, item.source.url)
+            fetch(item.remote, item.archive, patience=patience)
         try:
-            _unpack(item, limits, free)
+            _unpack(item)
         except (ArchiveError, IncompleteError) as error:
-            if not fetched:
+            if by_hand:
                 raise DownloadError(f"{error}; replace {item.archive}, or delete it to have it fetched") from error
             item.archive.unlink()
             raise DownloadError(f"{error}; the archive was removed, the same command fetches it again") from error
         item.archive.unlink()
-    logger.info("%s: %s files in %s", name, f"{len(item.contents.files):,}", item.target)
 
 
-def _fetch(item: Item, patience: Patience, free: int | None) -> None:
-    remote = item.remote
-    assert remote is not None
-    _need(item, (remote.size or 0) + _SPREAD * item.contents.bytes, free)
-    if item.source.sha256:
-        remote = replace(remote, checksums=dict(remote.checksums) | {"sha256": item.source.sha256})
-    logger.info("%s: fetching %s", item.source.corpus, remote.url)
-    fetch(remote, item.archive, patience=patience)
-
-
-def _unpack(item: Item, limits: Limits, free: int | None) -> None:
+def _unpack(item: Item) -> None:
     """Archive -> target, by way of a hidden folder beside it that is renamed when all is well."""
-    _need(item, _SPREAD * item.contents.bytes, free)
+    _need(item, _SPREAD * item.contents.bytes)
     verify(item.archive, {"sha256": item.source.sha256} if item.source.sha256 else {})
-    staging = item.target.with_name(f".{item.target.name}.download")
-    shutil.rmtree(staging, ignore_errors=True)  # of a job that was killed: the lock is ours
-    try:
-        staging.mkdir()
-        unpack(item.archive, staging, item.source.place, limits)
-        found = _compare(item, staging)
-        (staging / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
-        staging.rename(item.target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with storage.whole_folder(item.target) as folder:
+        unpack(item.archive, folder, item.source.place)
+        found = _compare(item, folder)
+        (folder / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
 
 
 def _compare(item: Item, top: Path) -> Contents:
@@ -218,15 +209,14 @@ def _compare(item: Item, top: Path) -> Contents:
     if difference.missing:
         raise IncompleteError(f"of the paper's {len(item.contents.files):,} files {difference}")
     if difference:
-        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.source.corpus, difference)
+        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.name, difference)
     return found
 
 
 def _provenance(item: Item, found: Contents) -> str:
     """SOURCE.json: where a corpus came from, and under which terms."""
     corpus, difference = item.corpus, compare(item.contents, found)
-    with item.archive.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    archive = digests.of_file(item.archive)
     return json.dumps(
         {
             "corpus": corpus.name,
@@ -236,7 +226,7 @@ def _provenance(item: Item, found: Contents) -> str:
             "licence_of_record": item.remote.licence if item.remote else "",
             "may_be_redistributed": corpus.redistribute,
             "citation": corpus.citation,
-            "archive": {"url": item.source.url, "bytes": item.archive.stat().st_size, "sha256": sha256},
+            "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
             "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
             "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
             "differs": {"changed": difference.changed, "unknown": difference.unknown},
@@ -246,12 +236,12 @@ def _provenance(item: Item, found: Contents) -> str:
     )
 
 
-def _need(item: Item, size: int, free: int | None) -> None:
+def _need(item: Item, size: int) -> None:
     """Refuse to begin what the disk cannot hold."""
-    room = shutil.disk_usage(item.root).free - _ROOM if free is None else free
-    if size > room:
+    free = shutil.disk_usage(item.root).free - _ROOM
+    if size > free:
         raise DownloadError(
-            f"{item.root} has room for {megabytes(max(room, 0))}, but {item.source.corpus} needs {megabytes(size)}: "
+            f"{item.root} has room for {megabytes(max(free, 0))}, but {item.name} needs {megabytes(size)}: "
             "free some, or choose another corpora.root"
         )
 

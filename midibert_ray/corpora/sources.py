@@ -1,4 +1,4 @@
-"""The publishers' archives of the five corpora: where they are, and what of them goes where.
+"""The publishers' archives of the five corpora: their URLs, and the places of their members.
 
 `fetch` gets one file, `unpack` opens one archive, `install` makes a corpus of it.
 """
@@ -13,8 +13,8 @@ class DownloadError(Exception):
     """A corpus that cannot be had; the message says why and what to do next."""
 
 
-class UnreachableError(DownloadError):
-    """The server did not answer or broke off too often: another day or another machine may have more luck."""
+class PublisherUnreachableError(DownloadError):
+    """The publisher's server does not answer or breaks off too often; another day or machine may have more luck."""
 
 
 class ArchiveError(DownloadError):
@@ -28,7 +28,7 @@ def megabytes(size: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a corpus's archive lies, and which of its members go where."""
+    """The archive of a corpus."""
 
     corpus: str
     url: str
@@ -39,10 +39,8 @@ class Source:
     """Zenodo's record (JSON), which states size, md5 and licence."""
     sha256: str = ""
     """Digest of the archive, if its publisher states one."""
-    local: bool = False
-    """Plain http to 127.0.0.1 is allowed; for tests."""
     contents: Contents | None = None
-    """What must be in it; None: what `music.contents` says."""
+    """What must be in it; None: what `contents.published` says."""
 
     def place(self, path: str) -> str | None:
         """Where a member goes below the corpus's top folder; None if it is not wanted."""

@@ -1,28 +1,18 @@
-"""From a token store to segments: what training reads.
+"""One token store, memory-mapped from the node's own copy."""
 
-`TokenStore` is one store, memory-mapped from the node's own copy; `Segments` cuts the pieces of one or more
-stores into segments and gathers any of them. Which segments form a batch is said by `order.BatchOrder`.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from midibert_ray.data import layout
-from midibert_ray.music import tokens as music_tokens
-from midibert_ray.music import vocabulary
+from midibert_ray.data.format import SHARDS, read_manifest
+from midibert_ray.data.node_copy import node_copy
 from midibert_ray.settings.config import StorageConfig
 from midibert_ray.storage.node_cache import Copy, NodeCache
-
-Representation = Literal["cp", "remi"]
-Indices = NDArray[np.int64]
 
 
 class TokenStore:
@@ -41,7 +31,7 @@ class TokenStore:
         """uint8[N], 0..127."""
         self.part: NDArray[np.uint8] = _mapped(folder / "part.npy")
         """uint8[N], 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
-        self.offsets: Indices = _mapped(folder / "offsets.npy")
+        self.offsets: NDArray[np.int64] = _mapped(folder / "offsets.npy")
         """int64[P + 1], where each piece starts in the arrays above."""
         self.bars: NDArray[np.int32] = _mapped(folder / "bars.npy")
         """int32[P], bars that are not empty."""
@@ -50,25 +40,25 @@ class TokenStore:
 
     @classmethod
     def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
-        """Open the store at an address; the first process of a node copies it to the node's cache.
+        """Open the store at a URI; the first process of a node copies it to the node's cache.
 
         Args:
-            uri: address of the store.
+            uri: of the store.
             cache_dir: folder of the node's copies of stores, on a disk of its own.
             cache_gib: GiB that these may take together; 0: as much as the disk holds.
 
         Raises:
-            FileNotFoundError: if no finished store stands at the address.
+            FileNotFoundError: if no finished store stands there.
             ValueError: if the store is damaged or has another format.
             OSError: if it cannot be read, or the disk of the cache is full.
         """
         cache = NodeCache(Path(cache_dir).expanduser(), cache_gib)
         while True:
-            manifest = layout.read_manifest(uri)
+            manifest = read_manifest(uri)
             try:
-                return cls(uri, manifest, layout.node_copy(uri, manifest, cache), (cache_dir, cache_gib))
+                return cls(uri, manifest, node_copy(uri, manifest, cache), (cache_dir, cache_gib))
             except (ValueError, OSError):
-                if _content(layout.read_manifest(uri)) == _content(manifest):
+                if _content(read_manifest(uri)) == _content(manifest):
                     raise
                 # the store was replaced while it was read: the new one is as good
 
@@ -98,7 +88,7 @@ class TokenStore:
         label: str | None = self._pieces["label"][index].as_py()
         return label
 
-    def select(self, splits: AbstractSet[str] | None) -> Indices:
+    def select(self, splits: AbstractSet[str] | None) -> NDArray[np.int64]:
         """The pieces (int64, ascending) of some splits, or all."""
         if splits is None:
             return np.arange(len(self), dtype=np.int64)
@@ -111,200 +101,16 @@ class TokenStore:
         return set(pc.unique(self._pieces["split"]).to_pylist())
 
 
-def open_store(uri: str, where: StorageConfig) -> TokenStore:
-    """Open the store at an address, by way of the cache that a configuration names; see `TokenStore.open`."""
-    return TokenStore.open(uri, where.cache, where.cache_gib)
+def open_store(uri: str, config: StorageConfig) -> TokenStore:
+    """Open the store at a URI, by way of the cache that is configured; see `TokenStore.open`."""
+    return TokenStore.open(uri, config.cache, config.cache_gib)
 
 
 def _content(manifest: dict[str, Any]) -> tuple[Any, ...]:
-    """What another store at the same address differs in."""
-    return manifest["digest"], manifest.get("parts")
+    """The part of a manifest by which two stores at one URI differ."""
+    return manifest["digest"], manifest.get(SHARDS)
 
 
 def _mapped(path: Path) -> NDArray[Any]:
     # a plain view of the map: np.memmap's own __getitem__ is several times slower
     return np.asarray(np.load(path, mmap_mode="r"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentBatch:
-    """Some segments side by side, padded on the right. k segments of `length` time steps."""
-
-    tokens: NDArray[np.uint8]
-    """[k, length, 4] CP ids, or [k, length] REMI ids; PAD rows beyond a segment's end."""
-
-    length: Indices
-    """int64[k], time steps that are not padding."""
-
-    piece: Indices
-    """int64[k], the piece of each segment: `Segments.piece_id(piece)`, `Segments.label(piece)`."""
-
-    start: Indices
-    """int64[k], time step of the piece with which the segment starts."""
-
-    note: Indices
-    """int64[k, length], the note of its store; -1 for padding and, in REMI, all but Pitch tokens."""
-
-    velocity: NDArray[np.uint8]
-    """[k, length]; in REMI it stands on the Pitch tokens. 0 elsewhere."""
-
-    part: NDArray[np.uint8]
-    """[k, length]; in REMI it stands on the Pitch tokens. 0 elsewhere."""
-
-
-class Segments:
-    """The segments of some pieces of some stores, by number: a piece's segments follow one another."""
-
-    def __init__(
-        self,
-        stores: Sequence[TokenStore],
-        *,
-        splits: AbstractSet[str] | None = None,
-        length: int = 512,
-        representation: Representation = "cp",
-        drop_short_last: bool = False,
-        keep: Callable[[str, str], bool] | None = None,
-        piece_order: Sequence[str] | None = None,
-    ) -> None:
-        """Lay the segments out; the tokens stay on disk, a few numbers a piece are held in memory.
-
-        Args:
-            stores: their pieces follow one another in this order.
-            splits: only pieces of these splits, or all.
-            length: time steps of a segment.
-            representation: `cp`, or `remi`, which is expanded from CP when a segment is gathered.
-            drop_short_last: leave out a last segment shorter than half of `length` (the authors' rule
-                in the composer task; a piece shorter than that disappears).
-            keep: (corpus, piece) -> whether the piece takes part; see `order.holdout_piece`.
-            piece_order: exactly these pieces, in this order, instead of the stores' order (by id).
-
-        Raises:
-            ValueError: if no segment is left, or `piece_order` names a piece that is not there.
-        """
-        if representation not in ("cp", "remi"):
-            raise ValueError(f"representation must be 'cp' or 'remi', got {representation!r}")
-        self.stores, self.length, self.representation = tuple(stores), length, representation
-        chosen = [store.select(splits) for store in self.stores]
-        self._store = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
-        self._row = np.concatenate([np.zeros(0, np.int64), *chosen])
-        if keep is not None:
-            kept = [keep(self.corpus(piece), self.piece_id(piece)) for piece in range(self.pieces)]
-            self._take(np.flatnonzero(kept))
-        if piece_order is not None:
-            self._take(self._positions(piece_order))
-        self._steps = self._count_steps()
-        full, rest = np.divmod(self._steps, length)
-        segments = full + (rest > 0 if not drop_short_last else rest >= length / 2)
-        self._first = np.concatenate([[0], np.cumsum(segments)])
-        if not len(self):
-            raise ValueError(self._emptiness(splits))
-
-    def __len__(self) -> int:
-        """Number of segments."""
-        return int(self._first[-1])
-
-    @property
-    def pieces(self) -> int:
-        """Number of pieces."""
-        return len(self._row)
-
-    def corpus(self, piece: int) -> str:
-        """The corpus of a piece; pieces are numbered as in `SegmentBatch.piece`."""
-        return self.stores[self._store[piece]].corpus
-
-    def piece_id(self, piece: int) -> str:
-        """The id of a piece within its corpus."""
-        return self.stores[self._store[piece]].piece_id(int(self._row[piece]))
-
-    def label(self, piece: int) -> str | None:
-        """Composer or emotion of a piece, None where the corpus has none."""
-        return self.stores[self._store[piece]].label(int(self._row[piece]))
-
-    def locate(self, indices: Indices) -> tuple[Indices, Indices]:
-        """Piece and first time step (int64[k] each) of some segments (int64[k]).
-
-        Raises:
-            IndexError: if an index is not that of a segment.
-        """
-        indices = np.asarray(indices, dtype=np.int64)
-        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"segments are 0..{len(self) - 1}, got {indices.min()}..{indices.max()}")
-        piece = np.searchsorted(self._first, indices, side="right") - 1
-        return piece, (indices - self._first[piece]) * self.length
-
-    def lengths(self, indices: Indices) -> Indices:
-        """Time steps that are not padding (int64[k]) of some segments, without reading them."""
-        piece, start = self.locate(indices)
-        return np.minimum(self.length, self._steps[piece] - start)
-
-    def gather(self, indices: Indices) -> SegmentBatch:
-        """Read some segments (int64[k]), in the order given; an index may come more than once."""
-        piece, start = self.locate(indices)
-        length = np.minimum(self.length, self._steps[piece] - start)
-        shape = (len(piece), self.length)
-        width, pad = ((4,), vocabulary.CP_PAD) if self.representation == "cp" else ((), (vocabulary.REMI_PAD,))
-        tokens, note = np.empty((*shape, *width), np.uint8), np.empty(shape, np.int64)
-        velocity, part = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        steps = np.arange(self.length)
-        for store, rows, first, ids, notes in self._sources(piece):
-            where = np.minimum(first[:, None] + start[rows, None] + steps, len(ids) - 1)
-            tokens[rows] = np.take(ids, where, axis=0)
-            note[rows] = index = where if notes is None else notes[where]
-            velocity[rows], part[rows] = np.take(store.velocity, index), np.take(store.part, index)
-        padding = steps >= length[:, None]
-        tokens[padding], note[padding] = np.array(pad, np.uint8), -1
-        velocity[note < 0], part[note < 0] = 0, 0
-        return SegmentBatch(
-            tokens=tokens, length=length, piece=piece, start=start, note=note, velocity=velocity, part=part
-        )
-
-    def _sources(
-        self, piece: Indices
-    ) -> Iterator[tuple[TokenStore, Indices, Indices, NDArray[np.uint8], Indices | None]]:
-        """Where the segments lie: (store, rows of the batch, start of their piece, ids, note of each id).
-
-        In CP the ids are the notes themselves, in their own order.
-        """
-        groups = self._store[piece] if self.representation == "cp" else piece
-        for group in np.unique(groups):
-            rows = np.flatnonzero(groups == group)
-            store = self.stores[self._store[piece[rows[0]]]]
-            start = store.offsets[self._row[piece[rows]]]
-            if self.representation == "cp":
-                yield store, rows, start, store.tokens, None
-            else:
-                remi = music_tokens.remi_from_cp(store.tokens[start[0] : store.offsets[self._row[group] + 1]])
-                notes = np.full(len(remi.ids), -1, np.int64)
-                notes[remi.pitch_at] = start[0] + np.arange(len(remi.pitch_at))
-                yield store, rows, np.zeros_like(start), remi.ids, notes
-
-    def _count_steps(self) -> Indices:
-        """Time steps of every piece: its notes, or its REMI tokens (three a note and one a bar)."""
-        steps = np.zeros(len(self._row), np.int64)
-        for number, store in enumerate(self.stores):
-            mine = self._store == number
-            rows = self._row[mine]
-            notes = store.offsets[rows + 1] - store.offsets[rows]
-            steps[mine] = notes if self.representation == "cp" else 3 * notes + store.bars[rows]
-        return steps
-
-    def _emptiness(self, splits: AbstractSet[str] | None) -> str:
-        wanted = "any split" if splits is None else f"splits {sorted(splits)}"
-        known = {store.corpus: sorted(store.splits) for store in self.stores}
-        return f"no segment of {self.length} time steps is left of {wanted}; there are {known}"
-
-    def _take(self, positions: Indices) -> None:
-        self._store, self._row = self._store[positions], self._row[positions]
-
-    def _positions(self, order: Sequence[str]) -> Indices:
-        """Where the pieces of `order` stand among those chosen."""
-        known: dict[str, int] = {}
-        for position in range(len(self._row)):
-            piece = self.piece_id(position)
-            if piece in known:
-                raise ValueError(f"piece_order is ambiguous: two of the stores have a piece {piece!r}")
-            known[piece] = position
-        missing = [piece for piece in order if piece not in known]
-        if missing:
-            raise ValueError(f"piece_order names {len(missing)} absent pieces, the first is {missing[0]!r}")
-        return np.array([known[piece] for piece in order], dtype=np.int64)

@@ -1,18 +1,20 @@
 """Notes in ticks -> notes on the sixteenth grid, and the alignment of POP909 to its annotated beats.
 
-A bar is sixteen sub-beats (sixteenths) from tick 0, whatever the file's time signatures say: the paper's
-corpora are in 4/4, and its tokens know no other bar. Both protocols round to the nearest grid point, ties to
-the earlier.
+Where bars begin is `midibert_ray.music.metre`'s to say. Both protocols round to the nearest grid point, ties to the
+earlier.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from midibert_ray.music.events import ZERO_DURATION
+from midibert_ray.music.metre import four_four, metre
 from midibert_ray.music.midi import MAX_TICK, MidiError, Notes
 from midibert_ray.music.pairing import close_notes
 from midibert_ray.music.protocol import Protocol
@@ -23,14 +25,29 @@ TICKS_PER_BEAT = 480
 """The authors' code assumes it, and aligned notes have it."""
 
 SUBBEATS_PER_BEAT = 4
-SUBBEATS_PER_BAR = 16
 
 OUT_OF_RANGE = "pitch out of range"
 DRUM = "drum"
 BEFORE_FIRST_BEAT = "before first beat"
 AFTER_LAST_BEAT = "after last beat"
-ZERO_DURATION = "zero duration"
 """Reasons for which a note is dropped, as they stand in manifests."""
+
+DRUM_CHANNEL_PIANO = "notes of the drum channel read as piano"
+OFF_GRID = "pieces off the grid"
+"""Remarks, as they stand in manifests."""
+
+OFF_GRID_SHARE = 0.25
+"""A piece is off the grid from this share of onsets on that lie further than a thirty-second triplet (a twelfth of a
+beat) from the nearest sixteenth. By chance it is a third of them; transcriptions in no tempo have 0.21 to 0.48
+(EMOPIA, Pianist8), pieces that were aligned to beats below 0.2 (Pop1K7) or none, and triplets count as near."""
+_FEWEST_ONSETS = 32
+"""Below it a share says nothing."""
+
+_KIT = frozenset((35, 36, 37, 38, 39, 40, 42, 44, 46, 49, 51, 53, 55, 57, 59))
+"""Pitches of bass drum, snare, hi-hat and cymbals in General MIDI; half of what a drum kit plays, at the least."""
+_MPE_CHANNELS = 3
+"""Other channels of the same instrument that make channel 10 one of many; two may be the hands of a pianist."""
+_DRUM_WORDS = re.compile(r"drum|perc|kit|batter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
 """Track names of POP909; the index + 1 is the part: 1 melody, 2 bridge, 3 accompaniment."""
@@ -45,6 +62,8 @@ class GridNotes:
 
     onset: NDArray[np.int32]
     """[n] sub-beats from the start of bar 0, never falling."""
+    bar: NDArray[np.int32]
+    """[n] sub-beats at which the note's bar begins."""
     duration: NDArray[np.uint8]
     """[n] index 0..63: d stands for d + 1 thirty-seconds."""
     pitch: NDArray[np.uint8]
@@ -55,6 +74,8 @@ class GridNotes:
     """[n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
     dropped: Mapping[str, int]
     """Notes left out, by reason."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What else a reader should know of the piece, counted; see `OFF_GRID` and `DRUM_CHANNEL_PIANO`."""
 
     def __len__(self) -> int:
         return len(self.onset)
@@ -170,6 +191,7 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60 / (120 * TICKS_PER_BEAT)),
+        metre=np.zeros((0, 3), dtype=np.int64),
     )
 
 
@@ -192,8 +214,8 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
     Raises:
         MidiError: no note is left.
     """
-    notes, dropped = _usable(notes, protocol)
-    onset, duration = _grid_times(notes, protocol)
+    notes, dropped, remarks = _usable(notes, protocol)
+    onset, bar, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
     if protocol.order == "pitch":
         sort = _by_pitch(onset, duration, notes.pitch, notes.velocity, part)
@@ -204,36 +226,83 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         sort = np.lexsort((notes.pitch, notes.track, start) if by_track else (notes.pitch, start))
     return GridNotes(
         onset=onset[sort].astype(np.int32),
+        bar=bar[sort].astype(np.int32),
         duration=duration[sort].astype(np.uint8),
         pitch=notes.pitch[sort],
         velocity=notes.velocity[sort],
         part=part[sort],
         dropped=dropped,
+        remarks=remarks | ({OFF_GRID: 1} if _is_off_grid(notes) else {}),
     )
 
 
-def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Onsets in sub-beats and duration indices of notes."""
+def _is_off_grid(notes: Notes) -> bool:
+    """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
+    start = np.sort(notes.start)
+    onsets = start[np.append(True, start[1:] != start[:-1])]
+    return len(onsets) >= _FEWEST_ONSETS and off_grid_share(onsets, notes.ticks_per_beat) >= OFF_GRID_SHARE
+
+
+def off_grid_share(onsets: NDArray[np.int64], ticks_per_beat: int) -> float:
+    """The share of onsets [n] in ticks that lie further than a twelfth of a beat from the nearest sixteenth.
+
+    By chance it is 1/3.
+    """
+    # A distance times 4. Ticks are whole, so that a triplet may lie one further.
+    phase = onsets * SUBBEATS_PER_BEAT % ticks_per_beat
+    distance = np.minimum(phase, ticks_per_beat - phase)
+    return float(np.mean(3 * distance > ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
+
+
+def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
+    """Onsets of notes and of their bars in sub-beats, and duration indices, [n] each."""
     beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
-    onset = _nearest(notes.start, beat, SUBBEATS_PER_BEAT)
+    metric = four_four(beat) if protocol.bars == "4/4" else metre(notes.metre, beat)
+    onset = metric.onsets(notes.start)
     if protocol.shifts_last_onset:
-        last = (notes.start.max() - 1) * SUBBEATS_PER_BEAT // beat
-        onset = np.minimum(onset, max(last, 0))
+        last = metric.onsets(notes.start.max(keepdims=True) - 1, down=True)
+        onset = np.minimum(onset, np.maximum(last, 0))
+    if onset.max() >= MAX_TICK:
+        raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
-    return onset, np.clip(duration, 0, DURATIONS - 1)
+    return onset, metric.bars(onset), np.clip(duration, 0, DURATIONS - 1)
 
 
-def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int]]:
+def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:
+    """The notes that have a token; how many have none, by reason; and remarks."""
     drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
     drums &= protocol.drops_drums
+    remarks: dict[str, int] = {}
+    if drums.any() and not _speaks_for_drums(notes, drums):
+        remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
     dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     if not dropped:
-        return notes, dropped
+        return notes, dropped, remarks
     notes = notes.take(~(drums | outside))
     if len(notes) == 0:
         raise MidiError(f"no notes left (dropped: {dropped})")
-    return notes, dropped
+    return notes, dropped, remarks
+
+
+def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
+    """Whether the notes of channel 10 are drums.
+
+    They are, unless the file has no other notes, or has them on many channels at once (MPE gives each note the next
+    channel); then a name or the pitches of a kit must speak for drums.
+    """
+    on_channel = {index for index, track in enumerate(notes.tracks) if track.is_drum}
+    others = [track for index, track in enumerate(notes.tracks) if index not in on_channel]
+    shared = sum(
+        (track.name, track.program) == (other.name, other.program)
+        for other in others
+        for track in notes.tracks
+        if track.is_drum
+    )
+    if others and shared < _MPE_CHANNELS:
+        return True
+    named = any(_DRUM_WORDS.search(notes.tracks[index].name) for index in on_channel)
+    return named or float(np.isin(notes.pitch[drums], list(_KIT)).mean()) >= 0.5
 
 
 def _nearest(ticks: NDArray[np.int64], beat: int, steps: int) -> NDArray[np.int64]:

@@ -8,33 +8,32 @@ of that kind; first-in-first-out readers give other durations, and notes of leng
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-import mido
 import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
 
-from midibert_ray.music.pairing import MAX_TICK, TrackNotes, read_track
-from midibert_ray.music.smf import Container, MidiError, split
+from midibert_ray.music.events import MAX_NOTES, TrackContent, too_many_notes
+from midibert_ray.music.pairing import MAX_TICK, read_track
+from midibert_ray.music.smf import MidiError, split
 
-READER_ERRORS = (
-    ValueError,  # symusic, mido (data byte out of range), pretty_midi (too many ticks), numpy
-    RuntimeError,  # symusic: everything its C++ parser throws
-    OSError,  # mido: no header, running status without a status
-    EOFError,  # mido: the end comes too early
-    LookupError,  # mido: unknown specs (KeyError), empty messages (IndexError)
-    ArithmeticError,  # pretty_midi: a tempo of zero; overflow of a tick
-    TypeError,  # mido: a message decoded from too few bytes
-    AttributeError,  # pretty_midi: an unknown message without the attribute it asks for
-    struct.error,  # mido: a short header
-    mido.KeySignatureError,  # a bare Exception in mido
-)
-"""Errors of the readers below on bytes that are no music (found by fuzzing); `read_notes` makes MidiError of them."""
+__all__ = [
+    "MAX_SECONDS",
+    "MAX_TICK",
+    "MidiError",
+    "Notes",
+    "Track",
+    "notes_from_pretty_midi",
+    "notes_to_pretty_midi",
+    "read_notes",
+    "ticks_to_seconds",
+]
+
+MAX_SECONDS = 24 * 3600
+"""Longest piece; what claims to last longer is most likely corrupt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +70,12 @@ class Notes:
     """[k] the time of ``tempo_ticks``."""
     seconds_per_tick: NDArray[np.float64]
     """[k] from there on."""
+    metre: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
+    """[m, 3] time signatures: tick (ascending), numerator, denominator. None before the first: 4/4."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Note-ons of which no note came, by reason."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Damaged events that have no bearing on notes, by kind."""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -87,64 +92,77 @@ class Notes:
         )
 
 
-def read_notes(data: bytes) -> Notes:
+def read_notes(data: bytes, *, keep_unreleased: bool = False) -> Notes:
     """Read a MIDI file: ``bytes`` -> `Notes`, note for note what ``pretty_midi.PrettyMIDI(file)`` holds.
 
-    Any ticks per beat, format 0, 1 or 2, several tracks, drums, tempo changes (those of the first track
-    count, as in pretty_midi), running status and RIFF-wrapped files are read. Notes that are never ended, and
-    notes of length zero, are not notes. A file with several channels, programs or names in one track, with
-    split SysEx messages (0xF7 events) or events after an early end of track, and the rare one whose note-offs
-    leave room for doubt (`read_track`), is read by pretty_midi itself: slower, same result.
+    Any ticks per beat, format 0, 1 or 2, several tracks, channels and programs, drums, tempo changes (those of the
+    first track count, as in pretty_midi), time signatures (of any track), running status, SysEx in packets, early ends
+    of track and RIFF-wrapped files are read. Notes of length zero are none, and those that are never ended only if
+    asked for; both are counted. Damaged events that have no bearing on notes (a key of eight sharps, a controller of
+    255) are ignored and counted.
 
     Known differences from pretty_midi, all outside the five corpora:
 
+    - It refuses a file for a damaged event, and for one after tick 10,000,000.
     - A meta event of a type that mido does not know keeps its delta time; mido drops it, and plays all that
       follows too early.
     - A delta time of five bytes is refused; the standard allows four.
-    - System messages that no file may hold (0xF1 to 0xF6, 0xF8 to 0xFE), and data under running status after a
-      SysEx event, are skipped or refused, not always in the same way; pretty_midi reads some of both.
     - Names are read as UTF-8, by pretty_midi as Latin-1.
 
+    Args:
+        data: a whole file.
+        keep_unreleased: whether notes that are never ended last to the end of their track, or are none.
+
     Raises:
-        MidiError: the file is not MIDI, is cut short or garbled, has SMPTE time division or zero ticks per
-            beat, an event after tick 10,000,000, or no note.
+        MidiError: the file is not MIDI, is cut short or garbled, has SMPTE time division or zero ticks per beat, more
+            than `MAX_NOTES` notes or 24 hours, an event after `MAX_TICK`, or no note.
     """
     container = split(data)
     if b"" in container.tracks:
         number = container.tracks.index(b"") + 1
         raise MidiError(f"empty track: MTrk chunk {number} of {len(container.tracks)} has no events, not even its end")
-    try:
-        notes = _read_fast(container)
-        if notes is None:
-            notes = _reread(container)
-    except MidiError:
-        raise
-    except READER_ERRORS as error:
-        raise MidiError(f"unreadable MIDI events: {_one_line(error)}") from error
+    tracks = [read_track(container.ticks_per_beat, body, keep_unreleased=keep_unreleased) for body in container.tracks]
+    notes = _join(tracks, container.ticks_per_beat)
     if len(notes) == 0:
-        raise MidiError("no notes")
+        raise MidiError(f"no notes{_in_parentheses(notes.dropped)}")
+    seconds = ticks_to_seconds(notes, notes.end.max(keepdims=True))[0]
+    if seconds > MAX_SECONDS:
+        raise MidiError(f"{seconds / 3600:,.0f} hours long; more than 24 are most likely corrupt")
     return notes
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]
+def _in_parentheses(dropped: Mapping[str, int]) -> str:
+    return f" (dropped: {', '.join(f'{count} {reason}' for reason, count in dropped.items())})" if dropped else ""
 
 
-def _read_fast(container: Container) -> Notes | None:
-    """The notes through symusic; None where only pretty_midi's own reading is certain to be pretty_midi's."""
-    tracks: list[TrackNotes] = []
-    for body in container.tracks:
-        track = read_track(container.ticks_per_beat, body)
-        if track is None:
-            return None
-        tracks.append(track)
-    full = [track for track in tracks if len(track.start)]
-    track_of = np.repeat(np.arange(len(full)), [len(track.start) for track in full])
-    columns = [np.concatenate([getattr(track, c) for track in tracks]) for c in ("start", "end", "pitch", "velocity")]
-    names = tuple(Track(name=track.name, program=track.program, is_drum=track.is_drum) for track in full)
-    notes = _assemble([*columns, track_of], names)
-    return _with_tempo(notes, container.ticks_per_beat, tracks[0].tempo_ticks, tracks[0].tempo_microseconds)
+def _join(tracks: Sequence[TrackContent], ticks_per_beat: int) -> Notes:
+    """The notes of all tracks of a file."""
+    instruments = [instrument for track in tracks for instrument in track.instruments]
+    if sum(len(instrument.start) for instrument in instruments) > MAX_NOTES:
+        raise MidiError(too_many_notes())
+    names = tuple(Track(name=i.name, program=i.program, is_drum=i.is_drum) for i in instruments)
+    track_of = np.repeat(np.arange(len(instruments)), [len(instrument.start) for instrument in instruments])
+    columns = [
+        np.concatenate([np.zeros(0, np.int64), *(getattr(instrument, column) for instrument in instruments)])
+        for column in ("start", "end", "pitch", "velocity")
+    ]
+    if (latest := max(columns[1].max(initial=0), *(track.tempo_ticks.max(initial=0) for track in tracks))) >= MAX_TICK:
+        raise MidiError(f"an event at tick {latest:,}, later than {MAX_TICK:,}: most likely corrupt")
+    metre = np.concatenate([track.metre for track in tracks])
+    notes = replace(
+        _assemble([*columns, track_of], names),
+        metre=metre[np.argsort(metre[:, 0], kind="stable")],
+        dropped=_added(track.dropped for track in tracks),
+        ignored=_added(track.ignored for track in tracks),
+    )
+    return _with_tempo(notes, ticks_per_beat, tracks[0].tempo_ticks, tracks[0].tempo_microseconds)
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(total)
 
 
 def _assemble(columns: Sequence[NDArray], tracks: tuple[Track, ...]) -> Notes:
@@ -153,7 +171,7 @@ def _assemble(columns: Sequence[NDArray], tracks: tuple[Track, ...]) -> Notes:
     ``columns`` are start, end, pitch, velocity and track, [n] each.
     """
     start, end, pitch, velocity, track = (np.asarray(column, dtype=np.int64) for column in columns)
-    order = np.argsort((track * MAX_TICK + start) * 128 + pitch, kind="stable")
+    order = np.argsort((track * MAX_TICK + start) * 128 + pitch, kind="stable")  # below 2 ** 16 * 2 ** 31 * 2 ** 7
     return Notes(
         start=start[order],
         end=end[order],
@@ -173,9 +191,6 @@ def _with_tempo(notes: Notes, ticks_per_beat: int, ticks: NDArray, microseconds:
 
     A change at tick 0 replaces the 120 bpm that hold without one; a change to the tempo in force is none.
     """
-    if len(microseconds) and microseconds.min() <= 0:
-        raise MidiError(f"a tempo of {microseconds.min()} microseconds a beat; it must be positive")
-    ticks = ticks.astype(np.int64)
     scales = 60.0 / ((6e7 / microseconds.astype(np.float64)) * ticks_per_beat)
     first = ticks == 0
     opening = scales[first][-1] if first.any() else 60.0 / (120.0 * ticks_per_beat)
@@ -186,8 +201,6 @@ def _with_tempo(notes: Notes, ticks_per_beat: int, ticks: NDArray, microseconds:
 
 
 def _tempo_map(notes: Notes, ticks_per_beat: int, ticks: NDArray[np.int64], scales: NDArray[np.float64]) -> Notes:
-    if ticks.max() >= MAX_TICK:
-        raise MidiError(f"a tempo change at tick {ticks.max()}, later than {MAX_TICK}: most likely corrupt")
     seconds = np.concatenate([[0.0], np.cumsum(scales[:-1] * np.diff(ticks))])
     return replace(
         notes,
@@ -211,15 +224,6 @@ def _seconds_to_ticks(notes: Notes, seconds: NDArray[np.float64]) -> NDArray[np.
     return np.rint(offset).astype(np.int64) + notes.tempo_ticks[at]
 
 
-def _reread(container: Container) -> Notes:
-    """The notes as pretty_midi itself reads them."""
-    with warnings.catch_warnings():
-        # pretty_midi warns of tempo events outside the first track; it ignores them, and so do we.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        midi = pretty_midi.PrettyMIDI(io.BytesIO(container.whole()))
-    return notes_from_pretty_midi(midi)
-
-
 def notes_from_pretty_midi(midi: pretty_midi.PrettyMIDI) -> Notes:
     """`PrettyMIDI` -> `Notes`: seconds become the nearest ticks (exact for notes that came from a file).
 
@@ -240,6 +244,10 @@ def notes_from_pretty_midi(midi: pretty_midi.PrettyMIDI) -> Notes:
     start = _seconds_to_ticks(tempo, table[:, 0])
     end = np.maximum(_seconds_to_ticks(tempo, table[:, 1]), start + 1)
     notes = _assemble([start, end, *table[:, 2:].T], tracks)
+    metre = [
+        (midi.time_to_tick(change.time), change.numerator, change.denominator) for change in midi.time_signature_changes
+    ]
+    notes = replace(notes, metre=np.array(metre, dtype=np.int64).reshape(-1, 3))
     return _tempo_map(notes, midi.resolution, ticks, scales)
 
 
@@ -259,4 +267,10 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     for track, velocity, pitch, start_s, end_s in zip(*(c.tolist() for c in columns), strict=True):
         instruments[track].notes.append(pretty_midi.Note(velocity, pitch, start_s, end_s))
     midi.instruments = instruments
+    midi.time_signature_changes = [
+        pretty_midi.TimeSignature(numerator, denominator, time)
+        for (_, numerator, denominator), time in zip(
+            notes.metre.tolist(), ticks_to_seconds(notes, notes.metre[:, 0]).tolist(), strict=True
+        )
+    ]
     return midi

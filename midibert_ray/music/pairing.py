@@ -13,19 +13,26 @@ a change of program.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import symusic
 from numpy.typing import NDArray
 
-from midibert_ray.music.events import changes_program, has_doubtful_sysex, walk_notes
+from midibert_ray.music.events import (
+    MAX_NOTES,
+    ZERO_DURATION,
+    TrackContent,
+    TrackNotes,
+    changes_program,
+    is_doubtful,
+    too_many_notes,
+    walk,
+)
 from midibert_ray.music.smf import MidiError, pack
 
-MAX_TICK = 10_000_000
-"""Nothing that matters may stand later: pretty_midi's own limit, 5.8 hours at 480 ticks per beat and 60 bpm.
-It bounds the memory that a file of a few bytes can ask for."""
+MAX_TICK = 1 << 31
+"""Nothing that matters may stand later: 31 hours at 9,600 ticks per beat and 120 bpm, and room to spare in an int64."""
 
 _SPAN = 2 * MAX_TICK
 _END_OF_TRACK = b"\xff\x2f\x00"
@@ -34,7 +41,7 @@ _TRACK_NAME = b"\xff\x03"
 _NAME_OR_NOTE = re.compile(rb"\xff\x03|[\x90-\x9f]")
 _SYSEX_END = b"\xf7"
 _PROBE_WAIT = b"\xff\xff\xff\x7f"
-"""The longest delta time, 268,435,455 ticks: the probe stands far behind `MAX_TICK`."""
+"""The longest delta time, 268,435,455 ticks. Where music goes on beyond that, the probe cannot stand behind it."""
 _PROBE_TICK = 0x0FFFFFFF
 
 Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -42,61 +49,67 @@ Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int6
 _NONE = np.zeros(0, dtype=np.int64)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrackNotes:
-    """One instrument's notes, in no particular order but by start for equal pitches, and the tempo events."""
+def read_track(ticks_per_beat: int, body: bytes, *, keep_unreleased: bool = False) -> TrackContent:
+    """Read one track: the body of an MTrk chunk -> `TrackContent`; symusic's reading where it is certain, else `walk`.
 
-    name: str
-    program: int
-    is_drum: bool
-    start: NDArray[np.int64]
-    """[n] ticks, as ``end``."""
-    end: NDArray[np.int64]
-    pitch: NDArray[np.int64]
-    velocity: NDArray[np.int64]
-    tempo_ticks: NDArray[np.int32]
-    """[k] ticks of set-tempo events, ascending."""
-    tempo_microseconds: NDArray[np.int32]
-    """[k] microseconds a beat."""
+    It is not where a track has notes on more than one channel or program, a program change between them, a second or
+    late name, notes that are never ended, damaged events, or no end of track where it belongs and there alone.
 
-
-def read_track(ticks_per_beat: int, body: bytes) -> TrackNotes | None:
-    """Read one track: the body of an MTrk chunk -> `TrackNotes`, or None if only pretty_midi itself can tell.
-
-    None means: notes on more than one channel or program, a program change between them, a second or late
-    name, SysEx events that symusic misreads, or no end of track where it belongs and there alone.
+    Args:
+        ticks_per_beat: from the header.
+        body: the body of an MTrk chunk.
+        keep_unreleased: whether notes that are never ended last to the end of the track; pretty_midi drops them.
 
     Raises:
-        MidiError: a note after `MAX_TICK`, or a data byte above 127.
-        RuntimeError, ValueError, IndexError: the events cannot be parsed.
+        MidiError: the events cannot be read, or there are more than `MAX_NOTES` notes.
     """
+    return _read_fast(ticks_per_beat, body) or walk(body, keep_unreleased=keep_unreleased)
+
+
+def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
     probed = _with_probe(body)
-    if probed is None or (_SYSEX_END in body and has_doubtful_sysex(body)):
+    if probed is None or is_doubtful(body):
         return None
-    score: Any = symusic.Score.from_midi(pack(ticks_per_beat, (probed,)))
-    found = [(track, _columns(track)) for track in score.tracks if not _is_probe_alone(track.notes)]
-    heard = [(track, columns) for track, columns in found if columns[0][0] < _PROBE_TICK]
-    if len(heard) > 1 or any(_program_changes(body, columns) for _, columns in heard):
+    try:
+        score: Any = symusic.Score.from_midi(pack(ticks_per_beat, (probed,)))
+    except (RuntimeError, ValueError, IndexError):
         return None
-    if heard and _named_anew(body):
+    found = [track for track in score.tracks if not _is_probe_alone(track.notes)]
+    if len(found) > 1:
         return None
-    notes: Columns = (_NONE, _NONE, _NONE, _NONE)
-    for _, columns in heard:
-        before_probe = columns[0].searchsorted(_PROBE_TICK)
-        ended = _end_notes(*(column[:before_probe] for column in columns))
-        notes = tuple(walk_notes(body)) if ended is None else ended
-    start, end, pitch, velocity = notes
-    tempo = score.tempos.numpy()
-    return TrackNotes(
-        name=heard[0][0].name if heard else "",
-        program=heard[0][0].program if heard else 0,
-        is_drum=heard[0][0].is_drum if heard else False,
-        start=start,
-        end=end,
-        pitch=pitch,
-        velocity=velocity,
-        tempo_ticks=tempo["time"],
-        tempo_microseconds=tempo["mspq"],
+    instruments, dropped = [], {}
+    for track in found:
+        if len(track.notes) > MAX_NOTES + 1:
+            raise MidiError(too_many_notes())
+        notes = _columns(track)
+        if notes is None or _program_changes(body, notes) or _named_anew(body):
+            return None
+        ended = _end_notes(notes)
+        if ended is None:
+            return None
+        (start, end, pitch, velocity), without_length = ended
+        dropped = {ZERO_DURATION: without_length} if without_length else {}
+        if len(start):
+            instruments.append(
+                TrackNotes(
+                    name=track.name,
+                    program=track.program,
+                    is_drum=track.is_drum,
+                    start=start,
+                    end=end,
+                    pitch=pitch,
+                    velocity=velocity,
+                )
+            )
+    tempo, metre = score.tempos.numpy(), score.time_signatures.numpy()
+    if min(tempo["time"].min(initial=0), metre["time"].min(initial=0)) < 0 or tempo["mspq"].min(initial=1) <= 0:
+        return None  # a tick that is too large for symusic, or a tempo of zero
+    return TrackContent(
+        instruments=tuple(instruments),
+        tempo_ticks=tempo["time"].astype(np.int64),
+        tempo_microseconds=tempo["mspq"].astype(np.int64),
+        metre=np.stack([metre[name].astype(np.int64) for name in ("time", "numerator", "denominator")], axis=1),
+        dropped=dropped,
     )
 
 
@@ -146,39 +159,33 @@ def _program_changes(body: bytes, columns: Columns) -> bool:
     return body.count(0xC0 + channel) > 1 and changes_program(body, channel)
 
 
-def _columns(track: Any) -> Columns:
-    """[n >= 1] each: start, end, pitch, velocity as symusic paired them, by start; the probe's last."""
+def _columns(track: Any) -> Columns | None:
+    """[n >= 1] each: start, end, pitch, velocity as symusic paired them, by start, the probe's last.
+
+    None where notes reach beyond the probe, or hold numbers that no note holds.
+    """
     table = track.notes.numpy()
     start, pitch, velocity = (table[name].astype(np.int64) for name in ("time", "pitch", "velocity"))
     end = start + table["duration"]
     if (start | end | pitch | velocity).min() < 0:  # a number with the sign bit of any of the four
-        raise MidiError("a negative tick, or a data byte above 127 in a note: most likely corrupt")
-    late = start.searchsorted(_PROBE_TICK)
-    if any(pitch[late:] > 0) or any(velocity[late:] > 16):
-        raise MidiError(f"a note at tick {start[-1]}, later than {MAX_TICK}: most likely corrupt")
+        return None
+    if start.searchsorted(_PROBE_TICK) != len(start) - 1 or pitch[-1] > 0 or velocity[-1] > 16:
+        return None
     return start, end, pitch, velocity
 
 
-def _end_notes(
-    start: NDArray[np.int64], end: NDArray[np.int64], pitch: NDArray[np.int64], velocity: NDArray[np.int64]
-) -> Columns | None:
-    """Start, end, pitch, velocity by the rule, [n] each; None where the order within a tick decides."""
+def _end_notes(columns: Columns) -> tuple[Columns, int] | None:
+    """The notes by the rule, and how many had no length; None where a note is left open, or the order within a tick
+    decides.
+    """
+    start, end, pitch, velocity = (column[:-1] for column in columns)
+    if (end >= _PROBE_TICK).any():
+        return None
     # Pitch and tick make one number, so that one sort and one search serve all pitches, and none meets another's ends.
     group, order = pitch * _SPAN, _by_key(pitch)
     ends = np.sort((group + end)[order], kind="stable")
-    if max(start[-1], end.max()) >= MAX_TICK:
-        left_open = end >= _PROBE_TICK
-        latest = max(start[-1], end[~left_open].max(initial=0))
-        if latest >= MAX_TICK:
-            raise MidiError(f"a note at tick {latest}, later than {MAX_TICK}: most likely corrupt")
-        # The probe's note-offs end nothing. By the rule a later note-off of its pitch ends a note that symusic left
-        # open: with such a one the track must be walked.
-        ends = np.sort((group + end)[~left_open])
-        later = np.searchsorted(ends, (group + start)[left_open], side="right")
-        if (np.append(ends, -1)[later] // _SPAN == pitch[left_open]).any():
-            return None
-    # Notes of length zero, and open ones, are none; the note-offs of the former may still end others.
-    sounding = (end != start) & (end < _PROBE_TICK)
+    # Notes of length zero are none; their note-offs may still end others.
+    sounding = end != start
     if not sounding.all():
         start, pitch, velocity, group = (column[sounding] for column in (start, pitch, velocity, group))
         order = _by_key(pitch)
@@ -190,7 +197,7 @@ def _end_notes(
     closes[closing] = True
     if (~closes[closing - 1] & (ends[closing - 1] == onset)).any():
         return None
-    return start, ends[closing] - group, pitch, velocity
+    return (start, ends[closing] - group, pitch, velocity), len(sounding) - len(start)
 
 
 def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:

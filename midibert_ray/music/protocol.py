@@ -33,6 +33,13 @@ class Protocol:
     ticks_per_beat: Literal["480", "file"] = _differs("tokens", paper="480", clean="file")
     """Ticks of a beat: 480 in any file, or the number in its header."""
 
+    bars: Literal["4/4", "corpus", "file"] = _differs("tokens", paper="4/4", clean="corpus")
+    """Where bars begin: `4/4`, at every whole note from tick 0; `file`, as the file's time signatures say (see
+    `music.metre`); `corpus`, likewise but for the paper's five, which were chosen as 4/4 and are read so."""
+
+    keeps_unreleased: bool = _differs("tokens", paper=False, clean=True)
+    """Whether notes that are never ended last to the end of their track; else they are dropped and counted."""
+
     drops_drums: bool = _differs("tokens", paper=False, clean=True)
     """Drums are dropped and counted; else they are notes like others."""
 

@@ -13,7 +13,8 @@ import numpy as np
 import pretty_midi
 from numpy.typing import NDArray
 
-from midibert_ray.music.grid import PARTS, SUBBEATS_PER_BAR, SUBBEATS_PER_BEAT, TICKS_PER_BEAT, GridNotes
+from midibert_ray.music.grid import PARTS, SUBBEATS_PER_BEAT, TICKS_PER_BEAT, GridNotes
+from midibert_ray.music.metre import SUBBEATS_PER_BAR, signatures
 from midibert_ray.music.midi import Notes, Track, notes_to_pretty_midi
 from midibert_ray.music.vocabulary import (
     BAR_CONTINUE,
@@ -51,6 +52,8 @@ class Tokens:
     """[n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Notes of the file that are not here, by reason."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What else a reader should know of the piece, counted; see `music.grid`."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -70,13 +73,19 @@ class RemiTokens:
 
 def encode(grid: GridNotes) -> Tokens:
     """`GridNotes` -> CP rows. The first note of every non-empty bar has Bar New."""
-    bar = grid.onset // SUBBEATS_PER_BAR
     tokens = np.empty((len(grid), 4), dtype=np.uint8)
-    tokens[:, 0] = np.where(np.diff(bar, prepend=-1) != 0, BAR_NEW, BAR_CONTINUE)
-    tokens[:, 1] = grid.onset % SUBBEATS_PER_BAR
+    tokens[:, 0] = np.where(np.diff(grid.bar, prepend=-1) != 0, BAR_NEW, BAR_CONTINUE)
+    tokens[:, 1] = grid.onset - grid.bar
     tokens[:, 2] = grid.pitch - PITCH_LOW
     tokens[:, 3] = grid.duration
-    return Tokens(tokens=tokens, onset=grid.onset, velocity=grid.velocity, part=grid.part, dropped=dict(grid.dropped))
+    return Tokens(
+        tokens=tokens,
+        onset=grid.onset,
+        velocity=grid.velocity,
+        part=grid.part,
+        dropped=dict(grid.dropped),
+        remarks=dict(grid.remarks),
+    )
 
 
 def decode(tokens: Tokens | NDArray[np.integer]) -> GridNotes:
@@ -102,6 +111,7 @@ def decode(tokens: Tokens | NDArray[np.integer]) -> GridNotes:
         dropped[SPECIAL] = dropped.get(SPECIAL, 0) + len(real) - len(order)
     return GridNotes(
         onset=tokens.onset[order],
+        bar=tokens.onset[order] - tokens.tokens[order, 1],
         duration=tokens.tokens[order, 3],
         pitch=tokens.tokens[order, 2] + np.uint8(PITCH_LOW),
         velocity=tokens.velocity[order],
@@ -127,7 +137,8 @@ def to_pretty_midi(tokens: Tokens | NDArray[np.integer], tempo: float = 120.0) -
 
     Every part is an instrument: MELODY, BRIDGE, PIANO, and NOTES for notes of unknown part. Because one
     note-off ends every open note of its pitch in a track, notes of one pitch that overlap go to further
-    instruments of the same part ("PIANO 2"); nothing merges, and reading the file gives the notes back.
+    instruments of the same part ("PIANO 2"); nothing merges, and reading the file gives the notes back. Where bars are
+    not those of 4/4, time signatures tell them.
 
     Args:
         tokens: as in `decode`.
@@ -152,6 +163,7 @@ def to_pretty_midi(tokens: Tokens | NDArray[np.integer], tempo: float = 120.0) -
         tempo_ticks=np.zeros(1, dtype=np.int64),
         tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60.0 / (tempo * TICKS_PER_BEAT)),
+        metre=signatures(grid.bar.astype(np.int64), grid.onset.astype(np.int64), SUBBEAT_TICKS),
     )
     return notes_to_pretty_midi(notes)
 

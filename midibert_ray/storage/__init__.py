@@ -1,5 +1,6 @@
 """Files on a disk or in a bucket, below one root."""
 
+from midibert_ray.storage import root
 from midibert_ray.storage.files import (
     basename,
     download,
@@ -13,6 +14,7 @@ from midibert_ray.storage.files import (
     require_bucket,
     resolve,
     upload,
+    whole_folder,
     without_query,
     write_bytes,
 )
@@ -29,7 +31,9 @@ __all__ = [
     "remove",
     "require_bucket",
     "resolve",
+    "root",
     "upload",
+    "whole_folder",
     "without_query",
     "write_bytes",
 ]

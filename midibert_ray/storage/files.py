@@ -1,14 +1,6 @@
-"""One root URI, and the addresses of everything below it.
+"""Files at URIs: below a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
 
-    {root}/tokens/<corpus>-<hash>/      token stores
-    {root}/runs/<run>/                  pre-training runs: Ray Train's state and checkpoints
-    {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
-    {root}/reports/<study>/             report.html and its tables
-    {root}/spool/<server>/              what a tracking server has not got yet
-    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
-
-A root is a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `checks.require_address`. What stands
-behind the bucket is taken as it is: nothing in it is decoded.
+What stands behind the bucket is taken as it is: nothing in it is decoded.
 
 An object store shows an object once it is complete, and knows no folders: of what consists of several objects, one
 is written last and says that the others are there (a manifest, digests, a config.json).
@@ -18,13 +10,16 @@ import contextlib
 import functools
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import fs
 
 from midibert_ray.settings.validators import ConfigError
+
+UNFINISHED = ".being-made"
+"""End of the name of a folder that `whole_folder` fills."""
 
 _CHUNK = 8 << 20
 
@@ -41,10 +36,10 @@ def resolve(uri: str) -> str:
     return str(Path(uri.removeprefix("file://")).expanduser().absolute())
 
 
-def join(uri: str, *parts: str) -> str:
-    """The address of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
+def join(uri: str, *names: str) -> str:
+    """The URI of something below a URI; a query (`?endpoint_override=...`) stays at the end."""
     base = without_query(uri)
-    return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)]) + uri[len(base) :]
+    return "/".join([base.rstrip("/"), *(name.strip("/") for name in names)]) + uri[len(base) :]
 
 
 def without_query(uri: str) -> str:
@@ -53,7 +48,7 @@ def without_query(uri: str) -> str:
 
 
 def basename(uri: str) -> str:
-    """The last part of an address, the name of what stands there."""
+    """The last name in a URI."""
     return without_query(uri).rstrip("/").rpartition("/")[2]
 
 
@@ -75,11 +70,11 @@ def require_bucket(key: str, uri: str) -> None:
     """Refuse a bucket that is not there, or not for us; a local folder is made when it is written to.
 
     Raises:
-        ConfigError: naming the key, the address and what to do.
+        ConfigError: naming the key, the URI and what to do.
     """
     if is_local(uri):
         return
-    reason = _trouble(*filesystem(uri))
+    reason = _problem(*filesystem(uri))
     if reason:
         raise ConfigError(
             f"{key}={without_query(uri)} cannot be used: {reason}; check the bucket's name, its server "
@@ -88,7 +83,7 @@ def require_bucket(key: str, uri: str) -> None:
         )
 
 
-def _trouble(system: fs.FileSystem, path: str) -> str | None:
+def _problem(system: fs.FileSystem, path: str) -> str | None:
     """Why nothing can be looked up at a path of an object store; None where it can."""
     try:
         if system.get_file_info(path).type is not fs.FileType.NotFound:
@@ -120,7 +115,7 @@ def read_bytes(uri: str) -> bytes:
         FileNotFoundError: where there is none.
     """
     system, path = filesystem(uri)
-    with system.open_input_stream(path) as stream:
+    with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
 
 
@@ -147,6 +142,22 @@ def write_bytes(uri: str, content: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(final: Path) -> Iterator[Path]:
+    """Fill an empty folder that becomes the local folder `final` when the block ends well, and is gone when it fails.
+
+    Its maker must be alone at `final`, by a lock: whatever a killed one has left is removed first.
+    """
+    making = final.with_name(f".{final.name}{UNFINISHED}")  # beside it, as a rename leads to no other file system
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    try:
+        yield making
+        making.rename(final)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _put(uri: str, content: bytes) -> None:
@@ -186,5 +197,5 @@ def download(uri: str, folder: Path, files: Sequence[str]) -> None:
     """
     system, path = filesystem(uri)
     for name in files:
-        with system.open_input_stream(f"{path}/{name}") as source, (folder / name).open("wb") as sink:
+        with system.open_input_stream(f"{path}/{name}", compression=None) as source, (folder / name).open("wb") as sink:
             shutil.copyfileobj(source, sink, _CHUNK)

@@ -13,7 +13,6 @@ of the node left half-written is noticed, and what anything writes to a file; no
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -24,12 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from midibert_ray import storage
+from midibert_ray.storage import digests
+from midibert_ray.storage.files import UNFINISHED
 
 logger = logging.getLogger(__name__)
 
 COPY, COMPARED = "midibert-copy.json", "midibert-compared.json"
-_MAKING, _REMOVING = ".being-made", ".being-removed"
+_REMOVING = ".being-removed"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -100,10 +103,10 @@ class NodeCache:
     def _ensure(self, name: str, size: int, build: Callable[[Path], None]) -> None:
         """Make sure that the copy of a name is there and sound; needs the lock."""
         folder = self.folder / name
-        for leftover in (*self.folder.glob(f".*{_MAKING}"), *self.folder.glob(f".*{_REMOVING}")):
+        for leftover in (*self.folder.glob(f".*{UNFINISHED}"), *self.folder.glob(f".*{_REMOVING}")):
             shutil.rmtree(leftover)  # of a process that was killed
-        if folder.exists() and not _is_compared(folder) and (flaw := _flaw(folder)):
-            logger.warning("the copy %s is made again: %s", folder, flaw)
+        if folder.exists() and not _is_compared(folder) and (problem := _problem(folder)):
+            logger.warning("the copy %s is made again: %s", folder, problem)
             self._remove(folder)
         if not folder.exists():
             self._make_room(size)
@@ -111,13 +114,12 @@ class NodeCache:
         storage.write_bytes(str(folder / COMPARED), json.dumps(_state(folder)).encode())
 
     def _make(self, folder: Path, size: int, build: Callable[[Path], None]) -> None:
-        """Make a copy under another name, then rename it; needs the lock."""
-        building = folder.with_name(f".{folder.name}{_MAKING}")
-        building.mkdir()
+        """Make a copy; needs the lock."""
         try:
-            build(building)
-            _write_digests(building)
-            building.rename(folder)
+            with storage.whole_folder(folder) as building:
+                build(building)
+                noted = json.dumps(digests.of_folder(building), indent=1)
+                storage.write_bytes(str(building / COPY), noted.encode())
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -126,11 +128,11 @@ class NodeCache:
                 f"no room in storage.cache={self.folder} for a copy of a token store, about {size / 2**20:,.0f} MiB; "
                 "free some there, or set storage.cache to a larger disk",
             ) from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
 
     def _make_room(self, size: int) -> None:
         """Remove copies that nobody uses, the longest unused first, until so many bytes more fit."""
+        # The bound is on what copies take, but others write to the same disk: it may be full before the bound is met.
+        # A copy that cannot be evicted stays in the sum, as its memory maps keep its blocks on the disk.
         copies = sorted(
             (path.parent for path in self.folder.glob(f"*/{COPY}")), key=lambda path: path.stat().st_mtime_ns
         )
@@ -172,26 +174,12 @@ class NodeCache:
         shutil.rmtree(gone)
 
 
-def _write_digests(folder: Path) -> None:
-    digests = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-    storage.write_bytes(str(folder / COPY), json.dumps(digests, indent=1).encode())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _flaw(folder: Path) -> str | None:
-    """What is wrong with a copy, sizes first; None where it is what its digests say."""
+def _problem(folder: Path) -> str | None:
+    """Why a copy cannot be used; None where it is what its digests say."""
     try:
-        noted = {name: (about["size"], about["sha256"]) for name, about in _read(folder / COPY).items()}
-        for name, (size, _) in noted.items():
-            if (found := (folder / name).stat().st_size) != size:
-                return f"{name} has {found} bytes instead of {size}"
-        for name, (_, sha256) in noted.items():
-            if _sha256(folder / name) != sha256:
-                return f"the content of {name} is not what was written"
+        digests.compare(fs.LocalFileSystem(), str(folder), _read(folder / COPY))
+    except digests.DamagedError as error:
+        return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it cannot be read: {error!r}"
     return None

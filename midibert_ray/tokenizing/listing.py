@@ -44,7 +44,7 @@ class Listing:
     """Folders (their names end in a slash) and files that could not be looked at, with the reason."""
 
 
-def list_files(location: str) -> Listing:
+def list_files(uri: str) -> Listing:
     """Every file below a folder, however deep.
 
     Of a local folder, each real folder is entered once: links to folders are followed if they lead to one that
@@ -53,24 +53,24 @@ def list_files(location: str) -> Listing:
     Raises:
         OSError: the folder itself cannot be listed.
     """
-    if storage.is_local(location):
-        return _Walk(storage.resolve(location)).listing()
-    system, path = storage.filesystem(location)
+    if storage.is_local(uri):
+        return _Walk(storage.resolve(uri)).listing()
+    system, path = storage.filesystem(uri)
     infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     names = {info.path[len(path) :].lstrip("/"): info for info in infos if info.is_file}
     files = {name: File(int(info.size), info.mtime_ns, name) for name, info in names.items()}
     return Listing(files=files, unlisted={})
 
 
-def open_file(location: str, path: str) -> BinaryIO:
+def open_file(uri: str, path: str) -> BinaryIO:
     """A file of a corpus (`File.path`), open for reading.
 
     Raises:
         OSError: it cannot be opened.
     """
-    if storage.is_local(location):
-        return Path(storage.resolve(location), path).open("rb")
-    system, folder = storage.filesystem(location)
+    if storage.is_local(uri):
+        return Path(storage.resolve(uri), path).open("rb")
+    system, folder = storage.filesystem(uri)
     return cast(BinaryIO, system.open_input_stream(f"{folder}/{path}"))
 
 
@@ -103,15 +103,15 @@ class _Walk:
 
     def _enter(self, below: str) -> list[str]:
         """Note what lies in a folder, unless it was entered before; its real subfolders are given."""
-        place = os.path.join(self._folder, below)  # noqa: PTH118 - half the time of Path in a large corpus
+        path = os.path.join(self._folder, below)  # noqa: PTH118 - half the time of Path in a large corpus
         prefix = f"{below}/" if below else ""
         folders: list[str] = []
         try:
-            about = os.stat(place)  # noqa: PTH116
+            about = os.stat(path)  # noqa: PTH116
             if (about.st_dev, about.st_ino) in self._entered:
                 return []
             self._entered.add((about.st_dev, about.st_ino))
-            with os.scandir(place) as entries:
+            with os.scandir(path) as entries:
                 folders += [prefix + entry.name for entry in entries if self._note(prefix + entry.name, entry)]
         except OSError as error:
             if not below:

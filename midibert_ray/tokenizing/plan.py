@@ -1,27 +1,30 @@
-"""What tokenizing a corpus means: its pieces, their files, and the address of the store."""
+"""What tokenizing a corpus means: its pieces, their files, and the URI of the store."""
 
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import MIDI_SUFFIXES, Corpus, Piece, corpus
-from midibert_ray.data import layout
-from midibert_ray.data.columns import FORMAT_VERSION
+from midibert_ray.corpora.catalogue import Corpus, corpus
+from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
+from midibert_ray.data.format import FORMAT_VERSION, has_manifest, read_manifest, shard_name
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
-from midibert_ray.tokenizing.shard import Part
+from midibert_ray.tokenizing.shard import Shard
+
+_LEAST_PIECES, _MOST_SHARDS = 64, 1024
+_MOST_BYTES = 4 << 20  # of the MIDI files of a task, which holds the notes of all of them until its shard is written
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What tokenizing one corpus means: which pieces, from where, to which address."""
+class CorpusPlan:
+    """What tokenizing one corpus means: which pieces, from where, to which URI."""
 
     corpus: Corpus
     protocol: Protocol
@@ -60,20 +63,41 @@ class Plan:
         plain = corpus(storage.without_query(self.corpus.name))  # without an endpoint of the object store
         identity = [plain.name, self.settings, vocabulary_digest(), listing]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        return storage.join(self.storage_root, "tokens", f"{plain.slug}-{digest[:12]}")
+        return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
-    def part(self, number: int, pieces: tuple[Piece, ...], staging: str) -> Part:
-        """The task of tokenizing some of the pieces, whose result goes into a staging folder."""
-        return Part(
-            corpus=self.corpus.name,
-            root=self.root,
-            protocol=self.protocol,
-            segment=self.segment,
-            number=number,
-            pieces=pieces,
-            files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
-            staging=staging,
-        )
+    def shards(self, mark: str) -> list[Shard]:
+        """The tasks of tokenizing, for the job with this mark.
+
+        Which pieces a shard holds depends on the listing alone, so that it has the same content for any number of
+        workers.
+        """
+        return [
+            Shard(
+                corpus=self.corpus.name,
+                root=self.root,
+                protocol=self.protocol,
+                segment=self.segment,
+                pieces=tuple(pieces),
+                files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
+                store=self.address,
+                name=shard_name(number, mark),
+            )
+            for number, pieces in enumerate(self._groups())
+        ]
+
+    def _groups(self) -> Iterator[list[Piece]]:
+        """The pieces of each task: a few dozen, or fewer where their files are large."""
+        most = max(_LEAST_PIECES, -(-len(self.pieces) // _MOST_SHARDS))
+        group: list[Piece] = []
+        size = 0
+        for piece in self.pieces:
+            own = sum(self.files[file].size for file in piece.files if file in self.files)
+            if group and (len(group) == most or size + own > _MOST_BYTES):
+                yield group
+                group, size = [], 0
+            group.append(piece)
+            size += own
+        yield group
 
     @functools.cached_property
     def listing(self) -> str:
@@ -82,17 +106,17 @@ class Plan:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """What is quarantined beside the pieces: places of a corpus without lists that may hold more of them."""
+        """What is quarantined beside the pieces: folders of a corpus without lists, which may hold more of them."""
         return dict(self.unlisted) if self.corpus.lists is None else {}
 
     def reason(self, file: str, found: str) -> str:
         """Why a piece is quarantined, given what its task found: it knows only of the files that were listed."""
         if file not in self.files:
-            for place, reason in self.unlisted.items():
-                if file == place:
+            for unlisted, reason in self.unlisted.items():
+                if file == unlisted:
                     return reason
-                if place.endswith("/") and file.startswith(place):
-                    return f"{place}: {reason}"
+                if unlisted.endswith("/") and file.startswith(unlisted):
+                    return f"{unlisted}: {reason}"
         return found
 
     def is_current(self) -> bool:
@@ -101,23 +125,47 @@ class Plan:
         The manifest tells the listings that it is known to hold for, and the files that could not be read for
         a reason that may pass: these are tried.
         """
-        if not storage.exists(storage.join(self.address, layout.MANIFEST)):
+        if not has_manifest(self.address):
             return False
-        checked = layout.read_manifest(self.address).get("checked", {})
+        checked = read_manifest(self.address).get("checked", {})
         if self.listing not in checked.get("listings", ()):
             return False
         passing = set(checked["unread"])
         return not any(self._readable(piece) for piece in self.pieces if piece.files[0] in passing)
 
     def _readable(self, piece: Piece) -> bool:
-        location = self.corpus.location(self.root)
+        uri = self.corpus.location(self.root)
         try:
             for name in piece.files:
-                with open_file(location, self.files[name].path) as stream:
+                with open_file(uri, self.files[name].path) as stream:
                     stream.read(1)
         except (OSError, KeyError):
             return False
         return True
+
+
+@dataclass(frozen=True)
+class CorpusFiles:
+    """A corpus and its files, listed once for all protocols and orders."""
+
+    corpus: Corpus
+    root: str
+    """`corpora.root`, absolute."""
+
+    listing: Listing = field(repr=False)
+
+
+def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
+    """List the files of a corpus (`pop909`, ..., or `folder:/path`).
+
+    Raises:
+        ValueError: for an unknown corpus.
+        FileNotFoundError: if the corpus folder is not there.
+        PermissionError: if it may not be listed.
+    """
+    chosen, root = _corpus(name), storage.resolve(corpora_root)
+    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
+    return CorpusFiles(chosen, root, _listing(name, chosen.location(root), hint))
 
 
 def plan_corpus(
@@ -127,51 +175,49 @@ def plan_corpus(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
-) -> Plan:
-    """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
+    found: CorpusFiles | None = None,
+) -> CorpusPlan:
+    """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
         ValueError: for an unknown corpus, or a folder without MIDI files of the corpus.
         FileNotFoundError: if the corpus folder is not there.
         PermissionError: if it may not be listed.
     """
-    chosen, root = _corpus(name), storage.resolve(corpora_root)
-    location = chosen.location(root)
-    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    listing = _listing(name, location, hint)
+    found = found or list_corpus(name, corpora_root)
+    chosen, root, listing = found.corpus, found.root, found.listing
+    uri = chosen.location(root)
     sizes = {file: about.size for file, about in listing.files.items()}
-    pieces = sorted(chosen.pieces(sizes, protocol), key=lambda piece: piece.piece)
+    pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
-        sought = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
-        raise ValueError(f"corpus {name}: its MIDI files ({sought}) are not below {location}{_closed(listing)}")
-    return Plan(
+        expected = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
+        raise ValueError(f"corpus {name}: its MIDI files ({expected}) are not below {uri}{_closed(listing)}")
+    return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
         segment=segment,
         root=root,
         pieces=tuple(pieces),
         files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},
-        unlisted={
-            place: why for place, why in listing.unlisted.items() if place.lower().endswith(("/", *MIDI_SUFFIXES))
-        },
+        unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MIDI_SUFFIXES))},
         storage_root=storage.resolve(storage_root),
     )
 
 
-def _listing(name: str, location: str, hint: str) -> Listing:
-    system, path = storage.filesystem(location)
+def _listing(name: str, uri: str, hint: str) -> Listing:
+    system, path = storage.filesystem(uri)
     if system.get_file_info(path).type is not fs.FileType.Directory:
-        raise FileNotFoundError(f"corpus {name}: there is no folder {location}{hint}")
+        raise FileNotFoundError(f"corpus {name}: there is no folder {uri}{hint}")
     try:
-        return list_files(location)
+        return list_files(uri)
     except PermissionError as error:
-        raise PermissionError(f"corpus {name}: no permission to list {location}; grant it, or name another") from error
+        raise PermissionError(f"corpus {name}: no permission to list {uri}; grant it, or name another") from error
 
 
 def _closed(listing: Listing) -> str:
     """What could not be listed, as the end of a message."""
-    for place, reason in sorted(listing.unlisted.items()):
-        return f"; places that could not be looked at: {len(listing.unlisted):,}, first {place}: {reason}"
+    for name, reason in sorted(listing.unlisted.items()):
+        return f"; places that could not be looked at: {len(listing.unlisted):,}, first {name}: {reason}"
     return ""
 
 

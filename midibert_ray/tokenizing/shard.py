@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.corpora.catalogue import Piece, corpus
-from midibert_ray.data import layout
-from midibert_ray.data.columns import COLUMNS, piece_digest
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import Piece
+from midibert_ray.data.format import COLUMNS, PIECE_SCHEMA, SCHEMA, piece_digest
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.tokenizing.listing import File, open_file
 from midibert_ray.tokenizing.sandbox import Answer, Request, process_sandbox
@@ -32,7 +32,7 @@ Contents = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Shard:
     """The work of one task: what is to be read, and where the result goes."""
 
     corpus: str
@@ -43,15 +43,15 @@ class Part:
     segment: int
     """Time steps of a segment; only counted with."""
 
-    number: int
-    """Of the part, from 0; it names the file."""
-
     pieces: tuple[Piece, ...] = field(repr=False)
     files: dict[str, File] = field(repr=False)
     """The pieces' files by name; absent files are missing."""
 
-    staging: str
-    """Address of the folder that becomes the store."""
+    store: str
+    """URI of the store."""
+
+    name: str
+    """Of the file that is written there."""
 
 
 class Report(TypedDict):
@@ -73,17 +73,17 @@ class Report(TypedDict):
     """Whether the reason lies with the storage and may pass: the next run tries again."""
 
 
-def make_part(part: Part) -> list[Report]:
-    """Tokenize the pieces of a part, write its file, and report on each piece.
+def make_shard(shard: Shard) -> list[Report]:
+    """Tokenize the pieces of a shard, write its file, and report on each piece.
 
     Raises:
         FileNotFoundError: if the corpus or the store's folder is not visible from this node.
-        OSError: for trouble with the storage; trouble with one file is a reason in its report.
+        OSError: for a problem of the storage; that of one file is a reason in its report.
     """
     sandbox = process_sandbox()
     sandbox.start()
-    location = corpus(part.corpus).location(part.root)
-    for what, folder in (("corpora.root", location), ("storage.root", part.staging)):
+    uri = corpus(shard.corpus).location(shard.root)
+    for what, folder in (("corpora.root", uri), ("storage.root", shard.store)):
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
     answers: dict[str, Answer] = {}
@@ -91,19 +91,19 @@ def make_part(part: Part) -> list[Report]:
     sent: deque[str] = deque()
 
     def requests() -> Iterator[Request]:
-        for piece, contents in _read_ahead(location, part):
+        for piece, contents in _read_ahead(uri, shard):
             if isinstance(contents, _UnusableError):
                 answers[piece.piece] = Answer(reason=str(contents), dropped={}, columns={})
                 if contents.may_pass:
                     unread.add(piece.piece)
                 continue
             sent.append(piece.piece)
-            yield Request(corpus=part.corpus, piece=piece, protocol=part.protocol, contents=contents)
+            yield Request(corpus=shard.corpus, piece=piece, protocol=shard.protocol, contents=contents)
 
     for answer in sandbox.tokenize(requests()):
         answers[sent.popleft()] = answer
-    _write(part, answers)
-    return [_report(part, piece, answers[piece.piece], piece.piece in unread) for piece in part.pieces]
+    _write(shard, answers)
+    return [_report(shard, piece, answers[piece.piece], piece.piece in unread) for piece in shard.pieces]
 
 
 class _UnusableError(Exception):
@@ -112,18 +112,18 @@ class _UnusableError(Exception):
         self.may_pass = may_pass
 
 
-def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
+def _read_ahead(uri: str, shard: Shard) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
     """Every piece with the bytes of its files, or with the reason why they cannot be had."""
 
     def read(piece: Piece) -> Contents | _UnusableError:
         try:
-            return tuple(_read(location, name, part.files.get(name)) for name in piece.files)
+            return tuple(_read(uri, name, shard.files.get(name)) for name in piece.files)
         except _UnusableError as error:
             return error
 
     waiting: deque[tuple[Piece, Future[Contents | _UnusableError]]] = deque()
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for piece in part.pieces:
+        for piece in shard.pieces:
             waiting.append((piece, pool.submit(read, piece)))
             if len(waiting) > _READ_AHEAD:
                 piece, future = waiting.popleft()
@@ -132,54 +132,54 @@ def _read_ahead(location: str, part: Part) -> Iterator[tuple[Piece, Contents | _
             yield piece, future.result()
 
 
-def _read(location: str, name: str, file: File | None) -> bytes:
-    """The content of a file; trouble with this one file is an _UnusableError, other trouble its own."""
+def _read(uri: str, name: str, file: File | None) -> bytes:
+    """The content of a file; a problem of this one file is an _UnusableError, any other its own error."""
     shown = name.rpartition("/")[2]
     if file is None:
         raise _UnusableError(f"file not found ({shown})")
     if file.size > FILE_LIMIT:
         raise _UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
     try:
-        with open_file(location, file.path) as stream:
+        with open_file(uri, file.path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise _UnusableError(f"file not found ({shown})", may_pass=True) from error
     except PermissionError as error:
         raise _UnusableError(f"no permission to read {shown}", may_pass=True) from error
     except OSError as error:
-        if not storage.is_local(location):
-            raise  # an object store that does not answer is not this file's trouble
+        if not storage.is_local(uri):
+            raise  # an object store that does not answer is not this file's problem
         raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
 
 
-def _write(part: Part, answers: dict[str, Answer]) -> None:
+def _write(shard: Shard, answers: dict[str, Answer]) -> None:
     """Write the pieces that have tokens as one Parquet file."""
-    usable = [piece for piece in part.pieces if answers[piece.piece].reason is None]
+    usable = [piece for piece in shard.pieces if answers[piece.piece].reason is None]
     arrays: dict[str, pa.Array] = {
-        name: pa.array([getattr(piece, name) for piece in usable], layout.SCHEMA.field(name).type)
-        for name in layout.PIECE_SCHEMA.names
+        name: pa.array([getattr(piece, name) for piece in usable], SCHEMA.field(name).type)
+        for name in PIECE_SCHEMA.names
     }
     for name, (dtype, _) in COLUMNS.items():
         values = [np.frombuffer(answers[piece.piece].columns[name], dtype) for piece in usable]
         offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
         arrays[name] = pa.ListArray.from_arrays(
-            offsets, np.concatenate([np.zeros(0, dtype), *values]), type=layout.SCHEMA.field(name).type
+            offsets, np.concatenate([np.zeros(0, dtype), *values]), type=SCHEMA.field(name).type
         )
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=layout.SCHEMA), sink, compression="zstd")
-    storage.write_bytes(storage.join(part.staging, layout.part_name(part.number)), sink.getvalue().to_pybytes())
+    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
+    storage.write_bytes(storage.join(shard.store, shard.name), sink.getvalue().to_pybytes())
 
 
-def _report(part: Part, piece: Piece, answer: Answer, unread: bool) -> Report:
+def _report(shard: Shard, piece: Piece, answer: Answer, unread: bool) -> Report:
     notes = len(answer.columns.get("velocity", b""))
     digest = piece_digest(piece.piece, piece.split, piece.label, answer.columns.values()) if notes else ""
     return Report(
-        corpus=part.corpus,
+        corpus=shard.corpus,
         piece=piece.piece,
         file=piece.files[0],
         digest=digest,
         notes=notes,
-        segments=-(-notes // part.segment),
+        segments=-(-notes // shard.segment),
         dropped=json.dumps(answer.dropped),
         reason=answer.reason or "",
         unread=unread,

@@ -1,9 +1,8 @@
 """MIDI files -> token stores, with Ray Data, on as many nodes as the cluster has.
 
-The driver lists a corpus and cuts its pieces, sorted by id, into parts; a task makes one part: it reads the
-files, tokenizes them in the sandbox of its process, writes `part-00000.parquet` and returns a small row a
-piece. Which pieces a part holds depends on their number alone, so that a store has the same content for any
-number of workers; a task that is repeated overwrites what it wrote.
+The driver lists a corpus and cuts its pieces, sorted by id, into shards; a task makes one shard: it reads the
+files, tokenizes them in the sandbox of its process, writes one Parquet file and returns a small row a piece. A task
+that is repeated overwrites what it wrote. When all pieces of a corpus were heard of, the driver writes the manifest.
 """
 
 import contextlib
@@ -20,21 +19,17 @@ import pyarrow as pa
 import ray
 
 from midibert_ray import storage
-from midibert_ray.data import layout
-from midibert_ray.data.columns import store_digest
-from midibert_ray.music.protocol import Protocol
+from midibert_ray.data.format import MANIFEST, has_manifest, read_manifest, shard_names, store_digest, write_manifest
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.settings.text import aligned
-from midibert_ray.tokenizing import commit as staging
-from midibert_ray.tokenizing.plan import Plan, plan_corpus
-from midibert_ray.tokenizing.shard import Part, make_part
-
-__all__ = ["Plan", "Summary", "plan_corpus", "tokenize_corpora", "tokenize_corpus", "tokenize_plans"]
+from midibert_ray.tokenizing import commit
+from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
+from midibert_ray.tokenizing.shard import Shard, make_shard
 
 logger = logging.getLogger(__name__)
 
-_LEAST_IN_PART, _MOST_PARTS = 64, 1024
 _KEPT_LISTINGS = 16
+_PROGRESS_S = 2.0  # between two lines in the log
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +49,8 @@ class Summary:
         made at the same time share the machines, so that the column need not add up to the time of the job.
         """
         head = ("corpus", "pieces", "segments", "notes", "dropped", "quarantined", "seconds")
-        table = aligned([head, *(summary._row() for summary in summaries)], numbers=True)
-        return "\n".join([table, *(line for summary in summaries for line in summary._notes())])
+        rows = aligned([head, *(summary._row() for summary in summaries)], numbers=True)
+        return "\n".join([rows, *(line for summary in summaries for line in summary._notes())])
 
     def _row(self) -> tuple[str, ...]:
         manifest, counts = self.manifest, self.manifest["counts"]
@@ -78,7 +73,7 @@ class Summary:
         for entry in quarantined[:most]:
             yield f"{name}: quarantined {entry['file']}: {entry['reason']}"
         if len(quarantined) > most:
-            yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {layout.MANIFEST}"
+            yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {MANIFEST}"
 
 
 def tokenize_corpus(name: str, **settings: Any) -> Summary:
@@ -86,66 +81,42 @@ def tokenize_corpus(name: str, **settings: Any) -> Summary:
     return tokenize_corpora([name], **settings)[0]
 
 
-def tokenize_corpora(
-    names: Sequence[str],
-    *,
-    corpora_root: str,
-    storage_root: str,
-    protocol: Protocol,
-    segment: int = 512,
-    progress_s: float = 2.0,
-) -> list[Summary]:
-    """Plan and make the token stores of some corpora; see `plan_corpus` and `tokenize_plans`."""
-    plans = [
-        plan_corpus(
-            name,
-            corpora_root=corpora_root,
-            storage_root=storage_root,
-            protocol=protocol,
-            segment=segment,
-        )
-        for name in names
-    ]
-    return tokenize_plans(plans, progress_s=progress_s)
+def tokenize_corpora(names: Sequence[str], **settings: Any) -> list[Summary]:
+    """Plan and make the token stores of some corpora; see `tokenize_plans`, and for the settings `plan_corpus`."""
+    return tokenize_plans([plan_corpus(name, **settings) for name in names])
 
 
-def tokenize_plans(plans: Sequence[Plan], *, progress_s: float = 2.0) -> list[Summary]:
+def tokenize_plans(plans: Sequence[CorpusPlan]) -> list[Summary]:
     """Make token stores, all in one Ray Dataset; stores that are there already, of the same files, are found.
 
-    A store is found by its listing alone (`Plan.is_current`). Where a file has another time, or one that could
+    A store is found by its listing alone (`CorpusPlan.is_current`). Where a file has another time, or one that could
     not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
-    Needs a running Ray. `progress_s` is the time between two lines of progress in the log, seconds.
+    Needs a running Ray.
 
     Raises:
         ValueError: for a corpus of which no piece could be tokenized; the other stores are published.
     """
-    for parent in {storage.join(plan.storage_root, "tokens") for plan in plans}:
-        staging.remove_stale(parent)
+    for parent in {storage.root.tokens(plan.storage_root) for plan in plans}:
+        commit.remove_leftovers(parent)
     addresses = [plan.address for plan in plans]
     found = [plan.is_current() for plan in plans]
     missing = [plan for plan, there in zip(plans, found, strict=True) if not there]
-    failures = _make(missing, progress_s) if missing else []
+    failures = _make(missing) if missing else []
     if failures:
         raise ValueError("\n".join(failures))
     return [
-        Summary(address=address, manifest=layout.read_manifest(address), found=there)
+        Summary(address=address, manifest=read_manifest(address), found=there)
         for address, there in zip(addresses, found, strict=True)
     ]
-
-
-def _parts(plan: Plan, staging_address: str) -> Iterator[Part]:
-    """The tasks of a corpus: which pieces a part holds depends on their number alone."""
-    count = max(_LEAST_IN_PART, -(-len(plan.pieces) // _MOST_PARTS))
-    for number, start in enumerate(range(0, len(plan.pieces), count)):
-        yield plan.part(number, plan.pieces[start : start + count], staging_address)
 
 
 class _Ledger:
     """What the driver has heard of the pieces of one corpus; its memory is some 100 bytes a piece."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.staging = plan, staging.create(plan.address)
+    def __init__(self, plan: CorpusPlan) -> None:
+        self.plan, self.mark = plan, commit.begin(plan.address)
+        self.shards = plan.shards(self.mark)
         self._digests: dict[str, str] = {}
         self._quarantined: dict[str, str] = {}
         self._notes = self._segments = 0
@@ -155,7 +126,7 @@ class _Ledger:
         self._began, self._ended = float("inf"), 0.0
 
     def add(self, report: dict[str, Any]) -> None:
-        """Enter a piece (a `part.Report`, and where and when its task ran)."""
+        """Enter a piece (a `shard.Report`, and where and when its task ran)."""
         self._began, self._ended = min(self._began, report["began"]), max(self._ended, report["ended"])
         if report["piece"] in self._digests or report["file"] in self._quarantined:
             return  # a task that was repeated
@@ -179,10 +150,8 @@ class _Ledger:
         """Make the store, or renew the one that is there, or say why there is none."""
         if self._digests:
             manifest, address = self._manifest(), self.plan.address
-            if not storage.exists(storage.join(address, layout.MANIFEST)):
-                staging.publish(self.staging, address, manifest)
-            elif not self._confirms(layout.read_manifest(address), manifest):
-                staging.replace(self.staging, address, manifest)
+            if not (has_manifest(address) and self._confirms(read_manifest(address), manifest)):
+                commit.publish(address, manifest, [shard.name for shard in self.shards])
             return None
         reasons = Counter(self._quarantined.values()).most_common(3)
         listed = "; ".join(f"{reason} ({count:,} files)" for reason, count in reasons)
@@ -197,10 +166,10 @@ class _Ledger:
             return False
         earlier = standing.get("checked", {}).get("listings", ())
         listings = [*(listing for listing in earlier if listing != self.plan.listing), self.plan.listing]
-        layout.write_manifest(
-            self.plan.address, {**standing, "checked": {**manifest["checked"], "listings": listings[-_KEPT_LISTINGS:]}}
-        )
-        return True
+        checked = {**manifest["checked"], "listings": listings[-_KEPT_LISTINGS:]}
+        write_manifest(self.plan.address, {**standing, "checked": checked})
+        # Another job may have replaced that store, and removed its shards, just before it was written here again.
+        return set(shard_names(self.plan.address, standing)) <= set(storage.names(self.plan.address))
 
     def _manifest(self) -> dict[str, Any]:
         quarantined = self._quarantined | self.plan.quarantined
@@ -224,13 +193,15 @@ class _Ledger:
         }
 
 
-def _make(plans: Sequence[Plan], progress_s: float) -> list[str]:
-    """Tokenize and publish; gives the complaints about corpora of which nothing could be used."""
-    ledgers = {plan.corpus.name: _Ledger(plan) for plan in plans}
-    progress = _Progress(sum(len(plan.pieces) for plan in plans), progress_s)
+def _make(plans: Sequence[CorpusPlan]) -> list[str]:
+    """Tokenize and publish; gives the problems of corpora of which nothing could be used."""
+    ledgers: dict[str, _Ledger] = {}
+    progress = _Progress(sum(len(plan.pieces) for plan in plans))
     failures: list[str | None] = []
     try:
-        for reports in _stream([part for item in ledgers.values() for part in _parts(item.plan, item.staging)]):
+        for plan in {plan.corpus.name: plan for plan in plans}.values():
+            ledgers[plan.corpus.name] = _Ledger(plan)
+        for reports in _stream([shard for ledger in ledgers.values() for shard in ledger.shards]):
             ledger = ledgers[reports[0]["corpus"]]
             for report in reports:
                 ledger.add(report)
@@ -239,18 +210,18 @@ def _make(plans: Sequence[Plan], progress_s: float) -> list[str]:
                 failures.append(ledger.publish())
     finally:
         for ledger in ledgers.values():
-            staging.discard(ledger.staging)
+            commit.end(ledger.plan.address, ledger.mark)
     return [failure for failure in failures if failure]
 
 
-def _stream(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
-    """Run one task a part, wherever there is a free CPU, and give the reports of a part when it is done.
+def _stream(shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:
+    """Run one task a shard, wherever there is a free CPU, and give the reports of a shard when it is done.
 
     Raises:
         FileNotFoundError: where a node does not see the corpus or the store.
     """
     with _quiet():
-        rows = [{"part": pickle.dumps(part)} for part in parts]
+        rows = [{"shard": pickle.dumps(shard)} for shard in shards]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(_task, num_cpus=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         reports = pa.table(batch).to_pylist()
@@ -262,7 +233,7 @@ def _stream(parts: Sequence[Part]) -> Iterator[list[dict[str, Any]]]:
 def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
     began = time.time()
     try:
-        reports = make_part(pickle.loads(row["part"]))
+        reports = make_shard(pickle.loads(row["shard"]))
     except FileNotFoundError as error:
         return [{"absent": str(error)}]  # raised by the driver: Ray Data would bury it in its own
     place = {"node": ray.util.get_node_ip_address(), "began": began, "ended": time.time()}
@@ -285,15 +256,15 @@ def _quiet() -> Iterator[None]:
 class _Progress:
     """A line in the log now and then."""
 
-    def __init__(self, total: int, every_s: float) -> None:
-        self._total, self._every_s, self._done = total, every_s, 0
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
         self._started = self._last = time.monotonic()
 
     def add(self, pieces: int) -> None:
         """Count some pieces."""
         self._done += pieces
         now = time.monotonic()
-        if now - self._last < self._every_s and self._done < self._total:
+        if now - self._last < _PROGRESS_S and self._done < self._total:
             return
         self._last = now
         rate = self._done / (now - self._started)

@@ -47,7 +47,7 @@ def address(config: Config) -> Address:
     uri = config.tracking.uri
     require_no_secret("tracking.uri", uri)
     if is_server(uri):
-        return Address(uri, "", storage.join(root, "spool", _folder(uri)))
+        return Address(uri, "", storage.root.spool(root, _folder(uri)))
     if uri and not is_database(uri):
         raise ConfigError(
             f"tracking.uri={uri!r} is not allowed; use http(s)://server, sqlite:///file, another database that "
@@ -59,7 +59,9 @@ def address(config: Config) -> Address:
                 f"tracking.uri is empty while storage.root={root!r} is remote; give a server, tracking.uri=http://HOST:5000"
             )
         return Address(uri, _artifacts(uri, root))
-    return Address(uri or f"{SQLITE}{root}/mlflow.db", Path(root, "mlflow").as_uri())
+    return Address(
+        uri or SQLITE + storage.root.mlflow_database(root), Path(storage.root.mlflow_artifacts(root)).as_uri()
+    )
 
 
 def _artifacts(uri: str, root: str) -> str:
@@ -70,7 +72,7 @@ def _artifacts(uri: str, root: str) -> str:
     """
     if uri.startswith(SQLITE):
         return Path(storage.resolve(uri.removeprefix(SQLITE))).with_name("mlflow").as_uri()
-    return storage.without_query(storage.join(root, "mlflow"))
+    return storage.without_query(storage.root.mlflow_artifacts(root))
 
 
 def _folder(uri: str) -> str:

@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
-from midibert_ray.data.columns import store_digest
+from midibert_ray.data.format import store_digest
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.settings.config import Config
+from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import plan_corpus
-from midibert_ray.tokenizing.shard import make_part
+from midibert_ray.tokenizing.shard import make_shard
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -24,8 +26,8 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy")
 def digest(corpus: str, folder: Path) -> str:
     """The content digest of a corpus that one process tokenizes."""
     plan = plan_corpus(corpus, corpora_root="", storage_root=str(folder), protocol=CLEAN)
-    part = plan.part(0, plan.pieces, str(folder))
-    return store_digest((report["piece"], report["digest"]) for report in make_part(part))
+    shards = plan.shards(commit.begin(plan.address))
+    return store_digest((report["piece"], report["digest"]) for shard in shards for report in make_shard(shard))
 
 
 @dataclass(frozen=True)
@@ -49,5 +51,5 @@ def curves(run: Run, rank: int, world: int) -> Curves:
             if name in figures:
                 found[name].append((figures["step"], figures[name]))
 
-    run_epochs(Pretraining(run.config, data, engine, rank=rank, world=world, device=device), Progress(), report)
+    run_epochs(PretrainLoop(run.config, data, engine, rank=rank, world=world, device=device), Progress(), report)
     return found

@@ -21,7 +21,7 @@ import ray
 from cluster.local.hosts import Cluster, own_name
 from cluster.local.network import obstacle
 from midibert_ray import tracking
-from midibert_ray.data.layout import read_manifest
+from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.result import OUTCOME, newest
@@ -128,7 +128,7 @@ def test_tokenizing_outlives_a_lost_node_and_a_pulled_cable(
     cluster: Cluster, music: str, digest: str, tmp_path: Path
 ) -> None:
     def made() -> int:
-        return len(list(tmp_path.glob("root/tokens/.*/part-*.parquet")))
+        return len(list(tmp_path.glob("root/tokens/*/part-*.parquet")))
 
     job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
     job.until(lambda: made() >= 3)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.corpora.catalogue import CORPORA, corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import CORPORA, corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.midi import MidiError
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 from midibert_ray.music.tokens import Tokens
 
 
 def split_sizes(name: str, protocol: str) -> dict[str, int]:
-    return dict(Counter(piece.split for piece in corpus(name).pieces({}, protocol)))
+    return dict(Counter(piece.split for piece in list_pieces(corpus(name), {}, protocol)))
 
 
 def test_split_sizes():
@@ -31,14 +33,14 @@ def test_split_sizes():
 
 def test_clean_emopia_has_no_song_in_two_splits():
     song_splits: dict[str, set[str]] = {}
-    for piece in corpus("emopia").pieces({}, CLEAN):
+    for piece in list_pieces(corpus("emopia"), {}, CLEAN):
         song_splits.setdefault(piece.piece[3:14], set()).add(piece.split)
     assert len(song_splits) == 387
     assert all(len(splits) == 1 for splits in song_splits.values())
 
 
 def test_pieces_and_their_files():
-    first = {name: corpus(name).pieces({}, PAPER)[0] for name in ("pop909", "asap", "pianist8", "emopia")}
+    first = {name: list_pieces(corpus(name), {}, PAPER)[0] for name in ("pop909", "asap", "pianist8", "emopia")}
     assert first["pop909"].files == ("073/073.mid", "073/beat_audio.txt")
     assert (first["pop909"].piece, first["pop909"].label) == ("073", None)
     assert first["asap"].files == ("Bach/Fugue/bwv_846/midi_score.mid",)
@@ -50,12 +52,12 @@ def test_pieces_and_their_files():
 def test_pieces_stand_in_the_order_of_the_lists():
     lists = json.loads((Path(corpora.__file__).parent / "splits" / "pop909.json").read_text())
     expected = [piece for split in ("train", "valid", "test") for piece in lists[split]]
-    assert [piece.piece for piece in corpus("pop909").pieces({}, CLEAN)] == expected
+    assert [piece.piece for piece in list_pieces(corpus("pop909"), {}, CLEAN)] == expected
 
 
 def test_corpora_without_lists_take_what_is_there():
     files = {"src_001/1.mid": 5, "src_001/0.mid": 5, "src_001/readme.txt": 5}
-    pieces = corpus("pop1k7").pieces(files, PAPER)
+    pieces = list_pieces(corpus("pop1k7"), files, PAPER)
     assert [(piece.piece, piece.split) for piece in pieces] == [
         ("src_001/0.mid", "pretrain"),
         ("src_001/1.mid", "pretrain"),
@@ -65,7 +67,7 @@ def test_corpora_without_lists_take_what_is_there():
 def test_any_folder():
     mine = corpus("folder:/music/my scans/")
     names = ["b/Ünï côdé.MID", "a b.midi", "c/d/e.Midi", "{0}%s.mid", "x.mid.txt", "y.wav"]
-    pieces = mine.pieces(dict.fromkeys(names, 1), CLEAN)
+    pieces = list_pieces(mine, dict.fromkeys(names, 1), CLEAN)
     assert [piece.piece for piece in pieces] == sorted(names[:4])
     assert all(piece.files == (piece.piece,) and piece.label is None for piece in pieces)
     assert mine.location("/ignored") == "/music/my scans"
@@ -98,7 +100,7 @@ def test_locations_and_terms():
 def test_the_sample_carries_its_licence_and_every_file():
     folder = Path(corpus("sample").location(""))
     assert "MIT License" in (folder / "LICENSE").read_text()
-    for piece in corpus("sample").pieces({}, PAPER):
+    for piece in list_pieces(corpus("sample"), {}, PAPER):
         assert all((folder / file).is_file() for file in piece.files)
         assert (folder / piece.piece / "beat_midi.txt").is_file()
 

@@ -6,6 +6,7 @@ import pytest
 
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.corpora.contents import PUBLISHED, Contents, Difference, compare, measure, published
+from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.music.protocol import CLEAN
 
 
@@ -15,7 +16,7 @@ def test_every_listed_piece_is_in_it() -> None:
     for name in PUBLISHED:
         files = published(name).files
         assert list(files) == sorted(files) and all(len(digest) == 32 for digest in files.values())
-        listed = {file for piece in CORPORA[name].pieces(dict.fromkeys(files, 0), CLEAN) for file in piece.files}
+        listed = {file for piece in list_pieces(CORPORA[name], dict.fromkeys(files, 0), CLEAN) for file in piece.files}
         assert listed == set(files)
 
 

@@ -6,11 +6,10 @@ import gzip
 import hashlib
 import io
 import json
-import runpy
+import shutil
 import socket
 import stat
 import struct
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from midibert_ray.cli.main import execute
 from midibert_ray.corpora import fetch, install
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.corpora.contents import PUBLISHED, Contents, measure, published
 from midibert_ray.corpora.fetch import Patience
-from midibert_ray.corpora.sources import SOURCES, ArchiveError, DownloadError, Source, UnreachableError
+from midibert_ray.corpora.sources import SOURCES, ArchiveError, DownloadError, PublisherUnreachableError, Source
 from midibert_ray.corpora.unpack import Limits, unpack
 from tests.server import Served, Server, serving
 
@@ -39,9 +39,16 @@ Say = Callable[[], str]
 Job = Callable[..., tuple[int, str]]
 
 
+def allow(url: str, patch: pytest.MonkeyPatch) -> None:
+    """Let plain http to this machine be fetched from, without a proxy."""
+    patch.setattr(fetch, "ALLOWED", ("https://", url))
+    patch.setenv("NO_PROXY", "127.0.0.1")
+
+
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with serving() as started:
+        allow(started.url + "/", monkeypatch)
         yield started
 
 
@@ -77,16 +84,18 @@ def contents(files: dict[str, bytes] = PIECES) -> Contents:
 
 def source(server: Server, **changes: object) -> Source:
     url = server.url + PATH
-    return replace(SOURCES["pianist8"], url=url, record="", local=True, contents=contents(), **changes)  # type: ignore[arg-type]
+    return replace(SOURCES["pianist8"], url=url, record="", contents=contents(), **changes)  # type: ignore[arg-type]
 
 
 def wanted(root: Path, *sources: Source) -> list[install.Item]:
-    table = {source.corpus: source for source in sources}
-    return install.survey(list(table), str(root), sources=table, patience=HASTE)
+    with pytest.MonkeyPatch.context() as patch:
+        for source in sources:
+            patch.setitem(SOURCES, source.corpus, source)
+        return install.survey([source.corpus for source in sources], str(root), patience=HASTE)
 
 
-def get(root: Path, *sources: Source, **options: object) -> list[str]:
-    return install.install(wanted(root, *sources), patience=HASTE, **options)  # type: ignore[arg-type]
+def get(root: Path, *sources: Source) -> list[str]:
+    return install.install(wanted(root, *sources), patience=HASTE)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -127,7 +136,7 @@ class TestACorpus:
 
     def test_one_that_fails_stops_no_other(self, server: Server, tmp_path: Path, said: Say) -> None:
         server.files[PATH] = Served(zipped(PIECES))
-        gone = replace(SOURCES["emopia"], url=server.url + "/none", record="", local=True)
+        gone = replace(SOURCES["emopia"], url=server.url + "/none", record="")
         assert get(tmp_path, gone, source(server)) == ["emopia"]
         assert (tmp_path / "Pianist8").is_dir() and not (tmp_path / "EMOPIA_1.0").exists()
         assert "/none is gone: 404" in said() and "By hand" in said()
@@ -173,12 +182,12 @@ class TestACorpus:
 
     def test_what_a_killed_job_left_is_replaced(self, server: Server, tmp_path: Path) -> None:
         server.files[PATH] = Served(zipped(PIECES))
-        left = tmp_path / ".Pianist8.download" / "midi" / NAMES[0]
+        left = tmp_path / ".Pianist8.being-made" / "midi" / NAMES[0]
         left.parent.mkdir(parents=True)
         left.write_bytes(b"half")
         assert get(tmp_path, source(server)) == []
         assert (tmp_path / "Pianist8" / "midi" / NAMES[0]).read_bytes() == PIECES[f"midi/{NAMES[0]}"]
-        assert not (tmp_path / ".Pianist8.download").exists()
+        assert not (tmp_path / ".Pianist8.being-made").exists()
 
     def test_two_jobs_do_not_write_the_same(self, server: Server, tmp_path: Path, said: Say) -> None:
         server.files[PATH] = Served(zipped(PIECES))
@@ -190,10 +199,12 @@ class TestACorpus:
 
     @pytest.mark.parametrize("free", [0, 10_000])
     def test_a_full_disk_is_said_before_anything_is_fetched(
-        self, free: int, server: Server, tmp_path: Path, said: Say
+        self, free: int, server: Server, tmp_path: Path, said: Say, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         server.files[PATH] = Served(zipped(PIECES))
-        assert get(tmp_path, source(server), free=free) == ["pianist8"]
+        disk = shutil.disk_usage(tmp_path)._replace(free=free + (64 << 20))  # which are left alone
+        monkeypatch.setattr(install.shutil, "disk_usage", lambda _: disk)
+        assert get(tmp_path, source(server)) == ["pianist8"]
         assert f"has room for {free / 1e6:.1f} MB, but pianist8 needs 0." in said() and "corpora.root" in said()
         assert tree(tmp_path) == {} and not server.gets(PATH)
 
@@ -219,7 +230,7 @@ class TestAServer:
     content = bytes(range(256)) * 4000
 
     def ask(self, server: Server, **options: object) -> fetch.Remote:
-        return fetch.probe(server.url + PATH, local=True, patience=HASTE, **options)  # type: ignore[arg-type]
+        return fetch.probe(server.url + PATH, patience=HASTE, **options)  # type: ignore[arg-type]
 
     def test_a_cut_connection_is_gone_on_with(self, server: Server, tmp_path: Path) -> None:
         server.files[PATH] = Served(self.content, cuts=[400_000, 300_000])
@@ -242,7 +253,9 @@ class TestAServer:
 
     def test_another_run_goes_on_where_one_gave_up(self, server: Server, tmp_path: Path) -> None:
         server.files[PATH] = Served(self.content, cuts=[100_000, 200_000])
-        with pytest.raises(UnreachableError, match=r"broke off 2 times.* 0\.3 MB kept in .*the same command again"):
+        with pytest.raises(
+            PublisherUnreachableError, match=r"broke off 2 times.* 0\.3 MB kept in .*the same command again"
+        ):
             fetch.fetch(self.ask(server), tmp_path / "x.zip", patience=replace(HASTE, attempts=2))
         assert not (tmp_path / "x.zip").exists()
         fetch.fetch(self.ask(server), tmp_path / "x.zip", patience=HASTE)
@@ -270,7 +283,7 @@ class TestAServer:
     def test_a_file_that_changed_in_between_begins_again(self, if_range: bool, server: Server, tmp_path: Path) -> None:
         """Whether the server heeds If-Range or sends the rest of the new file for the old one."""
         server.files[PATH] = Served(self.content, cuts=[100_000])
-        with pytest.raises(UnreachableError):
+        with pytest.raises(PublisherUnreachableError):
             fetch.fetch(self.ask(server), tmp_path / "x.zip", patience=replace(HASTE, attempts=1))
         server.files[PATH] = Served(self.content[::-1], etag='"two"', if_range=if_range)
         fetch.fetch(self.ask(server), tmp_path / "x.zip", patience=HASTE)
@@ -350,7 +363,7 @@ class TestAServer:
         assert [request.method for request in server.requests] == ["HEAD", "HEAD"] + ["GET"] * 4
         for target in ("http://example.org/x", "ftp://example.org/x", "file:///etc/passwd", "//localhost/x"):
             server.files[PATH] = Served(b"", redirect=target)
-            with pytest.raises(DownloadError, match=r"only https:// is allowed|'file:///etc/passwd' is not allowed"):
+            with pytest.raises(DownloadError, match=r"only https:// is allowed"):
                 fetch.fetch(self.ask(server), tmp_path / "y.zip", patience=HASTE)
             assert list(tree(tmp_path)) == ["x.zip"]
 
@@ -360,15 +373,15 @@ class TestAServer:
             fetch.probe(url)
         with pytest.raises(DownloadError, match="only https:// is allowed"):
             fetch.fetch(fetch.Remote(url=url), tmp_path / "x")
-        if url != "http://127.0.0.1/x":
-            with pytest.raises(DownloadError, match="only https:// is allowed"):
-                fetch.check_address(url, local=True)
 
-    def test_without_network_it_says_what_to_put_where(self, tmp_path: Path, said: Say) -> None:
+    def test_without_network_it_says_what_to_put_where(
+        self, tmp_path: Path, said: Say, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{closed.getsockname()[1]}/x.zip"
-            items = wanted(tmp_path, replace(SOURCES["pop909"], url=url, local=True))
+            allow(url, monkeypatch)
+            items = wanted(tmp_path, replace(SOURCES["pop909"], url=url))
         assert items[0].state == "unreachable" and "unreachable" in install.table(items)
         assert install.install(items, patience=HASTE) == ["pop909"]
         for words in (
@@ -473,7 +486,7 @@ class TestAnArchive:
     @pytest.mark.parametrize("case", ["zip, bomb by ratio", "tar, symbolic link", "zip, cut short"])
     def test_leaves_nothing_behind(self, case: str, server: Server, tmp_path: Path, said: Say) -> None:
         server.files[PATH] = Served(MALICIOUS[case][0])
-        assert get(tmp_path, source(server), limits=LIMITS) == ["pianist8"]
+        assert get(tmp_path, source(server)) == ["pianist8"]
         assert not list(tmp_path.iterdir())
         assert "the archive was removed" in said()
 
@@ -506,11 +519,9 @@ class TestTheJob:
     @pytest.fixture
     def job(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: Say) -> Job:
         def start(*words: str) -> tuple[int, str]:
-            monkeypatch.setattr(sys, "argv", ["download.py", *words])
-            monkeypatch.setattr(sys, "path", list(sys.path))
             code = 0
             try:
-                runpy.run_path(str(ROOT / "jobs" / "download.py"), run_name="__main__")
+                code = execute(["download", *words])
             except SystemExit as stop:
                 code = int(stop.code or 0)
             return code, "".join(capsys.readouterr()) + said()
@@ -560,7 +571,7 @@ def test_a_corpus_packed_as_its_publisher_does_comes_out_equal(
     texts = {path for path in files if "/" not in path and path.startswith(("README", "LICEN"))}
     members = {("" if path in texts else inner) + path: data for path, data in files.items()}
     server.files["/x"] = Served(zipped(members, method=zipfile.ZIP_STORED))
-    local = replace(SOURCES[name], url=server.url + "/x", record="", local=True)
+    local = replace(SOURCES[name], url=server.url + "/x", record="")
     assert get(tmp_path, local) == []
     assert measure(corpus, tmp_path / corpus.folder) == published(name)
     assert texts <= tree(tmp_path / top.name).keys()

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
 from midibert_ray.tokenizing.tokenize import tokenize_corpora
@@ -53,7 +54,7 @@ def test_segments_are_the_published_rows(
         assert np.array_equal(labels, golden["label"])
     if name == "pop909":
         for note_task in ("melody", "velocity"):
-            labels = np.where(batch.note >= 0, note_labels(TASKS[note_task], batch.part, batch.velocity), 0)
+            labels = np.where(batch.note >= 0, note_labels(TASKS[note_task], batch), 0)
             assert np.array_equal(labels, golden[note_task])
 
 

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midibert_ray.data import layout
-from midibert_ray.data.columns import COLUMNS, FORMAT_VERSION
+from midibert_ray.data.format import COLUMNS, FORMAT_VERSION, MANIFEST, SCHEMA
 from midibert_ray.data.order import holdout_piece
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.tokens import Tokens, remi_from_cp
 from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
 from tests.stores import Piece, write_store
@@ -56,7 +56,7 @@ def test_arrays_are_maps_and_are_never_pickled(sample_store: TokenStore) -> None
 
 def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
     write_store(tmp_path / "store", [("a", "train", None, made_tokens(9, 0))])
-    (tmp_path / "store" / layout.MANIFEST).unlink()
+    (tmp_path / "store" / MANIFEST).unlink()
     with pytest.raises(FileNotFoundError, match=r"no token store at .*tokenize\.py"):
         TokenStore.open(str(tmp_path / "store"), str(tmp_path / "cache"))
 
@@ -65,12 +65,12 @@ def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
 def test_a_damaged_store_is_noticed_and_leaves_no_copy(tmp_path: Path, damage: str) -> None:
     pieces: list[Piece] = [(f"{i:02d}", "train", None, made_tokens(9, i)) for i in range(12)]
     uri = write_store(tmp_path / "store", pieces)
-    victim = tmp_path / "store" / layout.part_name(1)
+    victim = tmp_path / "store" / "part-00001.parquet"
     if damage == "lost":
         victim.unlink()
     else:
         table = pq.read_table(victim)
-        pq.write_table(table.set_column(1, layout.SCHEMA.field("split"), pa.array(["test"] * len(table))), victim)
+        pq.write_table(table.set_column(1, SCHEMA.field("split"), pa.array(["test"] * len(table))), victim)
     with pytest.raises(ValueError, match=r"damaged: its .* pieces .* tokenize again"):
         TokenStore.open(uri, str(tmp_path / "cache"))
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
@@ -78,7 +78,7 @@ def test_a_damaged_store_is_noticed_and_leaves_no_copy(tmp_path: Path, damage: s
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     uri = write_store(tmp_path / "store", [("a", "train", None, made_tokens(9, 0))])
-    file = tmp_path / "store" / layout.MANIFEST
+    file = tmp_path / "store" / MANIFEST
     file.write_text(file.read_text().replace(f'"format_version": {FORMAT_VERSION}', '"format_version": 99'))
     with pytest.raises(ValueError, match="has format 99"):
         TokenStore.open(uri, str(tmp_path / "cache"))
@@ -255,7 +255,8 @@ _GATHERER = """
 import sys
 import numpy as np
 from midibert_ray.data.order import BatchOrder
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 
 def private() -> int:
     with open("/proc/self/status") as status:
@@ -282,7 +283,7 @@ def small_large_tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str
         pieces: list[Piece] = [
             (f"{copy}-{i:03d}", "train", None, piece) for copy in range(copies) for i, piece in enumerate(tokens)
         ]
-        return write_store(folder / f"{copies}", pieces, in_part=100)
+        return write_store(folder / f"{copies}", pieces, in_shard=100)
 
     return write(1), write(10), write_store(folder / "tiny", [("a", "train", None, made_tokens(600, 0))])
 

@@ -10,10 +10,12 @@ import yaml
 from torch import Tensor
 
 from midibert_ray.corpora.catalogue import corpus
-from midibert_ray.export.card import About, hub_licence, output_names, render
+from midibert_ray.export.about import About
+from midibert_ray.export.card import hub_licence, output_names, render
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.tasks import TASKS
 
 FIVE = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
@@ -26,7 +28,7 @@ def model(kind: type[MidiBertPreTrainedModel] = MidiBertModel, **other: Any) -> 
 
 
 def about(*names: str, **other: Any) -> About:
-    return About(**{"origin": "Made here.", "protocol": "clean", "corpora": tuple(map(corpus, names))} | other)
+    return About(**{"origin": "Made here.", "protocol": CLEAN, "corpora": tuple(map(corpus, names))} | other)
 
 
 def head(card: str) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def test_figures_settings_and_limits_are_told() -> None:
 
 
 def test_protocols_are_named_with_their_flaws() -> None:
-    paper, clean, unknown = (render(model(), about("sample", protocol=name)) for name in ("paper", "clean", None))
+    paper, clean, unknown = (render(model(), about("sample", protocol=name)) for name in (PAPER, CLEAN, None))
     assert "gives the melody away" in paper and "test pieces" in paper and "by clip" in paper
     assert "not comparable with the paper's" in clean and "gives the melody away" not in clean
     assert "Not known: nothing was recorded" in unknown
@@ -122,7 +124,7 @@ def test_the_code_in_the_card_runs(
     written = model(kind, representation=representation, num_classes=4)
     card = render(written, about("sample"))
     save_export(written, tmp_path / "model")
-    song = corpus("sample").location("") + "/042/042.mid"
+    song = corpus("sample").folder + "/042/042.mid"
     (tmp_path / "song.mid").write_bytes(Path(song).read_bytes())
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from midibert_ray import pipeline, storage, tracking
+from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
 from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import load_checkpoint
@@ -31,9 +31,10 @@ from midibert_ray.settings.presets import preset
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.launch import PretrainRun, run_address, run_key
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.training.runs import PretrainRun, run_address, run_key
+from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
 from tests.s3 import S3
@@ -59,12 +60,10 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cap
     """Runs the job in this process: its exit code, and all that it said."""
 
     def start(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *words])
-        monkeypatch.setattr(sys, "path", list(sys.path))
         caplog.clear()
         code = 0
         try:
-            runpy.run_path(str(ROOT / "jobs" / "export.py"), run_name="__main__")
+            code = execute(["export", *words])
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, "".join(capsys.readouterr()) + caplog.text
@@ -111,15 +110,12 @@ class TestReference:
         task = {"encoder": "", "notes": "velocity", "sequences": "composer"}[kind]
         assert f"fine-tuned for {task}" in card or not task
 
-    def test_a_file_that_would_run_code_is_refused(self, tmp_path: Path) -> None:
+    def test_a_file_that_would_run_code_is_refused(self, tmp_path: Path, job: Job) -> None:
         target, path = tmp_path / "created", tmp_path / "bomb.ckpt"
         torch.save({"state_dict": reference_weights(), "epoch": Bomb(target)}, path)
-        words = [sys.executable, "jobs/export.py", f"reference={path}", f"output={tmp_path / 'out'}"]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 2, done.stdout + done.stderr
-        (line,) = done.stdout.splitlines()
-        assert line.startswith("error: ") and "bomb.ckpt: refused, it holds more than tensors" in line
-        assert "Traceback" not in done.stderr
+        code, said = job(f"reference={path}", f"output={tmp_path / 'out'}")
+        assert code == 2 and "error: " in said and "Traceback" not in said, said
+        assert "bomb.ckpt: refused, it holds more than tensors" in said
         assert names(tmp_path) == ["bomb.ckpt"], "neither the bomb's file nor any output"
 
     @pytest.mark.parametrize("content", [b"", b"MThd" + bytes(99), b"PK\x03\x04" + bytes(99)])
@@ -181,7 +177,7 @@ def words(config: Config) -> list[str]:
 @pytest.fixture(scope="module")
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
-    key = run_key(config, list(pipeline.addresses(config, config.corpora.names).values()))
+    key = run_key(config, [each.address for each in pipeline.plan(config).tokens[0].values()])
     tracker = tracking.Tracker(tracking.address(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_address(config, key)
@@ -266,6 +262,8 @@ class TestRun:
         assert code == 2 and "no finished pre-training" in said and "jobs/pretrain.py" in said
         code, said = job(f"run={tmp_path}", f"output={tmp_path / 'out'}")
         assert code == 2 and f"no model in {tmp_path}" in said
+        code, said = job(f"run={tmp_path / 'nowhere'}", f"output={tmp_path / 'out'}")
+        assert code == 2 and f"run={tmp_path / 'nowhere'}: there is no such folder" in said
         code, said = job(f"reference={tmp_path}", f"output={tmp_path / 'out'}")
         assert code == 2 and "there is no such file" in said
         assert not (tmp_path / "out").exists()
@@ -300,11 +298,10 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
                 shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
 
-        work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(entry.config, work, plan.key, str(folder))
+            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
     return folders
 
 
@@ -317,6 +314,9 @@ class TestTrial:
     ) -> None:
         folder = trials[variant]
         (checkpoint,) = folder.iterdir()
+        name, root = folder.name[:-11], folder.parents[2]  # without its hash, as the tables print it
+        code, said = job(f"run={name}", f"storage.root={root}", f"output={tmp_path / 'out'}", "--dry-run")
+        assert code == 0 and str(checkpoint) in said
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
         assert code == 0 and "not known" not in said, said
         assert names(tmp_path / "out") == FILES
@@ -343,13 +343,13 @@ class TestTrial:
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["freeze-backbone"], tmp_path / "trial")).iterdir()
         place = checkpoint / outcome.ORIGIN
-        origin = outcome.Origin.from_json(place.read_bytes())
+        origin = outcome.Provenance.from_json(place.read_bytes())
         corpora = {"corpora.names": ("pop1k7", "asap"), "finetune.corpus": "", "tokens.protocol": "paper"}
         place.write_text(dataclasses.replace(origin, config=origin.config | corpora).to_json())
         write_digests_anew(checkpoint)
         assert job(f"run={checkpoint}", f"output={tmp_path / 'out'}")[0] == 0
         card = (tmp_path / "out" / "README.md").read_text()
-        assert 'datasets: ["pop1k7", "asap", "pop909"]' in card and "license: other" in card
+        assert head(card)["datasets"] == ["pop1k7", "asap", "pop909"] and "license: other" in card
         licence = card.partition("## Licence")[2].partition("##")[0]
         assert (
             "**The use of these weights is restricted**" in licence and "ASAP (4/4 scores): CC BY-NC-SA 4.0" in licence

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from midibert_ray import storage, tracking
-from midibert_ray.data import layout
+from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.settings.presets import preset
@@ -83,7 +83,7 @@ def came_to(config: Config) -> dict[str, Any]:
     trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "seed" in name}
     pretraining = json.loads(storage.read_bytes(storage.join(only(config, "runs"), "result.json")))
     return {
-        "digest": layout.read_manifest(only(config, "tokens"))["digest"],
+        "digest": read_manifest(only(config, "tokens"))["digest"],
         "pre-training": {key: value for key, value in pretraining.items() if key != "checkpoint"},
         "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
     }

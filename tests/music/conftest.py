@@ -9,6 +9,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from midibert_ray.corpora import catalogue as corpora
+from midibert_ray.corpora.labels import Piece, list_pieces
 from midibert_ray.music.protocol import PAPER
 
 # Times tell how busy the machine is, not whether a property holds.
@@ -17,11 +18,11 @@ settings.load_profile("music")
 
 
 @pytest.fixture(scope="session")
-def sample() -> list[tuple[corpora.Piece, list[bytes]]]:
+def sample() -> list[tuple[Piece, list[bytes]]]:
     """The pieces of the sample and the bytes of their files."""
     corpus = corpora.corpus("sample")
     folder = Path(corpus.location(""))
-    return [(piece, [(folder / file).read_bytes() for file in piece.files]) for piece in corpus.pieces({}, PAPER)]
+    return [(piece, [(folder / file).read_bytes() for file in piece.files]) for piece in list_pieces(corpus, {}, PAPER)]
 
 
 @pytest.fixture(scope="session")

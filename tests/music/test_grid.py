@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
+import mido
 import numpy as np
 import pytest
-from hard_files import midi_file, note
+from hard_files import message, midi_file, note
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,6 +262,7 @@ def test_qualification():
 @pytest.mark.corpora
 def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
 
     folder = corpora_root / "POP909"
     chosen = {
@@ -269,4 +272,60 @@ def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
         and not problem_of(*(read_beats((piece / f"beat_{kind}.txt").read_bytes()) for kind in ("audio", "midi")))
     }
     assert len(chosen) == 865
-    assert chosen == {piece.piece for piece in corpus("pop909").pieces({}, PAPER)}
+    assert chosen == {piece.piece for piece in list_pieces(corpus("pop909"), {}, PAPER)}
+
+
+def on_channels(*channels: int, pitches=range(60, 76), name: str = "", program: int = 0) -> Notes:
+    events = [mido.MetaMessage("track_name", name=name)] if name else []
+    used = sorted(set(channels))
+    events += [message("program_change", program=program, channel=channel) for channel in used]
+    for channel, pitch in zip(itertools.cycle(channels), pitches, strict=False):
+        events += note(pitch, 100, channel=channel)
+    return read_notes(midi_file(events))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        on_channels(9),
+        on_channels(9, name="Piano", pitches=range(30, 90)),
+        on_channels(*range(1, 16)),  # MPE: every note takes the next channel
+    ],
+)
+def test_a_piano_on_the_drum_channel_is_a_piano(notes):
+    grid = quantize(notes, CLEAN)
+    assert len(grid) == len(notes)
+    assert grid.remarks["notes of the drum channel read as piano"] == sum(notes.tracks[t].is_drum for t in notes.track)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        on_channels(9, pitches=[36, 42, 38, 42] * 8),
+        on_channels(9, name="Drumset"),
+        on_channels(0, 9),  # a band
+        on_channels(0, 1, 9, name="Band"),
+    ],
+)
+def test_drums_stay_drums(notes):
+    drums = sum(notes.tracks[t].is_drum for t in notes.track)
+    if drums == len(notes):
+        with pytest.raises(MidiError, match="no notes left"):
+            quantize(notes, CLEAN)
+    else:
+        grid = quantize(notes, CLEAN)
+        assert (grid.dropped, grid.remarks) == ({"drum": drums}, {})
+
+
+@pytest.mark.parametrize(
+    ("starts", "expected"),
+    [
+        (np.cumsum(np.random.default_rng(0).integers(30, 400, 200)), {"pieces off the grid": 1}),
+        (np.cumsum(np.random.default_rng(0).integers(30, 400, 20)), {}),  # too few to tell
+        (np.arange(200) * 120, {}),
+        (np.arange(200) * 160, {}),  # triplets
+    ],
+)
+def test_a_performance_in_no_tempo_is_off_the_grid(starts, expected):
+    notes = make_notes([(start, start + 10, 60) for start in starts.tolist()])
+    assert quantize(notes, CLEAN).remarks == expected

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midibert_ray.corpora.catalogue import corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.protocol import CHOICES, CLEAN, PAPER, PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +109,7 @@ def test_all_repairs_of_the_tokens_together_are_clean(sample) -> None:
 
 def test_emopia_is_split_as_the_field_says() -> None:
     def splits(protocol) -> dict[str, str]:
-        return {piece.piece: piece.split for piece in corpus("emopia").pieces({}, protocol)}
+        return {piece.piece: piece.split for piece in list_pieces(corpus("emopia"), {}, protocol)}
 
     assert splits(PAPER.switch(emopia_split="song")) == splits(CLEAN) != splits(PAPER)
     assert splits(CLEAN.switch(emopia_split="clip")) == splits(PAPER)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.music.grid import align_to_beats, read_beats
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.protocol import PAPER
@@ -42,7 +43,7 @@ def test_the_authors_counts_on_the_test_split(corpora_root):
     entry = corpus("pop909")
     folder = Path(entry.location(str(corpora_root)))
     counts = np.zeros((2, 2), dtype=int)
-    for piece in entry.pieces({}, PAPER):
+    for piece in list_pieces(entry, {}, PAPER):
         if piece.split != "test":
             continue
         midi, beats = ((folder / file).read_bytes() for file in piece.files)

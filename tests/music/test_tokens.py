@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midibert_ray.corpora.catalogue import corpus, tokenize_piece
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
 from midibert_ray.music.grid import PARTS, GridNotes, quantize
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.protocol import CLEAN, PROTOCOLS
@@ -48,7 +50,7 @@ def make_grid(notes: list[tuple[int, ...]]) -> GridNotes:
     table = np.array(sorted(notes), dtype=np.int64)
     columns = dict(zip(("onset", "duration", "pitch", "velocity", "part"), table.T, strict=True))
     kinds = {name: column.astype(np.int32 if name == "onset" else np.uint8) for name, column in columns.items()}
-    return GridNotes(**kinds, dropped={})
+    return GridNotes(**kinds, bar=kinds["onset"] // 16 * 16, dropped={})
 
 
 def multiset(grid: GridNotes, *, part: bool = True) -> Counter:
@@ -142,7 +144,7 @@ def _survives(task: tuple[str, str, int]) -> list[str]:
     folder = Path(entry.location(root))
     found = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*.mid")}
     lost = []
-    for piece in entry.pieces(found, CLEAN)[share::16]:
+    for piece in list_pieces(entry, found, CLEAN)[share::16]:
         contents = [(folder / file).read_bytes() for file in piece.files]
         tokens = tokenize_piece(entry, piece, contents, CLEAN)
         if multiset(through_midi(tokens)) != multiset(decode(tokens)):

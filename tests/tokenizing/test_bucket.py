@@ -10,11 +10,11 @@ import pytest
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import CORPORA
-from midibert_ray.data import layout
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.data.format import MANIFEST, SHARDS, read_manifest, shard_name, shard_names
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN
-from midibert_ray.tokenizing import commit as staging
-from midibert_ray.tokenizing import tokenize
+from midibert_ray.tokenizing import commit, tokenize
 from midibert_ray.tokenizing.listing import list_files, open_file
 from midibert_ray.tokenizing.tokenize import Summary
 from tests.s3 import S3
@@ -68,8 +68,8 @@ def change(s3: S3, bucket: str) -> Callable[[bytes], None]:
 def whole(s3: S3, bucket: str, summary: Summary, cache: Path) -> TokenStore:
     """Nothing but the store is left, and it is what its manifest says."""
     name = storage.basename(summary.address)
-    parts = layout.read_manifest(summary.address)["parts"]
-    assert s3.keys(f"{bucket}/out") == sorted(f"tokens/{name}/{file}" for file in (layout.MANIFEST, *parts))
+    shards = read_manifest(summary.address)[SHARDS]
+    assert s3.keys(f"{bucket}/out") == sorted(f"tokens/{name}/{file}" for file in (MANIFEST, *shards))
     store = TokenStore.open(summary.address, str(cache))
     assert len(store) == summary.manifest["counts"]["pieces"]
     return store
@@ -136,9 +136,9 @@ def test_a_store_is_replaced_in_one_step(
         """Open the store as it is at every step of the replacement."""
         if request.startswith(("PUT", "DELETE", "POST")) and "/out/tokens/" in request:
             s3.hook = None
-            manifest = layout.read_manifest(first.address)
+            manifest = read_manifest(first.address)
             system, path = storage.filesystem(first.address)
-            names = layout.part_files(first.address, manifest)
+            names = shard_names(first.address, manifest)
             assert all(system.get_file_info(f"{path}/{name}").is_file for name in names)
             seen.append(int(manifest["digest"] != first.manifest["digest"]))
             s3.hook = look
@@ -157,10 +157,10 @@ def test_a_reader_whose_store_is_replaced_meanwhile_gets_the_new_one(
 ) -> None:
     first = run()
     change(HIGHER)
-    (part,) = first.manifest["parts"]
+    (shard,) = first.manifest[SHARDS]
 
     def replace(request: str) -> bool:
-        if request.startswith(("GET", "HEAD")) and request.endswith(part):
+        if request.startswith(("GET", "HEAD")) and request.endswith(shard):
             s3.hook = None
             run()
         return False
@@ -199,19 +199,19 @@ def killed_at(s3: S3, bucket: str, start: str) -> None:
     assert s3.hook is None
 
 
-@pytest.mark.parametrize("step", ["the first part", "its copy", "the manifest"])
+@pytest.mark.parametrize("step", ["its announcement", "the first shard", "the manifest"])
 def test_a_job_that_is_killed_leaves_no_store_and_the_next_cleans_up(
     s3: S3, bucket: str, run: Callable[..., Summary], tmp_path: Path, step: str
 ) -> None:
     address = run(root=s3.address(f"{bucket}/elsewhere")).address.replace("elsewhere", "out")
     store = f"/{bucket}/out/tokens/{storage.basename(address)}"
     starts = {
-        "the first part": f"PUT /{bucket}/out/tokens/.",
-        "its copy": f"PUT {store}/part-00000.",
+        "its announcement": f"PUT {store}/writing.",
+        "the first shard": f"PUT {store}/part-00000.",
         "the manifest": f"PUT {store}/manifest.json",
     }
     killed_at(s3, bucket, starts[step])
-    assert bool(s3.keys(f"{bucket}/out")) == (step != "the first part")
+    assert bool(s3.keys(f"{bucket}/out")) == (step != "its announcement")
     with pytest.raises(FileNotFoundError, match="no token store at"):
         TokenStore.open(address, str(tmp_path / "cache"))
     again = run()
@@ -225,44 +225,27 @@ def test_a_job_that_is_killed_after_a_replacement_leaves_the_new_store(
     first = run()
     change(HIGHER)
     killed_at(s3, bucket, f"DELETE /{bucket}/out/tokens/{storage.basename(first.address)}")
-    parts = layout.read_manifest(first.address)["parts"]
-    assert parts != first.manifest["parts"]
-    assert len([key for key in s3.keys(f"{bucket}/out") if "part-" in key]) == 3, "old, new, and in the staging folder"
+    shards = read_manifest(first.address)[SHARDS]
+    assert shards != first.manifest[SHARDS]
+    assert len([key for key in s3.keys(f"{bucket}/out") if "part-" in key]) == 2, "the old one and the new one"
     again = run()
-    assert again.found and again.manifest["parts"] == parts
+    assert again.found and again.manifest[SHARDS] == shards
     whole(s3, bucket, again, tmp_path / "cache")
 
 
-def test_parts_that_another_job_is_about_to_name_stay(
-    s3: S3, bucket: str, run: Callable[..., Summary], change: Callable[[bytes], None]
+def test_shards_that_another_job_is_about_to_name_stay(
+    s3: S3, bucket: str, run: Callable[..., Summary], change: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     first = run()
-    other = staging.create(first.address)
-    storage.write_bytes(storage.join(other, "part-00000.parquet"), b"x")
-    copied = storage.join(first.address, f"part-00000.{other.partition('?')[0].rpartition('.')[2]}.parquet")
-    storage.write_bytes(copied, b"x")
+    other = commit.begin(first.address)
+    shard = storage.join(first.address, shard_name(0, other))
+    storage.write_bytes(shard, b"x")
     change(HIGHER)
     run()
-    assert storage.exists(copied)
-    staging.discard(other)
-    change(MIDI)
-    run()
-    assert not storage.exists(copied)
-
-
-def test_named_corpora_are_read_from_a_bucket(s3: S3, bucket: str) -> None:
-    sample = Path(CORPORA["sample"].folder)
-    for path in sample.rglob("*.*"):
-        address = s3.address(f"{bucket}/corpora/POP909/{path.relative_to(sample).as_posix()}")
-        storage.write_bytes(address, path.read_bytes())
-    summary = tokenize.tokenize_corpus(
-        "pop909",
-        corpora_root=s3.address(f"{bucket}/corpora"),
-        storage_root=s3.address(f"{bucket}/out"),
-        protocol="clean",
-    )
-    counts = summary.manifest["counts"]
-    assert (counts["pieces"], counts["files"]) == (32, 865), "those that are not there are quarantined"
+    assert storage.exists(shard)
+    commit.end(first.address, other)
+    assert not storage.exists(shard)
+    whole(s3, bucket, run(), tmp_path / "cache")
 
 
 def test_trouble_with_the_server_is_not_a_files_trouble(s3: S3, bucket: str, run: Callable[..., Summary]) -> None:

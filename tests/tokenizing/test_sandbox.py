@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.data.columns import COLUMNS
+from midibert_ray.corpora.labels import Piece, list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
+from midibert_ray.data.format import COLUMNS
 from midibert_ray.music.protocol import CLEAN, PROTOCOLS
 from midibert_ray.tokenizing.sandbox import Request, Sandbox
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 HANDLERS = '''
 import ctypes, os, signal, sys, time
 import numpy as np
-from midibert_ray.corpora.catalogue import tokenize_piece
+from midibert_ray.corpora.tokens import tokenize_piece
 
 def act(corpus, piece, contents, protocol):
     """What the file says, for example b"segfault"."""
@@ -43,6 +45,15 @@ def act(corpus, piece, contents, protocol):
     if word == b"bad_alloc":
         print("terminate called after throwing an instance of 'std::bad_alloc'", file=sys.stderr, flush=True)
         os.abort()
+    if word == b"half":
+        header = len(b'{"reason": null, "dropped": {}, "blobs": 4}') + 9
+        os.write(int(sys.argv[1]), header.to_bytes(4, "big") + b'{"reason"')
+        time.sleep(60)
+    if word == b"nonsense":
+        os.write(int(sys.argv[1]), (9).to_bytes(4, "big") + b"nonsense!")
+        time.sleep(60)
+    if word == b"environ":
+        raise KeyError(sorted(os.environ))
     if word == b"raise":
         raise KeyError("no such\\nthing")
     if word == b"print":
@@ -54,7 +65,7 @@ def act(corpus, piece, contents, protocol):
 
 
 def request(content: bytes, *more: bytes, corpus: str = "folder:/nowhere") -> Request:
-    piece = corpora.Piece(piece="x.mid", files=("x.mid",), split="pretrain", label=None)
+    piece = Piece(piece="x.mid", files=("x.mid",), split="pretrain", label=None)
     return Request(corpus=corpus, piece=piece, protocol=CLEAN, contents=(content, *more))
 
 
@@ -76,10 +87,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="module")
-def sample() -> list[tuple[corpora.Piece, tuple[bytes, ...]]]:
+def sample() -> list[tuple[Piece, tuple[bytes, ...]]]:
     corpus = corpora.corpus("sample")
     folder = Path(corpus.location(""))
-    return [(piece, tuple((folder / file).read_bytes() for file in piece.files)) for piece in corpus.pieces({}, CLEAN)]
+    return [
+        (piece, tuple((folder / file).read_bytes() for file in piece.files)) for piece in list_pieces(corpus, {}, CLEAN)
+    ]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -90,7 +103,7 @@ def test_the_child_gives_what_the_parent_would(sandbox: Sandbox, sample: list, p
     answers = list(sandbox.tokenize(requests))
     assert len(answers) == len(sample)
     for (piece, contents), answer in zip(sample, answers, strict=True):
-        tokens = corpora.tokenize_piece(corpora.corpus("sample"), piece, contents, protocol)
+        tokens = tokenize_piece(corpora.corpus("sample"), piece, contents, protocol)
         assert answer.reason is None
         assert answer.dropped == {reason: count for reason, count in tokens.dropped.items() if count}
         for name, (dtype, width) in COLUMNS.items():
@@ -115,6 +128,25 @@ def test_what_kills_a_child_is_the_reason_and_the_rest_goes_on(act: Sandbox) -> 
     answers = [answer.reason for answer in act.tokenize(requests)]
     assert answers[0::2] == list(deeds.values())
     assert answers[1::2] == [None] * len(deeds)
+
+
+@pytest.mark.parametrize(("word", "reason"), [(b"half", "timed out after 1.5 s"), (b"nonsense", "signal 9")])
+def test_a_child_that_garbles_its_answer_does_not_reach_further(act: Sandbox, word: bytes, reason: str) -> None:
+    bad, good = act.tokenize([request(word), request(GOOD["upper.MID"])])
+    assert bad.reason and reason in bad.reason
+    assert good.reason is None
+
+
+def test_the_child_has_nothing_of_the_environment_that_may_be_a_secret(
+    act: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "PASSWORD_OF_MY_OWN"):
+        monkeypatch.setenv(name, "planted")
+    (answer,) = act.tokenize([request(b"environ")])
+    assert answer.reason and "'PATH'" in answer.reason and "'PYTHONPATH'" in answer.reason
+    assert not [
+        word for word in ("AWS", "MLFLOW", "PASSWORD", "HOME") if word in answer.reason.replace("PYTHONHOME", "")
+    ]
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Corpora -> token stores with Ray Data: same content everywhere, whole or not at all, no bad file fatal."""
 
-import json
 import os
 import random
 import shutil
@@ -16,17 +15,23 @@ import pyarrow.parquet as pq
 import pytest
 
 from midibert_ray.corpora import catalogue as corpora
-from midibert_ray.data import layout
-from midibert_ray.data.store import Segments, TokenStore
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.corpora.tokens import tokenize_piece
+from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, SCHEMA, read_manifest, shard_name, shard_names
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.vocabulary import vocabulary_digest
-from midibert_ray.tokenizing import commit as staging
-from midibert_ray.tokenizing.shard import FILE_LIMIT, make_part
+from midibert_ray.tokenizing import commit
+from midibert_ray.tokenizing import plan as plans
+from midibert_ray.tokenizing.shard import FILE_LIMIT, make_shard
 from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(corpora.corpus("sample").location(""))
+HEAVY = {"0/large.mid": 3, "3/huge.mid": 9, "9/last.mid": 3, "9/late.mid": 3}
+"""Names of files, and MiB."""
 ORDERS = (CLEAN, CLEAN.switch(), CLEAN.switch(order="track"), CLEAN.switch(order="pitch"))
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
@@ -82,11 +87,38 @@ def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
     digests = []
     for order in ORDERS:
         plan = plan_corpus("sample", **settings(tmp_path, protocol=order))
-        part = plan.part(0, plan.pieces, str(tmp_path))
-        digests.append([report["digest"] for report in make_part(part)])
+        shards = plan.shards(commit.begin(plan.address))
+        digests.append([report["digest"] for shard in shards for report in make_shard(shard)])
     default, own, track, pitch = digests
     assert default == own == pitch
     assert not set(own) & set(track)
+
+
+def test_tasks_are_cut_by_pieces_and_by_bytes(tmp_path: Path) -> None:
+    folder = midi_folder(tmp_path / "midi", copies=5)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.mid")}
+    for name, mib in HEAVY.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        with (folder / name).open("wb") as file:
+            file.truncate(mib << 20)
+    shards = plan_corpus(f"folder:{folder}", **settings(tmp_path)).shards("a-1-00000000")
+    pieces = [[piece.piece for piece in shard.pieces] for shard in shards]
+    assert [piece for shard in pieces for piece in shard] == sorted([*sizes, *HEAVY])
+    assert all(len(shard) <= 64 for shard in pieces)
+    assert max(sum(file.size for file in shard.files.values()) for shard in shards if len(shard.pieces) > 1) <= 4 << 20
+    assert ["3/huge.mid"] in pieces, "one that is larger than the bound is alone"
+    assert len(pieces) <= 3 + 2 * len(HEAVY), "small pieces stay together"
+    assert [shard.name for shard in shards] == [f"part-{n:05d}.a-1-00000000.parquet" for n in range(len(shards))]
+
+
+def test_content_does_not_depend_on_how_tasks_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests = []
+    for most in (1 << 30, 20_000):
+        monkeypatch.setattr(plans, "_MOST_BYTES", most)
+        plan = plan_corpus("sample", **settings(tmp_path))
+        shards = plan.shards(commit.begin(plan.address))
+        digests.append([report["digest"] for shard in shards for report in make_shard(shard)])
+    assert len(shards) > 5 and digests[0] == digests[1]
 
 
 def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,40 +152,56 @@ def test_absent_corpora(tmp_path: Path, name: str, error: type[Exception], messa
     assert not stores(tmp_path)
 
 
-# ------------------------------------------------------------------------------------ staging, without Ray
+# ------------------------------------------------------------------------------------ commits, without Ray
 
 
-def test_stale_staging_folders_go_and_others_stay(tmp_path: Path) -> None:
+def manifest_of(**about: Any) -> dict[str, Any]:
+    return {"settings": {"format_version": FORMAT_VERSION}, **about}
+
+
+def test_what_dead_jobs_left_goes_and_others_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    address = str(tmp_path / "tokens" / "pop909-0123456789ab")
-    mine = Path(staging.create(address))
-    host, random_part = mine.name.split(".")[2], mine.name.split(".")[4]
-    stale = mine.with_name(f".pop909-0123456789ab.{host}.{dead.pid}.{random_part}")
-    elsewhere = mine.with_name(f".pop909-0123456789ab.otherhost.7.{random_part}")
-    forgotten = mine.with_name(f".asap-0123456789ab.otherhost.8.{random_part}")
-    store, foreign = tmp_path / "tokens" / "asap-0123456789ab", tmp_path / "tokens" / ".DS_Store"
-    for folder in (stale, elsewhere, forgotten, store, foreign):
-        folder.mkdir()
-    for file in (stale / "part-00000.parquet", forgotten / "part-00000.parquet"):
-        file.write_bytes(b"")
+    pop909, asap = tmp_path / "tokens" / "pop909-0123456789ab", tmp_path / "tokens" / "asap-0123456789ab"
+    mine = commit.begin(str(pop909))
+    host, _, random_part = mine.rsplit("-", 2)
+    killed, elsewhere, forgotten = (
+        f"{host}-{dead.pid}-{random_part}",
+        f"other-7-{random_part}",
+        f"other-8-{random_part}",
+    )
+    asap.mkdir()
+    for store, mark in ((pop909, mine), (pop909, killed), (pop909, elsewhere), (asap, forgotten)):
+        for name in (f"writing.{mark}", shard_name(0, mark), f".{shard_name(1, mark)}.0123abcd"):
+            (store / name).write_bytes(b"")
     long_ago = time.time() - 2 * 86400
-    for path in (forgotten / "part-00000.parquet", forgotten):
+    for path in asap.iterdir():
         os.utime(path, (long_ago, long_ago))
-    staging.remove_stale(str(tmp_path / "tokens"))
-    assert set((tmp_path / "tokens").iterdir()) == {mine, elsewhere, store, foreign}
+    copying, foreign = tmp_path / "tokens" / "pop1k7-0123456789ab", tmp_path / "tokens" / ".DS_Store"
+    for folder in (copying, foreign):
+        folder.mkdir()
+    (copying / shard_name(0, killed)).write_bytes(b"a store that is copied to here: no job announced it")
+    commit.remove_leftovers(str(tmp_path / "tokens"))
+    assert set((tmp_path / "tokens").iterdir()) == {pop909, copying, foreign}
+    assert {commit._mark(path.name) for path in pop909.iterdir()} == {mine, elsewhere}
+    assert len(list(pop909.iterdir())) == 6 and len(list(copying.iterdir())) == 1
 
 
-def test_the_first_of_two_jobs_wins_and_rubbish_is_replaced(tmp_path: Path) -> None:
+def test_the_last_of_two_jobs_wins_and_rubbish_goes(tmp_path: Path) -> None:
     address = tmp_path / "tokens" / "pop909-0"
     address.mkdir(parents=True)
     (address / "part-00000.parquet").write_bytes(b"no manifest: no store")
-    first, second = staging.create(str(address)), staging.create(str(address))
-    (Path(first) / ".part-00000.parquet.left").write_bytes(b"from a killed task")
-    staging.publish(first, str(address), {"job": 1})
-    staging.publish(second, str(address), {"job": 2})
-    assert [path.name for path in address.iterdir()] == [layout.MANIFEST]
-    assert json.loads((address / layout.MANIFEST).read_text()) == {"job": 1}
+    marks = [commit.begin(str(address)) for _ in range(2)]
+    (address / f".{shard_name(0, marks[0])}.left").write_bytes(b"from a killed task")
+    for mark in marks:
+        (address / shard_name(0, mark)).write_bytes(mark.encode())
+    for job, mark in enumerate(marks):
+        commit.publish(str(address), manifest_of(job=job), [shard_name(0, mark)])
+        if job == 1:
+            commit.end(str(address), marks[0])
+            commit.end(str(address), marks[1])
+    assert {path.name for path in address.iterdir()} == {MANIFEST, shard_name(0, marks[1])}
+    assert read_manifest(str(address))["job"] == 1
     assert [path.name for path in address.parent.iterdir()] == ["pop909-0"]
 
 
@@ -165,11 +213,11 @@ def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None
     summary = tokenize_corpus("sample", **settings(tmp_path))
     corpus = corpora.corpus("sample")
     expected = {}
-    for piece in corpus.pieces({}, CLEAN):
+    for piece in list_pieces(corpus, {}, CLEAN):
         contents = [(SAMPLE / file).read_bytes() for file in piece.files]
-        expected[piece.piece] = piece, corpora.tokenize_piece(corpus, piece, contents, CLEAN)
-    table = pq.read_table(summary.address + "/part-00000.parquet")
-    assert table.schema.equals(layout.SCHEMA)
+        expected[piece.piece] = piece, tokenize_piece(corpus, piece, contents, CLEAN)
+    table = pq.read_table(Path(summary.address, *shard_names(summary.address, summary.manifest)))
+    assert table.schema.equals(SCHEMA)
     assert table["piece"].to_pylist() == sorted(expected)
     for row in table.to_pylist():
         piece, tokens = expected[row["piece"]]
@@ -229,8 +277,11 @@ def test_the_content_does_not_depend_on_workers_or_listing(ray_cluster: object, 
     digests = [many[0].manifest["digest"], many[1].manifest["digest"], alone.stdout.read().split()[-1]]
     assert len(set(digests)) == 1
     [other] = (tmp_path / "alone" / "tokens").iterdir()
-    for name in (layout.part_name(number) for number in range(3)):
-        assert (Path(many[0].address) / name).read_bytes() == (other / name).read_bytes()
+    contents = [
+        [(address / name).read_bytes() for name in shard_names(str(address), read_manifest(str(address)))]
+        for address in (Path(many[0].address), other)
+    ]
+    assert len(contents[0]) == 3 and contents[0] == contents[1]
 
 
 @pytest.mark.ray
@@ -240,17 +291,19 @@ def test_a_killed_driver_leaves_nothing_that_looks_like_a_store(ray_cluster: Any
     folder = midi_folder(tmp_path / "midi", copies=40)
     driver = job(folder, tmp_path / "root", address=ray.get_runtime_context().gcs_address)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "root").glob("tokens/.*/part-*.parquet")) and time.monotonic() < deadline:
+    while not list((tmp_path / "root").glob("tokens/*/part-*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert stores(tmp_path), "killed before it had begun"
-    assert all(name.startswith(".") for name in stores(tmp_path))
+    assert not list((tmp_path / "root").glob(f"tokens/*/{MANIFEST}"))
     with pytest.raises(FileNotFoundError, match="no token store"):
         TokenStore.open(plan_corpus(f"folder:{folder}", **settings(tmp_path)).address, str(tmp_path / "cache"))
     summary = tokenize_corpus(f"folder:{folder}", **settings(tmp_path))
     assert summary.manifest["counts"]["pieces"] == 40 * 32
     assert stores(tmp_path) == [Path(summary.address).name]
+    names = {path.name for path in Path(summary.address).iterdir()}
+    assert names == {MANIFEST, *shard_names(summary.address, summary.manifest)}, "the dead job's shards are gone"
 
 
 @pytest.mark.ray

@@ -1,8 +1,8 @@
 """MIDI files to tokens: ours beside MidiTok and pretty_midi, a piece at a time, and all corpora through Ray Data.
 
-    MIDIBERT_CORPORA=/data python benchmarks/tokenize.py --write     # about three minutes
-    python benchmarks/tokenize.py --pieces 8 --rounds 1              # on the 32 songs of the package
-    python benchmarks/tokenize.py --corpora /data --no-corpora-row
+    MIDIBERT_CORPORA=/data python benchmarks/tokenizing.py --write     # about three minutes
+    python benchmarks/tokenizing.py --pieces 8 --rounds 1              # on the 32 songs of the package
+    python benchmarks/tokenizing.py --corpora /data --no-corpora-row
 
 A piece: the file's bytes in memory -> token ids, on one thread, the same POP909 pieces for everyone. Ours aligns
 the notes to the annotated beats too, and keeps velocities and parts. MidiTok (REMI and CPWord, default settings;
@@ -15,21 +15,18 @@ to published token stores, counted after `ray.init`. It needs the corpora under 
 them out.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, as this file would hide Python's own
-
 import argparse
 import io
 import json
 import os
+import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 OURS, READING = "ours, with POP909's beats", "pretty_midi, reading alone"
 MIDITOK = {"MidiTok REMI": "REMI", "MidiTok CPWord": "CPWord"}
@@ -74,12 +71,13 @@ def _options() -> argparse.Namespace:
 def _files(options: argparse.Namespace) -> tuple[list[str], str]:
     """MIDI files of POP909, or of the sample, and where they are from."""
     from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
     from midibert_ray.music.protocol import CLEAN
 
     chosen = corpus("pop909")
     there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
     chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), chosen.pieces({}, CLEAN)
+    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
     step = max(1, len(pieces) // options.pieces)
     return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
@@ -92,7 +90,9 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(_: argparse.Namespace) -> list[float]:
     """Seconds of each piece (files on standard input) with our tokenizer."""
-    from midibert_ray.corpora.catalogue import Piece, corpus, tokenize_piece
+    from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import Piece
+    from midibert_ray.corpora.tokens import tokenize_piece
     from midibert_ray.music.protocol import CLEAN
 
     pop909, seconds = corpus("pop909"), []
@@ -122,13 +122,11 @@ def reading(_: argparse.Namespace) -> list[float]:
 
 def corpora(options: argparse.Namespace) -> dict[str, float]:
     """All corpora through Ray Data: seconds, and pieces that became tokens."""
-    import ray
-
-    from midibert_ray import cli
+    from midibert_ray.cli.driver import start_ray
     from midibert_ray.music.protocol import CLEAN
     from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
-    ray.init(**cli.ray_options())
+    start_ray()
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
         made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol=CLEAN)

@@ -1,0 +1,36 @@
+"""Tokens of a piece: the readers and the grid of `music`, as the piece's corpus needs them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from midibert_ray.corpora.catalogue import Corpus
+from midibert_ray.corpora.labels import Piece
+from midibert_ray.music.grid import align_to_beats, quantize, read_beats
+from midibert_ray.music.midi import read_notes
+from midibert_ray.music.protocol import Protocol
+from midibert_ray.music.tokens import Tokens, encode
+
+
+def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], protocol: Protocol) -> Tokens:
+    """A piece's files -> its CP rows.
+
+    Args:
+        corpus: the piece's corpus.
+        piece: as `list_pieces` gives it.
+        contents: the bytes of ``piece.files``, in that order.
+        protocol: its fields of `tokens` are used.
+
+    Raises:
+        MidiError: the piece cannot be used; ``str(error)`` is the reason.
+    """
+    notes = read_notes(contents[0], keep_unreleased=protocol.keeps_unreleased)
+    lost = Counter(notes.dropped)
+    if corpus.beats is not None:
+        notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
+        lost += Counter(unaligned)
+    if corpus.four_four and protocol.bars == "corpus":
+        notes = replace(notes, metre=notes.metre[:0])
+    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
+    ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
+    return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))

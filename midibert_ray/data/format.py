@@ -1,0 +1,110 @@
+"""The token store as other tools read it: its columns, its schema, its manifest, and the digests of its content.
+
+    {root}/tokens/<corpus>-<hash>/part-00000.<mark>.parquet    a shard: one row a piece, in the order of their ids
+    {root}/tokens/<corpus>-<hash>/manifest.json                names the shards; a folder without it is no store
+
+The mark in a shard's name is that of the job that wrote it (see `tokenizing.commit`), so that shards of another job may
+lie beside those of the store. Stores that were written before there were marks have `part-00000.parquet`, and nothing
+about it in their manifest.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from midibert_ray import storage
+
+FORMAT_VERSION = 2
+"""Counts up when the columns, or the tokens of an unchanged file, change: old stores are then made anew."""
+
+MANIFEST = "manifest.json"
+
+COLUMNS: dict[str, tuple[str, int]] = {
+    "tokens": ("|u1", 4),
+    "onset": ("<i4", 1),
+    "velocity": ("|u1", 1),
+    "part": ("|u1", 1),
+}
+"""Columns with values for every note: dtype, in memory as in the digest, and values a note."""
+
+PIECE_SCHEMA = pa.schema(
+    [
+        pa.field("piece", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+    ]
+)
+"""What is known of a piece beside its notes."""
+
+SCHEMA = pa.schema(
+    [*PIECE_SCHEMA, *(pa.field(name, pa.list_(pa.from_numpy_dtype(dtype))) for name, (dtype, _) in COLUMNS.items())]
+)
+"""Of a shard."""
+
+SHARDS = "parts"
+"""The manifest's key for the names of the shards."""
+
+_UNMARKED = re.compile(r"part-\d+\.parquet")
+
+
+def piece_digest(piece: str, split: str, label: str | None, columns: Iterable[bytes]) -> str:
+    """A digest of one piece: its id, split, label and the bytes of its columns in the order of COLUMNS."""
+    digest = hashlib.blake2b(json.dumps([piece, split, label]).encode(), digest_size=16)
+    for column in columns:
+        digest.update(len(column).to_bytes(8, "little"))
+        digest.update(column)
+    return digest.hexdigest()
+
+
+def store_digest(pieces: Iterable[tuple[str, str]]) -> str:
+    """The digest of a store from (piece, digest of the piece), in any order."""
+    digest = hashlib.sha256()
+    for piece, value in sorted(pieces):
+        digest.update(f"{piece}\0{value}\n".encode())
+    return digest.hexdigest()
+
+
+def has_manifest(uri: str) -> bool:
+    """Whether a finished store stands at a URI."""
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """The manifest of the store at a URI.
+
+    Raises:
+        FileNotFoundError: if no finished store stands there.
+        ValueError: if it was written in a format that this version does not read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no token store at {uri}: it has no {MANIFEST}; make it with `python jobs/tokenize.py`"
+        ) from error
+    version = manifest["settings"].get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"the token store at {uri} has format {version}, but {FORMAT_VERSION} is needed; tokenize again"
+        )
+    return manifest
+
+
+def write_manifest(uri: str, manifest: dict[str, Any]) -> None:
+    """Put a manifest into a store's folder, in one step."""
+    storage.write_bytes(storage.join(uri, MANIFEST), json.dumps(manifest, indent=1).encode() + b"\n")
+
+
+def shard_name(number: int, mark: str) -> str:
+    """The file name of a shard that the job with this mark writes."""
+    return f"part-{number:05d}.{mark}.parquet"
+
+
+def shard_names(uri: str, manifest: dict[str, Any]) -> list[str]:
+    """Names of the shards of a store, in the order of their pieces."""
+    named = manifest.get(SHARDS)
+    return sorted(filter(_UNMARKED.fullmatch, storage.names(uri)) if named is None else named)

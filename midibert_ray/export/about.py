@@ -1,0 +1,170 @@
+"""Facts about weights that the weights do not hold: their origin, corpora, settings and test scores."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy.stats import binomtest
+
+from midibert_ray import storage
+from midibert_ray.corpora.catalogue import Corpus, corpus
+from midibert_ray.export.reference import ReferenceInfo
+from midibert_ray.music.protocol import PAPER, Protocol
+from midibert_ray.music.tasks import TASKS, Task
+from midibert_ray.settings.config import Config, FinetuneConfig
+from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
+from midibert_ray.studies.result import Provenance, TrialResult
+from midibert_ray.training.runs import SECTIONS
+
+PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
+
+_REFERENCE_NOTE = (
+    "The file does not say what it was trained on. These are the corpora of the paper, which the weights that its "
+    "authors published were pre-trained on; weights that others trained with their code may come from other music."
+)
+_FROZEN = {"none": "", "backbone": " with the encoder frozen", "attention": " with the Transformer layers frozen"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Facts about one model, for its card."""
+
+    origin: str
+    """Where they come from, as Markdown."""
+
+    protocol: Protocol | None
+    """None: not known."""
+
+    corpora: tuple[Corpus, ...]
+    """What the encoder was pre-trained on; empty: not known, or nothing where `labelled` is known."""
+
+    labelled: tuple[Corpus, ...] = ()
+    """What it was fine-tuned on; empty: told by the head's outputs, if at all."""
+
+    task: Task | None = None
+    """What it was fine-tuned for; None: told by the head's outputs, if at all."""
+
+    classes: tuple[str, ...] = ()
+    """Names of the head's outputs, in order; empty: told by their number, if at all."""
+
+    corpora_note: str = ""
+    """How the corpora are known, where that is in doubt."""
+
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> value, in the spelling of MLflow."""
+
+    measured_on: str = ""
+    """The data behind the figures, as Markdown."""
+
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Dotted settings of the run, those that change its result."""
+
+
+UNKNOWN = About(origin="Weights of whose training nothing is known.", protocol=None, corpora=())
+
+
+def of_reference(info: ReferenceInfo, families: Iterable[str], sha256: str) -> About:
+    """A file of the authors' code, given its token types and digest."""
+    epoch = info.scores.get("epoch")
+    return About(
+        origin="Converted by `midibert_ray` from a checkpoint of the "
+        f"[authors' code](https://github.com/wazenmai/MIDI-BERT), kind: {info.kind}; sha256 of the file `{sha256}`. "
+        f"Left out are {len(info.dropped)} tensors that never got a gradient (BERT's word table, absolute positions "
+        "and pooler).",
+        protocol=PAPER,
+        corpora=tuple(map(corpus, PAPER_CORPORA)),
+        corpora_note=_REFERENCE_NOTE,
+        figures=_reference_figures(info.scores, list(families)),
+        measured_on="As the file states them" + (f", after epoch {epoch}." if isinstance(epoch, int) else "."),
+    )
+
+
+def _reference_figures(scores: Mapping[str, Any], families: list[str]) -> dict[str, float]:
+    """The losses and accuracies of an authors' file; whatever else it holds is left out."""
+    figures: dict[str, float] = {}
+    for name in ("train_loss", "train_acc", "valid_loss", "valid_acc"):
+        value = scores.get(name)
+        each = value if isinstance(value, list) else []
+        spread = {f"{name}/{family.lower()}": number for family, number in zip(families, each, strict=False)}
+        known = {key: number for key, number in ({name: value} | spread).items() if isinstance(number, float | int)}
+        figures |= {key: float(number) for key, number in known.items() if math.isfinite(number)}
+    return figures
+
+
+def of_pretraining(config: Config, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
+    """A checkpoint of a pre-training run."""
+    steps = "" if step is None else f" after {step:,} optimizer steps"
+    unit = config.protocol_in_force.validates_by
+    held_out = f"{config.pretrain.valid_fraction:.0%} of the {unit}s of the corpora, held out for validation"
+    return About(
+        origin=f"Pre-trained by masked language modelling with `midibert_ray`: run `{key}`{steps}.",
+        protocol=config.protocol_in_force,
+        corpora=tuple(map(corpus, config.corpora.names)),
+        figures={name: value for name, value in sorted(figures.items()) if name != "valid/score"},
+        measured_on=f"How well masked tokens ({config.mask.fraction:.0%} of the positions) are recovered in "
+        f"{held_out}; not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and "
+        "totals weigh token types by their number of ids.",
+        settings=_settings(config, SECTIONS),
+    )
+
+
+def of_trial(result: TrialResult, origin: Provenance | None) -> About:
+    """A finished trial; of one without its origin only the figures are known."""
+    head = f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`"
+    if origin is None:
+        text = f"{head}. Nothing is known of its settings."
+        return About(origin=text, protocol=None, corpora=(), **_scores(result, "the test split"))
+    config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
+    pretrained = config.finetune.init == "pretrained"
+    labelled = corpus(task_corpus(config, result.task))
+    encoder = f"the encoder of pre-training `{_run_key(origin.encoder) or 'unknown'}`"
+    start = encoder if pretrained else "random weights, without pre-training"
+    epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
+    sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
+    return About(
+        origin=f"{head} of study `{origin.study}`, {epochs} from {start}{_frozen(config.finetune)}. These are the "
+        "weights of the epoch that was best in validation.",
+        protocol=config.protocol_in_force,
+        corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
+        labelled=(labelled,),
+        settings=_settings(config, sections),
+        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
+    )
+
+
+def _run_key(checkpoint: str) -> str:
+    """The key in the URI of a checkpoint, `{root}/runs/<key>/<checkpoint>`; empty where it is none of a run."""
+    runs, _, key = storage.without_query(checkpoint).rstrip("/").rpartition("/")[0].rpartition("/")
+    return key if runs.endswith("/runs") else ""
+
+
+def _settings(config: Config, sections: Iterable[str]) -> dict[str, object]:
+    """The settings of some sections that change weights.
+
+    The card has a section for corpora, which in the settings may be addresses of the machine.
+    """
+    return {name: value for name, value in identity_fields(config, sections).items() if name != "finetune.corpus"}
+
+
+def _frozen(settings: FinetuneConfig) -> str:
+    if settings.freeze == "none" and settings.freeze_layers:
+        return f" with the embeddings and the lowest {settings.freeze_layers} of the Transformer layers frozen"
+    return _FROZEN[settings.freeze]
+
+
+def _scores(result: TrialResult, where: str) -> dict[str, Any]:
+    """The fields of `About` that tell of a trial's head and of its figures."""
+    task, right = TASKS[result.task], round(result.figures["test/accuracy"] * result.scored)
+    low, high = binomtest(right, result.scored).proportion_ci(0.95, method="wilson")
+    unit = "notes" if task.level == "note" else "segments"
+    return {
+        "task": task,
+        "classes": tuple(result.classes),
+        "figures": {name: value for name, value in sorted(result.figures.items()) if math.isfinite(value)},
+        "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once. The 95 % interval of the accuracy, "
+        f"as if they were independent, is {low:.4f} to {high:.4f}; always answering their most frequent class would "
+        f"score {result.majority:.4f}. Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats; "
+        "`valid/best` is the accuracy on the validation split by which the epoch was chosen.",
+    }

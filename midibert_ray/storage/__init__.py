@@ -2,14 +2,17 @@
 
 from midibert_ray.storage import root
 from midibert_ray.storage.files import (
+    DamagedError,
     basename,
     download,
     exists,
     filesystem,
+    find_json,
     is_local,
     join,
     names,
     read_bytes,
+    read_json,
     remove,
     require_bucket,
     resolve,
@@ -20,14 +23,17 @@ from midibert_ray.storage.files import (
 )
 
 __all__ = [
+    "DamagedError",
     "basename",
     "download",
     "exists",
     "filesystem",
+    "find_json",
     "is_local",
     "join",
     "names",
     "read_bytes",
+    "read_json",
     "remove",
     "require_bucket",
     "resolve",

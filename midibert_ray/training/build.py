@@ -18,11 +18,9 @@ class BatchPlan:
 
     batch: int
     """Segments a step, all workers together."""
-
     workers: int
     micro_batch: int
     """Segments that a worker holds at once."""
-
     accumulation: int
     """Micro-batches a worker adds up before it steps."""
 
@@ -32,21 +30,13 @@ class BatchPlan:
 
 
 def plan_batch(config: Config) -> BatchPlan:
-    """The batch arithmetic, here alone: batch = micro × accumulation × workers.
-
-    Raises:
-        ConfigError: where the global batch cannot be divided evenly.
-    """
+    """The batch arithmetic, here alone: batch = micro × accumulation × workers; ConfigError where it is not even."""
     batch, workers = config.pretrain.batch, config.compute.workers
     require(batch % workers == 0, "compute.workers", workers, f"a divisor of pretrain.batch={batch}")
     share = batch // workers
     micro = config.compute.micro_batch or share
-    require(
-        share % micro == 0,
-        "compute.micro_batch",
-        micro,
-        f"a divisor of {share} (pretrain.batch={batch} over {workers} workers)",
-    )
+    allowed = f"a divisor of {share} (pretrain.batch={batch} over {workers} workers)"
+    require(share % micro == 0, "compute.micro_batch", micro, allowed)
     return BatchPlan(batch, workers, micro, share // micro)
 
 
@@ -83,14 +73,9 @@ def parameter_counts(config: Config) -> dict[str, int]:
 def packing(
     config: Config, lengths: NDArray[np.int64], length: int, device: torch.device, *, allowed: bool
 ) -> Packing | None:
-    """A layout in which short segments share rows; None where each has its own.
+    """A layout in which short segments share rows, see `packing.plan`; None where each has its own.
 
-    Args:
-        config: says whether to pack, and how wide the model is.
-        lengths: int64 [b], real time steps of each segment.
-        length: time steps of the padded batch.
-        device: where the batch is.
-        allowed: true where the protocol lets them; see `Protocol.packs_pretraining` and `packs_task`.
+    `allowed` is said by the protocol: `packs_pretraining` or `packs_task`.
     """
     if not allowed or not config.compute.packing:
         return None

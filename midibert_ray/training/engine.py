@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from midibert_ray.settings.config import Config
 from midibert_ray.training.build import BatchPlan, plan_batch
@@ -41,16 +40,12 @@ class Progress:
 
     epoch: int = 0
     """Epochs completed."""
-
     step: int = 0
     """Optimizer steps completed."""
-
     best: float = float("-inf")
     """Best validation score so far; higher is better."""
-
     bad: int = 0
     """Validations since the best."""
-
     reports: list[dict[str, float]] = field(default_factory=list)
     """Reports since the checkpoint before, those of both checkpoints among them. A resumed run makes them again:
     whoever writes them down lags behind, and may have been killed in between."""
@@ -81,13 +76,15 @@ def deepspeed_config(config: Config, plan: BatchPlan) -> dict[str, Any]:
 def build(model: nn.Module, config: Config, *, steps: int, device: torch.device) -> Any:
     """A DeepSpeed engine around a model, in the process group that Ray Train has set up.
 
-    Args:
-        model: on any device; the engine moves it.
-        config: sections `optimizer` and `compute`, and the protocol, are used.
-        steps: optimizer steps of the whole run, for the schedule.
-        device: this worker's device.
+    `steps` are those of the whole run, for the schedule.
     """
-    deepspeed = _import_deepspeed(device)
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read at the import
+    import deepspeed
+
+    # Its shared-memory collective is compiled at the first start (minutes, and a compiler); gloo serves as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     model.to(device)
     settings = config.optimizer
     optimizer = adamw(
@@ -122,50 +119,25 @@ def step(engine: Any) -> None:
     engine.step()
 
 
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, set up for the device; the accelerator is read from the environment at import."""
-    if device.type == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
-    # Its shared-memory collective is compiled at the first start (minutes, and a compiler); gloo serves as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
-
-
 def save(engine: Any, progress: Progress, folder: Path, run: str | None = None) -> None:
-    """Write this worker's shards of a checkpoint; every worker must call it.
+    """Write this worker's shards of a checkpoint into an empty folder of its own; every worker must call it.
 
     The folders of all workers merge into one: `engine/` (model and optimizer), from the first worker `config.json`
     and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and from each worker the
-    digests of its files.
-
-    Args:
-        engine: what to save.
-        progress: where the run stands.
-        folder: an empty one of this worker's own.
-        run: key of the run.
-
-    Raises:
-        CheckpointError: where the disk is full.
+    digests of its files, with the key of the run. Raises CheckpointError where the disk is full.
     """
     with explain_full_disk(str(folder), checkpoint_bytes(engine), ", or set TMPDIR to a folder on another disk"):
         state = asdict(progress)
         engine.save_checkpoint(str(folder), tag=ENGINE_FOLDER, client_state={"progress": state}, save_latest=False)
         weights = full_weights(engine)
         if engine.global_rank == 0:
-            _save_weights(engine.module, weights, folder)
+            # `save_pretrained` would name the engine's precision as that of the weights.
+            config = copy.deepcopy(engine.module.config)
+            config.architectures, config.dtype = [type(engine.module).__name__], "float32"
+            config.save_pretrained(folder)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
             (folder / PROGRESS_FILE).write_text(json.dumps(state | _layout(engine)))
         write_digests(folder, engine.global_rank, engine.world_size, run)
-
-
-def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """Write a Hugging Face folder; `save_pretrained` would name the engine's precision as that of the weights."""
-    config = copy.deepcopy(model.config)
-    config.architectures, config.dtype = [type(model).__name__], "float32"
-    config.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _layout(engine: Any) -> dict[str, int]:
@@ -174,7 +146,7 @@ def _layout(engine: Any) -> dict[str, int]:
 
 
 def checkpoint_bytes(engine: Any) -> int:
-    """Roughly what a checkpoint takes: the weights twice, and in the optimizer a copy and two moments, all fp32."""
+    """Bytes that a checkpoint takes, roughly: the weights twice, and in the optimizer a copy and two moments, all fp32."""
     sizes = (parameter_shape(parameter).numel() for parameter in engine.module.parameters())
     return 5 * torch.float32.itemsize * sum(sizes)
 
@@ -183,11 +155,8 @@ def load(engine: Any, folder: Path) -> Progress:
     """Take a checkpoint's state into a new engine (model, optimizer, schedule) and return its progress.
 
     It may have been written by another number of workers; of the ZeRO stages, 1 and 2 read each other's.
-    Every worker must call it.
-
-    Raises:
-        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read,
-            or one that would run code.
+    Every worker must call it, and all raise CheckpointError where there is no state in the folder, or that of a ZeRO
+    stage which cannot be read, or one that would run code.
     """
     _require_plain(folder / ENGINE_FOLDER)
     written, here = json.loads((folder / PROGRESS_FILE).read_text()), _layout(engine)
@@ -210,9 +179,6 @@ def _require_plain(shards: Path) -> None:
 
     DeepSpeed unpickles its files without any restriction, and whoever can write to the storage can make the digests
     fit. The files are mapped into memory, so their pickles are read here and their tensors are not.
-
-    Raises:
-        CheckpointError: naming the first file that is refused, or the folder where it holds no state.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -250,30 +216,25 @@ def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
         group["weight_decay"] = decay
     for moments in engine.optimizer.optimizer.state.values():
         moments["step"] = moments["step"].clone()
-    state: dict[str, Any] = client
-    return state
+    return dict(client)
 
 
 def full_weights(engine: Any) -> dict[str, Tensor]:
     """All weights in fp32 on the CPU, gathered from the workers' shards; every worker must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights, unspread = {}, _fp32_copies(engine)
+    weights, unspread = {}, {}
+    optimizer = engine.optimizer
+    if not engine.zero_optimization() and hasattr(optimizer, "fp32_groups"):
+        # The fp32 copies of bf16 parameters where ZeRO is off: DeepSpeed's own functions do not find those.
+        for lows, fulls in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            unspread.update(zip(lows, fulls, strict=True))
     for name, parameter in engine.module.named_parameters():
         full = unspread[parameter] if parameter in unspread else safe_get_full_fp32_param(parameter)
         # Without ZeRO and in fp32 there is no other copy than the parameter itself.
         full = parameter if full is None else full
         weights[name] = full.detach().float().cpu().clone().reshape(parameter_shape(parameter))
     return weights
-
-
-def _fp32_copies(engine: Any) -> dict[Tensor, Tensor]:
-    """The fp32 copy of each bf16 parameter where ZeRO is off: DeepSpeed's own functions do not find those."""
-    optimizer = engine.optimizer
-    if engine.zero_optimization() or not hasattr(optimizer, "fp32_groups"):
-        return {}
-    groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
-    return {low: full for lows, fulls in groups for low, full in zip(lows, fulls, strict=True)}
 
 
 def parameter_shape(parameter: Tensor) -> torch.Size:

@@ -36,15 +36,9 @@ Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 
 
 def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
-    """A model for the task; a MidiBERT is frozen as configured.
+    """A model for the task, frozen as configured; raises ConfigError for more frozen layers than there are.
 
-    Args:
-        config: section `finetune` says which model, how it starts and what learns.
-        data: gives the number of outputs.
-        encoder: folder of a pre-trained model; read for `finetune.init=pretrained` alone, and by no recurrent model.
-
-    Raises:
-        ConfigError: where more layers are to be frozen than there are.
+    `encoder` is the folder of a pre-trained model; read for `finetune.init=pretrained` alone, by no recurrent model.
     """
     torch.manual_seed(keyed_hash(config.seed, "head", config.finetune.task) % 2**63)
     settings, note_level = config.finetune, data.task.level == "note"
@@ -85,8 +79,7 @@ class Finetuning:
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; mean loss and accuracy of the epoch.
 
-        Raises:
-            FloatingPointError: where the loss is no longer finite.
+        Raises FloatingPointError where the loss is no longer finite.
         """
         self.model.train()
         loss_sum = weight_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -104,14 +97,10 @@ class Finetuning:
             return {"train/loss": float(loss_sum / weight_sum), "train/accuracy": float(hits / scored)}
 
     def learn(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step on some segments of the training split.
+        """One step on some segments of the training split, by their numbers, int64 [batch].
 
-        Args:
-            rows: int64 [batch], their numbers.
-
-        Returns:
-            four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right,
-            and how much it is.
+        Four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right, and
+        how much it is.
         """
         batch, _ = self.data.batch("train", rows, self.device)
         logits, targets = self._logits(batch).flatten(0, -2), batch.targets.flatten()
@@ -135,7 +124,6 @@ class Finetuning:
         return loss, scored.sum() if weights is None else (weights[targets.clamp_min(0)] * scored).sum()
 
     def _step(self, loss: Tensor) -> None:
-        """One step of the optimizer down a batch's mean loss."""
         factor = self.recipe.factor(self.progress, self.recipe.epochs * self.order.batches_per_epoch)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor

@@ -30,10 +30,8 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
     embeddings (1024 in CP) and v all ids of all token types (176 in CP). Norms, softmax, dropout, masking and the
     optimizer take time but do not count.
 
-    Args:
-        config: the shape of the model.
-        lengths: int [segments], real super tokens (REMI: tokens) of each segment of the global batch.
-        masked: positions to be recovered, of all of them.
+    lengths: int [segments], real super tokens (REMI: tokens) of each segment of the global batch; masked: positions
+    to be recovered, of all of them.
     """
     h, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     sizes = config.vocabulary.sizes
@@ -51,21 +49,13 @@ def peak_flops(device: torch.device, precision: str) -> float:
     MFU (model FLOP utilisation; Chowdhery et al., "PaLM", 2022) = step_flops / (seconds a step * workers * peak).
     The peak is the data sheet's for a GPU that is known here. For others, and for a CPU with the threads that this
     process has, it is the best of a few products of two square matrices, measured now (a fraction of a second).
-
-    Args:
-        device: the worker's.
-        precision: `fp32` or `bf16`.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for chip, peak in DATASHEET[precision].items():
             if chip in name:
                 return peak
-    return _measured_peak(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-
-
-def _measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    size = _MEASURED_SIZE[device.type]
+    size, dtype = _MEASURED_SIZE[device.type], torch.bfloat16 if precision == "bf16" else torch.float32
     matrix = torch.ones(size, size, dtype=dtype, device=device)
     best = 0.0
     for _ in range(5):

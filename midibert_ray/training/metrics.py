@@ -17,13 +17,7 @@ class MaskedTotals:
     """
 
     def __init__(self, vocabulary: Mapping[str, int], device: torch.device) -> None:
-        """Start at zero.
-
-        Args:
-            vocabulary: token types and the number of their ids, which are the weights of the loss
-                (paper: 4, 18, 88 and 66 over 176).
-            device: where the sums are kept.
-        """
+        """`vocabulary`: token types -> number of ids, the weights of the loss (paper: 4, 18, 88 and 66 over 176)."""
         self.families = list(vocabulary)
         self.weights = np.array(list(vocabulary.values()), dtype=np.float64) / sum(vocabulary.values())
         self.sums = torch.zeros(3, len(vocabulary), dtype=torch.float64, device=device)
@@ -53,12 +47,7 @@ class Throughput:
     """Super tokens and arithmetic a second between two reports, and the time left."""
 
     def __init__(self, peak: float, device: torch.device) -> None:
-        """Start an interval.
-
-        Args:
-            peak: floating-point operations a second that all workers together could do; see `flops.peak_flops`.
-            device: where numbers are that workers add up.
-        """
+        """`peak`: operations a second that all workers together could do; see `flops.peak_flops`."""
         self._peak, self._device = peak, device
         self.restart()
 
@@ -78,13 +67,19 @@ class Throughput:
         self._steps += 1
 
     def result(self, steps_left: int) -> dict[str, float]:
-        """Rates since the last call, which starts a new interval; every worker must call it."""
+        """Rates since the last call, which starts a new interval; every worker must call it.
+
+        With `at`, the time by the first worker's clock, in seconds of the epoch.
+        """
         seconds = max(time.perf_counter() - self._since, 1e-9)
-        notes = torch.tensor(float(self._notes), dtype=torch.float64, device=self._device)
+        first = not dist.is_initialized() or dist.get_rank() == 0
+        sums = torch.tensor([self._notes, time.time() * first], dtype=torch.float64, device=self._device)
         if dist.is_initialized():
-            dist.all_reduce(notes)
+            dist.all_reduce(sums)
+        notes, now = sums.tolist()
         metrics = {
-            "throughput/super_tokens_per_s": float(notes) / seconds,
+            "at": now,
+            "throughput/super_tokens_per_s": notes / seconds,
             "throughput/steps_per_s": self._steps / seconds,
             "throughput/model_flops_per_s": self._flops / seconds,
             "throughput/mfu": self._flops / seconds / self._peak,
@@ -92,6 +87,9 @@ class Throughput:
         }
         self.restart()
         return metrics
+
+
+_NEVER = 2**62
 
 
 class FiniteWatch:
@@ -103,8 +101,7 @@ class FiniteWatch:
 
     def add(self, step: int, value: Tensor) -> None:
         """Look at a scalar of an optimizer step, such as this worker's loss."""
-        seen = torch.where(torch.isfinite(value.detach()), _NEVER, step)
-        self._first = torch.minimum(self._first, seen)
+        self._first = torch.minimum(self._first, torch.where(torch.isfinite(value.detach()), _NEVER, step))
 
     def first(self) -> tuple[int, int] | None:
         """Step (counted from 1) and worker of the first value that is not finite; every worker must call it."""
@@ -115,9 +112,6 @@ class FiniteWatch:
             dist.all_gather(everyone, mine)
         step, worker = min((int(step), int(worker)) for step, worker in everyone)
         return None if step == _NEVER else (step, worker)
-
-
-_NEVER = 2**62
 
 
 def confusion(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

@@ -23,8 +23,7 @@ class ReferenceAdamW(torch.optim.AdamW):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take one step; no closure is called."""
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
+            if parameters := [parameter for parameter in group["params"] if parameter.grad is not None]:
                 self._step(group, parameters)
 
     def _step(self, group: dict[str, Any], parameters: list[Any]) -> None:
@@ -62,19 +61,14 @@ def adamw(
     decay: str = "all",
     factors: Mapping[nn.Parameter, float] | None = None,
 ) -> torch.optim.AdamW:
-    """AdamW over the parameters that learn.
+    """AdamW over the parameters that are not frozen: torch's, or `ReferenceAdamW` under a protocol that wants it.
 
     DeepSpeed's own Adam would be compiled at run time, which a machine without a compiler cannot do;
     torch's fused kernel is as fast on a GPU.
 
     Args:
-        parameters: frozen ones are left out.
-        protocol: says whether it is torch's or `ReferenceAdamW`.
-        lr: peak learning rate.
-        eps: what keeps the division finite.
-        weight_decay: decoupled decay.
         decay: `all`, or `matrices` to spare biases and LayerNorm.
-        factors: what the rate of a parameter is multiplied with; 1 for one that is not named.
+        factors: what the peak rate `lr` of a parameter is multiplied with; 1 for one that is not named.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

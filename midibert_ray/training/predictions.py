@@ -17,16 +17,12 @@ class Predictions:
 
     piece: NDArray[np.int64]
     """Number of the piece within the split."""
-
     segment: NDArray[np.int64]
     """Number of the segment within the split."""
-
     note: NDArray[np.int64]
     """Number of the note within the store; -1 for a whole segment."""
-
     label: NDArray[np.int64]
     """True class, an index into the model's outputs."""
-
     logits: NDArray[np.float32]
     """[scored, outputs]."""
 
@@ -41,12 +37,8 @@ class Predictions:
     ) -> "Predictions":
         """The scored positions of one batch.
 
-        Args:
-            level: `note` or `sequence`.
-            rows: int64 [batch], numbers of the segments within the split.
-            raw: these segments.
-            targets: int64 [batch, time] or [batch]; IGNORE is not scored.
-            logits: float [batch, time, outputs] or [batch, outputs].
+        rows: int64 [batch], numbers of the segments `raw` within the split; targets: int64 [batch, time] (level `note`)
+        or [batch] (`sequence`), IGNORE is not scored; logits: float, the same with [outputs] behind.
         """
         if level == "sequence":
             return cls(raw.piece, rows, np.full(len(rows), -1), targets, logits)
@@ -81,27 +73,24 @@ class Predictions:
             f"{prefix}/loss": float(loss.mean()),
         }
         if self._of_segments:
-            metrics[f"{prefix}/piece_accuracy"] = float(self._pieces().right.mean())
+            metrics[f"{prefix}/piece_accuracy"] = float(self._pieces()[1][:, 2].mean())
         return metrics
 
     def by_piece(self, names: Callable[[int], str]) -> dict[str, list[int]]:
         """Piece -> notes or segments that are right, those that are scored, and whether the piece as a whole is right.
 
         A piece's class is that of the largest mean logit of its segments; a piece of note-level tasks has none, and
-        the last number is 0.
-
-        Args:
-            names: number of a piece within the split -> its id.
+        the last number is 0. `names` gives the id of a piece by its number within the split.
         """
-        pieces = self._pieces()
-        counts = np.stack([pieces.correct, pieces.scored, pieces.right], axis=1)
-        return {names(int(number)): row for number, row in zip(pieces.number, counts.tolist(), strict=True)}
+        numbers, counts = self._pieces()
+        return {names(int(number)): row for number, row in zip(numbers, counts.tolist(), strict=True)}
 
     @property
     def _of_segments(self) -> bool:
         return bool((self.note < 0).all())
 
-    def _pieces(self) -> "_Pieces":
+    def _pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers [pieces], and counts [pieces, 3] of what is correct and what is scored, and whether it is right."""
         number, first, row = np.unique(self.piece, return_index=True, return_inverse=True)
         scored = np.bincount(row)
         correct = np.bincount(row, weights=self.prediction == self.label).astype(np.int64)
@@ -109,14 +98,4 @@ class Predictions:
         if self._of_segments:
             sums = np.stack([np.bincount(row, weights=column) for column in self.logits.T], axis=1)
             right = (sums / scored[:, None]).argmax(axis=1) == self.label[first]
-        return _Pieces(number, scored, correct, right.astype(np.int64))
-
-
-@dataclass(frozen=True)
-class _Pieces:
-    """Counts of each piece, all int64 [pieces]."""
-
-    number: NDArray[np.int64]
-    scored: NDArray[np.int64]
-    correct: NDArray[np.int64]
-    right: NDArray[np.int64]
+        return number, np.stack([correct, scored, right], axis=1).astype(np.int64)

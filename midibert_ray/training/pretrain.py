@@ -38,20 +38,18 @@ class PretrainData:
 
     The protocol says whether segments or pieces are held out, and whether test pieces of the downstream tasks are
     there. With `pretrain.splits=train` neither their validation nor their test pieces are, whatever the protocol.
+    Raises ValueError where too little music is left for both parts.
     """
 
     def __init__(self, config: Config, stores: Sequence[TokenStore]) -> None:
-        """Open the segments of some token stores.
-
-        Raises:
-            ValueError: where too little music is left for a training and a validation part.
-        """
         cut = functools.partial(
             Segments, stores, length=config.tokens.segment, representation=config.model.representation
         )
-        fraction = config.pretrain.valid_fraction
-        splits = _splits(config)
-        if config.protocol_in_force.validates_by == "segment":
+        fraction, protocol = config.pretrain.valid_fraction, config.protocol_in_force
+        splits = None if protocol.pretrains_on_test else {"train", "valid", "pretrain"}
+        if config.pretrain.splits == "train":
+            splits = {"train", "pretrain"}
+        if protocol.validates_by == "segment":
             self.train = self.valid = cut(splits=splits)
             self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
         else:
@@ -74,13 +72,6 @@ class PretrainData:
         return epochs * self.order.batches_per_epoch
 
 
-def _splits(config: Config) -> set[str] | None:
-    """The splits that take part in pre-training; None: all."""
-    if config.pretrain.splits == "train":
-        return {"train", "pretrain"}
-    return None if config.protocol_in_force.pretrains_on_test else {"train", "valid", "pretrain"}
-
-
 class PretrainLoop:
     """One worker of a run: its rows of each batch, its forward and backward passes, its sums."""
 
@@ -97,7 +88,7 @@ class PretrainLoop:
         self.lr = 0.0
         """Learning rate of the last step."""
         self.finite: dict[str, Any] = {}
-        """The last report, all of it finite."""
+        """The last report, all of it finite numbers."""
 
     def step(self, epoch: int, k: int, step: int) -> None:
         """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
@@ -120,25 +111,20 @@ class PretrainLoop:
             self.totals.add(sums)
             self.throughput.add_notes(int(sums["notes"]))
             self.watch.add(step + 1, sums["loss"])
-        self._watch_gradient(step + 1)
-        self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
-
-    def _watch_gradient(self, step: int) -> None:
-        """Note a gradient that is not finite: ZeRO leaves such a step out, and tells nobody but its log."""
-        norm = self.engine.get_global_grad_norm()
-        if self.engine.skipped_steps:
-            norm = math.inf
+        # ZeRO leaves a step out whose gradient is not finite, and tells nobody but its log.
+        norm = math.inf if self.engine.skipped_steps else self.engine.get_global_grad_norm()
         if norm is not None:
-            self.watch.add(step, torch.as_tensor(norm, device=self.device))
+            self.watch.add(step + 1, torch.as_tensor(norm, device=self.device))
+        self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
 
     def metrics(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
         metrics = self.totals.result("train")
         self.totals = self._new_totals()
         norm = self.engine.get_global_grad_norm()
-        metrics |= {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)}
         metrics |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
-        return metrics | self.throughput.result(steps_left)
+        rates = self.throughput.result(steps_left)
+        return metrics | {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)} | rates
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
@@ -152,9 +138,9 @@ class PretrainLoop:
         for start in range(0, len(rows), stride):
             mine = slice(start + self.rank * self.plan.micro_batch, start + (self.rank + 1) * self.plan.micro_batch)
             # A worker without rows in the last turn still takes part: ZeRO 3 gathers weights in the forward pass.
-            empty = not len(rows[mine])
-            sums = self._forward(self.data.valid, rows[:1] if empty else rows[mine], keys[:1] if empty else keys[mine])
-            if not empty:
+            taken = mine if len(rows[mine]) else slice(0, 1)
+            sums = self._forward(self.data.valid, rows[taken], keys[taken])
+            if len(rows[mine]):
                 totals.add(sums)
         return totals.result("valid")
 
@@ -186,8 +172,7 @@ def score(config: Config, metrics: dict[str, float]) -> float:
 def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
     """From where a run stands to its end: step, report every few steps, validate and save every few epochs.
 
-    Raises:
-        FloatingPointError: where the loss is no longer finite.
+    Raises FloatingPointError where the loss is no longer finite.
     """
     settings, per_epoch = loop.config.pretrain, loop.data.order.batches_per_epoch
     steps = loop.data.steps(settings.epochs)
@@ -211,8 +196,9 @@ def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
         progress.epoch += 1
         if validates:
             metrics = _finite(loop, progress, loop.metrics(steps - progress.step) | loop.validate(progress.epoch))
-            progress.judge(score(loop.config, metrics))
-            progress.reports.append(metrics | {"valid/score": score(loop.config, metrics)})
+            metrics["valid/score"] = score(loop.config, metrics)
+            progress.judge(metrics["valid/score"])
+            progress.reports.append(metrics)
             # Before the list is cut: the checkpoint that is written now holds the reports since the one before.
             report(progress.reports[-1], True)
             progress.reports = progress.reports[-1:]
@@ -220,11 +206,7 @@ def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
 
 
 def _finite(loop: PretrainLoop, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
-    """The metrics and where the run stands, once all of them are finite numbers.
-
-    Raises:
-        FloatingPointError: where one is not; every worker raises the same.
-    """
+    """The metrics and where the run stands; in every worker FloatingPointError where one is not a finite number."""
     broken = [key for key, value in metrics.items() if not math.isfinite(value)]
     first = loop.watch.first()
     if not broken and first is None:
@@ -235,9 +217,8 @@ def _finite(loop: PretrainLoop, progress: Progress, metrics: dict[str, float]) -
         problem = f"loss or gradient is not finite at step {first[0]:,} on worker {first[1]}"
     else:
         problem = f"{broken[0]} is {metrics[broken[0]]} at step {progress.step:,} on every worker"
-    known = ", ".join(
-        f"{key} {value:.4g}" for key, value in loop.finite.items() if key.startswith(("train/", "valid/"))
-    )
+    losses = {key: value for key, value in loop.finite.items() if key.startswith(("train/", "valid/"))}
+    known = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
     before = f"the last finite figures, of step {loop.finite['step']:,}: {known}" if known else "none was finite before"
     raise FloatingPointError(
         f"{problem}; {before}; lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"

@@ -28,10 +28,8 @@ class TrialProgress(Progress):
 
     accuracy: float = 0.0
     """Validation accuracy of the best epoch."""
-
     falls: int = 0
     """Number of times that the rate fell, after too many epochs without a better validation."""
-
     seconds: float = 0.0
     """Time spent on training and scoring, over all starts of the trial."""
 

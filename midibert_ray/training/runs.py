@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from midibert_ray import storage
 from midibert_ray.data.format import read_manifest
@@ -55,7 +54,7 @@ def pin(folder: str, stores: Iterable[str]) -> None:
     """
     found = {storage.basename(store): read_manifest(store)["digest"] for store in stores}
     inputs = storage.join(folder, INPUTS)
-    noted = _read(inputs)
+    noted = storage.find_json(inputs)
     if noted is None:
         storage.write_bytes(inputs, json.dumps(found, indent=1).encode())
         return
@@ -72,7 +71,7 @@ def finished(config: Config, key: str) -> PretrainRun | None:
     """The run of a key, if it has ended well. Raises CheckpointError where the best checkpoint is another run's."""
     run = run_address(config, key)
     result = storage.join(run, RESULT_FILE)
-    content = _read(result)
+    content = storage.find_json(result)
     if content is None:
         return None
     done = PretrainRun(**content)
@@ -88,20 +87,6 @@ def finished(config: Config, key: str) -> PretrainRun | None:
             f"remove it and {result}, then start the run again"
         )
     return replace(done, checkpoint=checkpoint)
-
-
-def _read(uri: str) -> dict[str, Any] | None:
-    """The content of a JSON file that is made again where it is missing, empty or cut off."""
-    try:
-        content = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        content = error
-    if isinstance(content, dict):
-        return content
-    logger.warning("%s is empty or cut off, and is made again", uri)
-    return None
 
 
 def finish(config: Config, key: str) -> PretrainRun:

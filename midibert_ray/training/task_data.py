@@ -1,6 +1,7 @@
 """What a labelled task's corpus is under each protocol: segments, their labels, and what a model sees of them."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,27 +27,50 @@ class Batch:
 
     tokens: Tensor
     """int64 [batch, time, 4], or [batch, time] for REMI."""
-
     mask: Tensor | None
     """bool [batch, time]: positions that are attended to; None: all are read, as a recurrent model does in the
     authors' code."""
-
     targets: Tensor
     """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE is not scored."""
-
     packing: Packing | None
     """How the segments share rows; None where each has its own."""
 
 
+def require_splits(task: Task, corpus: str, splits: Collection[str]) -> None:
+    """Refuse a corpus that is not divided for fine-tuning.
+
+    Raises:
+        ValueError: naming the splits that it lacks.
+    """
+    missing = {"train", "valid", "test"} - set(splits)
+    if missing:
+        raise ValueError(
+            f"task {task.name} needs the splits train, valid and test, but the token store of {corpus} "
+            f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
+        )
+
+
+def require_labels(task: Task, corpus: str, labels: Collection[str | None]) -> None:
+    """Refuse a corpus whose pieces do not all have a label of a sequence-level task.
+
+    Raises:
+        ValueError: naming a label that is none of the task's.
+    """
+    unknown = set(labels) - set(task.classes)
+    if unknown:
+        raise ValueError(
+            f"task {task.name} needs the labels {', '.join(task.classes)}, but pieces of {corpus} "
+            f"are labelled {sorted(map(str, unknown))[0]!r}; set finetune.corpus={task.corpus}"
+        )
+
+
 class TaskData:
-    """The segments and labels of one task's corpus under one protocol."""
+    """The segments and labels of one task's corpus under one protocol.
+
+    Raises ValueError where the corpus lacks a split or the labels of the task.
+    """
 
     def __init__(self, config: Config, store: TokenStore) -> None:
-        """Open the train, valid and test segments.
-
-        Raises:
-            ValueError: where the corpus lacks a split or the labels of the task.
-        """
         self.config = config
         self.task: Task = TASKS[config.finetune.task]
         self.protocol = config.protocol_in_force
@@ -59,37 +83,21 @@ class TaskData:
             representation=config.model.representation,
             drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
         )
-        missing = {"train", "valid", "test"} - store.splits
-        if missing:
-            raise ValueError(
-                f"task {self.task.name} needs the splits train, valid and test, but the token store of {store.corpus} "
-                f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
-            )
+        require_splits(self.task, store.corpus, store.splits)
         self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
-        self.learned = self._learned(config.finetune.train_segments)
+        count, limit = len(self.splits["train"]), config.finetune.train_segments
+        self.learned = np.arange(count)
         """int64 [k], the segments of the training split that are learned from, ascending."""
+        if 0 < limit < count:
+            self.learned = np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
         if self.task.level == "sequence":
-            self._check_labels(store)
-
-    def _learned(self, limit: int) -> NDArray[np.int64]:
-        count = len(self.splits["train"])
-        if not 0 < limit < count:
-            return np.arange(count)
-        return np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
-
-    def _check_labels(self, store: TokenStore) -> None:
-        unknown = {store.label(piece) for piece in range(len(store))} - set(self.task.classes)
-        if unknown:
-            raise ValueError(
-                f"task {self.task.name} needs the labels {', '.join(self.task.classes)}, but pieces of {store.corpus} "
-                f"are labelled {sorted(map(str, unknown))[0]!r}; set finetune.corpus={self.task.corpus}"
-            )
+            require_labels(self.task, store.corpus, {store.label(piece) for piece in range(len(store))})
 
     def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
         """Some segments of a split as the model's input, and as they lie in the store."""
         raw = self.splits[split].gather(rows)
-        tensors = (torch.from_numpy(array).to(device) for array in (raw.tokens, *self._labels(split, raw)))
-        tokens, targets, attended = tensors
+        arrays = (raw.tokens, *self._labels(split, raw))
+        tokens, targets, attended = (torch.from_numpy(array).to(device) for array in arrays)
         if self.config.finetune.model == "rnn":
             read = None if self.protocol.rnn_reads_padding else torch.from_numpy(self._real(raw)).to(device)
             return Batch(tokens.long(), read, targets.long(), None), raw
@@ -114,17 +122,13 @@ class TaskData:
 
     def _labels(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Targets, and the positions that are attended to."""
-        return self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
-
-    def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        labels = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)
-        targets = np.where(labels > 0, labels if self.protocol.padding_class else labels - 1, IGNORE)
-        return targets, labels > 0 if self.protocol.attends_labelled else self._real(raw)
-
-    def _sequence(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
         real = self._real(raw)
-        return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.protocol.attends_padding else real
+        if self.task.level == "sequence":
+            labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
+            return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.protocol.attends_padding else real
+        classes = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)  # 0: none
+        targets = np.where(classes > 0, classes if self.protocol.padding_class else classes - 1, IGNORE)
+        return targets, classes > 0 if self.protocol.attends_labelled else real
 
     def _real(self, raw: SegmentBatch) -> NDArray[np.bool_]:
         time = np.arange(raw.tokens.shape[1])

@@ -19,21 +19,13 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from midibert_ray.model.attention import ATTENTIONS, SelfAttention, Where
 from midibert_ray.model.cpu import Dropout, GeluLinear
+from midibert_ray.model.inputs import require_inputs
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
 
 VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
 """Name of the representation -> meaning of a model's tokens."""
 
-
-_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_length",
-    "embedding_size",
-)
 HEADS = ("paper", "linear")
 """Kinds of fine-tuning heads."""
 
@@ -64,10 +56,10 @@ class MidiBertConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self._check("representation", self.representation in VOCABULARIES, f"one of {sorted(VOCABULARIES)}")
-        self._check("attention", self.attention in ATTENTIONS, f"one of {sorted(ATTENTIONS)}")
-        self._check("head", self.head in HEADS, f"one of {sorted(HEADS)}")
-        for name in _SIZES:
+        for name, allowed in (("representation", VOCABULARIES), ("attention", ATTENTIONS), ("head", HEADS)):
+            self._check(name, getattr(self, name) in allowed, f"one of {sorted(allowed)}")
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        for name in (*sizes, "max_length", "embedding_size"):
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
@@ -99,28 +91,19 @@ class TokenEmbeddings(nn.Module):
     def __init__(self, representation: str, embedding_size: int, hidden_size: int) -> None:
         super().__init__()
         self.sizes = sizes = VOCABULARIES[representation].sizes
-        self.compound = representation == "cp"
         self.scale = math.sqrt(embedding_size)
         self.tables = nn.ModuleList(TokenTable(size, embedding_size) for size in sizes)
         self.projection = nn.Linear(embedding_size * len(sizes), hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: int64 [b, t, 4] (CP) or [b, t] (REMI) -> float [b, t, hidden_size].
-
-        Raises ValueError on other shapes.
-        """
-        expected = "[batch, time, 4] (cp)" if self.compound else "[batch, time] (remi)"
-        if tokens.dim() != 2 + self.compound or (self.compound and tokens.shape[-1] != len(self.tables)):
-            shape = list(tokens.shape)
-            raise ValueError(f"tokens of shape {shape} do not fit this model; it takes {expected}")
+        """tokens: int64 [b, t, 4] (CP) or [b, t] (REMI) -> float [b, t, hidden_size]."""
         return self._multi_hot(tokens) @ self.projection(self._rows())
 
     def _rows(self) -> Tensor:
         """Input of the projection for every single id: its vector where its token type stands, 0 elsewhere.
 
         Projecting these few rows, and adding up those of a super token, is the same sum as projecting every super
-        token of a batch, for a thirtieth of the arithmetic. The last row is 0: it takes back the biases that were
-        added once too often.
+        token of a batch, for a thirtieth of the arithmetic. The last row is 0: it takes back superfluous biases.
         """
         # Through the modules, not their weights: a sharded optimizer gathers weights when modules run.
         device = self.projection.weight.device
@@ -184,6 +167,9 @@ class MidiBertPreTrainedModel(PreTrainedModel):
 class MidiBertModel(MidiBertPreTrainedModel):
     """The encoder."""
 
+    trusted = False
+    """True where whoever calls has made sure that tokens and masks fit, as our own loops have."""
+
     # A folder may hold a whole model; the encoder is opened from it without a word about the heads left behind.
     _keys_to_ignore_on_load_unexpected = [r"^heads?\."]  # noqa: RUF012 (an instance variable to transformers)
 
@@ -212,18 +198,22 @@ class MidiBertModel(MidiBertPreTrainedModel):
         attention_mask: bool or int [b, t], true or 1 = attend. Without a mask everything is attended and,
         with rope on a GPU, the fastest kernel can be used.
         where: bool [b, t] with m true: the positions asked for; the last layer spares itself the others.
-        packing: a layout of the batch that spares work on padding. It changes nothing else, and takes the place of
-        the mask: every segment attends to all of itself.
+        packing: a layout that spares work on padding and takes the place of the mask: segments attend to themselves.
 
         Returns last_hidden_state float [b, t, hidden_size], or [m, hidden_size] with `where`, and if asked
         for hidden_states, a tuple of num_hidden_layers + 1 such states, the embeddings first.
-        Raises ValueError if the segment is too long or of another representation.
+        Raises ValueError naming tokens or a mask that do not fit (of those only too long ones, where `trusted`).
         """
+        if not self.trusted:
+            require_inputs(tokens, self.config.vocabulary, attention_mask=attention_mask, where=where)
         t, limit = tokens.shape[1], self.config.max_length
         if t > limit:
             raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
         tokens, mask = (packing.pack(tokens), packing.pairs()) if packing else (tokens, attention_mask)
-        chosen, order = _positions(where, packing)
+        chosen: Any = None
+        order: Tensor | None = None
+        if where is not None:
+            chosen, order = packing.chosen(where) if packing else (where.nonzero(as_tuple=True), None)
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
         states = [hidden] if output_hidden_states else []
@@ -236,19 +226,8 @@ class MidiBertModel(MidiBertPreTrainedModel):
             hidden = hidden[order]
         elif packing:
             hidden, states = packing.unpack(hidden), [packing.unpack(state) for state in states]
-        return BaseModelOutput(
-            last_hidden_state=hidden, hidden_states=(*states, hidden) if output_hidden_states else None
-        )
-
-
-def _positions(where: Tensor | None, packing: Packing | None) -> tuple[Where | None, Tensor | None]:
-    """Rows and positions of what is asked for, and the order that its results are to be put into; None for neither."""
-    if where is None:
-        return None, None
-    if packing:
-        return packing.chosen(where)
-    rows, positions = where.nonzero(as_tuple=True)
-    return (rows, positions), None
+        all_states = (*states, hidden) if output_hidden_states else None
+        return BaseModelOutput(last_hidden_state=hidden, hidden_states=all_states)
 
 
 class MidiBertForMaskedLM(MidiBertPreTrainedModel):
@@ -281,6 +260,7 @@ def mlm_loss(
     Returns scalars: "loss" (the weighted one, to be differentiated), "count" (m) and, detached, of each token
     type "<type>/loss" and "<type>/correct" (a count). With "sum" the losses are sums over positions: added up
     over workers and divided by the added counts they are exact means for any layout.
+
     Raises ValueError on another reduction.
 
     Source: paper §V-A. For REMI the authors' code takes the plain cross-entropy; so does this, as a single

@@ -9,37 +9,39 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from midibert_ray.model.heads import SequenceHead
+from midibert_ray.model.inputs import require_inputs
 from midibert_ray.model.midibert import VOCABULARIES, TokenEmbeddings
+from midibert_ray.music.vocabulary import REMI
 
 EMBEDDED = 768
-
-
-def _embeddings(representation: str) -> nn.Module:
-    """CP: as MidiBERT's; REMI: one plain table, as in the authors' code. Raises ValueError on another."""
-    if representation not in VOCABULARIES:
-        allowed = ", ".join(VOCABULARIES)
-        raise ValueError(f"representation={representation!r} is not possible; allowed: {allowed}")
-    if representation == "cp":
-        return TokenEmbeddings(representation, 256, EMBEDDED)
-    return nn.Embedding(VOCABULARIES["remi"].sizes[0], EMBEDDED)
-
-
-def _run(lstm: nn.LSTM, embedded: Tensor, mask: Tensor | None) -> Tensor:
-    """Read [b, t, e] -> [b, t, 2 * hidden]; with a mask [b, t], true at the front, padding is not read."""
-    if mask is None:
-        return lstm(embedded)[0]
-    lengths = mask.sum(1).clamp_min(1).cpu()
-    packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-    return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])[0]
 
 
 class _Recurrent(nn.Module):
     """Embeddings, and a folder to be written to and opened from, as the Hugging Face models have it."""
 
+    trusted = False
+    """See `MidiBertModel.trusted`."""
+
     def __init__(self, *, num_classes: int, representation: str = "cp") -> None:
         super().__init__()
+        if representation not in VOCABULARIES:
+            allowed = ", ".join(VOCABULARIES)
+            raise ValueError(f"representation={representation!r} is not possible; allowed: {allowed}")
         self.num_classes, self.representation = num_classes, representation
-        self.embeddings = _embeddings(representation)
+        # REMI has one plain table, as in the authors' code.
+        compound = representation == "cp"
+        self.embeddings = TokenEmbeddings("cp", 256, EMBEDDED) if compound else nn.Embedding(REMI.sizes[0], EMBEDDED)
+
+    def _read(self, lstm: nn.LSTM, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Run over tokens -> [b, t, 2 * hidden]; with a mask [b, t], true at the front, padding is not read."""
+        if not self.trusted:
+            require_inputs(tokens, VOCABULARIES[self.representation], attention_mask=mask)
+        embedded = self.embeddings(tokens)
+        if mask is None:
+            return lstm(embedded)[0]
+        lengths = mask.sum(1).clamp_min(1).cpu()
+        packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])[0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into a folder, which is made where it is not there."""
@@ -52,10 +54,7 @@ class _Recurrent(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """The model that `save_pretrained` wrote, in eval mode.
-
-        Raises FileNotFoundError, and ValueError where another class wrote the folder.
-        """
+        """The model that `save_pretrained` wrote, in eval mode; ValueError where another class wrote the folder."""
         settings = json.loads(Path(folder, "config.json").read_bytes())
         if settings.pop("architectures", None) != [cls.__name__]:
             raise ValueError(f"{folder} does not hold a {cls.__name__}; its config.json names another class")
@@ -78,7 +77,7 @@ class BiLstmNotes(_Recurrent):
 
         Without a mask padding is read like music, as in the authors' code.
         """
-        return self.output(self.dropout(_run(self.lstm, self.embeddings(tokens), attention_mask)))
+        return self.output(self.dropout(self._read(self.lstm, tokens, attention_mask)))
 
 
 class BiLstmSequences(_Recurrent):
@@ -91,4 +90,4 @@ class BiLstmSequences(_Recurrent):
 
     def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Logits [b, num_classes]; tokens and attention_mask: see `BiLstmNotes`."""
-        return self.head(_run(self.lstm, self.embeddings(tokens), attention_mask), attention_mask)
+        return self.head(self._read(self.lstm, tokens, attention_mask), attention_mask)

@@ -325,6 +325,9 @@ class ComputeConfig:
     max_failures: int = runtime(3)
     """Times that a run or a trial starts again from its last checkpoint after a failure."""
 
+    watchdog_s: float = runtime(300.0)
+    """Seconds without a step until a worker is named, twice as many until it is killed; 50 slowest steps at least."""
+
     log_every: int = runtime(10)
     """Steps between two progress lines, each of which is one point of every curve."""
 
@@ -337,7 +340,7 @@ class ComputeConfig:
         require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
         checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")
         checks.require_not_negative(
-            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures"
+            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures", "watchdog_s"
         )
 
 

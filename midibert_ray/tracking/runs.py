@@ -5,7 +5,7 @@ import getpass
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from midibert_ray.tracking.spool import Record
@@ -28,7 +28,7 @@ class RunLog:
     Nothing here waits for a server: a call returns when its record lies in the spool.
     """
 
-    def __init__(self, write: Callable[[Record], None], experiment: str, key: str) -> None:
+    def __init__(self, write: Callable[[Sequence[Record]], None], experiment: str, key: str) -> None:
         self._write = write
         self.experiment = experiment
         self.key = key
@@ -41,9 +41,15 @@ class RunLog:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Add one point to each curve; a point that stands there already (after a resume) is left out."""
-        values = {key: float(value) for key, value in metrics.items()}
-        if values:
-            self._add("points", points=len(values), metrics=values, step=int(step))
+        self.log_points([(metrics, step, time.time())])
+
+    def log_points(self, points: Iterable[tuple[Mapping[str, float], int, float]]) -> None:
+        """Add several points to each curve, all at once: metrics, their step, and their time in seconds."""
+        records = []
+        for metrics, step, at in points:
+            values = {key: float(value) for key, value in metrics.items()}
+            records.append(self._record("points", at, len(values), metrics=values, step=int(step)))
+        self._write(records)
 
     def tag(self, **tags: object) -> None:
         """Set tags; an underscore pair stands for a dot."""
@@ -75,10 +81,13 @@ class RunLog:
         """End the run: FINISHED, FAILED or KILLED."""
         self._add("end", status=status)
 
-    def _add(self, kind: str, *, points: int = 0, **content: Any) -> None:
+    def _add(self, kind: str, **content: Any) -> None:
+        self._write([self._record(kind, time.time(), **content)])
+
+    def _record(self, kind: str, at: float, points: int = 0, **content: Any) -> Record:
         # With the time at which it happened, not that at which it is sent: a point that is sent twice is the same.
-        head = {"kind": kind, "experiment": self.experiment, "key": self.key, "at": int(time.time() * 1000)}
-        self._write(Record(f"{self.experiment}/{self.key}", points, head | content))
+        head = {"kind": kind, "experiment": self.experiment, "key": self.key, "at": int(at * 1000)}
+        return Record(f"{self.experiment}/{self.key}", points, head | content)
 
 
 def _text(value: Any) -> str:

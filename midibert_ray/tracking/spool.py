@@ -74,6 +74,11 @@ class Spool:
         name = f"{self._last:020d}-{record.points}-{run}-{uuid.uuid4().hex[:8]}.json"
         storage.write_bytes(self._at(name), json.dumps(asdict(record)).encode())
 
+    def extend(self, records: Iterable[Record]) -> None:
+        """Write several records down, in order."""
+        for record in records:
+            self.append(record)
+
     def names(self) -> list[str]:
         """Names of the records, in the order in which they were written."""
         return list(filter(_NAME.fullmatch, storage.names(self.uri)))

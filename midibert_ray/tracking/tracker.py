@@ -18,11 +18,7 @@ class Tracker:
     def __init__(self, address: Address) -> None:
         self.address = address
         self._client = connect(address)
-        if address.spool:
-            self._write = Spool(address.spool).append
-        else:
-            writer = Writer(address)
-            self._write = lambda record: writer([record])
+        self._write = Spool(address.spool).extend if address.spool else Writer(address)
 
     def open(
         self,

@@ -59,7 +59,9 @@ def encoder_config(config: Config) -> MidiBertConfig:
 def new_model(config: Config) -> MidiBertForMaskedLM:
     """An encoder with its MLM heads, the same random weights on every worker."""
     torch.manual_seed(keyed_hash(config.seed, "weights") % 2**63)
-    return MidiBertForMaskedLM(encoder_config(config))
+    model = MidiBertForMaskedLM(encoder_config(config))
+    model.midibert.trusted = True
+    return model
 
 
 def parameter_counts(config: Config) -> dict[str, int]:

@@ -146,7 +146,7 @@ def _layout(engine: Any) -> dict[str, int]:
 
 
 def checkpoint_bytes(engine: Any) -> int:
-    """Bytes that a checkpoint takes, roughly: the weights twice, and in the optimizer a copy and two moments, all fp32."""
+    """Bytes that a checkpoint takes, roughly: the weights twice, and in the optimizer a copy and two moments."""
     sizes = (parameter_shape(parameter).numel() for parameter in engine.module.parameters())
     return 5 * torch.float32.itemsize * sum(sizes)
 
@@ -223,7 +223,8 @@ def full_weights(engine: Any) -> dict[str, Tensor]:
     """All weights in fp32 on the CPU, gathered from the workers' shards; every worker must call it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights, unspread = {}, {}
+    weights: dict[str, Tensor] = {}
+    unspread: dict[Tensor, Tensor] = {}
     optimizer = engine.optimizer
     if not engine.zero_optimization() and hasattr(optimizer, "fp32_groups"):
         # The fp32 copies of bf16 parameters where ZeRO is off: DeepSpeed's own functions do not find those.

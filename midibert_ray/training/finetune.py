@@ -43,8 +43,10 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     torch.manual_seed(keyed_hash(config.seed, "head", config.finetune.task) % 2**63)
     settings, note_level = config.finetune, data.task.level == "note"
     if settings.model == "rnn":
-        baseline = BiLstmNotes if note_level else BiLstmSequences
-        return baseline(num_classes=data.outputs, representation=config.model.representation)
+        kind = BiLstmNotes if note_level else BiLstmSequences
+        baseline = kind(num_classes=data.outputs, representation=config.model.representation)
+        baseline.trusted = True
+        return baseline
     layers = config.model.layers
     allowed = f"0 to model.layers={layers}"
     require(settings.freeze_layers <= layers, "finetune.freeze_layers", settings.freeze_layers, allowed)
@@ -53,6 +55,7 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
         model.midibert = MidiBertModel.from_pretrained(encoder)
+    model.midibert.trusted = True
     freeze(model, settings.freeze, settings.freeze_layers)
     return model
 

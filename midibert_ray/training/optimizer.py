@@ -66,9 +66,8 @@ def adamw(
     DeepSpeed's own Adam would be compiled at run time, which a machine without a compiler cannot do;
     torch's fused kernel is as fast on a GPU.
 
-    Args:
-        decay: `all`, or `matrices` to spare biases and LayerNorm.
-        factors: what the peak rate `lr` of a parameter is multiplied with; 1 for one that is not named.
+    decay: `all`, or `matrices` to spare biases and LayerNorm; factors: what the peak rate `lr` of a parameter is
+    multiplied with, 1 for one that is not named.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -93,9 +93,9 @@ class Watch:
         mute = await self._mute(late)
         for rank, sign in (mute or late).items():
             await self._console.put.remote(
-                f"worker {rank} of {self._key} on {sign.node} has given no sign for {now - sign.at:.0f} s since step "
-                f"{sign.step:,}{' and does not answer' if mute else ''}; if it stays so for {sign.allowed_s:.0f} s more "
-                "(compute.watchdog_s), it is killed, and the run goes on from its last checkpoint"
+                f"worker {rank} of {self._key} on {sign.node} gave no sign for {now - sign.at:.0f} s, since step "
+                f"{sign.step:,}{', and does not answer' if mute else ''}; after {sign.allowed_s:.0f} s more "
+                "(compute.watchdog_s) it is killed, and the run goes on from its last checkpoint"
             )
 
     async def _mute(self, late: dict[int, Sign]) -> dict[int, Sign]:

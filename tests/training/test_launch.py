@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,6 +28,7 @@ from midibert_ray.training import launch
 from midibert_ray.training.checkpoints import (
     BOOKS,
     PREFIX,
+    CheckpointError,
     drop_broken_books,
     newest_sound,
     remove_unfinished,
@@ -35,13 +37,18 @@ from midibert_ray.training.checkpoints import (
 from midibert_ray.training.engine import PROGRESS_FILE
 from midibert_ray.training.launch import _scaling, pretrain
 from midibert_ray.training.runs import RESULT_FILE, finished, run_address, run_key
+from midibert_ray.training.worker import FINISHED
 from tests.training.layouts import Pair, Task, train_to_the_end
+from tests.training.test_checkpoints import written
 from tests.training.test_pretrain import run as train_alone
 
 
 @pytest.fixture
 def config(two_workers: Config) -> Config:
-    return replace(two_workers, {"model.dropout": 0.1, "pretrain.epochs": 4, "compute.keep_checkpoints": 3})
+    return replace(
+        two_workers,
+        {"model.dropout": 0.1, "pretrain.epochs": 6, "compute.keep_checkpoints": 3, "compute.watchdog_s": 3},
+    )
 
 
 def test_workers_are_as_many_and_where_the_config_says(config: Config) -> None:
@@ -106,6 +113,43 @@ def test_a_run_whose_worker_has_lost_its_error_is_no_finished_run(
     assert run is not None and run.info.status == "FAILED"
 
 
+@pytest.mark.parametrize("problem", [CheckpointError, FloatingPointError])
+def test_an_error_that_would_come_again_ends_the_run_at_once(
+    config: Config, sample_store: TokenStore, monkeypatch: pytest.MonkeyPatch, problem: type[Exception]
+) -> None:
+    monkeypatch.setattr(launch, "_trainer", lambda *_: Mock(fit=lambda: Mock(return_value=problem("why"))))
+    key = run_key(config, [sample_store.uri])
+    with pytest.raises(problem, match=f"pre-training {key}: why"):
+        pretrain(config, [sample_store.uri], console=Mock())
+    run = tracking.Tracker(tracking.address(config)).find(tracking.PRETRAINING, key)
+    assert run is not None and run.info.status == "FAILED"
+
+
+def test_the_same_run_started_twice_at_once_is_done_once(
+    config: Config, sample_store: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = run_key(config, [sample_store.uri])
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fit() -> Mock:
+        begun.set()
+        assert go_on.wait(60)
+        written(Path(run_address(config, key)) / "step_000000010", run=key)
+        return Mock(return_value=FINISHED)
+
+    trainer = Mock(fit=Mock(side_effect=fit))
+    monkeypatch.setattr(launch, "_trainer", lambda *_: trainer)
+    second_console = Mock()
+    second_console.put.remote.side_effect = lambda line: go_on.set() if "held by" in line else None
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(pretrain, config, [sample_store.uri], console=Mock())
+        assert begun.wait(60)
+        second = pool.submit(pretrain, config, [sample_store.uri], console=second_console)
+        assert first.result(120) == second.result(120) == finished(config, key)
+    assert trainer.fit.call_count == 1
+    assert not list(Path(run_address(config, key)).glob("lease.*"))
+
+
 @pytest.mark.ray
 def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     ray_cluster: object, pair: Pair, sample_store: TokenStore, config: Config, tmp_path: Path, caplog: LogCaptureFixture
@@ -115,18 +159,39 @@ def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     calm, _ = pair.run(train_to_the_end, task)
     key = run_key(config, [sample_store.uri])
     folder = Path(run_address(config, key))
-    killed: list[int] = []
+    killed, stopped, group = list[int](), list[int](), list[int]()
+
+    def are_new() -> bool:
+        return not {worker.pid for worker in train_workers()} & {*group}
 
     def kill() -> None:
         worker = train_workers()[0]
         killed.append(worker.pid)
         os.kill(worker.pid, signal.SIGKILL)
 
-    watcher = when(lambda: len(list(folder.glob("step_*"))) >= 1, kill)
-    run = pretrain(config, [sample_store.uri])
-    watcher.join()
+    def stop() -> None:
+        worker = train_workers()[0]
+        stopped.append(worker.pid)
+        os.kill(worker.pid, signal.SIGSTOP)
 
-    assert killed
+    def steps() -> int:
+        return len(list(folder.glob("step_*")))
+
+    before = when(lambda: bool(train_workers()), lambda: group.extend(worker.pid for worker in train_workers()))
+    watchers = [
+        before,
+        when(lambda: steps() >= 1 and bool(group), kill),
+        when(lambda: steps() >= 2 and bool(killed) and len(train_workers()) == 2 and are_new(), stop),
+    ]
+    caplog.set_level(logging.INFO)
+    run = pretrain(config, [sample_store.uri])
+    for watcher in watchers:
+        watcher.join()
+
+    assert killed and stopped
+    assert re.search(
+        rf"worker \d of {key} on \S+ gave no sign for \d+ s, since step \d+, and does not answer", caplog.text
+    )
     assert run.key == key
     best = max((report for report in calm if "valid/score" in report), key=lambda report: report["valid/score"])
     assert run.metrics == {name: value for name, value in best.items() if name.startswith("valid/")}
@@ -142,7 +207,6 @@ def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     shard = next(kept[-1].glob("engine/*optim_states.pt"))
     os.truncate(shard, shard.stat().st_size // 2)
     os.truncate(folder / BOOKS, 10)  # Ray Train's own list of checkpoints
-    caplog.set_level(logging.INFO)
     again = pretrain(replace(config, {"compute.workers": 1}), [sample_store.uri])
     lines = re.findall(r"a broken checkpoint is passed over, the run goes on from (step_\d+): (.*)", caplog.text)
     assert lines and all(start == kept[-2].name for start, _ in lines)

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray.training.runs import INPUTS, pin
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.training.runs import INPUTS, RESULT_FILE, finish, finished, pin
 from tests.stores import Piece, write_store
+from tests.training.test_checkpoints import written
 
 
 def test_other_tokens_at_the_same_address_are_refused(sample_pieces: list[Piece], tmp_path: Path) -> None:
@@ -22,3 +25,22 @@ def test_other_tokens_at_the_same_address_are_refused(sample_pieces: list[Piece]
     ):
         pin(run, [other])
     assert Path(run, INPUTS).read_bytes() == noted
+
+
+@pytest.mark.parametrize("content", ["", '{"sample-1": "0a', "[]"])
+def test_files_that_were_cut_off_are_named_and_made_again(
+    sample_pieces: list[Piece], tmp_path: Path, tiny: Config, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, key = replace(tiny, {"storage.root": str(tmp_path)}), "pretrain-a"
+    run = tmp_path / "runs" / key
+    store = write_store(tmp_path / "tokens" / "sample-1", sample_pieces[:2])
+    pin(str(run), [store])
+    written(run / "step_000000010", run=key)
+    inputs, done = (run / INPUTS).read_bytes(), finish(config, key)
+    for name in (INPUTS, RESULT_FILE):
+        (run / name).write_text(content)
+    pin(str(run), [store])
+    assert (run / INPUTS).read_bytes() == inputs
+    assert finished(config, key) is None
+    assert all(f"{run}/{name} is " in caplog.text for name in (INPUTS, RESULT_FILE))
+    assert finish(config, key) == finished(config, key) == done

@@ -1,0 +1,38 @@
+"""Inputs that do not fit a model: torch would take many of them for something else."""
+
+import torch
+from torch import Tensor
+
+from midibert_ray.music.vocabulary import Vocabulary
+
+
+def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | None) -> None:
+    """Make sure that tokens are ids of their columns, and that masks have one value a time step.
+
+    It costs a few passes over the tokens, and once waits for a GPU. Raises ValueError naming the column or mask, what
+    it holds, and what it may hold.
+    """
+    families, shape = vocabulary.families, list(tokens.shape)
+    columns = [len(families)] if len(families) > 1 else []
+    if len(shape) != 2 + len(columns) or shape[2:] != columns:
+        expected = ", ".join(map(str, ["batch", "time", *columns]))
+        raise ValueError(f"tokens of shape {shape} do not fit this model; it takes [{expected}] ({vocabulary.name})")
+    if not _holds_integers(tokens) or tokens.dtype == torch.bool:
+        raise ValueError(f"tokens of dtype {tokens.dtype} are no ids; the model takes int64")
+    for name, mask in masks.items():
+        if mask is not None and (list(mask.shape) != shape[:2] or not _holds_integers(mask)):
+            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}; it must be bool or int64 {shape[:2]}")
+    if not tokens.numel():
+        return
+    flat = tokens.reshape(-1, len(families))
+    ranges = torch.stack((flat.amin(0), flat.amax(0)), dim=1).tolist()
+    for (name, ids), (low, high) in zip(families.items(), ranges, strict=True):
+        if low < 0 or high >= len(ids):
+            raise ValueError(
+                f"tokens hold {low if low < 0 else high} in the column {name}, whose ids go from 0 to {len(ids) - 1}; "
+                f"columns are {', '.join(families)}, with the ids of vocabulary.json and not those of MIDI"
+            )
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())

@@ -1,0 +1,92 @@
+"""Inputs that torch would take for something else are refused by name; our own loops do not look."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel
+from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
+from midibert_ray.settings.presets import preset
+from midibert_ray.training.build import new_model
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_length": 8}
+
+
+def model(representation: str = "cp") -> MidiBertModel:
+    return MidiBertModel(MidiBertConfig(representation=representation, **SIZES)).eval()
+
+
+def tokens(*note: int) -> Tensor:
+    """Two segments of four notes, one of which is given."""
+    batch = torch.tensor([0, 3, 40, 7]).repeat(2, 4, 1)
+    batch[1, 2] = torch.tensor(note or [0, 0, 0, 0])
+    return batch
+
+
+WRONG = {
+    "pitch beyond its column": (tokens(0, 3, 100, 7), r"hold 100 in the column Pitch, whose ids go from 0 to 87"),
+    "raw MIDI pitch": (tokens(0, 3, 88, 7), r"hold 88 in the column Pitch.*not those of MIDI"),
+    "swapped columns": (
+        tokens()[..., [3, 2, 1, 0]],
+        r"hold 7 in the column Bar, whose ids go from 0 to 3; columns are",
+    ),
+    "negative": (tokens(0, 3, -1, 7), r"hold -1 in the column Pitch"),
+    "float": (tokens().float(), r"dtype torch.float32 are no ids; the model takes int64"),
+    "bool": (tokens().bool(), r"dtype torch.bool are no ids"),
+    "no batch": (tokens()[0, :, 0], r"shape \[4\] do not fit this model; it takes \[batch, time, 4\] \(cp\)"),
+    "three columns": (tokens()[..., :3], r"shape \[2, 4, 3\] do not fit this model"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_tokens_that_are_no_ids_are_refused_by_name(case: str) -> None:
+    given, words = WRONG[case]
+    with pytest.raises(ValueError, match=words):
+        model()(given)
+
+
+@pytest.mark.parametrize("note", [(3, 17, 87, 65), (0, 0, 0, 0)])
+def test_all_ids_of_a_column_are_taken(note: tuple[int, ...]) -> None:
+    expected = model().eval()
+    given = tokens(*note)
+    assert expected(given).last_hidden_state.shape == (2, 4, 32)
+    assert torch.equal(expected(given.to(torch.uint8)).last_hidden_state, expected(given).last_hidden_state)
+
+
+def test_remi_has_one_column() -> None:
+    remi = model("remi")
+    remi(torch.tensor([[0, 168]]))
+    with pytest.raises(ValueError, match=r"hold 169 in the column Token, whose ids go from 0 to 168"):
+        remi(torch.tensor([[0, 169]]))
+    with pytest.raises(ValueError, match=r"shape \[2, 4, 4\] do not fit this model; it takes \[batch, time\] \(remi\)"):
+        remi(tokens())
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 5), torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 4)])
+def test_a_mask_of_another_length_or_kind_is_refused(mask: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask is torch\.\w+ \[2, \d\]; it must be bool or int64 \[2, 4\]"):
+        model()(tokens(), mask)
+    with pytest.raises(ValueError, match=r"where is torch\.\w+ \[2, \d\]"):
+        model()(tokens(), where=mask)
+
+
+@pytest.mark.parametrize("kind", [MidiBertForNotes, MidiBertForSequences, BiLstmNotes, BiLstmSequences])
+def test_models_with_heads_look_as_well(kind: type) -> None:
+    sizes = {"num_classes": 4}
+    made = kind(**sizes) if kind in (BiLstmNotes, BiLstmSequences) else kind(MidiBertConfig(**SIZES, **sizes))
+    made(tokens())
+    with pytest.raises(ValueError, match="hold 100 in the column Pitch"):
+        made(tokens(0, 3, 100, 7))
+    with pytest.raises(ValueError, match="attention_mask"):
+        made(tokens(), torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_training_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("midibert_ray.model.midibert.require_inputs", looked)
+    new_model(preset("debug"))(tokens(), None, torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(AssertionError):
+        MidiBertForMaskedLM(MidiBertConfig(**SIZES))(tokens(), None, torch.ones(2, 4, dtype=torch.bool))

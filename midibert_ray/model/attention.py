@@ -30,8 +30,7 @@ def padding_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Turn the vectors x [..., t, head_dim] by the angles of their position; coordinate i pairs with i +
-    head_dim / 2.
+    """Turn vectors x [..., t, head_dim] by the angles of their position; coordinate i pairs with i + head_dim / 2.
 
     positions: int, to be broadcast against x without its last dimension; None counts from 0 along t.
     """
@@ -45,13 +44,7 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    table: Tensor | None = None,
-    mask: Tensor | None = None,
-    dropout: float = 0.0,
+    q: Tensor, k: Tensor, v: Tensor, *, table: Tensor | None = None, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
     """Attention of q [b, heads, queries, d] to k, v [b, heads, t, d] -> [b, heads, queries, d].
 

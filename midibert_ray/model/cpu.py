@@ -20,9 +20,7 @@ SCORES_AT_ONCE = 2**20
 
 
 def keep_mask(shape: torch.Size, dropout: float) -> Tensor:
-    """Random bool mask on the CPU, false with probability `dropout` (to 2**-16): four draws out of every 64
-    random bits.
-    """
+    """Random bool mask on the CPU, false with probability `dropout` (to 2**-16): 16 random bits a draw."""
     words = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     return words.view(torch.int16)[: shape.numel()].view(shape) >= round(dropout * 2**16) - 2**15
 
@@ -91,26 +89,22 @@ class CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        windows: Tensor | None,
-        padding: Tensor | None,
-        dropout: float,
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, windows: Tensor | None, padding: Tensor | None, dropout: float
     ) -> Tensor:
         """q: [n, queries, d], already scaled; k, v: [n, t, d]; windows: from `distance_windows`, or None; padding:
         additive [n / heads, 1 or queries, t], or None. Returns [n, queries, d].
         """
-        learning = any(ctx.needs_input_grad)
         out, kept = torch.empty_like(q), []
         for rows in _chunks(q, k):
-            weights = _weights(q[rows], k[rows], windows, _padding_of(rows, padding, len(q)))
+            own = None
+            if padding is not None:  # the heads of a segment share it
+                own = padding[torch.arange(rows.start, rows.stop) // (len(q) // len(padding))]
+            weights = _weights(q[rows], k[rows], windows, own)
             if dropout > 0:
                 # The sign says whether dropout removed a weight: the backward pass needs one tensor, not two.
                 weights = torch.where(keep_mask(weights.shape, dropout), weights, -weights)
             torch.bmm(weights.clamp_min(0) if dropout > 0 else weights, v[rows], out=out[rows])
-            if learning:
+            if any(ctx.needs_input_grad):
                 kept.append(weights)
         out /= 1 - dropout
         ctx.save_for_backward(q, k, v, windows, *kept)
@@ -119,7 +113,6 @@ class CpuAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        """Gradients of q, k, v and the windows."""
         q, k, v, windows, *kept = ctx.saved_tensors
         grad_out = grads[0]
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -148,11 +141,6 @@ class CpuAttention(torch.autograd.Function):
 def _chunks(q: Tensor, k: Tensor) -> list[slice]:
     size = max(1, SCORES_AT_ONCE // (q.shape[1] * k.shape[1]))
     return [slice(i, min(i + size, len(q))) for i in range(0, len(q), size)]
-
-
-def _padding_of(rows: slice, padding: Tensor | None, n: int) -> Tensor | None:
-    """The padding of some of n rows; the heads of a segment share it."""
-    return None if padding is None else padding[torch.arange(rows.start, rows.stop) // (n // len(padding))]
 
 
 def _in_blocks(scores: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:

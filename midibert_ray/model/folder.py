@@ -30,10 +30,9 @@ class OutputError(ValueError):
 
 
 def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
-    """Open a folder with config.json and model.safetensors, such as a checkpoint of a run, in eval mode.
+    """The model, of the class that wrote the folder and in eval mode, in a folder such as a checkpoint of a run.
 
-    The model's class is the one that wrote the folder. Raises ModelFileError if the folder does not hold all
-    weights of such a model, and FileNotFoundError.
+    Raises FileNotFoundError, and ModelFileError where the folder does not hold all weights of such a model.
     """
     missing = [name for name in WEIGHT_FILES if not Path(folder, name).is_file()]
     if missing:
@@ -55,7 +54,6 @@ def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
 
 
 def _line(error: object) -> str:
-    """The message of a library's error, which may run over many lines, as one short line."""
     return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
@@ -68,13 +66,10 @@ def check_free(directory: str | Path) -> Path:
 
 
 def save_export(model: MidiBertPreTrainedModel, directory: str | Path, texts: Mapping[str, str] | None = None) -> Path:
-    """Write config.json, model.safetensors, vocabulary.json and other text files; a reader sees the whole
-    folder or none.
+    """Write config.json, model.safetensors, vocabulary.json and texts (file name -> content), such as a model card.
 
-    `AutoModel.from_pretrained(directory)` opens it after `import midibert_ray.model`. Returns the folder.
-    Raises OutputError where something is there already.
-
-    texts: file name -> content, such as a model card.
+    A reader sees the whole folder or none; `AutoModel.from_pretrained(directory)` opens it after
+    `import midibert_ray.model`. Returns the folder. Raises OutputError where something is there already.
     """
     final = check_free(directory)
     final.parent.mkdir(parents=True, exist_ok=True)

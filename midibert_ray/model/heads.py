@@ -1,7 +1,7 @@
 """Fine-tuning heads of the paper (§V-B, Fig. 2b, 2c) and plainer ones, and what learns beside them (§VIII-B2)."""
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import ClassVar, get_args
 
 import torch
@@ -30,11 +30,11 @@ class NoteHead(nn.Module):
 class SequenceHead(nn.Module):
     """Classify a segment: four learned weighted averages (Lin et al., 2017), then two dense layers."""
 
-    def __init__(self, hidden_size: int, classes: int, averages: int = 4) -> None:
+    def __init__(self, hidden_size: int, classes: int) -> None:
         super().__init__()
         self.attention_dense = nn.Linear(hidden_size, 128, bias=False)
-        self.attention_output = nn.Linear(128, averages, bias=False)
-        self.dense = nn.Linear(averages * hidden_size, 256)
+        self.attention_output = nn.Linear(128, 4, bias=False)
+        self.dense = nn.Linear(4 * hidden_size, 256)
         self.output = nn.Linear(256, classes)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,13 +115,10 @@ class MidiBertForSequences(_Classifier):
 
 
 def stages(model: MidiBertForNotes | MidiBertForSequences) -> Iterator[list[nn.Parameter]]:
-    """The parameters from bottom to top: of the embeddings (with what stands before the layers), each layer, the
-    head.
-    """
+    """The parameters from bottom to top: of what stands before the layers, of each layer, of the head."""
     encoder = model.midibert
-    yield [
-        parameter for part in (encoder.embeddings, encoder.token_type, encoder.norm) for parameter in part.parameters()
-    ]
+    before = (encoder.embeddings, encoder.token_type, encoder.norm)
+    yield [parameter for part in before for parameter in part.parameters()]
     for part in (*encoder.layers, model.head):
         yield list(part.parameters())
 
@@ -144,12 +141,10 @@ def freeze(model: MidiBertForNotes | MidiBertForSequences, what: str, layers: in
     model.requires_grad_(True)
     if what != "none":
         model.midibert.requires_grad_(False)
-    if what == "attention":
-        model.midibert.embeddings.requires_grad_(True)
-    if what == "none" and layers > 0:
-        for stage in islice(stages(model), layers + 1):
-            for parameter in stage:
-                parameter.requires_grad_(False)
+        model.midibert.embeddings.requires_grad_(what == "attention")
+    elif layers > 0:
+        for parameter in chain(*islice(stages(model), layers + 1)):
+            parameter.requires_grad_(False)
 
 
 AutoModelForTokenClassification.register(MidiBertConfig, MidiBertForNotes, exist_ok=True)

@@ -17,11 +17,17 @@ def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | Non
     if len(shape) != 2 + len(columns) or shape[2:] != columns:
         expected = ", ".join(map(str, ["batch", "time", *columns]))
         raise ValueError(f"tokens of shape {shape} do not fit this model; it takes [{expected}] ({vocabulary.name})")
-    if not _holds_integers(tokens) or tokens.dtype == torch.bool:
+    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"tokens of dtype {tokens.dtype} are no ids; the model takes int64")
     for name, mask in masks.items():
-        if mask is not None and (list(mask.shape) != shape[:2] or not _holds_integers(mask)):
-            raise ValueError(f"{name} is {mask.dtype} {list(mask.shape)}; it must be bool or int64 {shape[:2]}")
+        if mask is None:
+            continue
+        if list(mask.shape) != shape[:2]:
+            raise ValueError(
+                f"{name} of shape {list(mask.shape)} does not fit tokens of shape {shape}; {shape[:2]} does"
+            )
+        if mask.dtype != torch.bool and not torch.isin(mask, torch.tensor([0, 1], device=mask.device)).all():
+            raise ValueError(f"{name} of {mask.dtype} holds more than 0 and 1; it takes bool or these, 1 = attend")
     if not tokens.numel():
         return
     flat = tokens.reshape(-1, len(families))
@@ -32,7 +38,3 @@ def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | Non
                 f"tokens hold {low if low < 0 else high} in the column {name}, whose ids go from 0 to {len(ids) - 1}; "
                 f"columns are {', '.join(families)}, with the ids of vocabulary.json and not those of MIDI"
             )
-
-
-def _holds_integers(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())

@@ -21,13 +21,10 @@ class Packing:
 
     source: Tensor
     """int64 [rows, width]: index into the batch, flattened to b * t; 0 where nothing stands."""
-
     segment: Tensor
     """int64 [rows, width]: 1 + number of the segment in the batch; 0 where nothing stands."""
-
     place: Tensor
     """int64 [b, t]: index into the rows, flattened to rows * width; 0 for padding."""
-
     real: Tensor
     """bool [b, t]: false for padding."""
 
@@ -59,11 +56,7 @@ def plan(lengths: NDArray[np.int64], *, length: int, hidden_size: int, device: t
     The arithmetic of a row of width w is proportional to w (6 h + w), products with weights and attention. Rows are
     filled first-fit, longest segments first.
 
-    Args:
-        lengths: int64 [b], real time steps of each segment, all positive.
-        length: t, the time steps of the padded batch.
-        hidden_size: h, the width of the model.
-        device: where the batch is.
+    lengths: int64 [b], real time steps of each segment, all positive; length: t, those of the padded batch.
     """
     widths = {min(length, -(-int(width) // STEP) * STEP) for width in np.arange(lengths.max(), length + STEP, STEP)}
     layouts = {width: _first_fit(lengths, width) for width in sorted(widths)}

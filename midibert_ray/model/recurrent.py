@@ -39,7 +39,7 @@ class _Recurrent(nn.Module):
         embedded = self.embeddings(tokens)
         if mask is None:
             return lstm(embedded)[0]
-        lengths = mask.sum(1).clamp_min(1).cpu()
+        lengths = mask.bool().sum(1).clamp_min(1).cpu()
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
         return pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=embedded.shape[1])[0]
 

@@ -107,12 +107,9 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
 
 
 def step(engine: Any) -> None:
-    """Take the engine's step after a backward pass, which updates the weights if it ends the accumulation.
-
-    Without ZeRO and in fp32 DeepSpeed clips by the norm of the gradient and forgets it; we note it down for
-    `get_global_grad_norm`, which knows it in all other cases.
-    """
+    """Take the engine's step after a backward pass, which updates the weights if it ends the accumulation."""
     plain = not (engine.zero_optimization() or engine.bfloat16_enabled())
+    # DeepSpeed then clips by the norm of the gradient and forgets it; `get_global_grad_norm` is to know it as else.
     if plain and engine.is_gradient_accumulation_boundary():
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         engine._global_grad_norm = nn.utils.get_total_norm(gradients)
@@ -141,7 +138,7 @@ def save(engine: Any, progress: Progress, folder: Path, run: str | None = None) 
 
 
 def _layout(engine: Any) -> dict[str, int]:
-    """Number of workers and ZeRO stage, which decide how the optimizer's state is spread."""
+    """How the optimizer's state is spread."""
     return {"workers": engine.world_size, "zero_stage": engine.zero_optimization_stage()}
 
 

@@ -59,7 +59,10 @@ def train_worker(task: dict[str, Any]) -> Any:
     points = Points(ray.train.report, progress.reports)
 
     def upload(shards: Checkpoint, name: str) -> Checkpoint:
-        return _store(Path(shards.path), run, name, rank)
+        # Ray Train's own copy would not tell of an object that S3 refused, and leaves the order of files to chance.
+        _require_visible(run)
+        store(Path(shards.path), storage.join(run, name), rank)
+        return Checkpoint(*reversed(storage.filesystem(storage.join(run, name))))
 
     def report(metrics: dict[str, Any], with_checkpoint: bool) -> None:
         points.add(metrics, send=not with_checkpoint)
@@ -109,21 +112,8 @@ class Points:
 
 
 def _require_visible(run: str) -> None:
-    """Make sure that a run's folder is the one that the driver wrote to, and not this node's own of the same name."""
     if not storage.exists(storage.join(run, INPUTS)):
         raise FileNotFoundError(f"{run} is not on this node; storage.root must be visible from every node")
-
-
-def _store(shards: Path, run: str, name: str, rank: int) -> Checkpoint:
-    """Copy this worker's shards of a checkpoint to the run's folder.
-
-    Ray Train's own copy would not tell of an object that S3 refused, and would leave the order of files to chance.
-    """
-    _require_visible(run)
-    checkpoint = storage.join(run, name)
-    store(shards, checkpoint, rank)
-    system, path = storage.filesystem(checkpoint)
-    return Checkpoint(path, system)
 
 
 def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress, dict[str, str]]:

@@ -72,7 +72,7 @@ def test_shapes_and_padding(representation: str) -> None:
 
 def test_an_all_ones_mask_is_no_mask() -> None:
     tokens, model = random_tokens(), MidiBertForSequences(MidiBertConfig(**CONFIG)).eval()
-    torch.testing.assert_close(model(tokens, torch.ones(3, 40, dtype=torch.int64)), model(tokens), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(tokens, torch.ones(3, 40)), model(tokens), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_class", MODELS)

@@ -63,11 +63,24 @@ def test_remi_has_one_column() -> None:
         remi(tokens())
 
 
-@pytest.mark.parametrize("mask", [torch.ones(2, 5), torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 4)])
-def test_a_mask_of_another_length_or_kind_is_refused(mask: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"attention_mask is torch\.\w+ \[2, \d\]; it must be bool or int64 \[2, 4\]"):
+MASKS = {
+    "longer": (
+        torch.ones(2, 5, dtype=torch.bool),
+        r"of shape \[2, 5\] does not fit tokens of shape \[2, 4, 4\]; \[2, 4\] does",
+    ),
+    "shorter": (torch.ones(2, 3), r"of shape \[2, 3\] does not fit"),
+    "for pairs": (torch.ones(2, 4, 4, dtype=torch.bool), r"of shape \[2, 4, 4\] does not fit"),
+    "to be added": (torch.zeros(2, 4) - 10_000, r"of torch.float32 holds more than 0 and 1"),
+    "counts": (torch.full((2, 4), 2), r"of torch.int64 holds more than 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_mask_of_another_length_or_kind_is_refused(case: str) -> None:
+    mask, words = MASKS[case]
+    with pytest.raises(ValueError, match=f"attention_mask {words}"):
         model()(tokens(), mask)
-    with pytest.raises(ValueError, match=r"where is torch\.\w+ \[2, \d\]"):
+    with pytest.raises(ValueError, match=f"where {words}"):
         model()(tokens(), where=mask)
 
 

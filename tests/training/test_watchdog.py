@@ -1,4 +1,4 @@
-"""A worker that gives no sign is named, then killed; one that answers but takes no step is told from one that does not."""
+"""A worker that gives no sign is named, then killed; one that still answers is told from one that does not."""
 
 import asyncio
 import math

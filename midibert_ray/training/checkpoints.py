@@ -96,15 +96,11 @@ def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> di
 def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None, run: str | None = None) -> None:
     """Make sure that a checkpoint is whole: sizes first, then contents, which means to read all of it.
 
-    Args:
-        system: the checkpoint's filesystem.
-        path: its folder.
-        only: names of the files whose contents are compared; None: of all.
-        run: key of the run that it must be of; None: of any.
+    only: names of the files whose contents are compared; None: of all.
+    run: key of the run that it must be of; None: of any.
 
-    Raises:
-        UnfinishedError: naming the first file that is missing.
-        CheckpointError: naming the first file that differs from its digest, or the other run that wrote it.
+    Raises UnfinishedError naming the first file that is missing, and CheckpointError naming the first that differs from
+    its digest, or the other run that wrote it.
     """
     files = listed_files(system, path, run)
     try:
@@ -233,15 +229,10 @@ def remove_unfinished(run: str, prefix: str) -> list[str]:
 
 @contextmanager
 def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
-    """Turn a failure to write that comes from a full disk into an error in plain words.
+    """Turn a failure to write that comes from a full disk, a quota or a size limit into a CheckpointError.
 
-    Args:
-        folder: local folder or URI that is written to; an object store is never full.
-        needed: bytes that a whole checkpoint takes, roughly.
-        remedy: the advice after "free some space there".
-
-    Raises:
-        CheckpointError: where the disk is full or a quota or size limit is reached; others pass unchanged.
+    folder: local folder or URI that is written to; an object store is never full.
+    needed: bytes that a whole checkpoint takes, roughly; remedy: the advice after "free some space there".
     """
     free: int | None = None
     if storage.is_local(folder):

@@ -87,14 +87,8 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     model.to(device)
     settings = config.optimizer
-    optimizer = adamw(
-        model.parameters(),
-        config.protocol_in_force,
-        lr=settings.lr,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        decay=settings.decay,
-    )
+    rates: dict[str, Any] = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    optimizer = adamw(model.parameters(), config.protocol_in_force, decay=settings.decay, **rates)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_factor(config.optimizer, steps))
     engine, *_ = deepspeed.initialize(
         model=model,

@@ -44,7 +44,7 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Products a second that one worker's device could do at most: the denominator of MFU.
+    """Products a second that one worker's device could do at most, in `fp32` or `bf16`: the denominator of MFU.
 
     MFU (model FLOP utilisation; Chowdhery et al., "PaLM", 2022) = step_flops / (seconds a step * workers * peak).
     The peak is the data sheet's for a GPU that is known here. For others, and for a CPU with the threads that this

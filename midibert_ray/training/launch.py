@@ -30,16 +30,14 @@ def pretrain(
 ) -> PretrainRun:
     """Run pre-training to its end, or go on where an earlier start of the same run stopped.
 
-    Where another process is at work on the same run, wait for it, or take over when it is gone.
+    Where another process is at work on the same run, wait for it, or take over when it is gone. A run that has
+    finished is returned at once.
 
     Args:
         config: the whole configuration.
         stores: URIs of the token stores to train on.
         console: takes progress lines (see `open_console`); None opens a console here.
         callbacks: told of every report, beside MLflow.
-
-    Returns:
-        the finished run; at once if it has been run before.
 
     Raises:
         ConfigError: for a batch that cannot be divided over the workers.

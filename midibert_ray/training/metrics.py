@@ -54,17 +54,10 @@ class Throughput:
     def restart(self) -> None:
         """Begin a new interval: what came before (a validation, a checkpoint) is not training."""
         self._since = time.perf_counter()
-        self._notes = self._steps = 0
-        self._flops = 0.0
-
-    def add_notes(self, notes: int) -> None:
-        """Count the real notes of a micro-batch of this worker; neither padding nor REMI's other tokens are notes."""
-        self._notes += notes
-
-    def add_step(self, flops: float) -> None:
-        """Count a step of all workers by its `flops.step_flops`."""
-        self._flops += flops
-        self._steps += 1
+        self.notes = 0
+        """Real notes of this worker; neither padding nor REMI's other tokens are notes."""
+        self.steps, self.flops = 0, 0.0
+        """Of all workers; see `flops.step_flops`."""
 
     def result(self, steps_left: int) -> dict[str, float]:
         """Rates since the last call, which starts a new interval; every worker must call it.
@@ -73,17 +66,17 @@ class Throughput:
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         first = not dist.is_initialized() or dist.get_rank() == 0
-        sums = torch.tensor([self._notes, time.time() * first], dtype=torch.float64, device=self._device)
+        sums = torch.tensor([self.notes, time.time() * first], dtype=torch.float64, device=self._device)
         if dist.is_initialized():
             dist.all_reduce(sums)
         notes, now = sums.tolist()
         metrics = {
             "at": now,
             "throughput/super_tokens_per_s": notes / seconds,
-            "throughput/steps_per_s": self._steps / seconds,
-            "throughput/model_flops_per_s": self._flops / seconds,
-            "throughput/mfu": self._flops / seconds / self._peak,
-            "throughput/eta_s": steps_left * seconds / max(self._steps, 1),
+            "throughput/steps_per_s": self.steps / seconds,
+            "throughput/model_flops_per_s": self.flops / seconds,
+            "throughput/mfu": self.flops / seconds / self._peak,
+            "throughput/eta_s": steps_left * seconds / max(self.steps, 1),
         }
         self.restart()
         return metrics

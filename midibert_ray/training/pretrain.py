@@ -80,6 +80,7 @@ class PretrainLoop:
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
         self.protocol = config.protocol_in_force
+        self.masking: dict[str, Any] = {"protocol": self.protocol, "fraction": config.mask.fraction}
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
@@ -92,30 +93,29 @@ class PretrainLoop:
 
     def step(self, epoch: int, k: int, step: int) -> None:
         """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
-        indices = self.data.order.indices(epoch, k)
-        rows = self.data.train_rows[indices]
+        rows = self.data.train_rows[self.data.order.indices(epoch, k)]
         keys = row_keys(self.config.seed, epoch, step, torch.arange(len(rows)))
         lengths = torch.from_numpy(self.data.train.lengths(rows))
-        total = int(masked_count(lengths, segment=self.config.tokens.segment, **self._masking()).sum())
+        total = int(masked_count(lengths, segment=self.config.tokens.segment, **self.masking).sum())
         torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
         self.engine.train()
         self.lr = self.engine.get_lr()[0]
-        share = self.plan.micro_batch * self.plan.accumulation
-        for turn in range(self.plan.accumulation):
-            start = self.rank * share + turn * self.plan.micro_batch
-            mine = slice(start, start + self.plan.micro_batch)
+        micro, first = self.plan.micro_batch, self.rank * self.plan.micro_batch * self.plan.accumulation
+        for start in range(first, first + micro * self.plan.accumulation, micro):
+            mine = slice(start, start + micro)
             sums = self._forward(self.data.train, rows[mine], keys[mine])
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
             self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
             engines.step(self.engine)
             self.totals.add(sums)
-            self.throughput.add_notes(int(sums["notes"]))
+            self.throughput.notes += int(sums["notes"])
             self.watch.add(step + 1, sums["loss"])
         # ZeRO leaves a step out whose gradient is not finite, and tells nobody but its log.
         norm = math.inf if self.engine.skipped_steps else self.engine.get_global_grad_norm()
         if norm is not None:
             self.watch.add(step + 1, torch.as_tensor(norm, device=self.device))
-        self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
+        self.throughput.steps += 1
+        self.throughput.flops += step_flops(self.engine.module.config, lengths.numpy(), total)
 
     def metrics(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
@@ -134,9 +134,9 @@ class PretrainLoop:
         # The authors draw new masks for every validation; a fixed mask makes epochs comparable.
         draw = epoch if self.protocol.redraws_valid_masks else 0
         keys = row_keys(keyed_hash(self.config.seed, "valid") % 2**31, draw, 0, torch.arange(len(rows)))
-        stride = self.plan.micro_batch * self.world
-        for start in range(0, len(rows), stride):
-            mine = slice(start + self.rank * self.plan.micro_batch, start + (self.rank + 1) * self.plan.micro_batch)
+        micro = self.plan.micro_batch
+        for start in range(self.rank * micro, len(rows) + self.rank * micro, micro * self.world):
+            mine = slice(start, start + micro)
             # A worker without rows in the last turn still takes part: ZeRO 3 gathers weights in the forward pass.
             taken = mine if len(rows[mine]) else slice(0, 1)
             sums = self._forward(self.data.valid, rows[taken], keys[taken])
@@ -148,16 +148,12 @@ class PretrainLoop:
         batch = segments.gather(rows)
         tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
         length = torch.from_numpy(batch.length).to(self.device)
-        masked = mask_batch(tokens, length, keys=keys.to(self.device), **self._masking())
-        layout = packing(
-            self.config, batch.length, segments.length, self.device, allowed=self.protocol.packs_pretraining
-        )
+        masked = mask_batch(tokens, length, keys=keys.to(self.device), **self.masking)
+        packs = self.protocol.packs_pretraining
+        layout = packing(self.config, batch.length, segments.length, self.device, allowed=packs)
         logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
         sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
         return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
-
-    def _masking(self) -> dict[str, Any]:
-        return {"protocol": self.protocol, "fraction": self.config.mask.fraction}
 
     def _new_totals(self) -> MaskedTotals:
         vocabulary = self.engine.module.config.vocabulary

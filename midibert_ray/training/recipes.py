@@ -45,17 +45,11 @@ class AdamwRecipe:
 
     def optimizer(self, model: Any) -> Optimizer:
         """AdamW of the protocol over all that learns; each stage below the head learns more slowly by `layer_decay`."""
-        settings = self._config.finetune
+        settings, eps = self._config.finetune, self._config.optimizer.eps
         downwards = enumerate(reversed(list(stages(model))))
         factors = {parameter: settings.layer_decay**depth for depth, stage in downwards for parameter in stage}
-        return adamw(
-            model.parameters(),
-            self._config.protocol_in_force,
-            lr=settings.lr,
-            eps=self._config.optimizer.eps,
-            weight_decay=settings.weight_decay,
-            factors=factors,
-        )
+        rates: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        return adamw(model.parameters(), self._config.protocol_in_force, eps=eps, factors=factors, **rates)
 
     def factor(self, progress: TrialProgress, steps: int) -> float:
         """Factor of all rates at the next of so many steps: 1, or with `warmup` up to 1 and then down to 0."""
@@ -68,9 +62,7 @@ class AdamwRecipe:
         """The task's metric."""
         return valid[f"valid/{TASKS[self._config.finetune.task].metric}"]
 
-    def after_validation(
-        self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
-    ) -> None:
+    def after_validation(self, *_: Any) -> None:
         """Nothing is changed: too many epochs without a better one end the trial."""
 
     def over(self, progress: TrialProgress) -> bool:

@@ -37,11 +37,7 @@ class Batch:
 
 
 def require_splits(task: Task, corpus: str, splits: Collection[str]) -> None:
-    """Refuse a corpus that is not divided for fine-tuning.
-
-    Raises:
-        ValueError: naming the splits that it lacks.
-    """
+    """Raise ValueError for a corpus that is not divided for fine-tuning, naming the splits that it lacks."""
     missing = {"train", "valid", "test"} - set(splits)
     if missing:
         raise ValueError(
@@ -51,11 +47,7 @@ def require_splits(task: Task, corpus: str, splits: Collection[str]) -> None:
 
 
 def require_labels(task: Task, corpus: str, labels: Collection[str | None]) -> None:
-    """Refuse a corpus whose pieces do not all have a label of a sequence-level task.
-
-    Raises:
-        ValueError: naming a label that is none of the task's.
-    """
+    """Raise ValueError for a corpus whose pieces do not all have a label of a sequence-level task, naming another."""
     unknown = set(labels) - set(task.classes)
     if unknown:
         raise ValueError(

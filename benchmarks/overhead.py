@@ -18,6 +18,9 @@ dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own da
 `overhead` is the median over rounds of (median of our intervals / median of the plain ones) - 1, and what the target
 is held against; `by fastest` compares the fastest interval of each side, which a busy neighbour disturbs least.
 `spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
+
+The second table is what frequent points of curves cost: a tiny model, whose steps take milliseconds, with one point
+every 10 steps beside one every 1,000. A step never waits for a report, so that both take as long.
 """
 
 import argparse
@@ -26,12 +29,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import harness
 
 TARGET = 0.025
+REPORTS_TARGET = 0.03
+REPORTED_STEPS = 3000
 SIDES = ("plain", "beside", "ray")
 
 IDLE_ACTORS = 8
@@ -54,8 +59,9 @@ def main() -> None:
                 turns.append(_turn(options, workers, store, Path(folder, f"{number}-{workers}")))
                 shown = "  ".join(f"{side} {median(seconds):.3f} s/step" for side, seconds in turns[-1].items())
                 print(f"round {number + 1}  {workers} worker(s)  {shown}", flush=True)
+        rows = f"{_table(found, options)}\n\n{_reports(options, store, Path(folder))}"
     software = harness.versions("torch", "ray", "deepspeed")
-    harness.publish("overhead", _table(found, options), options, hardware=harness.machine(), software=software)
+    harness.publish("overhead", rows, options, hardware=harness.machine(), software=software)
 
 
 def _options() -> argparse.Namespace:
@@ -81,6 +87,29 @@ def _turn(options: argparse.Namespace, workers: int, store: str, root: Path) -> 
         command = [*_command(options, side, workers), "--store", store, "--root", root / side]
         turn[side] = harness.measure(command)[1:]
     return turn
+
+
+def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
+    """The table of a tiny model that reports often, and seldom."""
+    found: dict[int, list[float]] = {10: [], 1000: []}
+    for number in range(options.rounds):
+        for every, seconds in found.items():
+            changes = {"size": 32, "segment": 64, "log_every": every, "intervals": REPORTED_STEPS // every}
+            command = _command(argparse.Namespace(**vars(options) | changes), "ray", 1)
+            command += ["--store", store, "--root", root / f"{number}-every-{every}"]
+            seconds.append(mean(harness.measure(command)[1:]))
+    often, seldom = map(median, found.values())
+    cost = often / seldom - 1
+    head = (
+        "reports, 1 worker (4x32, 64)",
+        "every 10, ms/step",
+        "every 1,000, ms/step",
+        "difference",
+        "target",
+        "holds",
+    )
+    row = ["a point of every curve", f"{1000 * often:.2f}", f"{1000 * seldom:.2f}", f"{cost:+.1%}"]
+    return harness.table(head, [[*row, f"≤ {REPORTS_TARGET:.0%}", harness.verdict(cost, most=REPORTS_TARGET)]])
 
 
 def _command(options: argparse.Namespace, worker: str, workers: int) -> list[object]:

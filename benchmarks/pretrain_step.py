@@ -105,6 +105,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = MidiBertForMaskedLM(model_config(attention, options)).train()
+    model.midibert.trusted = True
     model = model.bfloat16() if precision == "bf16" else model
     updater, tokens = Updater(model.parameters()), random_batch(options.batch, options.length)
     length, rows = torch.full((options.batch,), options.length), torch.arange(options.batch)

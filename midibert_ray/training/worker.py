@@ -54,25 +54,15 @@ def train_worker(task: dict[str, Any]) -> Any:
         return error
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = PretrainLoop(config, data, engine, rank=rank, world=world, device=device)
-    pulse, needed = Pulse(task["watch"], rank, config.compute.watchdog_s), engines.checkpoint_bytes(engine)
+    pulse = Pulse(task["watch"], rank, config.compute.watchdog_s)
     engine.module.register_forward_pre_hook(lambda *_: pulse.beat(progress.step))
     points = Points(ray.train.report, progress.reports)
-
-    def upload(shards: Checkpoint, name: str) -> Checkpoint:
-        # Ray Train's own copy would not tell of an object that S3 refused, and leaves the order of files to chance.
-        _require_visible(run)
-        store(Path(shards.path), storage.join(run, name), rank)
-        return Checkpoint(*reversed(storage.filesystem(storage.join(run, name))))
 
     def report(metrics: dict[str, Any], with_checkpoint: bool) -> None:
         points.add(metrics, send=not with_checkpoint)
         if with_checkpoint:
             pulse.rest(progress.step)
-            with tempfile.TemporaryDirectory() as scratch:
-                engines.save(engine, progress, Path(scratch), task["key"])
-                checkpoint, name = Checkpoint.from_directory(scratch), unused_name(progress.step, broken)
-                with explain_full_disk(run, needed, ", or lower compute.keep_checkpoints"):
-                    points.send(checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=upload)
+            _send_checkpoint(points, engine, progress, run, unused_name(progress.step, broken))
 
     outcome: Any = FINISHED
     try:
@@ -109,6 +99,22 @@ class Points:
             last = self._points[-1]
             self._report(last | {"points": self._points}, **checkpoint)
             self._points, self._sent = [], last["at"]
+
+
+def _send_checkpoint(points: Points, engine: Any, progress: engines.Progress, run: str, name: str) -> None:
+    """Write this worker's shards, and report the points along with them."""
+
+    def upload(shards: Checkpoint, name: str) -> Checkpoint:
+        # Ray Train's own copy would not tell of an object that S3 refused, and leaves the order of files to chance.
+        _require_visible(run)
+        store(Path(shards.path), storage.join(run, name), engine.global_rank)
+        return Checkpoint(*reversed(storage.filesystem(storage.join(run, name))))
+
+    with tempfile.TemporaryDirectory() as scratch:
+        engines.save(engine, progress, Path(scratch), storage.basename(run))
+        checkpoint, needed = Checkpoint.from_directory(scratch), engines.checkpoint_bytes(engine)
+        with explain_full_disk(run, needed, ", or lower compute.keep_checkpoints"):
+            points.send(checkpoint=checkpoint, checkpoint_dir_name=name, checkpoint_upload_fn=upload)
 
 
 def _require_visible(run: str) -> None:

@@ -47,11 +47,13 @@ def pretrain(
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
     batch, key = plan_batch(config), run_key(config, stores)
-    report = console.put.remote if console else logger.info
-    with lease(run_address(config, key), what=f"pre-training {key}", report=report) as held:
-        pin(run_address(config, key), stores)
-        if done := finished(config, key):
-            logger.info("pre-training %s is there already: %s", key, done.checkpoint)
+    folder, report = run_address(config, key), console.put.remote if console else logger.info
+    pin(folder, stores)
+    if done := finished(config, key):
+        logger.info("pre-training %s is there already: %s", key, done.checkpoint)
+        return done
+    with lease(folder, what=f"pre-training {key}", report=report) as held:
+        if done := finished(config, key):  # by the process that was waited for
             return done
         counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)

@@ -1,27 +1,34 @@
 """The DeepSpeed engine of a configuration: built, saved, loaded, and its weights taken out.
 
-This file and `resize` beside it are the only places that know DeepSpeed.
+No other file knows DeepSpeed.
 """
 
+import contextlib
 import copy
+import io
 import json
 import logging
 import os
 import pickle
 import re
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from pyarrow import fs
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from midibert_ray.settings.config import Config
 from midibert_ray.training.build import BatchPlan, plan_batch
-from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
+from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, listed_files, write_digests
 from midibert_ray.training.optimizer import adamw, rate_factor
-from midibert_ray.training.resize import UNIVERSAL_FOLDER, universal
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +36,8 @@ ENGINE_FOLDER = "engine"
 """Folder of the DeepSpeed shards within a checkpoint; beside it lie the weights as a Hugging Face folder."""
 
 PROGRESS_FILE = "progress.json"
+
+_UNIVERSAL = "universal"
 
 _FORMATS = (0, 1, 1, 3)
 """Kind of shards that each of the ZeRO stages 0 to 3 writes; those of one kind read each other's."""
@@ -103,7 +112,7 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
 def step(engine: Any) -> None:
     """Take the engine's step after a backward pass, which updates the weights if it ends the accumulation."""
     plain = not (engine.zero_optimization() or engine.bfloat16_enabled())
-    # DeepSpeed then clips by the norm of the gradient and forgets it; `get_global_grad_norm` is to know it as else.
+    # DeepSpeed then clips by this norm and forgets it; `get_global_grad_norm` knows it in all other cases.
     if plain and engine.is_gradient_accumulation_boundary():
         gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
         engine._global_grad_norm = nn.utils.get_total_norm(gradients)
@@ -195,11 +204,11 @@ def _require_plain(shards: Path) -> None:
 def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
     """Load a checkpoint of another number of workers; returns what was saved beside the engine's state."""
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    with universal(folder, ENGINE_FOLDER) as converted:
+    with _universal(folder) as converted:
         # What "checkpoint": {"load_universal": true} sets; whether it is needed shows only after the engine is built.
         engine._config.load_universal_checkpoint = True
         try:
-            _, client = engine.load_checkpoint(str(converted), tag=UNIVERSAL_FOLDER)
+            _, client = engine.load_checkpoint(str(converted), tag=_UNIVERSAL)
         finally:
             engine._config.load_universal_checkpoint = False
     # Stage 3 gives every group the settings of the first, and one and the same counter of Adam's steps.
@@ -208,6 +217,50 @@ def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
     for moments in engine.optimizer.optimizer.state.values():
         moments["step"] = moments["step"].clone()
     return dict(client)
+
+
+@contextmanager
+def _universal(folder: Path) -> Iterator[Path]:
+    """A temporary folder that holds a checkpoint's universal form in `universal/`; every worker must enter.
+
+    ZeRO spreads the optimizer's state over the workers, and DeepSpeed reads a checkpoint only with as many workers as
+    wrote it, except in this form: one folder a parameter. The first worker of each node converts the shards, the
+    others of that node wait for it; about as much disk as twice the checkpoint is taken while it lasts.
+    """
+    rank, local_rank = dist.get_rank(), int(os.environ["LOCAL_RANK"])
+    with contextlib.ExitStack() as stack:
+        mine = ""
+        if local_rank == 0:
+            mine = stack.enter_context(tempfile.TemporaryDirectory(prefix="midibert-"))
+            _convert(folder, Path(mine))
+        places = [""] * dist.get_world_size()
+        dist.all_gather_object(places, mine)
+        # Ray Train numbers the workers node by node.
+        yield Path(places[rank - local_rank])
+        dist.barrier()
+
+
+def _convert(folder: Path, scratch: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    source = scratch / ENGINE_FOLDER
+    source.mkdir()
+    # Only what belongs to the checkpoint: the converter takes every shard that it finds.
+    for name in listed_files(fs.LocalFileSystem(), str(folder)):
+        if name.startswith(f"{ENGINE_FOLDER}/"):
+            (scratch / name).symlink_to(folder.absolute() / name)
+    settings = Namespace(
+        input_folder=str(source),
+        output_folder=str(scratch / _UNIVERSAL),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        # Stages 1 and 2 are refused without it, as only Megatron's checkpoints carry that state.
+        inject_missing_state=True,
+    )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        ds_to_universal.main(settings)
 
 
 def full_weights(engine: Any) -> dict[str, Tensor]:

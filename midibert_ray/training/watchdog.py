@@ -80,26 +80,28 @@ class Watch:
             await asyncio.sleep(_BEAT_S)
             now = time.monotonic()
             late = {rank: sign for rank, sign in self._signs.items() if now - sign.at > sign.allowed_s}
-            if not late or not self._named:
-                self._named = bool(late)
+            if not late:
+                self._named = False
+            elif not self._named:
+                self._named = True
                 await self._name(late, now)
             elif any(now - sign.at > 2 * sign.allowed_s for sign in late.values()):
-                for sign in (await self._mute(late) or late).values():
+                for sign in (await self._mute() or late).values():
                     ray.kill(sign.actor)
                 self._signs.clear()
 
     async def _name(self, late: dict[int, Sign], now: float) -> None:
-        """Say which workers are late; where some do not answer at all, the others only wait for them."""
-        mute = await self._mute(late)
+        """Say which workers hang: where some do not answer at all, the others only wait for them."""
+        mute, left = await self._mute(), max(sign.allowed_s for sign in late.values())
         for rank, sign in (mute or late).items():
             await self._console.put.remote(
                 f"worker {rank} of {self._key} on {sign.node} gave no sign for {now - sign.at:.0f} s, since step "
-                f"{sign.step:,}{', and does not answer' if mute else ''}; after {sign.allowed_s:.0f} s more "
+                f"{sign.step:,}{', and does not answer' if mute else ''}; after {left:.0f} s more "
                 "(compute.watchdog_s) it is killed, and the run goes on from its last checkpoint"
             )
 
-    async def _mute(self, late: dict[int, Sign]) -> dict[int, Sign]:
+    async def _mute(self) -> dict[int, Sign]:
         """The workers whose process does not answer."""
-        asked = {asyncio.ensure_future(sign.actor.__ray_ready__.remote()): rank for rank, sign in late.items()}
+        asked = {asyncio.ensure_future(sign.actor.__ray_ready__.remote()): rank for rank, sign in self._signs.items()}
         waiting = (await asyncio.wait(asked, timeout=_ANSWER_S))[1] if asked else ()
-        return {asked[task]: late[asked[task]] for task in waiting}
+        return {asked[task]: self._signs[asked[task]] for task in waiting if asked[task] in self._signs}

@@ -64,16 +64,31 @@ def test_the_worker_that_does_not_answer_is_named_and_killed(killed: list[Any], 
     assert any("worker 0 of" in line for line in console.lines) == answers
 
 
+def test_a_worker_that_was_stopped_while_it_rested_is_named_by_those_that_wait_for_it(killed: list[Any]) -> None:
+    console, first, second = Console(), actor(True), actor(False)
+
+    async def run() -> None:
+        watch = Watch("pretrain-a", console)
+        await watch.beat(1, "10.0.0.2", second, 17, math.inf)
+        await watch.beat(0, "10.0.0.1", first, 18, 0.2)
+        await until(lambda: killed)
+
+    asyncio.run(run())
+    assert killed == [second]
+    (line,) = console.lines
+    assert "worker 1 of pretrain-a on 10.0.0.2 gave no sign" in line and "since step 17, and does not answer" in line
+
+
 def test_a_worker_that_goes_on_rests_or_is_replaced_is_left_alone(killed: list[Any]) -> None:
     console = Console()
 
     async def run() -> None:
         watch = Watch("pretrain-a", console)
-        await watch.beat(0, "10.0.0.1", actor(False), 1, math.inf)
-        await watch.beat(1, "10.0.0.2", actor(False), 1, 0.5)
+        await watch.beat(0, "10.0.0.1", actor(True), 1, math.inf)
+        await watch.beat(1, "10.0.0.2", actor(True), 1, 0.5)
         await until(lambda: console.lines)
-        await watch.beat(1, "10.0.0.2", actor(False), 2, 100)
-        await watch.beat(2, "10.0.0.3", actor(False), 2, 0.01)
+        await watch.beat(1, "10.0.0.2", actor(True), 2, 100)
+        await watch.beat(2, "10.0.0.3", actor(True), 2, 0.01)
         await watch.forget()
         await asyncio.sleep(1.5)
 

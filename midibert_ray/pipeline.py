@@ -6,13 +6,14 @@ each can be started alone, and starting it again does nothing twice. Jobs are th
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import has_manifest
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -29,6 +30,7 @@ from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
+from midibert_ray.training.task_data import require_labels, require_splits
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,6 @@ class CorpusPlans:
 
     files: dict[str, CorpusFiles] = field(default_factory=dict)
     """By name of the corpus."""
-
     plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 
@@ -88,14 +89,28 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
 
     Raises:
         ConfigError: for a bucket that cannot be used, or where settings do not fit together.
-        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+        ValueError: for an unknown corpus, or one without the splits or labels of a task; FileNotFoundError where it
+            is not there.
     """
     storage.require_bucket("storage.root", config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     corpora = CorpusPlans()
     made = plan_study(config, corpora.addresses) if study else None
     corpora.addresses(config, config.corpora.names)
+    if made:
+        _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
+
+
+def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
+    """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
+    stores = {each.address: each for group in corpora.plans.values() for each in group.values()}
+    for spec in study.trials.values():
+        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        there = [piece for piece in corpus.pieces if piece.files[0] in corpus.files]
+        require_splits(task, corpus.corpus.name, {piece.split for piece in there})
+        if task.level == "sequence":
+            require_labels(task, corpus.corpus.name, {piece.label for piece in there})
 
 
 def _made_by(config: Config) -> str:
@@ -117,20 +132,19 @@ def tokenize(plan: JobPlan) -> list[Summary]:
     return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
 
 
-def _written(config: Config, stores: Mapping[str, CorpusPlan]) -> list[str]:
-    """Addresses of token stores.
+def require_tokens(plan: JobPlan) -> None:
+    """Make sure that the token stores of a job have been written.
 
     Raises:
-        MissingInputError: where a store has not been written; names the job that writes it.
+        MissingInputError: names the job that writes those that have not.
     """
-    addresses = {name: each.address for name, each in stores.items()}
-    missing = [name for name, address in addresses.items() if not has_manifest(address)]
-    if missing:
-        raise MissingInputError(
-            f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
-            f"all stages):\n    {command_line('tokenize', replace(config, {'corpora.names': tuple(missing)}))}"
-        )
-    return list(addresses.values())
+    for stores in plan.tokens:
+        missing = tuple(name for name, each in stores.items() if not has_manifest(each.address))
+        if missing:
+            raise MissingInputError(
+                f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline "
+                f"run all stages):\n    {command_line('tokenize', replace(plan.config, {'corpora.names': missing}))}"
+            )
 
 
 def pretrain(plan: JobPlan) -> PretrainRun:
@@ -139,8 +153,9 @@ def pretrain(plan: JobPlan) -> PretrainRun:
     Raises:
         MissingInputError: where a token store has not been written.
     """
+    require_tokens(plan)
     (stores,) = plan.tokens
-    return run_pretraining(plan.config, _written(plan.config, stores))
+    return run_pretraining(plan.config, [each.address for each in stores.values()])
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -167,8 +182,7 @@ def study(plan: JobPlan) -> StudyResult:
         MissingInputError: where a token store has not been made.
     """
     assert plan.study, "plan(config, study=True)"
-    for stores in plan.tokens:
-        _written(plan.config, stores)
+    require_tokens(plan)
     result = run_study(plan.study, plots.confusion)
     publish(plan.study, result)
     return result

@@ -31,10 +31,8 @@ class Args:
     dry_run: bool
     words: tuple[str, ...]
     """Arguments that are not overrides, such as the name of a study."""
-
     extra: Mapping[str, str]
     """The job's own settings that were given, such as the output folder of an export."""
-
     flags: tuple[str, ...] = ()
     """The job's own switches that were given, such as `flush`."""
 

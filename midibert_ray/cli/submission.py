@@ -21,15 +21,11 @@ class Submission:
 
     job: str
     """Its name, such as `pipeline`."""
-
     preset: str
-
     entrypoint: str
     """The command line, in the user's own words: folders are those of the cluster."""
-
     identity: str
     """Hash of what decides the results and where they go; jobs that share it must not run side by side."""
-
     settings: str
     """Hash of everything that was asked, in whatever order it was written."""
 

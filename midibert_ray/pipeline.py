@@ -6,9 +6,10 @@ each can be started alone, and starting it again does nothing twice. Jobs are th
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from midibert_ray import storage, tracking
@@ -21,12 +22,14 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan
 from midibert_ray.studies.plan import make as plan_study
+from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
+from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
@@ -83,6 +86,28 @@ class JobPlan:
         chosen = [{name: each for name, each in group.items() if each.address in needed} for group in groups]
         return [group for group in chosen if group]
 
+    @property
+    def pretraining(self) -> PretrainingSpec:
+        """The pre-training that `config` itself describes, whether or not the job runs it."""
+        group = self.corpora.plans[_made_by(self.config)]
+        stores = tuple(group[name].address for name in self.config.corpora.names)
+        return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
+
+    @property
+    def pretrainings(self) -> Mapping[str, PretrainingSpec]:
+        """The pre-trainings that the job needs, by key."""
+        return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
+
+    @property
+    def open_pretrainings(self) -> list[str]:
+        """Keys of those that have not been run to their end."""
+        return [key for key, spec in self.pretrainings.items() if finished(spec.config, key) is None]
+
+    @property
+    def open_trials(self) -> list[str]:
+        """Keys of the trials that still have to run."""
+        return [key for key in self.study.trials if not settled(self.study.address(key))] if self.study else []
+
 
 def plan(config: Config, *, study: bool = False) -> JobPlan:
     """Plan the token stores of `corpora.names`, and with `study` the study that a configuration describes.
@@ -107,10 +132,9 @@ def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
     stores = {each.address: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
         task, corpus = TASKS[spec.trial.task], stores[spec.store]
-        there = [piece for piece in corpus.pieces if piece.files[0] in corpus.files]
-        require_splits(task, corpus.corpus.name, {piece.split for piece in there})
+        require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
         if task.level == "sequence":
-            require_labels(task, corpus.corpus.name, {piece.label for piece in there})
+            require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
 def _made_by(config: Config) -> str:
@@ -154,8 +178,7 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     require_tokens(plan)
-    (stores,) = plan.tokens
-    return run_pretraining(plan.config, [each.address for each in stores.values()])
+    return run_pretraining(plan.config, plan.pretraining.stores)
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -164,8 +187,7 @@ def pretrained(config: Config) -> PretrainRun:
     Raises:
         MissingInputError: where it has not been run to its end.
     """
-    (stores,) = plan(config).tokens
-    key = run_key(config, [each.address for each in stores.values()])
+    key = plan(config).pretraining.key
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
@@ -192,10 +214,16 @@ def report(config: Config, key: str) -> str:
     """Write `report.html` of a study from what MLflow holds, and return its address.
 
     Raises:
-        LookupError: where MLflow has no such study.
+        LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
     where = tracking.address(config)
+    database = Path(where.uri.removeprefix(SQLITE))
+    if where.uri.startswith(SQLITE) and not database.exists():
+        raise LookupError(
+            f"there is no study {key!r}, as there is no MLflow database at {database}; give the root of the job that "
+            "made it, such as storage.root=output for `make demo`, or its tracking.uri"
+        )
     if not tracking.caught_up(where):
         logger.warning("the report of %s lacks what is still to be sent: %s", key, tracking.amount(where))
     page = reports.write(config, key)
@@ -236,7 +264,9 @@ def outcome(config: Config, result: StudyResult) -> str:
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
-    return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
+    again = command_line("report", config, result.key, only=("tracking.uri",))
+    mlflow = tracking.address(config).command()
+    return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
 
 
 def _report_or_how(config: Config, key: str) -> str:

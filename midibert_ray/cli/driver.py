@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from midibert_ray import storage, tracking
 from midibert_ray.cli import resources, signals
@@ -19,6 +20,7 @@ from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.resources import Request
 from midibert_ray.settings import overrides
 from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 
 MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
@@ -65,7 +67,6 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
     Raises:
         ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
     """
-    storage.root.require_writable(config.storage.root)
     _require_database(tracking.address(config).uri)
     with tracking.recording(config):
         start_ray(wanted)
@@ -74,8 +75,8 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
 
 def _require_database(uri: str) -> None:
     """Refuse a sqlite file that cannot be written to; one that is not there yet is made later."""
-    path = Path(uri.removeprefix(tracking.SQLITE))
-    if not uri.startswith(tracking.SQLITE) or not path.exists():
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.exists():
         return
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCKED_S)) as database:
@@ -101,7 +102,7 @@ def start_ray(wanted: Sequence[Request] = ()) -> None:
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would go on to tables of a study that was left
     # Workers' own output stays in Ray's log files; progress reaches the driver through training.console.
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     address = os.environ.get("RAY_ADDRESS", "")
     local = address in ("", "local")
     if local:

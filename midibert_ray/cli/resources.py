@@ -48,7 +48,7 @@ class Request:
 
     def __str__(self) -> str:
         where = {"STRICT_PACK": ", all on one node", "STRICT_SPREAD": ", each on a node of its own"}
-        return f"{self.what} asks for {self.count} x {_words(self.bundle)}{where.get(self.placement, '')}"
+        return f"{self.what} asks for {self.count} x ({_words(self.bundle)}){where.get(self.placement, '')}"
 
 
 def requests(compute: ComputeConfig, *, pretraining: bool, trials: bool = False) -> list[Request]:
@@ -72,10 +72,10 @@ def shortage(wanted: Sequence[Request], nodes: Sequence[Resources]) -> str:
 
 
 def _words(amounts: Resources) -> str:
-    """`2 CPUs and 1 GPUs (H100)`."""
+    """`2 CPUs, 1 GPU, H100`."""
     kinds = [name.removeprefix(_ACCELERATOR) for name in amounts if name.startswith(_ACCELERATOR)]
-    words = f"{amounts['CPU']:g} CPUs and {amounts['GPU']:g} GPUs"
-    return f"{words} ({', '.join(kinds)})" if kinds else words
+    counts = [f"{amounts[name]:g} {name}{'' if amounts[name] == 1 else 's'}" for name in ("CPU", "GPU")]
+    return ", ".join([*counts, *kinds])
 
 
 def require(wanted: Sequence[Request], *, local: bool) -> None:

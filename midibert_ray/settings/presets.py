@@ -2,11 +2,12 @@
 
 import shlex
 import sys
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from midibert_ray.music.tasks import PAPER_TASKS
-from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 
 _PAPER_TASKS = tuple(task.name for task in PAPER_TASKS)
@@ -65,24 +66,26 @@ STUDIES: dict[str, dict[str, object]] = {
 
 
 def preset(name: str) -> Config:
-    """The configuration of a preset.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"--preset {name!r} is not known; use one of {', '.join(PRESETS)}")
+    """The configuration of one of `PRESETS`."""
     return replace(Config(), PRESETS[name])
 
 
-def command_line(job: str, config: Config) -> str:
-    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs."""
+def command_line(job: str, config: Config, *words: str, only: Container[str] = ()) -> str:
+    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
+
+    Args:
+        job: its name.
+        config: what it shall be started with.
+        words: what stands before the settings.
+        only: keys that the job reads, of those that differ; none: all.
+    """
     settings = flatten(config)
     presets = {name: flatten(preset(name)) for name in PRESETS}
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
-    changed = [key for key, value in presets[name].items() if settings[key] != value or key == "storage.root"]
+    changed = [key for key, value in presets[name].items() if settings[key] != value and (not only or key in only)]
+    keys = [key for key in settings if key in changed or key == "storage.root"]
     program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
-    return shlex.join([*program, "--preset", name, *(f"{key}={_text(settings[key])}" for key in changed)])
+    return shlex.join([*program, *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
 
 
 def _text(value: Any) -> str:

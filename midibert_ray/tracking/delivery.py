@@ -10,6 +10,7 @@ from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.tracking.address import Address, address
+from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
 from midibert_ray.tracking.spool import Spool, UnreachableError, points
 from midibert_ray.tracking.writer import Writer
@@ -97,6 +98,12 @@ def flush_command(config: Config, *words: str) -> str:
     """The command that sends what is left; with the name of a study it makes its report as well."""
     absolute = replace(config, {"storage.root": storage.resolve(config.storage.root)})
     return command_line("report", absolute, *words, "--flush", only=("tracking.uri",))
+
+
+def _ask(target: Address) -> None:
+    """Ask the server something."""
+    with answers(target.uri):
+        connect(target).search_experiments(max_results=1)
 
 
 def _sender(target: Address) -> Sender:

@@ -67,10 +67,19 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
     Raises:
         ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
     """
-    _require_database(tracking.address(config).uri)
-    with tracking.recording(config):
-        start_ray(wanted)
-        yield
+    uri = tracking.address(config).uri
+    storage.root.require_writable(config.storage.root)
+    _require_database(uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with tracking.recording(config):
+            start_ray(wanted)
+            yield
+    except MlflowException as error:
+        if problem := re.search(r"\(sqlite3\.\w+\) (.+)", str(error)):
+            raise _database_error(uri, problem[1]) from error
+        raise
 
 
 def _require_database(uri: str) -> None:
@@ -83,10 +92,14 @@ def _require_database(uri: str) -> None:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"the tracking database {path} cannot be written to: {error}; end the program that holds it, see to its "
-            "rights and the room on its disk, or name another (tracking.uri=sqlite:////FOLDER/mlflow.db)"
-        ) from error
+        raise _database_error(uri, str(error)) from error
+
+
+def _database_error(uri: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"the tracking database {uri.removeprefix(SQLITE)} cannot be written to: {problem}; end the program that holds "
+        "it, see to its rights and the room on its disk, or name another (tracking.uri=sqlite:////FOLDER/mlflow.db)"
+    )
 
 
 def start_ray(wanted: Sequence[Request] = ()) -> None:

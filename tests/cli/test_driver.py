@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from midibert_ray import pipeline
 from midibert_ray.cli import driver, dry_run, resources
@@ -113,6 +114,28 @@ def test_a_locked_or_broken_database_is_refused(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match="file is not a database"):
         driver._require_database(f"sqlite:///{path}")
+
+
+def test_a_database_that_fills_its_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "start_ray", lambda wanted: None)
+    config = replace(preset("debug"), {"storage.root": str(tmp_path / "root")})
+    full = MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]")
+    said = r"root/mlflow\.db cannot be written to: database or disk is full; end"
+    with pytest.raises(ConfigError, match=said), driver.at_work(config, []):
+        raise full
+    with pytest.raises(MlflowException, match="something else"), driver.at_work(config, []):
+        raise MlflowException("something else")
+
+
+@pytest.mark.parametrize("job", ["tokenize", "study"])
+def test_a_root_that_cannot_be_written_to_ends_a_job_before_ray(job: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = run(
+        sys.executable, f"jobs/{job}.py", "--preset", "debug", f"storage.root={tmp_path}/file/root", RAY_ADDRESS=""
+    )
+    assert said.returncode == 2
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"error: storage.root={tmp_path}/file/root cannot be written to: ")
 
 
 def test_a_report_without_a_database_makes_none(tmp_path: Path) -> None:

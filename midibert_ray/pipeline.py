@@ -232,14 +232,7 @@ def report(config: Config, key: str) -> str:
 
 
 def flush(config: Config, *keys: str) -> list[str]:
-    """Send what jobs could not, and write the reports that waited for it.
-
-    Args:
-        config: says where records lie, and where they go.
-        keys: studies to write a report of in any case.
-
-    Returns:
-        addresses of the reports.
+    """Send what jobs could not, and write the reports that waited for it, and those of `keys`; gives their addresses.
 
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
@@ -250,11 +243,6 @@ def flush(config: Config, *keys: str) -> list[str]:
     if pages:
         tracking.flush(where)
     return pages
-
-
-def report_address(config: Config, key: str) -> str:
-    """Where the report of a study stands."""
-    return reports.uri(config, key)
 
 
 def outcome(config: Config, result: StudyResult) -> str:

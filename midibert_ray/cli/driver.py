@@ -105,11 +105,8 @@ def _database_error(uri: str, problem: str) -> ConfigError:
 def start_ray(wanted: Sequence[Request] = ()) -> None:
     """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine.
 
-    Args:
-        wanted: what the job asks for.
-
     Raises:
-        ConfigError: where no Ray answers or can start, and where it can never give what is asked for.
+        ConfigError: where no Ray answers or can start, and where it can never give what is wanted.
     """
     import ray  # here, as not every job needs it
 
@@ -125,7 +122,10 @@ def start_ray(wanted: Sequence[Request] = ()) -> None:
             ray.init(address="local", num_cpus=resources.LOCAL_CPUS, **quiet)
     else:
         _require_answer(address)
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except ConnectionError as error:
+            raise _no_ray(address, error) from None
     signals.pass_on_sigterm()
     resources.require(wanted, local=local)
 
@@ -163,7 +163,11 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((found[1] or found[2], int(found[3])), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray answers at RAY_ADDRESS={address} ({error}); give HOST:PORT of the head of a running cluster, or "
-            "unset it to start Ray on this machine"
-        ) from None
+        raise _no_ray(address, error) from None
+
+
+def _no_ray(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"no Ray answers at RAY_ADDRESS={address} ({error}); give HOST:PORT of the head of a running cluster, or unset "
+        "it to start Ray on this machine"
+    )

@@ -70,13 +70,11 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
     uri = tracking.address(config).uri
     storage.root.require_writable(config.storage.root)
     _require_database(uri)
-    from mlflow.exceptions import MlflowException
-
     try:
         with tracking.recording(config):
             start_ray(wanted)
             yield
-    except MlflowException as error:
+    except Exception as error:  # MLflow's, which wraps SQLAlchemy's, which wraps sqlite's
         if problem := re.search(r"\(sqlite3\.\w+\) (.+)", str(error)):
             raise _database_error(uri, problem[1]) from error
         raise

@@ -1,15 +1,19 @@
 """What a worker says, and when: points together by the clock, and an end that need not be tried again."""
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
+from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten
-from midibert_ray.training import worker
+from midibert_ray.settings.overrides import flatten, replace
+from midibert_ray.training import watchdog, worker
 from midibert_ray.training.checkpoints import CheckpointError
-from midibert_ray.training.worker import REPORT_S, Points, train_worker
+from midibert_ray.training.runs import finish, pin, run_address, run_key
+from midibert_ray.training.worker import FINISHED, REPORT_S, Points, train_worker
 
 
 def point(step: int, at: float) -> dict[str, Any]:
@@ -41,6 +45,42 @@ def test_points_that_are_said_again_wait_for_the_first_new_one() -> None:
     report.assert_not_called()
     points.add(new := point(6, 500.0), send=True)
     assert report.call_args.args[0]["points"] == [*earlier, new]
+
+
+def test_a_worker_from_its_start_to_its_end_and_once_more(
+    process_group: None, tiny: Config, sample_store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but Ray: two epochs with a checkpoint each, then a start at the end, which only repeats its last points."""
+    config = replace(tiny, {"storage.root": str(tmp_path), "pretrain.valid_every": 1})
+    key, watch, sent = run_key(config, [sample_store.uri]), Mock(), list[dict[str, Any]]()
+    pin(run_address(config, key), [sample_store.uri])
+
+    def report(metrics: dict[str, Any], **checkpoint: Any) -> None:
+        sent.append(metrics)
+        if checkpoint:
+            checkpoint["checkpoint_upload_fn"](checkpoint["checkpoint"], checkpoint["checkpoint_dir_name"])
+
+    context = Mock(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    for name, value in (("get_context", lambda: context), ("report", report), ("get_checkpoint", lambda: None)):
+        monkeypatch.setattr(worker.ray.train, name, value)
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: value)
+    monkeypatch.setattr(watchdog.ray, "get_runtime_context", Mock())
+    monkeypatch.setattr(watchdog.ray.util, "get_node_ip_address", lambda: "10.0.0.1")
+    task = {"config": flatten(config), "stores": [sample_store.uri], "key": key, "console": Mock(), "watch": watch}
+    assert train_worker(task) == FINISHED
+    points = [point for metrics in sent for point in metrics["points"]]
+    steps = [point["step"] for point in points]
+    assert steps == sorted(set(steps)) and [point for point in points if "valid/score" in point][-1] == points[-1]
+    assert watch.beat.remote.call_args.args[-2:] == (steps[-1], float("inf")), "at its end nothing is expected of it"
+    done = finish(config, key)
+    assert done.step in steps and done.metrics["valid/score"] == max(
+        p["valid/score"] for p in points if "valid/score" in p
+    )
+    sent.clear()
+    assert train_worker(task) == FINISHED
+    (again,) = sent
+    assert again["points"] == points[-len(again["points"]) :]
 
 
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_at_once(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:

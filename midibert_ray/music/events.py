@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -174,29 +174,25 @@ def _is_sound(kind: int, data: bytes) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackNotes:
-    """One instrument's notes, in no particular order but by start for equal pitches."""
+class Track:
+    """One instrument: a program on a channel of a MIDI track, as pretty_midi separates them."""
 
     name: str
     program: int
+    """0..127 (General MIDI, 0 is the grand piano)."""
     is_drum: bool
-    start: NDArray[np.int64]
-    """[n] ticks, as ``end``."""
-    end: NDArray[np.int64]
-    pitch: NDArray[np.int64]
-    velocity: NDArray[np.int64]
+    """Channel 10, where pitches are drum sounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackContent:
-    """What a track holds."""
+    """What a MIDI track holds."""
 
-    instruments: tuple[TrackNotes, ...]
-    """Those with a note, in the order in which their first notes end, as pretty_midi separates them."""
-    tempo_ticks: NDArray[np.int64]
-    """[k] ticks of set-tempo events, ascending."""
-    tempo_microseconds: NDArray[np.int64]
-    """[k] microseconds a beat."""
+    instruments: Sequence[tuple[Track, NDArray[np.int64]]]
+    """Those with a note, in the order in which their first notes end, as pretty_midi separates them; and their notes,
+    [4, n]: start and end in ticks, pitch, velocity, in no particular order but by start for equal pitches."""
+    tempi: NDArray[np.int64]
+    """[k, 2] ticks of set-tempo events, ascending, and microseconds a beat."""
     metre: NDArray[np.int64]
     """[m, 3] tick, numerator and denominator of time signatures, ascending."""
     dropped: Mapping[str, int]
@@ -242,13 +238,11 @@ class _Walker:
         self.ignored: Counter[str] = Counter()
 
     def take(self, body: bytes, tick: int, status: int, start: int, end: int) -> None:
-        """Go on to the next event."""
         self.tick = tick
-        if status >= _SYSEX:
-            self._take_other(status, body[start:end])
-            return
         kind, channel, data = status & 0xF0, status & 0x0F, body[start:end]
-        if kind in (_NOTE_ON, _NOTE_OFF):
+        if status >= _SYSEX:
+            self._take_other(status, data)
+        elif kind in (_NOTE_ON, _NOTE_OFF):
             if not data.isascii():
                 raise MidiError(f"unreadable MIDI events: a data byte above 127 in a note at tick {tick}")
             if kind == _NOTE_ON and data[1]:
@@ -298,36 +292,21 @@ class _Walker:
         self.notes.setdefault(instrument, []).append(note)
 
     def finish(self, keep_unreleased: bool) -> TrackContent:
-        """What the track held."""
-        for (channel, pitch), begun in self.open.items():
-            for start, velocity in begun:
-                if not keep_unreleased:
-                    self.dropped[NEVER_RELEASED] += 1
-                elif start == self.tick:
-                    self.dropped[ZERO_DURATION] += 1
-                else:
-                    self._add(channel, (start, self.tick, pitch, velocity))
-        tempi = np.array(self.tempi, dtype=np.int64).reshape(-1, 2)
+        for key in list(self.open):
+            while keep_unreleased and key in self.open:  # once more for those that began at the last tick
+                self._end(*key)
+        self.dropped[NEVER_RELEASED] += sum(map(len, self.open.values()))
+        instruments = []
+        for (program, channel), notes in self.notes.items():
+            table = np.array(notes, dtype=np.int64).T
+            track = Track(name=self.names[program, channel], program=program, is_drum=channel == _DRUM_CHANNEL)
+            instruments.append((track, table[:, np.argsort(table[0], kind="stable")]))
         return TrackContent(
-            instruments=tuple(self._instrument(*key) for key in self.notes),
-            tempo_ticks=tempi[:, 0],
-            tempo_microseconds=tempi[:, 1],
+            instruments=instruments,
+            tempi=np.array(self.tempi, dtype=np.int64).reshape(-1, 2),
             metre=np.array(self.metre, dtype=np.int64).reshape(-1, 3),
             dropped=+self.dropped,
             ignored=+self.ignored,
-        )
-
-    def _instrument(self, program: int, channel: int) -> TrackNotes:
-        table = np.array(self.notes[program, channel], dtype=np.int64).T
-        start, end, pitch, velocity = table[:, np.argsort(table[0], kind="stable")]
-        return TrackNotes(
-            name=self.names[program, channel],
-            program=program,
-            is_drum=channel == _DRUM_CHANNEL,
-            start=start,
-            end=end,
-            pitch=pitch,
-            velocity=velocity,
         )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray.music.events import ZERO_DURATION
-from midibert_ray.music.metre import four_four, metre
-from midibert_ray.music.midi import MAX_TICK, MidiError, Notes
-from midibert_ray.music.pairing import close_notes
+from midibert_ray.music.metre import SUBBEATS_PER_BAR, lay_bars
+from midibert_ray.music.midi import MidiError, Notes
+from midibert_ray.music.pairing import MAX_TICK, close_notes
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
@@ -257,15 +257,23 @@ def off_grid_share(onsets: NDArray[np.int64], ticks_per_beat: int) -> float:
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
     """Onsets of notes and of their bars in sub-beats, and duration indices, [n] each."""
     beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
-    metric = four_four(beat) if protocol.bars == "4/4" else metre(notes.metre, beat)
-    onset = metric.onsets(notes.start)
+    last = int(notes.start.max())
+    if protocol.bars == "4/4" or (notes.metre == (0, 4, 4)).all():  # as bars are laid, at a tenth of the cost
+        onset, latest, bars = (
+            _nearest(notes.start, beat, SUBBEATS_PER_BEAT),
+            SUBBEATS_PER_BEAT * (last - 1) // beat,
+            None,
+        )
+    else:
+        bars = lay_bars(notes.metre, beat, last)
+        onset, latest = bars.onsets(notes.start), int(bars.onsets(np.array(last - 1), down=True))
     if protocol.shifts_last_onset:
-        last = metric.onsets(notes.start.max(keepdims=True) - 1, down=True)
-        onset = np.minimum(onset, np.maximum(last, 0))
+        onset = np.minimum(onset, max(latest, 0))
     if onset.max() >= MAX_TICK:
         raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
+    bar = bars.bars(onset) if bars else onset - onset % SUBBEATS_PER_BAR
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
-    return onset, metric.bars(onset), np.clip(duration, 0, DURATIONS - 1)
+    return onset, bar, np.clip(duration, 0, DURATIONS - 1)
 
 
 def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:

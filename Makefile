@@ -1,7 +1,7 @@
 # make demo   the main job on the music that ships with the project, about five minutes
 # make test   every test that this machine allows (real corpora through MIDIBERT_CORPORA)
 # make lint   ruff and mypy
-# Each creates .venv and installs requirements.txt when they are missing or older; a second call installs nothing.
+# Each creates .venv and installs requirements.txt and the command midibert when they are missing or older; a second call installs nothing.
 
 PYTHON ?= python3.11
 VENV := .venv
@@ -43,9 +43,9 @@ clean:
 	rm -rf $(VENV) $(OUT)
 
 # torch first: a build that is there must not be replaced by what another package would pull in.
-$(READY): requirements.txt
+$(READY): requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	echo "$(CURDIR)" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/midibert_ray.pth"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)

@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --cpu-dry-run        # the same code on the CPU with a tiny model; its rates mean nothing
 
 Without a GPU it says so and ends. It needs torch, transformers, numpy and pyarrow; rows with DeepSpeed are left out
-where DeepSpeed is not installed.
+where DeepSpeed is not installed, and PYTHONPATH=. where midibert_ray is not.
 
 Checks, with random weights and without dropout: masks drawn on the GPU equal those drawn on the CPU; hidden states of
 the GPU in fp32 against the CPU in fp32, and bf16 against fp32 on the GPU, as |a - b| / |b| over all values; the loss
@@ -20,11 +20,6 @@ pick a faster kernel where nothing is padded. One super token is one position of
 MFU is rate * flops / peak, as in training: midibert_ray/training/flops.py has the formula and the peaks.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import gc
 import importlib.util
@@ -36,11 +31,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
+import harness
 import numpy as np
 import torch
+from steps import Updater, random_batch
 
-from benchmarks import harness
-from benchmarks.steps import Updater, random_batch
 from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.music.protocol import CLEAN

@@ -20,19 +20,16 @@ is held against; `by fastest` compares the fastest interval of each side, which 
 `spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import json
+import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 TARGET = 0.025
 SIDES = ("plain", "beside", "ray")
@@ -129,23 +126,22 @@ def _data(config: Any, options: argparse.Namespace) -> tuple[Any, Any]:
 
 def make_store(options: argparse.Namespace) -> str:
     """Tokenize the sample; its address."""
-    import ray
+    from midibert_ray import pipeline
+    from midibert_ray.cli.driver import start_ray
 
-    from midibert_ray import cli, pipeline
-
-    ray.init(**cli.ray_options())
+    start_ray()
     config = _config(options)
-    return pipeline.tokenize(config, config.corpora.names)[0].address
+    return pipeline.tokenize(pipeline.plan(config))[0].address
 
 
 def with_ray(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of a run under Ray Train and DeepSpeed."""
-    import ray
+    from midibert_ray import tracking
+    from midibert_ray.cli.driver import start_ray
+    from midibert_ray.training.launch import pretrain
+    from midibert_ray.training.runs import run_key
 
-    from midibert_ray import cli, tracking
-    from midibert_ray.training.launch import pretrain, run_key
-
-    ray.init(**cli.ray_options())
+    start_ray()
     _, config = _data(_config(options), options)
     pretrain(config, [options.store])
     tracker = tracking.Tracker(tracking.address(config))
@@ -158,9 +154,9 @@ def beside_idle_ray(options: argparse.Namespace) -> list[float]:
     """Seconds a step of each interval of the plain loop, while Ray stands by."""
     import ray
 
-    from midibert_ray import cli
+    from midibert_ray.cli.driver import start_ray
 
-    ray.init(**cli.ray_options())
+    start_ray()
     idle = [ray.remote(num_cpus=0)(_Idle).remote() for _ in range(IDLE_ACTORS)]
     ray.get([actor.ready.remote() for actor in idle])
     return in_plain_torch(options)
@@ -191,8 +187,8 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
+    from midibert_ray.training.build import new_model
     from midibert_ray.training.optimizer import adamw
-    from midibert_ray.training.pretrain import new_model
 
     torch.set_num_threads(1)
     data, config = _data(_config(options), options)
@@ -225,7 +221,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
 
     from midibert_ray.data.masking import mask_batch, masked_count, row_keys
     from midibert_ray.model.midibert import mlm_loss
-    from midibert_ray.training.pretrain import packing
+    from midibert_ray.training.build import packing
 
     settings = {"protocol": config.protocol_in_force, "fraction": config.mask.fraction}
     rows = data.train_rows[data.order.indices(epoch, k)]

@@ -13,19 +13,16 @@ rounds of the padded time over the packed one. `loss differs by` is the largest 
 the same steps with dropout off: which values dropout removes depends on the layout, nothing else does.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import json
 import os
+import sys
 import tempfile
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 ATTENTIONS = ("relative_key_query", "rope")
 SIDES = ("padded", "packed")
@@ -83,13 +80,12 @@ def _config(options: argparse.Namespace, side: str, attention: str, dropout: flo
 
 def make_store(options: argparse.Namespace) -> str:
     """Tokenize EMOPIA; the address of its store."""
-    import ray
+    from midibert_ray import pipeline
+    from midibert_ray.cli.driver import start_ray
 
-    from midibert_ray import cli, pipeline
-
-    ray.init(**cli.ray_options())
+    start_ray()
     config = _config(options, "padded", "rope", 0.0)
-    return pipeline.tokenize(config, config.corpora.names)[0].address
+    return pipeline.tokenize(pipeline.plan(config))[0].address
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -103,13 +99,14 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
 
 def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     import torch
+    from steps import Updater, timed
 
-    from benchmarks.steps import Updater, timed
     from midibert_ray.data.masking import mask_batch, row_keys
     from midibert_ray.data.store import TokenStore
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.music.protocol import CLEAN
-    from midibert_ray.training.pretrain import PretrainData, new_model, packing
+    from midibert_ray.training.build import new_model, packing
+    from midibert_ray.training.pretrain import PretrainData
 
     torch.set_num_threads(2)
     data = PretrainData(config, [TokenStore.open(options.store, config.storage.cache)])

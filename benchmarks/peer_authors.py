@@ -7,22 +7,16 @@ process's largest memory in GiB. What is repeated here is how the authors' code 
 Python, every position passes through every head, and the loss is masked at the end.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # not benchmarks/, whose tokenize.py would hide Python's own
-
 import argparse
 import json
 import random
 
 import torch
 import torch.nn.functional as F
+from harness import peak_gib
+from steps import SIZES, Updater, random_batch, timed
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
-
-from benchmarks.harness import peak_gib
-from benchmarks.steps import SIZES, Updater, random_batch, timed
 
 PAD = [size - 2 for size in SIZES]
 MASK = [size - 1 for size in SIZES]

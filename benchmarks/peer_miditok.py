@@ -1,4 +1,4 @@
-"""Tokenize MIDI files with MidiTok, for tokenize.py.
+"""Tokenize MIDI files with MidiTok, for tokenizing.py.
 
     echo '["a.mid", "b.mid"]' | ENVIRONMENT/bin/python benchmarks/peer_miditok.py REMI
 
@@ -6,13 +6,10 @@ Runs where `miditok` is, takes a JSON list of files, and prints one line of JSON
 file's bytes in memory to token ids. The tokenizer has its default settings.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # not benchmarks/, whose tokenize.py would hide Python's own
-
 import json
+import sys
 import time
+from pathlib import Path
 
 import miditok
 from symusic import Score

@@ -15,17 +15,14 @@ time over the variant's in the same round. Memory is the largest resident memory
 torch themselves.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import json
+import sys
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 AUTHORS = "authors, relative_key_query fp32"
 REQUIREMENTS = ("torch==2.13.0", "transformers==4.40.2", "numpy<2")
@@ -98,8 +95,8 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of one of our variants, in this process."""
     import torch
+    from steps import Updater, random_batch, timed
 
-    from benchmarks.steps import Updater, random_batch, timed
     from midibert_ray.data.masking import mask_batch, row_keys
     from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
     from midibert_ray.music.protocol import PAPER

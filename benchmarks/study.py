@@ -11,20 +11,16 @@ is free first, trials of the encoder after it. `study` is the wall time from the
 is taken within the study, where two run side by side, so that the memory that they share weighs on both figures.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, whose tokenize.py hides Python's own
-
 import argparse
 import heapq
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 SLOTS = 2
 TARGET = 1.2
@@ -65,9 +61,9 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
         "compute.workers": 1,
         "compute.max_concurrent_trials": SLOTS,
     }
-    plan = pipeline.study_plan(replace(preset("debug"), changes))
+    plan = pipeline.plan(replace(preset("debug"), changes), study=True)
     ray.init("local", num_cpus=SLOTS, log_to_driver=False)
-    pipeline.tokenize_for(plan)
+    pipeline.tokenize(plan)
     begin = time.perf_counter()
     result = pipeline.study(plan)
     seconds = time.perf_counter() - begin

@@ -1,3 +1,3 @@
 """Ray-native pre-training, fine-tuning and comparison of BERT-like models of piano MIDI."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -75,7 +75,7 @@ def reachable(room: str) -> set[str]:
 
 def test_only_the_pipeline_stands_in_the_hall() -> None:
     assert {path.name for path in PACKAGE.iterdir() if path.is_file()} <= HALL
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms | {"pipeline"} == set(UPON)
 
 
@@ -112,7 +112,7 @@ def test_frameworks_stay_in_their_rooms(path: Path) -> None:
 
 
 def test_only_jobs_start_ray() -> None:
-    assert not [path for path in SOURCES if "ray.init(" in path.read_text()]
+    assert [path for path in SOURCES if "ray.init(" in path.read_text()] == [PACKAGE / "cli/driver.py"]
 
 
 def test_library_files_are_short_and_have_one_job() -> None:

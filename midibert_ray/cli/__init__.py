@@ -1,5 +1,1 @@
-"""The command line."""
-
-from midibert_ray.cli.arguments import Invocation, anchor, describe, field_docs, parse, ray_options, run, settings_help
-
-__all__ = ["Invocation", "anchor", "describe", "field_docs", "parse", "ray_options", "run", "settings_help"]
+"""The command line: `midibert JOB ...`, and `python jobs/JOB.py ...` from a checkout."""

@@ -1,37 +1,30 @@
-"""The command line of the jobs: `--preset NAME section.key=value ... [--dry-run] [--help]`."""
+"""The command line of a job: `--preset NAME section.key=value ... [--dry-run] [--help [all]]`.
+
+No framework is imported here, so that help and mistakes are answered at once.
+"""
 
 import argparse
 import ast
-import dataclasses
 import difflib
 import inspect
 import json
-import logging
-import os
 import sys
 import textwrap
-import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, NoReturn
 
-from midibert_ray import storage
+from midibert_ray.cli.commands import Command
+from midibert_ray.cli.mistakes import refuse_mistakes, unknown_word
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.overrides import flatten, from_flat, refuse_secrets, replace, runtime_keys
+from midibert_ray.settings.overrides import flatten, refuse_secrets, replace, runtime_keys
 from midibert_ray.settings.presets import PRESETS, preset
-from midibert_ray.tracking.spool import UnreachableError
-
-TOP = "(top)"
-
-MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
-"""Errors that the user can do something about."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Invocation:
-    """What a command line asks for."""
+class Args:
+    """A command line that has been understood."""
 
     config: Config
     preset: str
@@ -40,114 +33,83 @@ class Invocation:
     """Arguments that are not overrides, such as the name of a study."""
 
     extra: Mapping[str, str]
-    """Those of the job's own settings that were given, such as the output folder of an export."""
+    """The job's own settings that were given, such as the output folder of an export."""
 
     flags: tuple[str, ...] = ()
-    """Those of the job's own switches that were given, such as `flush`."""
-
-    def to_json(self) -> str:
-        """One line that `from_json` reads."""
-        return json.dumps(vars(self) | {"config": flatten(self.config)})
-
-    @classmethod
-    def from_json(cls, line: str) -> "Invocation":
-        """What `to_json` wrote."""
-        content = json.loads(line)
-        lists = {name: tuple(content[name]) for name in ("words", "flags")}
-        return cls(**content | lists | {"config": from_flat(content["config"])})
+    """The job's own switches that were given, such as `flush`."""
 
 
-def parse(
-    description: str | None,
-    arguments: Sequence[str] | None = None,
-    *,
-    words: str = "",
-    extra: Mapping[str, str] | None = None,
-    kinds: Mapping[str, Mapping[str, object]] | None = None,
-    flags: Mapping[str, str] | None = None,
-) -> Invocation:
-    """Read a job's command line; ends the process with a message (exit code 2) where it is wrong.
+def parse(command: Command, words: Sequence[str]) -> Args:
+    """Read a job's command line; `--help` is printed and ends the process. Folders stay as they are written.
 
-    `--resolve`, which `--help` does not show, prints what was understood and ends the process: by it jobs/submit.py
-    checks the command line of any job without running it. Folders stay as they were written, as the machine that
-    submits is not the one that runs.
-
-    Args:
-        description: the job's docstring, shown by `--help` with every setting below it.
-        arguments: the command line, by default this process's.
-        words: what positional words the job takes, for `--help`; empty: none.
-        extra: settings that only this job takes (`name=value`), which no configuration holds: name -> meaning.
-        kinds: words that stand for settings, which others of the command line overrule: word -> settings.
-        flags: switches that only this job has (`--name`): name -> meaning.
+    Raises:
+        ConfigError: for what cannot be understood; says what to write instead.
     """
-    extra, flags = extra or {}, flags or {}
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    parser = _parser(description, words, extra, flags)
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        refuse_secrets(arguments)  # first of all, as other messages show what they refuse
-        known = parser.parse_intermixed_args(arguments)
-        plain = tuple(word for word in known.overrides if "=" not in word)
-        if plain and not words:
-            raise ConfigError(f"{plain[0]!r} is not a setting; write section.key=value")
-        kind = _kind(plain, kinds) if kinds else {}
-        changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
-        own = _take(changes, extra)
-        config = replace(preset(known.preset), kind | changes)
-        config = config if known.resolve else anchor(config)
-    except ConfigError as error:
-        parser.error(str(error))
-    given = tuple(name for name in flags if getattr(known, name))
-    asked = Invocation(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=own, flags=given)
-    if known.resolve:
-        sys.stdout.write(asked.to_json() + "\n")
+    refuse_secrets(words)  # first of all, as other messages show what they refuse
+    parser = _parser(command)
+    refuse_mistakes(command, words)
+    known = parser.parse_intermixed_args(words)
+    if known.help:
+        parser.epilog = _epilog(command, everything=known.help == "all")
+        parser.print_help()
         sys.exit(0)
-    return asked
+    plain = tuple(word for word in known.overrides if "=" not in word)
+    if plain and not command.words:
+        raise ConfigError(unknown_word(command, plain[0], words))
+    kind = _kind(plain, command, words) if command.kinds else {}
+    changes = dict(word.split("=", 1) for word in known.overrides if "=" in word)
+    extra = _take(changes, command.extra)
+    config = replace(preset(known.preset), kind | changes)
+    flags = tuple(name for name in command.flags if getattr(known, name))
+    return Args(config=config, preset=known.preset, dry_run=known.dry_run, words=plain, extra=extra, flags=flags)
 
 
-def _parser(
-    description: str | None, words: str, extra: Mapping[str, str], flags: Mapping[str, str]
-) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description,
-        epilog=_extra_help(extra) + settings_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+class Parser(argparse.ArgumentParser):
+    """The parser of a job's command line, whose errors are raised."""
+
+    def __init__(self, command: Command, usage: str | None = None) -> None:
+        super().__init__(
+            prog=f"midibert {command.name}",
+            usage=usage,
+            description=command.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found as a ConfigError."""
+        raise ConfigError(f"{message}; `{self.prog} --help` shows what can be given")
+
+
+def _parser(command: Command) -> Parser:
+    parser = Parser(command)
+    parser.add_argument(
+        "-h", "--help", nargs="?", const="job", metavar="all", help="show this; `all`: with all settings of all jobs"
     )
     parser.add_argument(
         "--preset", default="base", choices=sorted(PRESETS), help="starting point (default: base, the paper)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
-    parser.add_argument("--resolve", action="store_true", help=argparse.SUPPRESS)
-    for name, meaning in flags.items():
+    for name, meaning in command.flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=words or "settings, listed below")
+    words = command.words or "settings, listed below"
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=words)
     return parser
 
 
-def _kind(words: Sequence[str], kinds: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+def _kind(plain: Sequence[str], command: Command, words: Sequence[str]) -> dict[str, object]:
     """The settings that the one word of a command line stands for; none for none.
 
     Raises:
         ConfigError: for an unknown word, or more than one.
     """
-    if len(words) > 1 or set(words) - kinds.keys():
-        raise ConfigError(f"{' '.join(words)!r} is not possible; use nothing, {' or '.join(kinds)}")
-    return dict(kinds[words[0]]) if words else {}
-
-
-def anchor(config: Config) -> Config:
-    """The configuration with absolute folders: workers run in other directories than the command line.
-
-    Only the cache may begin with `~`, as each node has its own home for it.
-    """
-    places = {"corpora.root": config.corpora.root, "storage.root": config.storage.root}
-    places |= {} if config.storage.cache.startswith("~") else {"storage.cache": config.storage.cache}
-    uri, scheme = config.tracking.uri, "sqlite:///"
-    if uri.startswith(scheme):
-        uri = scheme + storage.resolve(uri.removeprefix(scheme))
-    return replace(
-        config, {key: storage.resolve(place) for key, place in places.items() if place} | {"tracking.uri": uri}
-    )
+    for word in plain:
+        if word not in command.kinds:
+            raise ConfigError(unknown_word(command, word, words))
+    if len(plain) > 1:
+        raise ConfigError(f"{' '.join(plain)!r} is not possible; use nothing, {' or '.join(command.kinds)}")
+    return dict(command.kinds[plain[0]]) if plain else {}
 
 
 def _take(changes: dict[str, str], extra: Mapping[str, str]) -> dict[str, str]:
@@ -167,71 +129,47 @@ def _take(changes: dict[str, str], extra: Mapping[str, str]) -> dict[str, str]:
     return own
 
 
-def run(job: Callable[[], None]) -> None:
-    """Run a job's `main`; an error that the user can mend (a missing input, a wrong value, a tracking server that does
-    not answer) is one line, and exit code 2.
-
-    Errors of any other kind keep their traceback.
-    """
-    try:
-        job()
-    except MENDABLE as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        logging.getLogger(__name__).error("error: %s  (%s:%d)", error, Path(place.filename).name, place.lineno)
-        sys.exit(2)
-
-
-def ray_options() -> dict[str, Any]:
-    """Arguments for `ray.init`: join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray here.
-
-    A laptop with two cores is given four logical CPUs, as two pre-training workers must leave room for the
-    processes that drive them.
-    """
-    # Workers' own output stays in Ray's log files; progress reaches the driver through training.console.
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        return quiet
-    # Without "local" Ray would look for a cluster that `ray start` left behind, dead ones included.
-    return quiet | {"address": "local", "num_cpus": max(4, os.cpu_count() or 1)}
-
-
-def describe(config: Config) -> str:
-    """The resolved configuration, one dotted key a line, without fields that are left to another."""
-    flat = {key: value for key, value in flatten(config).items() if value is not None}
-    width = max(map(len, flat))
-    return "\n".join(f"{key:<{width}}  {_show(value)}" for key, value in flat.items())
-
-
-def settings_help() -> str:
-    """Every setting with its default, allowed values and meaning, grouped by section."""
-    lines = ["settings (default in brackets; * never changes a result or a name):"]
-    hints, runtime = typing.get_type_hints(Config), runtime_keys()
-    sections = [(TOP, Config)] + [(name, kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind)]
-    for section, kind in sections:
-        lines += ["", f"  {section}"] if section != TOP else []
-        lines += _section_help("" if section == TOP else section + ".", kind, runtime)
+def _epilog(command: Command, *, everything: bool) -> str:
+    """The settings of a job, and those of its configuration that it reads, or all of them."""
+    lines = ["settings of this job alone:"] if command.extra else []
+    for key, meaning in command.extra.items():
+        lines += [f"    {key}", *_wrapped(meaning)]
+    lines += [""] if lines else []
+    lines.append("settings (default in brackets; * never changes a result or a name):")
+    runtime, hidden = runtime_keys(), 0
+    sections: dict[str, Any] = {"": Config}
+    sections |= {name: kind for name, kind in typing.get_type_hints(Config).items() if is_dataclass(kind)}
+    for section, kind in sections.items():
+        every = [item for item in fields(kind) if not is_dataclass(item.type)]
+        shown = [item for item in every if everything or _reads(command, section, item.name)]
+        hidden += len(every) - len(shown)
+        lines += ["", f"  {section}"] if section and shown else []
+        docs, hints = field_docs(kind), typing.get_type_hints(kind)
+        for item in shown:
+            key = f"{section}.{item.name}".removeprefix(".")
+            lines.append(f"    {key}{'*' if key in runtime else ''} [{show(item.default)}]")
+            kinds = (hints[item.name], *typing.get_args(hints[item.name]))  # a field of the protocol may also be None
+            choices = next((typing.get_args(each) for each in kinds if typing.get_origin(each) is typing.Literal), ())
+            lines += _wrapped((f"{{{', '.join(choices)}}} " if choices else "") + docs[item.name])
+    lines += ["", f"{hidden} settings that this job does not read are left out: `--help all`"] if hidden else []
     return "\n".join(lines)
 
 
-def _extra_help(extra: Mapping[str, str]) -> str:
-    lines = ["settings of this job alone:"] if extra else []
-    for key, meaning in extra.items():
-        lines += [f"    {key}", *textwrap.wrap(meaning, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)]
-    return "\n".join([*lines, "", ""]) if lines else ""
+def _reads(command: Command, section: str, name: str) -> bool:
+    return bool({section or name, f"{section}.{name}"} & set(command.settings))
 
 
-def _section_help(prefix: str, kind: Any, runtime: frozenset[str]) -> list[str]:
-    docs, hints, lines = field_docs(kind), typing.get_type_hints(kind), []
-    for item in dataclasses.fields(kind):
-        if dataclasses.is_dataclass(hints[item.name]):
-            continue
-        key = prefix + item.name
-        lines.append(f"    {key}{'*' if key in runtime else ''} [{_show(item.default)}]")
-        kinds = (hints[item.name], *typing.get_args(hints[item.name]))  # a field of the protocol may also be None
-        choices = next((typing.get_args(each) for each in kinds if typing.get_origin(each) is typing.Literal), ())
-        text = (f"{{{', '.join(choices)}}} " if choices else "") + docs.get(item.name, "")
-        lines += textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    return lines
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+
+
+def show(value: Any) -> str:
+    """A setting's value as it stands in a listing."""
+    if value is None:
+        return "as tokens.protocol"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def field_docs(kind: type) -> dict[str, str]:
@@ -246,11 +184,3 @@ def field_docs(kind: type) -> dict[str, str]:
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "as tokens.protocol"
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return value if isinstance(value, str) and value else json.dumps(value)

@@ -105,7 +105,7 @@ def _explained(address: str, job: str = "") -> Iterator[None]:
         ) from None
 
 
-def start(client: "JobSubmissionClient", wanted: Submission, paths: Sequence[Path]) -> tuple[str, bool]:
+def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence[Path]) -> tuple[str, bool]:
     """Start a job with some files of this checkout, or find it running; gives its id, and whether it was started now.
 
     Raises:
@@ -114,24 +114,24 @@ def start(client: "JobSubmissionClient", wanted: Submission, paths: Sequence[Pat
     with tempfile.TemporaryDirectory() as scratch, _explained(client.get_address()):
         archive = Path(scratch, "code.zip")
         code = workdir.pack(ROOT, paths, archive)
-        return _start(client, wanted, archive, code)
+        return _start(client, submission, archive, code)
 
 
-def _start(client: "JobSubmissionClient", wanted: Submission, archive: Path, code: str) -> tuple[str, bool]:
-    labels = {"job": wanted.job, "preset": wanted.preset, "identity": wanted.identity}
+def _start(client: "JobSubmissionClient", submission: Submission, archive: Path, code: str) -> tuple[str, bool]:
+    labels = {"job": submission.job, "preset": submission.preset, "identity": submission.identity}
     deadline = time.monotonic() + START_S
     while True:
-        earlier = _earlier(client, wanted.id)
+        earlier = _earlier(client, submission.id)
         for job in earlier.values():
             if not job.status.is_terminal():
-                return join(wanted, job, code), False
+                return join(submission, job, code), False
         number = max(earlier, default=0) + 1
         try:
             name = client.submit_job(
-                entrypoint=wanted.entrypoint,  # Ray runs it on the head as long as it asks for no resources
-                submission_id=wanted.id if number == 1 else f"{wanted.id}-{number}",
+                entrypoint=submission.entrypoint,  # Ray runs it on the head as long as it asks for no resources
+                submission_id=submission.id if number == 1 else f"{submission.id}-{number}",
                 runtime_env={"working_dir": str(archive)},
-                metadata=labels | {"settings": wanted.settings, "code": code},
+                metadata=labels | {"settings": submission.settings, "code": code},
             )
             return name, True
         except RuntimeError as error:
@@ -152,14 +152,14 @@ def _earlier(client: "JobSubmissionClient", base: str) -> "dict[int, JobDetails]
     return found
 
 
-def join(wanted: Submission, running: "JobDetails", code: str) -> str:
-    """The id of a running job, if it is the one that is wanted; notes where it runs other code.
+def join(submission: Submission, running: "JobDetails", code: str) -> str:
+    """The id of a running job, if it is the one that is submitted; notes where it runs other code.
 
     Raises:
         ConfigError: where it makes the same results with other settings.
     """
     labels, name = running.metadata or {}, str(running.submission_id)
-    if labels.get("settings") != wanted.settings:
+    if labels.get("settings") != submission.settings:
         raise ConfigError(
             f"{name} makes the same results just now, with other settings for the way there: {running.entrypoint}\n"
             f"Let it end, or stop it (python jobs/submit.py --stop {name}); what is submitted then goes on from there"

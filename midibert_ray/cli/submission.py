@@ -1,21 +1,18 @@
 """What is submitted: a job's command line, understood by the job itself, and the names that follow from it."""
 
 import shlex
-import subprocess
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from midibert_ray import storage
-from midibert_ray.cli.arguments import Invocation
+from midibert_ray.cli import arguments, commands
+from midibert_ray.cli.arguments import Args
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest, flatten, identity
 
 ROOT = Path(__file__).parents[2]
 
 _PLACES = ("corpora.root", "storage.root", "storage.cache", "output", "run", "reference")
-"""Settings that name folders or files; the last three are those of jobs/export.py."""
+"""Settings that name folders or files; the last three are those of `export`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,54 +39,50 @@ class Submission:
         return f"{self.job}-{self.identity}"
 
 
-def describe(job: Path, words: Sequence[str], asked: Invocation) -> Submission:
-    """The submission of a job's command line.
+def describe(job: str, *words: str) -> Submission:
+    """The submission of a job's command line; `--help` in it is answered, and ends the process.
+
+    Args:
+        job: `NAME` or `jobs/NAME.py`.
+        words: what follows; folders are those of the cluster.
 
     Raises:
-        ConfigError: for a folder that would not outlive the job.
+        ConfigError: for what is no job of this checkout, a command line that the job would refuse, and a folder that
+            would not outlive the job.
     """
-    _check_places(asked)
-    flat = flatten(asked.config)
-    own = {"words": [*asked.words, *asked.flags], "extra": asked.extra, "dry_run": asked.dry_run}
+    name = Path(job).stem if Path(job).parent == Path("jobs") or Path(job).resolve().parent == ROOT / "jobs" else job
+    known = [file.stem for file in sorted(ROOT.glob("jobs/[a-z]*.py")) if file.stem != "submit"]
+    if not known:
+        raise ConfigError(
+            f"the code of a checkout is sent, and {ROOT} is none; run `python jobs/submit.py` in one, or let Ray start "
+            f"what its nodes have installed: ray job submit -- {shlex.join(['midibert', name, *words])}"
+        )
+    if name not in known:
+        raise ConfigError(f"{job!r} is no job of {ROOT}; name one as jobs/NAME.py: {', '.join(known)}")
+    args = arguments.parse(commands.find(name), words)
+    _check_places(args)
+    flat = flatten(args.config)
+    own = {"words": [*args.words, *args.flags], "extra": args.extra, "dry_run": args.dry_run}
     sections = {key.split(".")[0] for key in flat}
     return Submission(
-        job=job.stem,
-        preset=asked.preset,
-        entrypoint=shlex.join(["python", f"jobs/{job.name}", *words]),
-        identity=identity(asked.config, sections, root=asked.config.storage.root, **own),
+        job=name,
+        preset=args.preset,
+        entrypoint=shlex.join(["python", f"jobs/{name}.py", *words]),
+        identity=identity(args.config, sections, root=args.config.storage.root, **own),
         settings=digest({"settings": flat} | own),
     )
 
 
-def _check_places(asked: Invocation) -> None:
+def _check_places(args: Args) -> None:
     """Refuse relative folders: below the job's working directory, which Ray deletes, results would be lost."""
-    settings = flatten(asked.config) | dict(asked.extra)
+    settings = flatten(args.config) | dict(args.extra)
     places = [(key, str(settings.get(key, ""))) for key in _PLACES]
-    places += [("tracking.uri", asked.config.tracking.uri.removeprefix("sqlite:///"))]
-    folders = [name for name in asked.config.corpora.names if name.startswith("folder:")]
+    places += [("tracking.uri", args.config.tracking.uri.removeprefix("sqlite:///"))]
+    folders = [name for name in args.config.corpora.names if name.startswith("folder:")]
     places += [("corpora.names", name.removeprefix("folder:")) for name in folders]
     for key, place in places:
-        if place and storage.is_local(place) and not place.startswith(("/", "~")):
+        if place and "://" not in place and not place.startswith(("/", "~")):
             raise ConfigError(
                 f"{key}={place!r} is a relative path, and on the cluster it would lie in the job's working directory, "
                 "which Ray deletes; give an absolute path that every node sees, or an address such as s3://bucket/out"
             )
-
-
-def resolve(job: str, words: Sequence[str]) -> tuple[Path, Invocation]:
-    """The file of a job, and what its command line asks for; ends the process as the job would where it is wrong.
-
-    Raises:
-        ConfigError: for anything but one of the jobs of this checkout.
-    """
-    path = Path(job).resolve()
-    known = sorted(item.stem for item in ROOT.glob("jobs/*.py") if item.stem != "submit")
-    if path.parent != ROOT / "jobs" or path.suffix != ".py" or path.stem not in known:
-        raise ConfigError(f"{job!r} is no job of {ROOT}; name one as jobs/NAME.py: {', '.join(known)}")
-    command = [sys.executable, str(path), "--resolve", *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if line.startswith('{"config": ')]
-    if done.returncode or not lines:  # it has said why, or answered --help
-        sys.stdout.write(done.stdout)
-        sys.exit(done.returncode)
-    return path, Invocation.from_json(lines[-1])

@@ -1,63 +1,96 @@
-"""What a submitted job takes to the cluster: the code, in one archive, and never a secret.
+"""What a submitted job takes to the cluster: the code, in one archive, and nothing that may be a secret.
 
-Beside the fixed parts below, `.gitignore` and `.rayignore` files decide, as they do for `ray job submit`.
+Sent is what has its place in `CODE` and is known to git, where the checkout is a repository. `.rayignore`, which
+`ray job submit` reads and which cannot ask git, says the rest of it: `python -m midibert_ray.cli.workdir > .rayignore`.
 """
 
 import hashlib
+import logging
+import re
+import subprocess
+import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
 
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest
 
-PARTS = ("jobs", "midibert_ray", "pyproject.toml", "requirements.txt")
-"""What of a checkout a job needs."""
+logger = logging.getLogger(__name__)
 
-NEVER = (
-    ".env*",
-    "*.pem",
-    "*.key",
-    "*.p12",
-    "id_rsa*",
-    "id_ed25519*",
-    "auth_token*",
-    "*credentials",
-    "*credentials.json",
-    "*credentials.csv",
-    ".netrc",
-    ".pgpass",
-    "__pycache__/",
+CODE = (
+    "pyproject.toml",
+    "requirements.txt",
+    "jobs/*.py",
+    "midibert_ray/**/*.py",
+    "midibert_ray/music/vocabulary.json",
+    "midibert_ray/corpora/contents.json",
+    "midibert_ray/corpora/splits/asap.json",
+    "midibert_ray/corpora/splits/emopia.json",
+    "midibert_ray/corpora/splits/emopia_song_disjoint.json",
+    "midibert_ray/corpora/splits/pianist8.json",
+    "midibert_ray/corpora/splits/pop909.json",
+    "midibert_ray/corpora/sample/POP909/LICENSE",
+    "midibert_ray/corpora/sample/POP909/*/[0-9][0-9][0-9].mid",
+    "midibert_ray/corpora/sample/POP909/*/beat_audio.txt",
+    "midibert_ray/corpora/sample/POP909/*/beat_midi.txt",
+    "midibert_ray/report/**/*.css",
+    "midibert_ray/report/**/*.html",
+    "midibert_ray/report/**/*.j2",
+    "midibert_ray/export/**/*.md",
+    "midibert_ray/export/**/*.j2",
 )
-"""Left out whatever the ignore files say; `.rayignore` says the same to `ray job submit`."""
+"""What a job needs of a checkout: code anywhere in the package, data by its place."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MIB = 1 << 20
 
 
 def files(root: Path) -> list[Path]:
-    """The files of a checkout that a job needs, sorted. Links are left out: they may lead anywhere."""
-    never = (root, GitIgnoreSpec.from_lines(NEVER))
-    return sorted(_kept((root / part for part in PARTS), [never, *_rules(root)]))
+    """The files of a checkout that a job needs, sorted; hidden ones and links, which may lead anywhere, are left out.
+
+    Raises:
+        ConfigError: where git does not say which files it knows.
+    """
+    found = {path for pattern in CODE for path in root.glob(pattern) if _is_plain(path, root)}
+    known = _known_to_git(root)
+    if known is None:
+        return sorted(found)
+    for path in sorted(found - known):
+        logger.warning("left out  %s, which git does not know (git add it, if jobs need it)", path.relative_to(root))
+    return sorted(found & known)
 
 
-def _kept(paths: Iterable[Path], rules: Sequence[tuple[Path, GitIgnoreSpec]]) -> Iterator[Path]:
-    for path in paths:
-        folder = path.is_dir()
-        names = [(spec, path.relative_to(base).as_posix() + "/" * folder) for base, spec in rules]
-        if path.is_symlink() or any(spec.match_file(name) for spec, name in names):
-            continue
-        if folder:
-            yield from _kept(path.iterdir(), [*rules, *_rules(path)])
-        elif path.is_file():
-            yield path
+def _is_plain(path: Path, root: Path) -> bool:
+    names = [path, *(parent for parent in path.parents if parent != root and root in parent.parents)]
+    return path.is_file() and not any(name.name.startswith(".") or name.is_symlink() for name in names)
 
 
-def _rules(folder: Path) -> list[tuple[Path, GitIgnoreSpec]]:
-    found = [folder / name for name in (".gitignore", ".rayignore")]
-    return [(folder, GitIgnoreSpec.from_lines(path.read_text().splitlines())) for path in found if path.is_file()]
+def _known_to_git(root: Path) -> set[Path] | None:
+    """The files that git has under control; None where the checkout is no repository."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", "") or str(error)).strip()
+        raise ConfigError(
+            f"git does not say which files of {root} are its own, and no others are sent: {reason}"
+        ) from None
+    return {root / name for name in listed.stdout.split("\0") if name}
+
+
+def rayignore(root: Path) -> str:
+    """The `.rayignore` of a checkout: everything but the folders that have code, and in them everything but `CODE`.
+
+    Ray matches the checkout itself as `.`, which no pattern here may exclude, and folders without a slash behind them.
+    """
+    parents = {parent.as_posix() for path in files(root) for parent in path.relative_to(root).parents}
+    lines = ["# What `ray job submit --working-dir .` leaves here. Written by `python -m midibert_ray.cli.workdir`."]
+    lines.append("[!.]*")
+    for folder in sorted({re.sub(r"\d", "[0-9]", parent) for parent in parents - {"."}}):
+        lines += [f"!/{folder}", f"/{folder}/*"]
+    return "\n".join([*lines, *(f"!/{pattern}" for pattern in CODE), ".?*", "__pycache__", ""])
 
 
 def size(paths: Iterable[Path]) -> int:
@@ -77,8 +110,8 @@ def check_size(root: Path, paths: Sequence[Path], limit_mib: float) -> None:
     largest = sorted(paths, key=lambda path: -path.stat().st_size)[:10]
     lines = [f"{path.stat().st_size / _MIB:9.2f} MiB  {path.relative_to(root)}" for path in largest]
     raise ConfigError(
-        f"the job would take {total / _MIB:.1f} MiB of files along, more than --limit-mib {limit_mib:g}; name in "
-        ".rayignore what it does not need, or raise the limit. The largest:\n" + "\n".join(lines)
+        f"the job would take {total / _MIB:.1f} MiB of files along, more than --limit-mib {limit_mib:g}; move away "
+        "what it does not need, or raise the limit. The largest:\n" + "\n".join(lines)
     )
 
 
@@ -97,3 +130,7 @@ def pack(root: Path, paths: Iterable[Path], archive: Path) -> str:
             packed.writestr(entry, content)
             contents[entry.filename] = hashlib.sha256(content).hexdigest()
     return digest(contents)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(rayignore(Path(__file__).parents[2]))

@@ -21,7 +21,7 @@ from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import (
     VOCABULARY,
     WEIGHT_FILES,
-    CheckpointError,
+    ModelFileError,
     OutputError,
     check_free,
     load_checkpoint,
@@ -35,20 +35,10 @@ from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.training import checkpoints
 from midibert_ray.training.engine import PROGRESS_FILE
-from midibert_ray.training.launch import PretrainRun
+from midibert_ray.training.runs import PretrainRun
 
 logger = logging.getLogger(__name__)
 
-SETTINGS = {
-    "output": "Folder to write, local or `s3://bucket/prefix`; it must be new or empty.",
-    "run": "Trial to export, by its name in the study's tables, such as melody-pretrained-clean-seed2021; or the key "
-    "of a trial or pre-training run; or a folder, such as OUT/runs/pretrain-1a2b3c4d5e/step_000000120 or "
-    "OUT/studies/ablation-1a2b3c4d5e/TRIAL; without it and without reference, the best checkpoint of the finished "
-    "pre-training of these settings is exported.",
-    "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export instead. "
-    "It is a pickle, and is refused if it holds anything but tensors and plain values.",
-}
-"""What an export takes beside the configuration: name -> meaning."""
 
 UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
 """An export in a bucket, in the order in which it is written: the last file says that the others are there."""
@@ -72,7 +62,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
-        CheckpointError: for a source that is no whole model, or a pickle that holds more than tensors.
+        ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
         FileNotFoundError: where the source is not there, or has not finished.
         ValueError: for a name that several trials have.
     """
@@ -171,11 +161,11 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     try:
         checkpoints.verify(*storage.filesystem(uri))
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; bring it back from a copy, or export another trial") from error
-    result = results.Outcome.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
+        raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
+    result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
     place, origin = storage.join(uri, results.ORIGIN), None
     if storage.exists(place):
-        origin = results.Origin.from_json(storage.read_bytes(place))
+        origin = results.Provenance.from_json(storage.read_bytes(place))
     else:
         logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
     return _open(uri), about.of_trial(result, origin)
@@ -192,4 +182,4 @@ def _open(uri: str) -> MidiBertPreTrainedModel:
         with checkpoints.weights(uri) as folder:
             return load_checkpoint(folder)
     except checkpoints.CheckpointError as error:
-        raise CheckpointError(f"{error}; export another of its checkpoints") from error
+        raise ModelFileError(f"{error}; export another of its checkpoints") from error

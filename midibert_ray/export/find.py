@@ -9,7 +9,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.validators import require_address
 from midibert_ray.studies import result as results
-from midibert_ray.training.launch import finished
+from midibert_ray.training.runs import finished
 
 _HASH = re.compile(r"-[0-9a-f]{10}$")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from midibert_ray.model.folder import CheckpointError
+from midibert_ray.model.folder import ModelFileError
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import VOCABULARIES, MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 
@@ -87,7 +87,7 @@ def load_reference(path: str | Path) -> tuple[MidiBertPreTrainedModel, Reference
     in eval mode.
 
     All sizes come from the shapes; names may carry `module.` and `midibert.`, repeated too. The file is a pickle and is
-    read with weights_only=True, so nothing in it is executed. Raises CheckpointError if it holds anything but
+    read with weights_only=True, so nothing in it is executed. Raises ModelFileError if it holds anything but
     such weights, and FileNotFoundError.
     """
     checkpoint = _read(path)
@@ -115,7 +115,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         try:
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise CheckpointError(
+            raise ModelFileError(
                 f"{path}: refused, it holds more than tensors and plain values{_foreign(error)} and could run code "
                 "when opened; save its state_dict anew in the environment that wrote it"
             ) from None
@@ -123,12 +123,12 @@ def _read(path: str | Path) -> dict[str, Any]:
             problem = "not a file of torch.save, or a damaged one; copy or download it again"
             if "TorchScript" in str(error):
                 problem = "a TorchScript program, not a checkpoint; give the .ckpt that the authors' code wrote"
-            raise CheckpointError(f"{path}: {problem}") from None
+            raise ModelFileError(f"{path}: {problem}") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        raise CheckpointError(f"{path}: no `state_dict` of tensors in it; expected a checkpoint of the authors' code")
+        raise ModelFileError(f"{path}: no `state_dict` of tensors in it; expected a checkpoint of the authors' code")
     return checkpoint
 
 
@@ -144,27 +144,27 @@ def _unwrapped(weights: Mapping[str, Tensor], path: str | Path) -> dict[str, Ten
     for name, value in weights.items():
         bare = name[found.end() :] if (found := _WRAPPERS.match(name)) else name
         if bare in plain:
-            raise CheckpointError(f"{path}: tensor {bare!r} is there twice, under two prefixes; keep one of them")
+            raise ModelFileError(f"{path}: tensor {bare!r} is there twice, under two prefixes; keep one of them")
         plain[bare] = value
     return plain
 
 
 def _check_numbers(name: str, value: Tensor, path: str | Path) -> None:
-    """Raise CheckpointError for a tensor that is no plain array of finite real numbers."""
+    """Raise ModelFileError for a tensor that is no plain array of finite real numbers."""
     form = f"{value.layout} on {value.device}"
     if value.layout is torch.strided and value.device.type == "cpu":
         # A tensor larger than its storage repeats itself, and may claim to have any size.
         whole = value.numel() * value.element_size() <= value.untyped_storage().nbytes()
         form = "" if whole else "expanded from fewer numbers"
     if form or not value.is_floating_point():
-        raise CheckpointError(
+        raise ModelFileError(
             f"{path}: tensor {name!r} is {value.dtype}{form and f' ({form})'}; weights must be dense, on the CPU and "
             "of a floating-point dtype: convert it, as with .cpu().float(), and save the file again"
         )
     # As the model will hold them: a float64 may be too large for it.
     bad = int((~value.float().isfinite()).sum())
     if bad:
-        raise CheckpointError(
+        raise ModelFileError(
             f"{path}: tensor {name!r} ({value.dtype}) has {bad} values of {value.numel()} that are infinite or not a "
             "number; the training diverged or the file is damaged: take an earlier checkpoint, or copy it again"
         )
@@ -178,7 +178,7 @@ def _rename(name: str, kind: str, path: str | Path) -> str:
     for theirs, ours in _RENAMES:
         if renamed := _with_start(name, theirs, ours):
             return renamed
-    raise CheckpointError(f"{path}: unknown tensor {name!r}; expected the names of the authors' CP or REMI model")
+    raise ModelFileError(f"{path}: unknown tensor {name!r}; expected the names of the authors' CP or REMI model")
 
 
 def _their_name(name: str, kind: str) -> str:
@@ -195,15 +195,15 @@ def _with_start(name: str, start: str, new: str) -> str:
 
 
 def _config(weights: Mapping[str, Tensor], kind: str, path: str | Path) -> MidiBertConfig:
-    """Sizes from shapes. Raises CheckpointError where they are those of another model."""
+    """Sizes from shapes. Raises ModelFileError where they are those of another model."""
     try:
         return MidiBertConfig(**_sizes(weights, kind))
     except KeyError as error:
         name = _their_name(error.args[0], kind)
         hint = "; transformers 5 silently builds this model without its distance tables: use a file written with 4"
-        raise CheckpointError(f"{path}: tensor {name!r} is missing{hint if 'distance' in name else ''}") from error
+        raise ModelFileError(f"{path}: tensor {name!r} is missing{hint if 'distance' in name else ''}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: its shapes are not MidiBERT's: {error}") from error
+        raise ModelFileError(f"{path}: its shapes are not MidiBERT's: {error}") from error
 
 
 def _sizes(weights: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _matrix(weights: Mapping[str, Tensor], name: str) -> tuple[int, int]:
 def _check_shapes(
     kind: str, config: MidiBertConfig, weights: Mapping[str, tuple[str, Tensor]], path: str | Path
 ) -> None:
-    """Raise CheckpointError unless the weights are all those of a model of these sizes, and no others.
+    """Raise ModelFileError unless the weights are all those of a model of these sizes, and no others.
 
     weights: our name -> the authors', and the tensor.
     """
@@ -251,13 +251,13 @@ def _check_shapes(
     expected = {name.removeprefix("midibert."): tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     if missing := [_their_name(name, kind) for name in expected if name not in weights]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{path}: its weights do not make a complete model: no tensor {missing[0]!r}{more}")
+        raise ModelFileError(f"{path}: its weights do not make a complete model: no tensor {missing[0]!r}{more}")
     if surplus := [name for ours, (name, _) in weights.items() if ours not in expected]:
-        raise CheckpointError(f"{path}: tensor {surplus[0]!r} has no place in this model")
+        raise ModelFileError(f"{path}: tensor {surplus[0]!r} has no place in this model")
     for ours, shape in expected.items():
         name, tensor = weights[ours]
         if tuple(tensor.shape) != shape:
-            raise CheckpointError(
+            raise ModelFileError(
                 f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}; expected {shape}, as the hidden size is "
                 f"{config.hidden_size} and the feed-forward size {config.intermediate_size} (from "
                 f"{_their_name(_FEED_FORWARD, kind)!r}), with {config.num_attention_heads} heads and max length "

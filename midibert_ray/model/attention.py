@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midibert_ray.model.cpu_attention import CpuAttention
+from midibert_ray.model.cpu import CpuAttention
 from midibert_ray.model.relative import distance_windows, relative_bias
 
 ATTENTIONS = ("relative_key_query", "rope")
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size].
 
         mask: [b, t] or [b, t, t], true or 1 = attend; None attends to everything.
-        where: rows and positions of the m results wanted -> float [m, hidden_size]; None for all.
+        where: rows and positions of the m results asked for -> float [m, hidden_size]; None for all.
         """
         dropout = self.dropout if self.training else 0.0
         if self.distance_embedding is None and where is not None:
@@ -117,11 +117,15 @@ class SelfAttention(nn.Module):
         return projection(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _attend_where(self, hidden: Tensor, mask: Tensor | None, where: Where, dropout: float) -> Tensor:
-        """Only the queries that are wanted, side by side in the rows of a smaller batch.
+        """Only the queries asked for, side by side in the rows of a smaller batch.
 
-        With relative_key_query the keys' half needs all queries anyway, so it gains nothing there.
+        Masked tokens are 15 % of a batch, so the last layer of a pre-training step needs that share of its queries.
+        Segments differ in how many: each gets `few` slots, as many as the fullest needs, and slots that stay empty are
+        never read. A rotary query carries its own position along, so it may stand in any slot. With relative_key_query
+        the keys' half needs all queries anyway, so this gains nothing there.
         """
         rows, positions = where
+        # A query's slot is its rank within its row: as rows are in order, its number less those of the rows before.
         counts = torch.bincount(rows, minlength=len(hidden))
         slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         few = max(1, int(counts.max()))

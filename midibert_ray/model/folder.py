@@ -16,13 +16,13 @@ _KINDS = (MidiBertModel, MidiBertForMaskedLM, MidiBertForNotes, MidiBertForSeque
 _CLASSES: dict[str, type[MidiBertPreTrainedModel]] = {kind.__name__: kind for kind in _KINDS}
 
 WEIGHT_FILES = ("config.json", "model.safetensors")
-"""What a folder must hold to be opened as a model."""
+"""Files that a folder must hold to be opened as a model."""
 
 VOCABULARY = "vocabulary.json"
 
 
-class CheckpointError(ValueError):
-    """A file or folder that holds no model of ours or the authors'; the message names it and what is wrong."""
+class ModelFileError(ValueError):
+    """A file or folder that holds no model of ours or the authors'; the message names it and the problem."""
 
 
 class OutputError(ValueError):
@@ -32,7 +32,7 @@ class OutputError(ValueError):
 def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
     """Open a folder with config.json and model.safetensors, such as a checkpoint of a run, in eval mode.
 
-    The model's class is the one that wrote the folder. Raises CheckpointError if the folder does not hold all
+    The model's class is the one that wrote the folder. Raises ModelFileError if the folder does not hold all
     weights of such a model, and FileNotFoundError.
     """
     missing = [name for name in WEIGHT_FILES if not Path(folder, name).is_file()]
@@ -44,13 +44,13 @@ def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
         # Never a pickle: without this a missing file would be looked for under older names.
         opened: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (SafetensorError, json.JSONDecodeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: damaged, or another model's: {_line(error)}") from error
+        raise ModelFileError(f"{folder}: damaged, or another model's: {_line(error)}") from error
     except KeyError as error:
-        raise CheckpointError(f"{folder}: written by {error}; supported: {', '.join(_CLASSES)}") from error
+        raise ModelFileError(f"{folder}: written by {error}; supported: {', '.join(_CLASSES)}") from error
     model: MidiBertPreTrainedModel = opened[0]
     wrong = {what: sorted(map(str, names)) for what, names in opened[1].items() if names}
     if wrong:
-        raise CheckpointError(f"{folder}: its weights do not make a complete model: {_line(wrong)}")
+        raise ModelFileError(f"{folder}: its weights do not make a complete model: {_line(wrong)}")
     return model.eval()
 
 

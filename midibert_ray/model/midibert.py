@@ -18,13 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from midibert_ray.model.attention import ATTENTIONS, SelfAttention, Where
-from midibert_ray.model.dropout import Dropout
-from midibert_ray.model.gelu_linear import GeluLinear
+from midibert_ray.model.cpu import Dropout, GeluLinear
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
 
 VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
-"""What a model's tokens mean, by the name of the representation."""
+"""Name of the representation -> meaning of a model's tokens."""
 
 
 _SIZES = (
@@ -117,7 +116,7 @@ class TokenEmbeddings(nn.Module):
         return self._multi_hot(tokens) @ self.projection(self._rows())
 
     def _rows(self) -> Tensor:
-        """What the projection sees of every single id: its vector where its token type stands, 0 elsewhere.
+        """Input of the projection for every single id: its vector where its token type stands, 0 elsewhere.
 
         Projecting these few rows, and adding up those of a super token, is the same sum as projecting every super
         token of a batch, for a thirtieth of the arithmetic. The last row is 0: it takes back the biases that were
@@ -129,7 +128,7 @@ class TokenEmbeddings(nn.Module):
         return F.pad(torch.block_diag(*blocks) * self.scale, (0, 0, 0, 1))
 
     def _multi_hot(self, tokens: Tensor) -> Tensor:
-        """How often a super token takes each of those rows: float [b, t, ids of all types + 1]."""
+        """Number of times that a super token takes each of those rows: float [b, t, ids of all types + 1]."""
         types, weight = len(self.sizes), self.projection.weight
         starts = torch.tensor((0, *accumulate(self.sizes[:-1])), device=tokens.device)
         counts = torch.zeros(*tokens.shape[:2], sum(self.sizes) + 1, dtype=weight.dtype, device=weight.device)
@@ -212,7 +211,7 @@ class MidiBertModel(MidiBertPreTrainedModel):
         tokens: int64 [b, t, 4] (CP) or [b, t] (REMI), t <= config.max_length.
         attention_mask: bool or int [b, t], true or 1 = attend. Without a mask everything is attended and,
         with rope on a GPU, the fastest kernel can be used.
-        where: bool [b, t] with m true: the positions wanted; the last layer spares itself the others.
+        where: bool [b, t] with m true: the positions asked for; the last layer spares itself the others.
         packing: a layout of the batch that spares work on padding. It changes nothing else, and takes the place of
         the mask: every segment attends to all of itself.
 
@@ -223,23 +222,16 @@ class MidiBertModel(MidiBertPreTrainedModel):
         t, limit = tokens.shape[1], self.config.max_length
         if t > limit:
             raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
-        mask, order = attention_mask, None
-        wanted: Where | None = None
-        if where is not None and packing:
-            wanted, order = packing.wanted(where)
-        elif where is not None:
-            rows, positions = where.nonzero(as_tuple=True)
-            wanted = rows, positions
-        if packing:
-            tokens, mask = packing.pack(tokens), packing.pairs()
+        tokens, mask = (packing.pack(tokens), packing.pairs()) if packing else (tokens, attention_mask)
+        chosen, order = _positions(where, packing)
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
-        states = [hidden]
+        states = [hidden] if output_hidden_states else []
         for layer in self.layers[:-1]:
             hidden = layer(hidden, mask)
             if output_hidden_states:
                 states.append(hidden)
-        hidden = self.layers[-1](hidden, mask, wanted)
+        hidden = self.layers[-1](hidden, mask, chosen)
         if order is not None:
             hidden = hidden[order]
         elif packing:
@@ -247,6 +239,16 @@ class MidiBertModel(MidiBertPreTrainedModel):
         return BaseModelOutput(
             last_hidden_state=hidden, hidden_states=(*states, hidden) if output_hidden_states else None
         )
+
+
+def _positions(where: Tensor | None, packing: Packing | None) -> tuple[Where | None, Tensor | None]:
+    """Rows and positions of what is asked for, and the order that its results are to be put into; None for neither."""
+    if where is None:
+        return None, None
+    if packing:
+        return packing.chosen(where)
+    rows, positions = where.nonzero(as_tuple=True)
+    return (rows, positions), None
 
 
 class MidiBertForMaskedLM(MidiBertPreTrainedModel):

@@ -17,7 +17,7 @@ STEP = 64
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the time steps of a padded batch [b, t] stand in fewer or shorter rows [rows, width]."""
+    """A layout of the time steps of a padded batch [b, t] in fewer or shorter rows [rows, width]."""
 
     source: Tensor
     """int64 [rows, width]: index into the batch, flattened to b * t; 0 where nothing stands."""
@@ -40,11 +40,11 @@ class Packing:
         return x.flatten(0, 1)[self.place] * self.real[..., None]
 
     def pairs(self) -> Tensor:
-        """Which time step (second) may be attended to by which (first): bool [rows, width, width]."""
+        """True where a time step (first) may attend to another (second): bool [rows, width, width]."""
         return self.segment[:, :, None] == self.segment[:, None, :]
 
-    def wanted(self, where: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Where the m wanted positions (bool [b, t]) stand: rows and places, and their order.
+    def chosen(self, where: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Rows and places of the m positions that `where` (bool [b, t]) asks for, and their order.
 
         Results come row by row, which is another order than that of `where`: the second, int64 [m], puts them back.
         """
@@ -54,10 +54,10 @@ class Packing:
 
 
 def plan(lengths: NDArray[np.int64], *, length: int, hidden_size: int, device: torch.device) -> Packing | None:
-    """How to lay out segments, or None where the padded batch is as good.
+    """The layout with the least arithmetic, or None where the padded batch is as good.
 
-    Of the possible widths the one with the least arithmetic is taken: that of a row of width w is proportional to
-    w (6 h + w), products with weights and attention. Rows are filled first-fit, longest segments first.
+    The arithmetic of a row of width w is proportional to w (6 h + w), products with weights and attention. Rows are
+    filled first-fit, longest segments first.
 
     Args:
         lengths: int64 [b], real time steps of each segment, all positive.

@@ -1,9 +1,16 @@
 """Named configurations: debug (minutes on a laptop), small (hours on a CPU), base (the paper)."""
 
+import shlex
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from midibert_ray.music.tasks import PAPER_TASKS
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.overrides import flatten, replace
+
+_PAPER_TASKS = tuple(task.name for task in PAPER_TASKS)
 
 
 def debug() -> Config:
@@ -47,7 +54,7 @@ def small() -> Config:
             "optimizer.warmup_steps": 200,
             "pretrain.epochs": 10,
             "finetune.lr": 1e-4,
-            "study.tasks": ("melody", "velocity", "composer", "emotion"),
+            "study.tasks": _PAPER_TASKS,
             "compute.workers": 2,
         },
     )
@@ -55,13 +62,13 @@ def small() -> Config:
 
 def base() -> Config:
     """The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B)."""
-    return replace(Config(), {"study.tasks": ("melody", "velocity", "composer", "emotion")})
+    return replace(Config(), {"study.tasks": _PAPER_TASKS})
 
 
 STUDIES: dict[str, dict[str, object]] = {
     "paper": {
         "study.name": "paper",
-        "study.tasks": ("melody", "velocity", "composer", "emotion"),
+        "study.tasks": _PAPER_TASKS,
         "study.variants": (),
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
@@ -82,3 +89,19 @@ def preset(name: str) -> Config:
     if name not in PRESETS:
         raise ConfigError(f"--preset {name!r} is not known; use one of {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+
+def command_line(job: str, config: Config) -> str:
+    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs."""
+    settings = flatten(config)
+    presets = {name: flatten(make()) for name, make in PRESETS.items()}
+    name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
+    changed = [key for key, value in presets[name].items() if settings[key] != value or key == "storage.root"]
+    program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
+    return shlex.join([*program, "--preset", name, *(f"{key}={_text(settings[key])}" for key in changed)])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)

@@ -12,10 +12,10 @@ from midibert_ray.data.store import open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
-from midibert_ray.training import pretrain
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, TrialSpec
+from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
-from midibert_ray.training.pretrain import PretrainData, packing
+from midibert_ray.training.pretrain import PretrainData
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.task_data import TaskData
 
@@ -47,7 +47,7 @@ class Estimate:
         )
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: StudyPlan) -> Estimate:
     """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
 
     Raises:
@@ -73,7 +73,7 @@ class _Meter:
         self._seconds: dict[tuple[object, ...], float] = {}
         self._data: dict[tuple[object, ...], TaskData] = {}
 
-    def pretraining(self, run: Pretraining) -> float:
+    def pretraining(self, run: PretrainingSpec) -> float:
         """Seconds of a pre-training on one device."""
         config = run.config
         data = PretrainData(config, [open_store(store, config.storage) for store in run.stores])
@@ -83,7 +83,7 @@ class _Meter:
         learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
         return a_segment * (learned + FORWARD * validations * len(data.valid_rows))
 
-    def trial(self, entry: PlannedTrial) -> float:
+    def trial(self, entry: TrialSpec) -> float:
         """Seconds of a trial."""
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
@@ -107,7 +107,7 @@ class _Meter:
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
-    model = pretrain.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
+    model = build.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
     batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
     masked = mask_batch(
         torch.from_numpy(batch.tokens).to(device, torch.int64),
@@ -117,7 +117,7 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
         fraction=config.mask.fraction,
     )
     allowed = config.protocol_in_force.packs_pretraining
-    layout = packing(config, batch.length, data.train.length, device, allowed=allowed)
+    layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()

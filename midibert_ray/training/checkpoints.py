@@ -1,8 +1,9 @@
-"""Checkpoints as folders: which of them are whole, which to go on from, and what to say when a disk is full.
+"""Checkpoints as folders: which of them are whole, which one a run goes on from, which error a full disk gives.
 
-Every worker ends its part of a checkpoint with a file of digests; a folder whose digests are missing or do
-not fit (a save that was cut short, an upload that broke off) is not a checkpoint. The folders may lie on any
-filesystem that pyarrow knows.
+Every worker ends its shard of a checkpoint with a file of digests; a folder whose digests are missing or do not fit (a
+save that was cut short, an upload that broke off) is not a checkpoint. The digests name the run as well, so that a
+folder copied from another run is not taken for one of this run; those written before they did so fit any run. The
+folders may lie on any filesystem that pyarrow knows.
 """
 
 import contextlib
@@ -23,8 +24,6 @@ from midibert_ray import storage
 from midibert_ray.model.folder import WEIGHT_FILES
 from midibert_ray.storage import digests
 
-FIRST_DIGESTS = "digests-00000.json"
-
 BOOKS = "checkpoint_manager_snapshot.json"
 """Ray Train's list of the checkpoints of a run."""
 
@@ -42,76 +41,100 @@ class UnfinishedError(CheckpointError):
     """A checkpoint of which a file is not there."""
 
 
-def write_digests(folder: Path, rank: int, world: int) -> None:
-    """Record size and SHA-256 of every file of one worker's part of a checkpoint; its last file.
+@dataclass(frozen=True)
+class _Digests:
+    """The digests of one worker's shard."""
+
+    world: int
+    """Number of workers that wrote the checkpoint."""
+
+    files: dict[str, dict[str, Any]]
+    """Name below the checkpoint's folder -> size and SHA-256."""
+
+    run: str | None = None
+    """Key of the run; None where it was not noted."""
+
+
+def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -> None:
+    """Record size and SHA-256 of every file in one worker's shard of a checkpoint; its last file.
 
     Args:
-        folder: what this worker wrote, and nothing else.
+        folder: the files that this worker wrote, and no others.
         rank: this worker.
-        world: number of workers that write a part.
+        world: number of workers that write a shard.
+        run: key of the run.
     """
-    content = {"rank": rank, "world": world, "files": digests.of_folder(folder)}
+    content = {"rank": rank, "world": world, "run": run, "files": digests.of_folder(folder)}
     storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
 
 
-def store(folder: Path, address: str, rank: int) -> None:
-    """Copy one worker's part of a checkpoint to where the parts come together; its digests come last.
+def store(folder: Path, uri: str, rank: int) -> None:
+    """Copy one worker's shard of a checkpoint to where the shards come together; its digests come last.
 
     Args:
-        folder: what this worker wrote, with its digests.
-        address: of the checkpoint's folder.
+        folder: the shard, with its digests.
+        uri: of the checkpoint's folder.
         rank: this worker.
 
     Raises:
         OSError: where something could not be written.
     """
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    storage.upload(folder, address, sorted(names, key=lambda name: (name == _digests_name(rank), name)))
+    storage.upload(folder, uri, sorted(names, key=lambda name: (name == _digests_name(rank), name)))
 
 
 def _digests_name(rank: int) -> str:
     return f"digests-{rank:05d}.json"
 
 
-def listed_files(system: fs.FileSystem, path: str) -> dict[str, dict[str, Any]]:
+def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file that the workers wrote, by its name below the checkpoint's folder.
 
     Files of an earlier save by more workers may lie beside them; they belong to no checkpoint.
 
+    Args:
+        system: the checkpoint's filesystem.
+        path: its folder.
+        run: key of the run that it must be of; None: of any.
+
     Raises:
         UnfinishedError: where a worker's digests are missing.
-        CheckpointError: where they cannot be read.
+        CheckpointError: where they cannot be read, or another run wrote them.
     """
     first = _read_digests(system, path, 0)
-    parts = [first, *(_read_digests(system, path, rank) for rank in range(1, first["world"]))]
-    return {name: digest for part in parts for name, digest in part["files"].items()}
+    shards = [first, *(_read_digests(system, path, rank) for rank in range(1, first.world))]
+    for shard in shards:
+        if run and shard.run not in (None, run):
+            raise CheckpointError(f"{path} is a checkpoint of the run {shard.run} and not of {run}; remove that folder")
+    return {name: digest for shard in shards for name, digest in shard.files.items()}
 
 
-def _read_digests(system: fs.FileSystem, path: str, rank: int) -> dict[str, Any]:
+def _read_digests(system: fs.FileSystem, path: str, rank: int) -> _Digests:
     name = _digests_name(rank)
     try:
         with system.open_input_stream(f"{path}/{name}") as stream:
             content = json.loads(stream.read())
-        return {"world": int(content["world"]), "files": dict(content["files"])}
+        return _Digests(int(content["world"]), dict(content["files"]), content.get("run"))
     except FileNotFoundError:
         raise UnfinishedError(f"{path} has no {name}, so worker {rank} did not finish writing it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/{name} cannot be read: {error}") from error
 
 
-def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None) -> None:
+def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None, run: str | None = None) -> None:
     """Make sure that a checkpoint is whole: sizes first, then contents, which means to read all of it.
 
     Args:
-        system: where it lies.
+        system: the checkpoint's filesystem.
         path: its folder.
         only: names of the files whose contents are compared; None: of all.
+        run: key of the run that it must be of; None: of any.
 
     Raises:
         UnfinishedError: naming the first file that is missing.
-        CheckpointError: naming the first file that differs from its digest.
+        CheckpointError: naming the first file that differs from its digest, or the other run that wrote it.
     """
-    files = listed_files(system, path)
+    files = listed_files(system, path, run)
     try:
         digests.compare(system, path, files, only)
     except FileNotFoundError as error:
@@ -120,56 +143,70 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def flaw(system: fs.FileSystem, folder: str, only: Collection[str] | None = None) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole. See `verify`."""
+def problem(
+    system: fs.FileSystem, folder: str, only: Collection[str] | None = None, run: str | None = None
+) -> str | None:
+    """The error that `verify` raises, as text; None where the checkpoint is whole."""
     try:
-        verify(system, folder, only)
+        verify(system, folder, only, run)
     except CheckpointError as error:
         return str(error)
     return None
 
 
+def written_by(uri: str) -> str | None:
+    """Key of the run that wrote a checkpoint; None where its folder does not say."""
+    return _first_digests(uri).run
+
+
+def _first_digests(uri: str) -> _Digests:
+    """The digests of the first worker, or none where it left none."""
+    try:
+        return _read_digests(*storage.filesystem(uri), 0)
+    except UnfinishedError:
+        return _Digests(1, {})
+
+
 @contextmanager
-def weights(address: str) -> Iterator[Path]:
+def weights(uri: str) -> Iterator[Path]:
     """The weights in a checkpoint as a local folder that `from_pretrained` opens; those of a bucket are fetched.
 
-    They are compared with what the first worker noted when it wrote them; a folder without such notes passes.
+    They are compared with the digests of the first worker; a folder without digests passes.
 
     Args:
-        address: of a checkpoint's folder.
+        uri: of a checkpoint's folder.
 
     Raises:
         CheckpointError: where they are not what was written.
     """
     with contextlib.ExitStack() as stack:
-        folder = Path(storage.resolve(address))
-        if not storage.is_local(address):
+        folder = Path(storage.resolve(uri))
+        if not storage.is_local(uri):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            storage.download(address, folder, WEIGHT_FILES)
-        place = storage.join(address, FIRST_DIGESTS)
-        noted = json.loads(storage.read_bytes(place))["files"] if storage.exists(place) else {}
+            storage.download(uri, folder, WEIGHT_FILES)
+        noted = _first_digests(uri).files
         for name in noted.keys() & set(WEIGHT_FILES):
             if digests.of_file(folder / name) != noted[name]:
-                raise CheckpointError(f"{storage.join(address, name)} is not what was written")
+                raise CheckpointError(f"{storage.join(uri, name)} is not what was written")
         yield folder
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which checkpoint of a run to go on from."""
+    """The checkpoint that a run goes on from."""
 
     name: str | None
     """Folder of the newest sound checkpoint, within the run's folder; None where there is none."""
 
     broken: dict[str, str]
-    """Newer ones that are not sound, and what is wrong with each."""
+    """Folder -> problem, of the newer ones that are not sound."""
 
 
 def newest_sound(system: fs.FileSystem, run: str) -> Choice:
-    """The newest checkpoint in a run's folder that is whole, whether or not Ray Train has heard of it."""
+    """The newest checkpoint in a run's folder that is whole and its own, whether or not Ray Train has heard of it."""
     broken: dict[str, str] = {}
     for name in folders(system, run, PREFIX):
-        reason = flaw(system, f"{run}/{name}")
+        reason = problem(system, f"{run}/{name}", run=storage.basename(run))
         if reason is None:
             return Choice(name, broken)
         broken[name] = reason
@@ -183,7 +220,7 @@ def drop_broken_books(run: str) -> str | None:
     a folder which is gone. The folders themselves say all that a run needs to go on.
 
     Args:
-        run: address of the run's folder.
+        run: URI of the run's folder.
     """
     system, path = storage.filesystem(storage.join(run, BOOKS))
     try:
@@ -193,15 +230,15 @@ def drop_broken_books(run: str) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
-        flaw = "it was cut off"
+        reason = "it was cut off"
     else:
         there = {*folders(system, path.rpartition("/")[0], "")}
         gone = [name for name in names if name not in there]
         if not gone:
             return None
-        flaw = f"the checkpoint {gone[-1]} that it names is gone"
+        reason = f"the checkpoint {gone[-1]} that it names is gone"
     system.delete_file(path)
-    return f"{path} is removed, as {flaw}; the run goes on from the checkpoints that are there"
+    return f"{path} is removed, as {reason}; the run goes on from the checkpoints that are there"
 
 
 def remove_unfinished(run: str, prefix: str) -> list[str]:
@@ -211,7 +248,7 @@ def remove_unfinished(run: str, prefix: str) -> list[str]:
     that is gone; and those whose content is wrong, which somebody may want to look at.
 
     Args:
-        run: address of the folder of a run or trial.
+        run: URI of the folder of a run or trial.
         prefix: start of the names of its checkpoints.
     """
     system, path = storage.filesystem(run)
@@ -254,9 +291,9 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
     """Turn a failure to write that comes from a full disk into an error in plain words.
 
     Args:
-        folder: where is written; an object store is never full.
+        folder: local folder or URI that is written to; an object store is never full.
         needed: bytes that a whole checkpoint takes, roughly.
-        remedy: what to do, after "free some space there".
+        remedy: the advice after "free some space there".
 
     Raises:
         CheckpointError: where the disk is full or a quota or size limit is reached; others pass unchanged.
@@ -283,8 +320,8 @@ def _says_full(error: BaseException) -> bool:
 def _free_bytes(folder: str) -> int | None:
     if not storage.is_local(folder):
         return None
-    place = Path(storage.resolve(folder))
-    existing = next(path for path in (place, *place.parents) if path.exists())
+    path = Path(storage.resolve(folder))
+    existing = next(above for above in (path, *path.parents) if above.exists())
     return shutil.disk_usage(existing).free
 
 

@@ -7,7 +7,8 @@ off and pass on only the lines meant for a reader; all the rest stays in Ray's o
 import asyncio
 import logging
 import threading
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -15,7 +16,7 @@ import ray
 logger = logging.getLogger(__name__)
 
 HEAD = {"node:__internal_head__": 0.001}
-"""A place on the head node, which every Ray cluster has: what stands there is not lost with a spot node."""
+"""A place on the head node, which every Ray cluster has: an actor there is not lost with a spot node."""
 
 
 class _Lines:
@@ -31,25 +32,23 @@ class _Lines:
         return await self._lines.get()
 
 
-class Console:
-    """While it is open, lines put by any process that holds `console.sink` appear in the driver's log, in order."""
+@contextmanager
+def open_console() -> Iterator[Any]:
+    """Print lines of any process in the driver's log, in order; at the end also those still on their way.
 
-    def __init__(self) -> None:
-        self.sink: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
-        """Actor handle; `sink.put.remote(line)` does not wait."""
-        self._thread = threading.Thread(target=self._follow, name="console", daemon=True)
+    Yields:
+        an actor handle that every process may hold; `console.put.remote(line)` does not wait.
+    """
+    console: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
 
-    def __enter__(self) -> "Console":
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Print what is still on its way, and stop."""
-        self.sink.put.remote(None)
-        self._thread.join(timeout=10)
-
-    def _follow(self) -> None:
-        while (line := ray.get(self.sink.get.remote())) is not None:
+    def follow() -> None:
+        while (line := ray.get(console.get.remote())) is not None:
             logger.info(line)
+
+    thread = threading.Thread(target=follow, name="console", daemon=True)
+    thread.start()
+    try:
+        yield console
+    finally:
+        console.put.remote(None)
+        thread.join(timeout=10)

@@ -7,6 +7,8 @@ import copy
 import json
 import logging
 import os
+import pickle
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from midibert_ray.settings.config import Config
-from midibert_ray.training.batch import BatchPlan, plan_batch
+from midibert_ray.training.build import BatchPlan, plan_batch
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, write_digests
 from midibert_ray.training.optimizer import adamw, rate_factor
 from midibert_ray.training.resize import UNIVERSAL_FOLDER, universal
@@ -30,12 +32,12 @@ ENGINE_FOLDER = "engine"
 PROGRESS_FILE = "progress.json"
 
 _FORMATS = (0, 1, 1, 3)
-"""Of the ZeRO stages 0 to 3: which of them write the same kind of shards."""
+"""Kind of shards that each of the ZeRO stages 0 to 3 writes; those of one kind read each other's."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands: all that a loop needs to go on, besides the engine's own state."""
+    """The state of a run: all that a loop needs to go on, besides the engine's own state."""
 
     epoch: int = 0
     """Epochs completed."""
@@ -50,8 +52,8 @@ class Progress:
     """Validations since the best."""
 
     reports: list[dict[str, float]] = field(default_factory=list)
-    """What was reported since the checkpoint before, both checkpoints' reports among it. A resumed run says it again:
-    whoever writes it down lags behind, and may have been killed in between."""
+    """Reports since the checkpoint before, those of both checkpoints among them. A resumed run makes them again:
+    whoever writes them down lags behind, and may have been killed in between."""
 
     def judge(self, score: float) -> None:
         """Take in a validation score; a tie is no improvement."""
@@ -132,17 +134,18 @@ def _import_deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def save(engine: Any, progress: Progress, folder: Path) -> None:
-    """Write this worker's part of a checkpoint; every worker must call it.
+def save(engine: Any, progress: Progress, folder: Path, run: str | None = None) -> None:
+    """Write this worker's shards of a checkpoint; every worker must call it.
 
-    The parts merge into one folder: `engine/` (shards of model and optimizer), from the first worker
-    `config.json` and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and
-    from each worker the digests of what it wrote.
+    The folders of all workers merge into one: `engine/` (model and optimizer), from the first worker `config.json`
+    and `model.safetensors` (fp32 weights that `from_pretrained` opens) and `progress.json`, and from each worker the
+    digests of its files.
 
     Args:
         engine: what to save.
         progress: where the run stands.
         folder: an empty one of this worker's own.
+        run: key of the run.
 
     Raises:
         CheckpointError: where the disk is full.
@@ -154,7 +157,7 @@ def save(engine: Any, progress: Progress, folder: Path) -> None:
         if engine.global_rank == 0:
             _save_weights(engine.module, weights, folder)
             (folder / PROGRESS_FILE).write_text(json.dumps(state | _layout(engine)))
-        write_digests(folder, engine.global_rank, engine.world_size)
+        write_digests(folder, engine.global_rank, engine.world_size, run)
 
 
 def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
@@ -166,7 +169,7 @@ def _save_weights(model: PreTrainedModel, weights: dict[str, Tensor], folder: Pa
 
 
 def _layout(engine: Any) -> dict[str, int]:
-    """How the optimizer's state is spread over the workers."""
+    """Number of workers and ZeRO stage, which decide how the optimizer's state is spread."""
     return {"workers": engine.world_size, "zero_stage": engine.zero_optimization_stage()}
 
 
@@ -183,12 +186,10 @@ def load(engine: Any, folder: Path) -> Progress:
     Every worker must call it.
 
     Raises:
-        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read.
+        CheckpointError: where there is no state to load in the folder, or that of a ZeRO stage which cannot be read,
+            or one that would run code.
     """
-    if not any((folder / ENGINE_FOLDER).glob("*_states.pt")):
-        raise CheckpointError(
-            f"{folder}/{ENGINE_FOLDER} holds no DeepSpeed state; remove that checkpoint and start again"
-        )
+    _require_plain(folder / ENGINE_FOLDER)
     written, here = json.loads((folder / PROGRESS_FILE).read_text()), _layout(engine)
     if _FORMATS[written["zero_stage"]] != _FORMATS[here["zero_stage"]]:
         raise CheckpointError(
@@ -204,14 +205,44 @@ def load(engine: Any, folder: Path) -> Progress:
     return Progress(**client["progress"])
 
 
+def _require_plain(shards: Path) -> None:
+    """Refuse a pickle that holds more than tensors, plain values and the classes that DeepSpeed writes.
+
+    DeepSpeed unpickles its files without any restriction, and whoever can write to the storage can make the digests
+    fit. The files are mapped into memory, so their pickles are read here and their tensors are not.
+
+    Raises:
+        CheckpointError: naming the first file that is refused, or the folder where it holds no state.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    paths = sorted(shards.rglob("*.pt"))
+    if not paths:
+        raise CheckpointError(f"{shards} holds no DeepSpeed state; remove that checkpoint and start again")
+    for path in paths:
+        try:
+            with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+                torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+            # torch's own text advises to read the file without restriction.
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it names {named[1]}" if named else "torch cannot read it as such"
+            raise CheckpointError(
+                f"{path} is no file of tensors and plain values as DeepSpeed writes it ({reason}), and opening it "
+                "could run a stranger's code; remove that checkpoint, and find out who wrote it"
+            ) from None
+
+
 def _load_resized(engine: Any, folder: Path) -> dict[str, Any]:
     """Load a checkpoint of another number of workers; returns what was saved beside the engine's state."""
     decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    with universal(folder, ENGINE_FOLDER) as place:
+    with universal(folder, ENGINE_FOLDER) as converted:
         # What "checkpoint": {"load_universal": true} sets; whether it is needed shows only after the engine is built.
         engine._config.load_universal_checkpoint = True
         try:
-            _, client = engine.load_checkpoint(str(place), tag=UNIVERSAL_FOLDER)
+            _, client = engine.load_checkpoint(str(converted), tag=UNIVERSAL_FOLDER)
         finally:
             engine._config.load_universal_checkpoint = False
     # Stage 3 gives every group the settings of the first, and one and the same counter of Adam's steps.

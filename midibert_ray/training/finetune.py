@@ -1,8 +1,7 @@
 """Fine-tuning on one labelled task, on one device: train, choose the best epoch by validation, test once.
 
 The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines: cross-entropy over the
-notes of a batch (note-level tasks) or over its segments (sequence-level tasks). In what they differ is said by their
-`recipes`.
+notes of a batch (note-level tasks) or over its segments (sequence-level tasks). Their `recipes` say how they differ.
 """
 
 import time
@@ -22,9 +21,9 @@ from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, fre
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
 from midibert_ray.settings.config import Config, require
+from midibert_ray.training.build import encoder_config
 from midibert_ray.training.metrics import FiniteWatch
 from midibert_ray.training.predictions import Predictions
-from midibert_ray.training.pretrain import encoder_config
 from midibert_ray.training.recipes import TrialProgress, recipe
 from midibert_ray.training.task_data import IGNORE, Batch, TaskData
 
@@ -33,7 +32,7 @@ STATE_FILE = "trial.pt"
 Classifier = MidiBertForNotes | MidiBertForSequences | BiLstmNotes | BiLstmSequences
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
-"""Takes figures, and a function that writes the trial's checkpoint into a folder, or None for figures alone."""
+"""Takes metrics, and a function that writes the trial's checkpoint into a folder, or None for metrics alone."""
 
 
 def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
@@ -82,11 +81,6 @@ class Finetuning:
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
         self.watch = FiniteWatch(0, device)
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on training and scoring, over all starts of the trial."""
-        return self.progress.seconds
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; mean loss and accuracy of the epoch.
@@ -152,11 +146,11 @@ class Finetuning:
         self.watch.add(self.progress.step, loss)
 
     def _check_finite(self) -> None:
-        if fault := self.watch.first():
+        if problem := self.watch.first():
             last = self.progress.reports[-1] if self.progress.reports else {}
             known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
-                f"the training loss is not finite at step {fault.step:,} in epoch {self.progress.epoch}; "
+                f"the training loss is not finite at step {problem[0]:,} in epoch {self.progress.epoch}; "
                 + (f"the last finite figures, of epoch {last['epoch']}: {known}; " if last else "")
                 + f"lower {self.recipe.rate_setting} (it was {self.recipe.rate:g}), or use compute.precision=fp32"
             )
@@ -165,27 +159,22 @@ class Finetuning:
     def evaluate(self, split: str) -> Predictions:
         """Logits and labels of all segments of a split."""
         self.model.eval()
-        parts, size, count = [], self.recipe.batch, len(self.data.splits[split])
+        batches, size, count = [], self.recipe.batch, len(self.data.splits[split])
         with self._timed():
             for start in range(0, count, size):
                 rows = np.arange(start, min(start + size, count))
                 batch, raw = self.data.batch(split, rows, self.device)
                 logits = self._logits(batch).cpu().numpy()
-                parts.append(Predictions.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
-            return Predictions.joined(parts)
+                batches.append(Predictions.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
+            return Predictions.joined(batches)
 
     def judge(self, valid: dict[str, float]) -> None:
-        """Take in the figures of a validation, and hold on to the weights if it is the best so far."""
+        """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
         if self.progress.bad == 0:
-            self.progress.accuracy = valid["valid/accuracy"]
+            self.progress.accuracy = valid[f"valid/{self.data.task.metric}"]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
-
-    @property
-    def over(self) -> bool:
-        """Whether the recipe says that training has ended."""
-        return self.recipe.over(self.progress)
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on after the last epoch."""
@@ -211,13 +200,13 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
 
     The test split is scored once, with the weights that were best in validation, or not at all.
     """
-    for figures in job.progress.reports:
-        report(figures, None)
-    while not job.over:
-        figures = job.train_epoch()
-        valid = job.evaluate("valid").figures("valid")
+    for metrics in job.progress.reports:
+        report(metrics, None)
+    while not job.recipe.over(job.progress):
+        metrics = job.train_epoch()
+        valid = job.evaluate("valid").metrics("valid")
         job.judge(valid)
-        job.progress.reports = [figures | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
+        job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         report(job.progress.reports[-1], job.save)
     job.model.load_state_dict(job.best)
     return job.evaluate(split)

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and how much the hardware could do: model FLOP/s and MFU."""
+"""Arithmetic of a training step beside the peak of the hardware: model FLOP/s and MFU."""
 
 import time
 

@@ -1,8 +1,7 @@
-"""Figures of a run: exact sums that add up over micro-batches and workers, and rates over time."""
+"""Metrics of a run: exact sums that add up over micro-batches and workers, and rates over time."""
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -42,12 +41,12 @@ class MaskedTotals:
             dist.all_reduce(totals)
         loss, correct, count = totals.cpu().numpy()
         means, hits = loss / np.maximum(count, 1), correct / np.maximum(count, 1)
-        figures = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
+        metrics = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
         if len(self.families) > 1:
             for family, mean, hit in zip(self.families, means, hits, strict=True):
                 name = family.lower()
-                figures |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
-        return figures
+                metrics |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
+        return metrics
 
 
 class Throughput:
@@ -84,7 +83,7 @@ class Throughput:
         notes = torch.tensor(float(self._notes), dtype=torch.float64, device=self._device)
         if dist.is_initialized():
             dist.all_reduce(notes)
-        figures = {
+        metrics = {
             "throughput/super_tokens_per_s": float(notes) / seconds,
             "throughput/steps_per_s": self._steps / seconds,
             "throughput/model_flops_per_s": self._flops / seconds,
@@ -92,17 +91,7 @@ class Throughput:
             "throughput/eta_s": steps_left * seconds / max(self._steps, 1),
         }
         self.restart()
-        return figures
-
-
-@dataclass(frozen=True)
-class Fault:
-    """The first step of a run whose loss or gradient is no finite number."""
-
-    step: int
-    """Optimizer step, counted from 1."""
-
-    worker: int
+        return metrics
 
 
 class FiniteWatch:
@@ -117,15 +106,15 @@ class FiniteWatch:
         seen = torch.where(torch.isfinite(value.detach()), _NEVER, step)
         self._first = torch.minimum(self._first, seen)
 
-    def first(self) -> Fault | None:
-        """The first fault of all workers; every worker must call it."""
+    def first(self) -> tuple[int, int] | None:
+        """Step (counted from 1) and worker of the first value that is not finite; every worker must call it."""
         mine = torch.stack([self._first, torch.full_like(self._first, self._rank)])
         everyone = [mine]
         if dist.is_initialized():
             everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
             dist.all_gather(everyone, mine)
         step, worker = min((int(step), int(worker)) for step, worker in everyone)
-        return None if step == _NEVER else Fault(step, worker)
+        return None if step == _NEVER else (step, worker)
 
 
 _NEVER = 2**62

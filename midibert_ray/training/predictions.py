@@ -1,4 +1,4 @@
-"""What a model says of a split, note by note or segment by segment, and how right it is."""
+"""Predictions of a model on a split, note by note or segment by segment, and their scores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from midibert_ray.training.task_data import IGNORE
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of every scored position (note-level) or segment (sequence-level) of a split."""
+    """Logits and labels of every scored position (note-level) or segment (sequence-level) of a split."""
 
     piece: NDArray[np.int64]
     """Number of the piece within the split."""
@@ -54,10 +54,10 @@ class Predictions:
         return cls(raw.piece[row], rows[row], raw.note[row, position], targets[row, position], logits[row, position])
 
     @classmethod
-    def joined(cls, parts: list["Predictions"]) -> "Predictions":
+    def joined(cls, batches: list["Predictions"]) -> "Predictions":
         """Several batches as one."""
         names = cls.__dataclass_fields__
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+        return cls(**{name: np.concatenate([getattr(batch, name) for batch in batches]) for name in names})
 
     @property
     def prediction(self) -> NDArray[np.int64]:
@@ -68,21 +68,21 @@ class Predictions:
         """Confusion counts: row = true class, column = predicted class."""
         return confusion(self.label, self.prediction, self.logits.shape[-1])
 
-    def figures(self, prefix: str) -> dict[str, float]:
+    def metrics(self, prefix: str) -> dict[str, float]:
         """Accuracy over all that is scored, macro-F1 and mean cross-entropy; of segments also the accuracy by piece."""
         matrix = self.matrix()
         shifted = self.logits - self.logits.max(axis=-1, keepdims=True)
         chosen = np.take_along_axis(shifted, self.label[:, None], axis=-1)[:, 0]
         loss = np.log(np.exp(shifted).sum(axis=-1)) - chosen
         accuracy = float(np.trace(matrix) / max(matrix.sum(), 1))
-        figures = {
+        metrics = {
             f"{prefix}/accuracy": accuracy,
             f"{prefix}/f1": macro_f1(matrix),
             f"{prefix}/loss": float(loss.mean()),
         }
         if self._of_segments:
-            figures[f"{prefix}/piece_accuracy"] = float(self._pieces().right.mean())
-        return figures
+            metrics[f"{prefix}/piece_accuracy"] = float(self._pieces().right.mean())
+        return metrics
 
     def by_piece(self, names: Callable[[int], str]) -> dict[str, list[int]]:
         """Piece -> notes or segments that are right, those that are scored, and whether the piece as a whole is right.

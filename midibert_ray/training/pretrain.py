@@ -21,39 +21,16 @@ from midibert_ray.data.masking import mask_batch, masked_count, row_keys
 from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
-from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
-from midibert_ray.model.packing import Packing, plan
+from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
-from midibert_ray.training.batch import plan_batch
+from midibert_ray.training.build import packing, plan_batch
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.flops import peak_flops, step_flops
 from midibert_ray.training.metrics import FiniteWatch, MaskedTotals, Throughput, memory_gib
 
 Report = Callable[[dict[str, Any], bool], None]
-"""Takes figures, and whether a checkpoint goes with them."""
-
-
-def encoder_config(config: Config) -> MidiBertConfig:
-    """The shape of the encoder that a configuration describes."""
-    model = config.model
-    return MidiBertConfig(
-        representation=model.representation,
-        attention=model.attention,
-        hidden_size=model.hidden,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        intermediate_size=model.feed_forward,
-        hidden_dropout_prob=model.dropout,
-        attention_probs_dropout_prob=model.dropout,
-        max_length=config.tokens.segment,
-    )
-
-
-def new_model(config: Config) -> MidiBertForMaskedLM:
-    """An encoder with its MLM heads, the same random weights on every worker."""
-    torch.manual_seed(keyed_hash(config.seed, "weights") % 2**63)
-    return MidiBertForMaskedLM(encoder_config(config))
+"""Takes metrics, and True where a checkpoint goes with them."""
 
 
 class PretrainData:
@@ -104,24 +81,7 @@ def _splits(config: Config) -> set[str] | None:
     return None if config.protocol_in_force.pretrains_on_test else {"train", "valid", "pretrain"}
 
 
-def packing(
-    config: Config, lengths: NDArray[np.int64], length: int, device: torch.device, *, allowed: bool
-) -> Packing | None:
-    """How segments with so many real time steps share rows; None where each has its own.
-
-    Args:
-        config: says whether to pack, and how wide the model is.
-        lengths: int64 [b], real time steps of each segment.
-        length: time steps of the padded batch.
-        device: where the batch is.
-        allowed: whether the protocol lets them; see `Protocol.packs_pretraining` and `packs_task`.
-    """
-    if not allowed or not config.compute.packing:
-        return None
-    return plan(lengths, length=length, hidden_size=config.model.hidden, device=device)
-
-
-class Pretraining:
+class PretrainLoop:
     """One worker of a run: its rows of each batch, its forward and backward passes, its sums."""
 
     def __init__(
@@ -137,7 +97,7 @@ class Pretraining:
         self.lr = 0.0
         """Learning rate of the last step."""
         self.finite: dict[str, Any] = {}
-        """The last figures that were reported, all of them finite."""
+        """The last report, all of it finite."""
 
     def step(self, epoch: int, k: int, step: int) -> None:
         """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
@@ -164,21 +124,21 @@ class Pretraining:
         self.throughput.add_step(step_flops(self.engine.module.config, lengths.numpy(), total))
 
     def _watch_gradient(self, step: int) -> None:
-        """Where ZeRO finds a gradient that is not finite it leaves the step out, and tells nobody but its log."""
+        """Note a gradient that is not finite: ZeRO leaves such a step out, and tells nobody but its log."""
         norm = self.engine.get_global_grad_norm()
         if self.engine.skipped_steps:
             norm = math.inf
         if norm is not None:
             self.watch.add(step, torch.as_tensor(norm, device=self.device))
 
-    def figures(self, steps_left: int) -> dict[str, float]:
+    def metrics(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
-        figures = self.totals.result("train")
+        metrics = self.totals.result("train")
         self.totals = self._new_totals()
         norm = self.engine.get_global_grad_norm()
-        figures |= {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)}
-        figures |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
-        return figures | self.throughput.result(steps_left)
+        metrics |= {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)}
+        metrics |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
+        return metrics | self.throughput.result(steps_left)
 
     @torch.no_grad()
     def validate(self, epoch: int) -> dict[str, float]:
@@ -218,64 +178,67 @@ class Pretraining:
         return MaskedTotals(dict(zip(vocabulary.families, vocabulary.sizes, strict=True)), self.device)
 
 
-def score(config: Config, figures: dict[str, float]) -> float:
+def score(config: Config, metrics: dict[str, float]) -> float:
     """The number that a validation is judged by, higher is better: its accuracy, or its negative loss."""
-    return figures["valid/accuracy"] if config.protocol_in_force.judged_by == "accuracy" else -figures["valid/loss"]
+    return metrics["valid/accuracy"] if config.protocol_in_force.judged_by == "accuracy" else -metrics["valid/loss"]
 
 
-def run_epochs(job: Pretraining, progress: Progress, report: Report) -> None:
+def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
     """From where a run stands to its end: step, report every few steps, validate and save every few epochs.
 
     Raises:
         FloatingPointError: where the loss is no longer finite.
     """
-    settings, per_epoch = job.config.pretrain, job.data.order.batches_per_epoch
-    steps = job.data.steps(settings.epochs)
-    for figures in progress.reports:
-        report(figures, False)
-        job.finite = figures
+    settings, per_epoch = loop.config.pretrain, loop.data.order.batches_per_epoch
+    steps = loop.data.steps(settings.epochs)
+    # A resumed run first says again all since the checkpoint before: it may not have been written down. From here on
+    # each report is kept until two checkpoints have passed, so that the next start can do the same.
+    for metrics in progress.reports:
+        report(metrics, False)
+        loop.finite = metrics
     progress.reports = progress.reports[-1:]
-    job.throughput.restart()
+    loop.throughput.restart()
     while progress.epoch < settings.epochs and not (settings.patience and progress.bad >= settings.patience):
         last = progress.epoch + 1 == settings.epochs
         validates = last or (progress.epoch + 1) % settings.valid_every == 0
         for k in range(per_epoch):
-            job.step(progress.epoch, k, progress.step)
+            loop.step(progress.epoch, k, progress.step)
             progress.step += 1
             # The interval before a checkpoint is reported with it, so that a resumed run starts a fresh one too.
-            if progress.step % job.config.compute.log_every == 0 and not (validates and k + 1 == per_epoch):
-                progress.reports.append(_finite(job, progress, job.figures(steps - progress.step)))
+            if progress.step % loop.config.compute.log_every == 0 and not (validates and k + 1 == per_epoch):
+                progress.reports.append(_finite(loop, progress, loop.metrics(steps - progress.step)))
                 report(progress.reports[-1], False)
         progress.epoch += 1
         if validates:
-            figures = _finite(job, progress, job.figures(steps - progress.step) | job.validate(progress.epoch))
-            progress.judge(score(job.config, figures))
-            progress.reports.append(figures | {"valid/score": score(job.config, figures)})
+            metrics = _finite(loop, progress, loop.metrics(steps - progress.step) | loop.validate(progress.epoch))
+            progress.judge(score(loop.config, metrics))
+            progress.reports.append(metrics | {"valid/score": score(loop.config, metrics)})
+            # Before the list is cut: the checkpoint that is written now holds the reports since the one before.
             report(progress.reports[-1], True)
             progress.reports = progress.reports[-1:]
-            job.throughput.restart()
+            loop.throughput.restart()
 
 
-def _finite(job: Pretraining, progress: Progress, figures: dict[str, float]) -> dict[str, Any]:
-    """Figures that may be reported, with where the run stands.
+def _finite(loop: PretrainLoop, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
+    """The metrics and where the run stands, once all of them are finite numbers.
 
     Raises:
-        FloatingPointError: where one of them is no finite number; every worker raises the same.
+        FloatingPointError: where one is not; every worker raises the same.
     """
-    broken = [key for key, value in figures.items() if not math.isfinite(value)]
-    fault = job.watch.first()
-    if not broken and fault is None:
-        where = {"step": progress.step, "epoch": progress.epoch, "steps": job.data.steps(job.config.pretrain.epochs)}
-        job.finite = figures | where
-        return job.finite
-    place = f"loss or gradient is not finite at step {fault.step:,} on worker {fault.worker}" if fault else ""
-    known = ", ".join(f"{key} {value:.4g}" for key, value in job.finite.items() if key.startswith(("train/", "valid/")))
+    broken = [key for key, value in metrics.items() if not math.isfinite(value)]
+    first = loop.watch.first()
+    if not broken and first is None:
+        where = {"step": progress.step, "epoch": progress.epoch, "steps": loop.data.steps(loop.config.pretrain.epochs)}
+        loop.finite = metrics | where
+        return loop.finite
+    if first:
+        problem = f"loss or gradient is not finite at step {first[0]:,} on worker {first[1]}"
+    else:
+        problem = f"{broken[0]} is {metrics[broken[0]]} at step {progress.step:,} on every worker"
+    known = ", ".join(
+        f"{key} {value:.4g}" for key, value in loop.finite.items() if key.startswith(("train/", "valid/"))
+    )
+    before = f"the last finite figures, of step {loop.finite['step']:,}: {known}" if known else "none was finite before"
     raise FloatingPointError(
-        f"{place or f'{broken[0]} is {figures[broken[0]]} at step {progress.step:,} on every worker'}; "
-        + (
-            f"the last finite figures, of step {job.finite['step']:,}: {known}; "
-            if known
-            else "none was finite before; "
-        )
-        + "lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
+        f"{problem}; {before}; lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
     )

@@ -1,80 +1,39 @@
-"""How a model is trained on a labelled task: MidiBERT by AdamW, the recurrent baselines by SGD.
+"""Recipes for a labelled task: MidiBERT is trained by AdamW, the recurrent baselines by SGD.
 
-A recipe keeps nothing. What changes while a trial runs stands in its `TrialProgress`, so that a resumed trial goes
-on as if nothing had happened.
+A recipe has a `batch` (segments a step), `epochs` (at most), a `rate` (the highest) and the `rate_setting` that it
+comes from. It keeps no state: all that changes while a trial runs stands in its `TrialProgress`, so that a resumed
+trial goes on as if nothing had happened.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from midibert_ray.model.heads import stages
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config, OptimizerConfig
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.optimizer import adamw, rate_factor
 
-RNN_RATES = {"melody": 1e-3, "velocity": 1e-3, "composer": 1e-2, "emotion": 5e-2}
-"""Learning rates of the authors' recurrent baselines."""
-
 RNN_BATCH = 16
-"""Their batch."""
+"""Batch of the authors' recurrent baselines."""
 
 
 @dataclass
 class TrialProgress(Progress):
-    """Where a trial stands."""
+    """The state of a trial."""
 
     accuracy: float = 0.0
     """Validation accuracy of the best epoch."""
 
     falls: int = 0
-    """How often the rate fell after too many epochs without a better validation."""
+    """Number of times that the rate fell, after too many epochs without a better validation."""
 
     seconds: float = 0.0
     """Time spent on training and scoring, over all starts of the trial."""
-
-
-class Recipe(Protocol):
-    """What the training loop asks of a recipe."""
-
-    batch: int
-    """Segments a step."""
-
-    epochs: int
-    """Largest number of epochs."""
-
-    rate: float
-    """Highest learning rate."""
-
-    rate_setting: str
-    """The setting that it comes from."""
-
-    def optimizer(self, model: Any) -> Optimizer:
-        """An optimizer over what learns of the model; each group's `lr` is its highest rate."""
-
-    def factor(self, progress: TrialProgress, steps: int) -> float:
-        """What all rates are multiplied with at the next step of a trial of so many steps."""
-
-    def score(self, valid: Mapping[str, float]) -> float:
-        """How good the figures of a validation are; higher is better."""
-
-    def after_validation(
-        self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
-    ) -> None:
-        """Do what is to be done after too many epochs without a better validation.
-
-        Args:
-            progress: after it has judged the validation.
-            model: as it was validated.
-            optimizer: its optimizer.
-            best: the weights that were best so far.
-        """
-
-    def over(self, progress: TrialProgress) -> bool:
-        """Whether training has ended."""
 
 
 class AdamwRecipe:
@@ -87,7 +46,7 @@ class AdamwRecipe:
         self.batch, self.epochs, self.rate = settings.batch, settings.epochs, settings.lr
 
     def optimizer(self, model: Any) -> Optimizer:
-        """AdamW of the protocol; each stage of the model below the head learns more slowly by `layer_decay`."""
+        """AdamW of the protocol over all that learns; each stage below the head learns more slowly by `layer_decay`."""
         settings = self._config.finetune
         downwards = enumerate(reversed(list(stages(model))))
         factors = {parameter: settings.layer_decay**depth for depth, stage in downwards for parameter in stage}
@@ -101,23 +60,23 @@ class AdamwRecipe:
         )
 
     def factor(self, progress: TrialProgress, steps: int) -> float:
-        """1, or with `warmup` up to 1 and then down to 0."""
+        """Factor of all rates at the next of so many steps: 1, or with `warmup` up to 1 and then down to 0."""
         if not (share := self._config.finetune.warmup):
             return 1.0
         course = OptimizerConfig(schedule="linear", warmup_steps=max(1, round(share * steps)))
         return rate_factor(course, steps)(progress.step)
 
     def score(self, valid: Mapping[str, float]) -> float:
-        """The accuracy."""
-        return valid["valid/accuracy"]
+        """The task's metric."""
+        return valid[f"valid/{TASKS[self._config.finetune.task].metric}"]
 
     def after_validation(
         self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
     ) -> None:
-        """Nothing: too many epochs without a better one end the trial."""
+        """Nothing is changed: too many epochs without a better one end the trial."""
 
     def over(self, progress: TrialProgress) -> bool:
-        """After all epochs, or `patience` of them without a better one."""
+        """True after all epochs, or `patience` of them without a better one."""
         return progress.epoch >= self.epochs or 0 < self._config.finetune.patience <= progress.bad
 
 
@@ -133,18 +92,18 @@ class SgdRecipe:
     def __init__(self, config: Config) -> None:
         self._settings, self._protocol = config.rnn, config.protocol_in_force
         self.batch, self.epochs = config.rnn.batch or RNN_BATCH, config.rnn.epochs
-        self.rate = config.rnn.lr or RNN_RATES[config.finetune.task]
+        self.rate = config.rnn.lr or TASKS[config.finetune.task].rnn_lr
 
     def optimizer(self, model: Any) -> Optimizer:
         """SGD over all parameters."""
         return SGD(model.parameters(), lr=self.rate, momentum=0.9)
 
     def factor(self, progress: TrialProgress, steps: int) -> float:
-        """Less with each fall."""
+        """Factor of the rate: less with each fall."""
         return self._settings.factor**progress.falls
 
     def score(self, valid: Mapping[str, float]) -> float:
-        """The loss, negative."""
+        """Loss of a validation, negative; higher is better."""
         return -valid["valid/loss"]
 
     def after_validation(
@@ -159,8 +118,11 @@ class SgdRecipe:
             model.load_state_dict(best)
 
     def over(self, progress: TrialProgress) -> bool:
-        """After all epochs, or `stops` falls."""
+        """True after all epochs, or `stops` falls of the rate."""
         return progress.epoch >= self.epochs or progress.falls >= self._settings.stops
+
+
+Recipe = AdamwRecipe | SgdRecipe
 
 
 def recipe(config: Config) -> Recipe:

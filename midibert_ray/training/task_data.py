@@ -14,7 +14,7 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.settings.config import Config
-from midibert_ray.training.pretrain import packing
+from midibert_ray.training.build import packing
 
 IGNORE = -100
 """Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""
@@ -117,7 +117,7 @@ class TaskData:
         return self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
 
     def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
+        labels = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)
         targets = np.where(labels > 0, labels if self.protocol.padding_class else labels - 1, IGNORE)
         return targets, labels > 0 if self.protocol.attends_labelled else self._real(raw)
 

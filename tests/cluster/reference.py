@@ -14,8 +14,9 @@ from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import plan_corpus
 from midibert_ray.tokenizing.shard import make_shard
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -50,5 +51,5 @@ def curves(run: Run, rank: int, world: int) -> Curves:
             if name in figures:
                 found[name].append((figures["step"], figures[name]))
 
-    run_epochs(Pretraining(run.config, data, engine, rank=rank, world=world, device=device), Progress(), report)
+    run_epochs(PretrainLoop(run.config, data, engine, rank=rank, world=world, device=device), Progress(), report)
     return found

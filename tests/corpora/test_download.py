@@ -6,12 +6,10 @@ import gzip
 import hashlib
 import io
 import json
-import runpy
 import shutil
 import socket
 import stat
 import struct
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from midibert_ray.cli.main import execute
 from midibert_ray.corpora import fetch, install
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.corpora.contents import PUBLISHED, Contents, measure, published
@@ -520,11 +519,9 @@ class TestTheJob:
     @pytest.fixture
     def job(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: Say) -> Job:
         def start(*words: str) -> tuple[int, str]:
-            monkeypatch.setattr(sys, "argv", ["download.py", *words])
-            monkeypatch.setattr(sys, "path", list(sys.path))
             code = 0
             try:
-                runpy.run_path(str(ROOT / "jobs" / "download.py"), run_name="__main__")
+                code = execute(["download", *words])
             except SystemExit as stop:
                 code = int(stop.code or 0)
             return code, "".join(capsys.readouterr()) + said()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from midibert_ray import pipeline, storage, tracking
+from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
 from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import load_checkpoint
@@ -31,9 +31,9 @@ from midibert_ray.settings.presets import preset
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.launch import PretrainRun, run_address, run_key
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.training.runs import PretrainRun, run_address, run_key
 from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
@@ -60,12 +60,10 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cap
     """Runs the job in this process: its exit code, and all that it said."""
 
     def start(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *words])
-        monkeypatch.setattr(sys, "path", list(sys.path))
         caplog.clear()
         code = 0
         try:
-            runpy.run_path(str(ROOT / "jobs" / "export.py"), run_name="__main__")
+            code = execute(["export", *words])
         except SystemExit as stop:
             code = int(stop.code or 0)
         return code, "".join(capsys.readouterr()) + caplog.text
@@ -179,7 +177,7 @@ def words(config: Config) -> list[str]:
 @pytest.fixture(scope="module")
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
-    key = run_key(config, list(pipeline.addresses(config, config.corpora.names).values()))
+    key = run_key(config, [each.address for each in pipeline.plan(config).tokens[0].values()])
     tracker = tracking.Tracker(tracking.address(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_address(config, key)
@@ -300,11 +298,10 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
                 shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
 
-        work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(entry.config, work, plan.key, str(folder))
+            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
     return folders
 
 
@@ -346,7 +343,7 @@ class TestTrial:
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["freeze-backbone"], tmp_path / "trial")).iterdir()
         place = checkpoint / outcome.ORIGIN
-        origin = outcome.Origin.from_json(place.read_bytes())
+        origin = outcome.Provenance.from_json(place.read_bytes())
         corpora = {"corpora.names": ("pop1k7", "asap"), "finetune.corpus": "", "tokens.protocol": "paper"}
         place.write_text(dataclasses.replace(origin, config=origin.config | corpora).to_json())
         write_digests_anew(checkpoint)

@@ -9,7 +9,7 @@ import pytest
 from midibert_ray.export.find import find
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.training.launch import PretrainRun
+from midibert_ray.training.runs import PretrainRun
 
 RUN, OPEN_RUN = "pretrain-0a1b2c3d4e", "pretrain-1111111111"
 TRIAL, OTHER = "melody-pretrained-clean-seed2021-0123456789", "melody-scratch-clean-seed2021-abcdef0123"

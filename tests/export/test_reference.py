@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from midibert_ray.export.reference import load_reference
-from midibert_ray.model.folder import CheckpointError
+from midibert_ray.model.folder import ModelFileError
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
 from tests.reference import FF, HEADS, HIDDEN, LAYERS, LENGTH, reference_weights, write
@@ -62,13 +62,13 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(legacy: bool, tmp_path: 
         path.write_bytes(pickle.dumps(document))
     else:
         torch.save(document, path)
-    with pytest.raises(CheckpointError, match=r"bomb\.ckpt: refused, it holds more than tensors") as error:
+    with pytest.raises(ModelFileError, match=r"bomb\.ckpt: refused, it holds more than tensors") as error:
         load_reference(path)
     assert not target.exists()
     assert_no_advice_of_torchs(error)
 
 
-def assert_no_advice_of_torchs(error: pytest.ExceptionInfo[CheckpointError]) -> None:
+def assert_no_advice_of_torchs(error: pytest.ExceptionInfo[ModelFileError]) -> None:
     """Neither the message nor a traceback of it says how to read the file in spite of the refusal."""
     shown = "".join(traceback.format_exception(error.value))
     assert not any(word in shown for word in ("Weights only", "False", "arbitrary code", "add_safe_globals"))
@@ -77,12 +77,12 @@ def assert_no_advice_of_torchs(error: pytest.ExceptionInfo[CheckpointError]) -> 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_what_torch_will_not_read_is_refused_in_our_own_words(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "script.ckpt")
-    refused = pytest.raises(CheckpointError, match=r"script\.ckpt: a TorchScript program, not a checkpoint; give")
+    refused = pytest.raises(ModelFileError, match=r"script\.ckpt: a TorchScript program, not a checkpoint; give")
     with warnings.catch_warnings(action="error"), refused as error:
         load_reference(tmp_path / "script.ckpt")
     assert_no_advice_of_torchs(error)
     path = write(tmp_path / "numpy.ckpt", reference_weights(), valid_acc=np.float64(0.5))
-    with pytest.raises(CheckpointError, match=r"plain values \(numpy\.[\w.]+\).*save its state_dict anew") as error:
+    with pytest.raises(ModelFileError, match=r"plain values \(numpy\.[\w.]+\).*save its state_dict anew") as error:
         load_reference(path)
     assert_no_advice_of_torchs(error)
 
@@ -93,7 +93,7 @@ def test_files_that_are_not_checkpoints_are_named(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.ckpt")
     write(tmp_path / "numbers.ckpt", {"a": 1})
     for name in ("noise", "empty", "list", "numbers"):
-        with pytest.raises(CheckpointError, match=rf"{name}\.ckpt: "):
+        with pytest.raises(ModelFileError, match=rf"{name}\.ckpt: "):
             load_reference(tmp_path / f"{name}.ckpt")
     with pytest.raises(FileNotFoundError):
         load_reference(tmp_path / "absent.ckpt")
@@ -112,7 +112,7 @@ def test_damage_is_said_in_one_line(zipped: bool, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         try:
             load_reference(path)  # damage within a tensor cannot be told from other weights
-        except CheckpointError as error:
+        except ModelFileError as error:
             refused += 1
             assert str(error).startswith(str(path)) and "\n" not in str(error)
     assert refused > 50
@@ -121,7 +121,7 @@ def test_damage_is_said_in_one_line(zipped: bool, tmp_path: Path) -> None:
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "cut.ckpt", reference_weights())
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"cut\.ckpt: "):
+    with pytest.raises(ModelFileError, match=r"cut\.ckpt: "):
         load_reference(path)
 
 
@@ -149,7 +149,7 @@ def test_weights_of_another_model_are_refused(
     change: dict[str, torch.Tensor | None], message: str, tmp_path: Path
 ) -> None:
     weights = {name: w for name, w in (reference_weights() | change).items() if w is not None}
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ModelFileError, match=message):
         load_reference(write(tmp_path / "x.ckpt", weights))
 
 
@@ -170,7 +170,7 @@ def test_weights_of_another_model_are_refused(
 )
 def test_weights_that_are_no_finite_real_numbers_are_refused(value: torch.Tensor, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "x.ckpt", reference_weights() | {"in_linear.bias": value})
-    with pytest.raises(CheckpointError, match=rf"x\.ckpt: tensor 'in_linear.bias' .*{message}"):
+    with pytest.raises(ModelFileError, match=rf"x\.ckpt: tensor 'in_linear.bias' .*{message}"):
         load_reference(path)
 
 

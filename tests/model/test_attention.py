@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from midibert_ray.model import attention, cpu_attention
+from midibert_ray.model import attention, cpu
 from midibert_ray.model.attention import attend, padding_bias, rotate
-from midibert_ray.model.dropout import Dropout, keep_mask
+from midibert_ray.model.cpu import Dropout, keep_mask
 from midibert_ray.model.relative import distance_windows, relative_bias
 
 SHAPES = [(1, 4), (5, 6), (37, 8), (64, 8), (128, 16), (192, 4)]
@@ -58,7 +58,7 @@ def test_relative_attention_and_its_gradients_are_exact(fast: Callable[..., Tens
 def test_the_cpu_path_gives_the_same_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     (q, k, v, table), mask = inputs(64, 8)
     whole = attend(q, k, v, table=table, mask=mask)
-    monkeypatch.setattr(cpu_attention, "SCORES_AT_ONCE", 1)
+    monkeypatch.setattr(cpu, "SCORES_AT_ONCE", 1)
     torch.testing.assert_close(attend(q, k, v, table=table, mask=mask), whole, rtol=0, atol=1e-14)
 
 
@@ -66,9 +66,9 @@ def test_gradients_under_dropout_are_those_of_the_masked_weights(monkeypatch: py
     """With the mask held fixed, compare to plain softmax, multiply, matmul."""
     tensors, mask = inputs(37, 8)
     q, k, v, table = tensors
-    monkeypatch.setattr(cpu_attention, "SCORES_AT_ONCE", 2**30)
+    monkeypatch.setattr(cpu, "SCORES_AT_ONCE", 2**30)
     kept = keep_mask(torch.Size((6, 37, 37)), 0.3)
-    monkeypatch.setattr(cpu_attention, "keep_mask", lambda shape, p: kept)
+    monkeypatch.setattr(cpu, "keep_mask", lambda shape, p: kept)
     eye = torch.eye(37, dtype=torch.float64).expand(3, 2, 37, 37)
     weights = slow_attention(q, k, eye, table, mask)
     expected = (weights * kept.view(3, 2, 37, 37) / 0.7) @ v

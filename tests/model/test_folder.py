@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification
 
-from midibert_ray.model.folder import CheckpointError, OutputError, load_checkpoint, save_export
+from midibert_ray.model.folder import ModelFileError, OutputError, load_checkpoint, save_export
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
@@ -93,6 +93,6 @@ def test_a_checkpoint_that_is_not_whole_is_named(tmp_path: Path) -> None:
     for message, (content, text) in damages.items():
         weights.write_bytes(content)
         config.write_text(text)
-        with pytest.raises(CheckpointError, match="damaged" if message == "not a model" else message) as error:
+        with pytest.raises(ModelFileError, match="damaged" if message == "not a model" else message) as error:
             load_checkpoint(tmp_path)
         assert "\n" not in str(error.value)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from midibert_ray.model.folder import CheckpointError, load_checkpoint
+from midibert_ray.model.folder import ModelFileError, load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, NoteHead, SequenceHead, freeze
 from midibert_ray.model.midibert import MidiBertConfig
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
@@ -221,7 +221,7 @@ def test_recurrent_models_come_back_from_their_folder(model_class: type, represe
     other = BiLstmNotes if model_class is BiLstmSequences else BiLstmSequences
     with pytest.raises(ValueError, match=f"does not hold a {other.__name__}"):
         other.from_pretrained(tmp_path / "new")
-    with pytest.raises(CheckpointError, match=f"written by '{model_class.__name__}'; supported: MidiBert"):
+    with pytest.raises(ModelFileError, match=f"written by '{model_class.__name__}'; supported: MidiBert"):
         load_checkpoint(tmp_path / "new")
 
 

@@ -1,10 +1,9 @@
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
-from midibert_ray import cli
+from midibert_ray.cli.arguments import field_docs
 from midibert_ray.music.protocol import CHOICES, CLEAN
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import (
@@ -18,7 +17,7 @@ from midibert_ray.settings.overrides import (
     runtime_keys,
 )
 from midibert_ray.settings.presets import PRESETS, preset
-from midibert_ray.training.batch import BatchPlan, plan_batch
+from midibert_ray.training.build import BatchPlan, plan_batch
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "study", "compute")
 
@@ -147,92 +146,8 @@ def test_batch_arithmetic() -> None:
 def test_every_setting_is_documented() -> None:
     for name, kind in get_type_hints(Config).items():
         if is_dataclass(kind):
-            docs = cli.field_docs(kind)
+            docs = field_docs(kind)
             assert [item.name for item in fields(kind) if not docs.get(item.name)] == [], f"section {name}"
-
-
-def test_command_line() -> None:
-    wanted = cli.parse(
-        "text", ["--preset", "debug", "optimizer.lr=3e-4", "--dry-run", "corpora.names=asap,folder:/a b/c"]
-    )
-    assert wanted.dry_run
-    assert wanted.preset == "debug"
-    assert wanted.config.optimizer.lr == 3e-4
-    assert wanted.config.corpora.names == ("asap", "folder:/a b/c")
-    assert cli.parse("text", ["again", "seed=1"], words="STUDY").words == ("again",)
-
-
-def test_a_job_may_have_settings_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    extra = {"output": "Folder to write.", "reference": "File to read."}
-    wanted = cli.parse("text", ["output=a=b", "seed=7", "--preset", "debug"], extra=extra)
-    assert wanted.extra == {"output": "a=b"}
-    assert wanted.config.seed == 7
-    assert cli.parse("text", []).extra == {}
-    wrong = {"output=": "output= has no value", "outptu=x": "did you mean 'output'", "sed=1": "unknown setting 'sed'"}
-    for argument, message in wrong.items():
-        with pytest.raises(SystemExit) as stop:
-            cli.parse("text", [argument], extra=extra)
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.parse("text", ["output=x"])
-    with pytest.raises(SystemExit):
-        cli.parse("text", ["--help"], extra=extra)
-    shown = capsys.readouterr().out
-    assert all(word in shown for word in (*extra, *extra.values(), "optimizer.lr"))
-
-
-def test_relative_folders_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["storage.root=out", "corpora.root=s3://bucket/x", "tracking.uri=sqlite:///runs.db"]
-    config = cli.parse("text", words).config
-    assert config.storage.root == str(tmp_path / "out")
-    assert config.corpora.root == "s3://bucket/x"
-    assert config.storage.cache.startswith("~")
-    assert config.tracking.uri == f"sqlite:///{tmp_path}/runs.db"
-
-
-def test_command_line_errors_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["optimizer.lrr=1"], ["word"], ["--preset", "huge"]):
-        with pytest.raises(SystemExit) as stop:
-            cli.parse("text", arguments)
-        assert stop.value.code == 2
-    assert "optimizer.lr" in capsys.readouterr().err
-
-
-def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.parse("What it does.", ["--help"])
-    shown = capsys.readouterr().out
-    assert all(key in shown for key in flatten(Config()))
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "tracking.uri=http://user:hunter2@host:5000",
-        "tracking.uri=HTTPS://hunter2@host",
-        "tracking.uri=postgresql+psycopg2://user:hunter2@host/db",
-        "storage.root=s3://KEY:hunter2@bucket/out",
-        "storage.root=s3://KEY:hun/ter2@bucket/out",
-        "storage.root=s3://bucket/out?region=x&access_key=A&secret_key=hunter2",
-        "storage.root=s3://bucket/out?secret%5Fkey=hunter2",
-        "storage.root=abfs://c@a.dfs.core.windows.net/out?sig=hunter2",
-        "corpora.names=asap,folder:s3://KEY:hunter2@bucket/music",
-        "run=s3://KEY:hunter2@bucket/runs/x",
-        "http://user:hunter2@host/?a=b",
-        "--preset=http://user:hunter2@host",
-        "nonsense.key=http://user:hunter2@host",
-    ],
-)
-def test_a_password_in_a_setting_is_refused_and_not_repeated(word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.parse("text", [word], words="STUDY", extra={"run": "A run."})
-    assert stop.value.code == 2
-    shown = capsys.readouterr().err
-    assert "password or a key" in shown
-    assert "ter2" not in shown
-    assert "AWS_SECRET_ACCESS_KEY" in shown
 
 
 def test_addresses_without_a_password_pass() -> None:
@@ -249,29 +164,3 @@ def test_addresses_without_a_password_pass() -> None:
             "study.name=key",
         ]
     )
-
-
-def test_a_command_line_can_be_resolved_without_running_its_job(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.parse(
-            "text",
-            ["--resolve", "sweep", "task=composer", "storage.root=out", "--preset", "small"],
-            words="sweep",
-            extra={"task": "The task."},
-            kinds={"sweep": {"study.draws": 24}},
-        )
-    assert stop.value.code == 0
-    asked = cli.Invocation.from_json(capsys.readouterr().out)
-    assert (asked.preset, asked.words, asked.extra, asked.dry_run) == ("small", ("sweep",), {"task": "composer"}, False)
-    assert asked.flags == ()
-    assert asked.config == replace(preset("small"), {"study.draws": 24, "storage.root": "out"})
-
-
-def test_a_job_may_have_switches_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = {"flush": "send it", "loud": "say so"}
-    asked = cli.parse("text", ["seed=3", "--flush"], flags=flags)
-    assert (asked.flags, asked.config.seed) == (("flush",), 3)
-    assert cli.Invocation.from_json(asked.to_json()) == asked
-    with pytest.raises(SystemExit):
-        cli.parse("text", ["--flush"])
-    assert "--flush" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_a_folder_is_uploaded_in_order(s3: S3, tmp_path: Path) -> None:
 def test_a_job_asks_for_its_buckets_before_it_starts(s3: S3, tmp_path: Path, key: str) -> None:
     places = {"storage.root": str(tmp_path), key: s3.address("no-such-bucket/x")}
     with pytest.raises(ConfigError, match=rf"^{key}=s3://no-such-bucket/x cannot be used"):
-        pipeline.plan(replace(preset("debug"), places), "tokenize")
+        pipeline.plan(replace(preset("debug"), places))
 
 
 def test_a_bucket_that_cannot_be_used_is_one_error(s3: S3) -> None:

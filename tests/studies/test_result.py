@@ -8,7 +8,7 @@ import pytest
 
 from midibert_ray import storage
 from midibert_ray.studies import result as outcome
-from midibert_ray.studies.result import Origin
+from midibert_ray.studies.result import Provenance
 from midibert_ray.training.checkpoints import remove_unfinished, write_digests
 from tests.s3 import S3
 from tests.studies import made
@@ -31,14 +31,18 @@ def trial(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def keep(trial: str, tmp_path: Path) -> Keep:
     """Puts a checkpoint into the trial's folder, without some of its files; its address is given."""
 
-    def write(number: int, epoch: int, *, done: bool = False, without: tuple[str, ...] = ()) -> str:
+    def write(
+        number: int, epoch: int, *, done: bool = False, without: tuple[str, ...] = (), by: str | None = None
+    ) -> str:
         folder = tmp_path / f"{number}-{epoch}"
         folder.mkdir()
         (folder / WEIGHTS).write_bytes(bytes(1000))
         (folder / outcome.EPOCH).write_text(json.dumps({"epoch": epoch}))
         if done:
-            outcome.write(folder, made.outcome("scratch", 0.8), Origin(study="s", encoder="", config={}), b"parquet")
-        write_digests(folder, 0, 1)
+            outcome.write(
+                folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
+            )
+        write_digests(folder, 0, 1, by)
         address = storage.join(trial, f"checkpoint_{number:06d}")
         storage.upload(folder, address, sorted({path.name for path in folder.iterdir()} - {*without}))
         return address
@@ -90,6 +94,12 @@ def test_an_outcome_that_was_changed_does_not_count(trial: str, keep: Keep, name
 def test_an_outcome_without_its_weights_does_not_count(trial: str, keep: Keep) -> None:
     keep(1, epoch=3, done=True, without=(WEIGHTS,))
     assert outcome.newest(trial) is None
+
+
+def test_the_checkpoint_of_another_trial_does_not_count(trial: str, keep: Keep) -> None:
+    keep(0, epoch=5, by="trial")
+    keep(1, epoch=6, done=True, by="another")
+    assert outcome.newest(trial) == "checkpoint_000000" and not outcome.settled(trial)
 
 
 def test_a_draw_that_was_stopped_is_settled(trial: str) -> None:

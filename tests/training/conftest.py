@@ -1,4 +1,4 @@
-"""A process group of one, so that real DeepSpeed runs in the test's own process."""
+"""Real DeepSpeed without Ray: a process group of one in the test's own process, and two processes beside it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
 from tests.stores import Piece, beginnings, write_store
+from tests.training.layouts import Pair
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +21,13 @@ def process_group() -> Iterator[None]:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         yield
         dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ import torch.distributed as dist
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Task:
     config: Config
     store: str
     cache: str
-    steps: int
+    steps: int = 0
     """Step at which the stretch ends."""
 
     resume: Path | None = None
@@ -60,7 +61,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
     progress = engines.load(engine, task.resume) if task.resume else Progress()
     trace.progress = replace(progress)
     trace.decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
-    job = Pretraining(task.config, data, engine, rank=rank, world=world, device=device)
+    job = PretrainLoop(task.config, data, engine, rank=rank, world=world, device=device)
 
     def watch(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         tokens, _, where, _ = inputs
@@ -73,7 +74,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
         epoch, k = divmod(progress.step, data.order.batches_per_epoch)
         job.step(epoch, k, progress.step)
         progress.step += 1
-        trace.losses.append(job.figures(0)["train/loss"])
+        trace.losses.append(job.metrics(0)["train/loss"])
         trace.rates.append(engine.get_lr()[0])
         if task.save and progress.step == task.save_at:
             part = task.save / f"worker{rank}"
@@ -81,6 +82,19 @@ def train(task: Task, rank: int, world: int) -> Trace:
             engines.save(engine, progress, part)
     hook.remove()
     return trace
+
+
+def train_to_the_end(task: Task, rank: int, world: int) -> list[dict[str, Any]]:
+    """Train one worker's share of a whole run, as `training.worker` does under Ray Train; all its reports."""
+    device = torch.device("cpu")
+    data = PretrainData(task.config, [TokenStore.open(task.store, task.cache)])
+    engine = engines.build(
+        new_model(task.config), task.config, steps=data.steps(task.config.pretrain.epochs), device=device
+    )
+    reports: list[dict[str, Any]] = []
+    loop = PretrainLoop(task.config, data, engine, rank=rank, world=world, device=device)
+    run_epochs(loop, Progress(), lambda metrics, _: reports.append(metrics))
+    return reports
 
 
 def merged(folder: Path) -> Path:
@@ -110,7 +124,7 @@ class Pair:
             pipe.send((function, task))
         results = []
         for pipe in self.pipes:
-            if not pipe.poll(180):
+            if not pipe.poll(600):
                 raise TimeoutError("a worker did not answer")
             results.append(pipe.recv())
             if isinstance(results[-1], Exception):

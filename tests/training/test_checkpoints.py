@@ -1,11 +1,7 @@
 """Which checkpoints are whole, which one a run goes on from, and what a full disk leaves behind."""
 
 import json
-import logging
-import os
 import re
-import signal
-import subprocess
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,11 +11,11 @@ import torch
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import (
     BOOKS,
     CheckpointError,
@@ -35,24 +31,26 @@ from midibert_ray.training.checkpoints import (
     write_digests,
 )
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.launch import pretrain, run_address, run_key
-from midibert_ray.training.pretrain import new_model
+from midibert_ray.training.runs import finish, finished
 from tests.s3 import S3
 from tests.training.test_engine import step as one_step
-from tests.training.test_launch import train_workers, when
 
 LOCAL = fs.LocalFileSystem()
 
 
-def written(folder: Path, workers: int = 2) -> Path:
+def written(folder: Path, workers: int = 2, run: str | None = None, score: float = 0.0) -> Path:
     """A small checkpoint, written by some workers and merged."""
     for rank in range(workers):
         part = folder.with_name(f".{folder.name}-{rank}")
         (part / "engine").mkdir(parents=True)
         (part / "engine" / f"shard{rank}.pt").write_bytes(bytes(range(100)) * (rank + 1))
         if rank == 0:
-            (part / "progress.json").write_text("{}")
-        write_digests(part, rank, workers)
+            progress = {
+                "step": int(folder.name.split("_")[1][:9]),
+                "reports": [{"valid/score": score, "valid/loss": -score}],
+            }
+            (part / "progress.json").write_text(json.dumps(progress))
+        write_digests(part, rank, workers, run)
         for path in sorted(part.rglob("*.*")):
             target = folder / path.relative_to(part)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +129,42 @@ def test_the_newest_sound_checkpoint_is_chosen_on_any_filesystem(tmp_path: Path)
     nothing = newest_sound(bucket, "run")
     assert nothing.name is None
     assert len(nothing.broken) == 4
+
+
+def test_the_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    run, key = tmp_path / "pretrain-a", "pretrain-a"
+    written(run / "step_000000010")  # as those were written that name no run: it may be anybody's
+    written(run / "step_000000020", run=key)
+    written(run / "step_000000030", run="pretrain-b")
+    choice = newest_sound(LOCAL, str(run))
+    assert choice.name == "step_000000020"
+    assert list(choice.broken) == ["step_000000030"]
+    assert "is a checkpoint of the run pretrain-b and not of pretrain-a; remove" in choice.broken["step_000000030"]
+    truncate(run / "step_000000020")
+    assert newest_sound(LOCAL, str(run)).name == "step_000000010"
+    verify(LOCAL, str(run / "step_000000030"))  # whoever names a folder himself, for an export say, may have it
+
+
+def test_the_result_of_a_run_is_its_own_best_sound_checkpoint(tmp_path: Path, tiny: Config) -> None:
+    config, key = replace(tiny, {"storage.root": str(tmp_path)}), "pretrain-a"
+    run = tmp_path / "runs" / key
+    for step, score in ((10, 1.0), (20, 2.0), (30, 2.0), (40, 3.0)):
+        written(run / f"step_{step:09d}", run=key, score=score)
+    written(run / "step_000000050", run="pretrain-b", score=9.0)
+    truncate(run / "step_000000040")
+    assert finished(config, key) is None
+    done = finish(config, key)
+    assert (done.step, done.metrics) == (20, {"valid/score": 2.0, "valid/loss": -2.0})
+    assert done.checkpoint == str(run / "step_000000020")
+    assert finished(config, key) == done
+    (run / "step_000000020").rename(tmp_path / "kept")
+    (run / "step_000000050").rename(run / "step_000000020")
+    with pytest.raises(CheckpointError, match=r"step_000000020 was written by the run pretrain-b, not by pretrain-a"):
+        finished(config, key)
+    for folder in run.glob("step_*"):
+        (folder / "engine" / "shard1.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of pretrain-a is whole \(.*shard1.pt is missing"):
+        finish(config, key)
 
 
 def test_what_was_never_finished_is_removed_unless_ray_train_counts_on_it(tmp_path: Path) -> None:
@@ -313,65 +347,3 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     assert (choice.name, list(choice.broken)) == (first.name, [second.name])
     again = engines.build(new_model(tiny), tiny, steps=20, device=torch.device("cpu"))
     assert engines.load(again, first).step == 10
-
-
-def is_sound(folder: Path) -> bool:
-    try:
-        verify(LOCAL, str(folder))
-    except CheckpointError:
-        return False
-    return True
-
-
-@pytest.fixture
-def config(two_workers: Config) -> Config:
-    return replace(two_workers, {"pretrain.epochs": 5, "compute.max_failures": 0, "compute.keep_checkpoints": 3})
-
-
-@pytest.mark.ray
-def test_a_run_passes_over_a_broken_checkpoint_and_goes_on_with_fewer_workers(
-    ray_cluster: object, sample_store: TokenStore, config: Config, caplog: pytest.LogCaptureFixture
-) -> None:
-    from ray.train import TrainingFailedError
-
-    folder = Path(run_address(config, run_key(config, [sample_store.uri])))
-
-    def checkpoints() -> list[Path]:
-        return sorted(folder.glob("step_*"))
-
-    killer = when(lambda: len(checkpoints()) >= 3, lambda: os.kill(train_workers()[0].pid, signal.SIGKILL))
-    with pytest.raises(TrainingFailedError):
-        pretrain(config, [sample_store.uri])
-    killer.join()
-    newest = next(path for path in reversed(checkpoints()) if is_sound(path))  # the kill may have cut off another
-    shard = next(newest.glob("engine/*optim_states.pt"))
-    os.truncate(shard, shard.stat().st_size // 2)
-    os.truncate(folder / BOOKS, 10)  # and Ray Train's own list of checkpoints
-
-    caplog.set_level(logging.INFO)
-    run = pretrain(replace(config, {"compute.workers": 1}), [sample_store.uri])
-    lines = re.findall(r"a broken checkpoint is passed over, the run goes on from (step_\d+): (.*)", caplog.text)
-    assert all(start < newest.name for start, _ in lines)
-    assert any(f"{newest.name}/engine/{shard.name} has" in flaw for _, flaw in lines)
-    verify(LOCAL, run.checkpoint)
-    sound = [path for path in checkpoints() if is_sound(path)]
-    assert json.loads((sound[-1] / "progress.json").read_text())["workers"] == 1
-
-
-@pytest.mark.ray
-def test_a_run_whose_storage_is_full_says_so_and_goes_on_once_there_is_room(
-    ray_cluster: object, sample_store: TokenStore, config: Config, small_disk: Path, tmp_path: Path
-) -> None:
-    from ray.train import TrainingFailedError
-
-    changes = {"storage.root": str(small_disk), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
-    config = replace(config, changes | {"pretrain.epochs": 3, "compute.workers": 1})
-    folder = Path(run_address(config, run_key(config, [sample_store.uri])))
-    with pytest.raises(TrainingFailedError, match=rf"the disk of {folder} is too full for a checkpoint"):
-        pretrain(config, [sample_store.uri])
-    first = next(iter(sorted(folder.glob("step_*"))))
-    verify(LOCAL, str(first))
-    subprocess.run(["mount", "-o", "remount,size=40m", str(small_disk)], check=True)
-    run = pretrain(config, [sample_store.uri])
-    verify(LOCAL, run.checkpoint)
-    assert run.step > json.loads((first / "progress.json").read_text())["step"]

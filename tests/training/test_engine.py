@@ -1,22 +1,23 @@
 """The engine with real DeepSpeed, one process."""
 
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor, nn
 
 from midibert_ray.model.midibert import MidiBertForMaskedLM
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
-from midibert_ray.training.batch import plan_batch
-from midibert_ray.training.checkpoints import CheckpointError
+from midibert_ray.training.build import new_model, plan_batch
+from midibert_ray.training.checkpoints import CheckpointError, verify, write_digests
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.pretrain import new_model
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,41 @@ def test_a_zero_stage_that_cannot_be_read_is_refused(
 def test_a_folder_without_state_is_refused(process_group: None, tiny: Config, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no DeepSpeed state"):
         engines.load(built(tiny), tmp_path)
+
+
+class Planted:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("shard", ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_planted_pickle_is_refused_and_not_run(
+    process_group: None, tiny: Config, tmp_path: Path, shard: str, zipped: bool, workers: int
+) -> None:
+    folder, made = tmp_path / "step_000000010", tmp_path / "made"
+    folder.mkdir()
+    engines.save(built(tiny), Progress(), folder)
+    path = folder / engines.ENGINE_FOLDER / shard
+    state = torch.load(path, weights_only=False)
+    torch.save(state | {"extra": Planted(made)}, path, _use_new_zipfile_serialization=zipped)
+    progress = json.loads((folder / engines.PROGRESS_FILE).read_text())
+    (folder / engines.PROGRESS_FILE).write_text(json.dumps(progress | {"workers": workers}))  # 2: to be converted
+    (folder / "digests-00000.json").unlink()
+    write_digests(folder, 0, 1)
+    verify(LocalFileSystem(), str(folder))
+    with pytest.raises(CheckpointError, match=rf"{shard} is no file of tensors and plain .* remove that") as error:
+        engines.load(built(tiny), folder)
+    assert ("it names io.open" in str(error.value)) == zipped
+    assert not made.exists()
+    torch.load(path, weights_only=False)
+    assert made.exists(), "it would have been run"
 
 
 def one_step_of_gradient_descent(config: Config, rate: float) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def tiny(tiny: Config) -> Config:
 
 @pytest.fixture
 def encoder(tiny: Config, tmp_path: Path) -> str:
-    from midibert_ray.training.pretrain import new_model as new_encoder
+    from midibert_ray.training.build import new_model as new_encoder
 
     new_encoder(tiny).save_pretrained(tmp_path / "encoder")
     return str(tmp_path / "encoder")
@@ -176,7 +176,7 @@ def test_test_predictions_cover_every_test_note_once(sample_store: TokenStore, s
     notes = [np.arange(sample_store.offsets[i], sample_store.offsets[i + 1]) for i in chosen]
     assert sorted(predictions.note.tolist()) == np.concatenate(notes).tolist()
     assert np.array_equal(predictions.label, sample_store.part[predictions.note] - 1)
-    figures = predictions.figures("test")
+    figures = predictions.metrics("test")
     assert figures["test/accuracy"] == pytest.approx(float((predictions.prediction == predictions.label).mean()))
 
 
@@ -184,7 +184,7 @@ def test_the_best_epoch_is_the_one_that_is_tested(sample_store: TokenStore, scra
     job = trial(scratch, sample_store)
     accuracies: list[float] = []
     finetune(job, lambda figures, save: accuracies.append(figures["valid/accuracy"]))
-    assert job.evaluate("valid").figures("valid")["valid/accuracy"] == max(accuracies)
+    assert job.evaluate("valid").metrics("valid")["valid/accuracy"] == max(accuracies)
 
 
 def test_confusion_and_f1() -> None:

@@ -1,6 +1,5 @@
 """The same training for any layout of workers and micro-batches, and for a run that goes on in another one."""
 
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,6 @@ from tests.training.layouts import Pair, Task, Trace, merged, train
 pytestmark = pytest.mark.slow
 
 STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
-    yield pair
-    pair.close()
 
 
 class Layouts:

@@ -38,7 +38,7 @@ def test_by_piece(note: bool) -> None:
         right = int(found.logits[mine].mean(axis=0).argmax() == found.label[mine[0]])
         expected[piece] = [sum(hits), len(mine), 0 if note else right]
     assert found.by_piece(lambda number: f"piece {number}") == expected
-    figures = found.figures("test")
+    figures = found.metrics("test")
     if note:
         assert "test/piece_accuracy" not in figures
     else:
@@ -57,4 +57,4 @@ def test_every_test_piece_is_there(tiny: Config, short_store: TokenStore, task: 
     assert pieces.keys() == tested
     assert {scored for _, scored, _ in pieces.values()} == ({40} if task == "melody" else {2})
     total = sum(correct for correct, *_ in pieces.values()) / sum(scored for _, scored, _ in pieces.values())
-    assert found.figures("test")["test/accuracy"] == pytest.approx(total)
+    assert found.metrics("test")["test/accuracy"] == pytest.approx(total)

@@ -10,9 +10,10 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
+from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
-from midibert_ray.training.launch import progress_lines
-from midibert_ray.training.pretrain import PretrainData, Pretraining, new_model, run_epochs, score
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs, score
+from midibert_ray.training.recorder import progress_lines
 from tests.stores import Piece, write_store
 
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
             save.mkdir()
             engines.save(engine, progress, save)
 
-    run_epochs(Pretraining(config, data, engine, rank=0, world=1, device=CPU), progress, report)
+    run_epochs(PretrainLoop(config, data, engine, rank=0, world=1, device=CPU), progress, report)
     return reports
 
 
@@ -130,6 +131,15 @@ def test_a_resumed_run_goes_on_bit_for_bit(
     assert not any(checkpoint for _, checkpoint in resumed[: first + 1])
 
 
+def test_a_run_at_its_end_only_says_again_what_it_said(
+    process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
+) -> None:
+    config = replace(tiny, {"pretrain.epochs": 1})
+    reports = run(config, sample_store, save=tmp_path / "last")
+    again = run(config, sample_store, resume=tmp_path / "last")
+    assert again == [(metrics, False) for metrics, _ in reports]
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_a_gradient_that_is_not_finite_stops_the_run(
     process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch, stage: int
@@ -139,13 +149,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
             weight = engine.module.heads[0].bias
             weight.register_hook(lambda grad: grad / 0)
 
-    whole = Pretraining._forward
+    whole = PretrainLoop._forward
 
-    def forward(job: Pretraining, *inputs: Any) -> dict[str, Any]:
+    def forward(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
         poison(job.engine)
         return whole(job, *inputs)
 
-    monkeypatch.setattr(Pretraining, "_forward", forward)
+    monkeypatch.setattr(PretrainLoop, "_forward", forward)
     with pytest.raises(FloatingPointError, match=r"loss or gradient is not finite at step 3 on worker 0"):
         run(replace(tiny, {"compute.zero_stage": stage}), sample_store)
 
@@ -181,14 +191,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(process_group: None, sample_sto
 def test_a_loss_that_breaks_later_names_the_last_finite_figures(
     process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Pretraining._forward
+    whole = PretrainLoop._forward
 
-    def poisoned(job: Pretraining, *inputs: Any) -> dict[str, Any]:
+    def poisoned(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
         sums = whole(job, *inputs)
         broken = {name: sums[name] / 0 for name in ("loss", "Pitch/loss")}
         return sums | broken if job.engine.global_steps == 6 else sums
 
-    monkeypatch.setattr(Pretraining, "_forward", poisoned)
+    monkeypatch.setattr(PretrainLoop, "_forward", poisoned)
     words = (
         r"not finite at step 7 on worker 0; the last finite figures, of step 4: train/loss \d\.\d+, .*train/accuracy"
     )

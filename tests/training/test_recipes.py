@@ -124,7 +124,7 @@ def test_balanced_classes_are_torch_s_weighted_mean(
     job = trial(replace(scratch, changes), sample_store)
     pieces = sample_store.select({"train"})
     notes = np.concatenate([np.arange(*sample_store.offsets[[piece, piece + 1]]) for piece in pieces])
-    labels = note_labels(job.data.task, sample_store.part[notes], sample_store.velocity[notes]).astype(int)
+    labels = note_labels(job.data.task, sample_store)[notes].astype(int)
     labels -= protocol == "clean"
     counts = np.bincount(labels, minlength=job.data.outputs)
     weights = np.array([1 / count if count else 0 for count in counts])
@@ -146,7 +146,7 @@ def test_balanced_classes_are_torch_s_weighted_mean(
 def test_smoothing_changes_training_and_not_validation(scratch: Config, sample_store: TokenStore) -> None:
     plain, smooth = (trial(replace(scratch, {"finetune.label_smoothing": s}), sample_store) for s in (0.0, 0.5))
     assert np.array_equal(plain.evaluate("valid").logits, smooth.evaluate("valid").logits)
-    assert plain.evaluate("valid").figures("valid") == smooth.evaluate("valid").figures("valid")
+    assert plain.evaluate("valid").metrics("valid") == smooth.evaluate("valid").metrics("valid")
     batch, _ = plain.data.batch("train", np.arange(2), CPU)
     logits = torch.zeros(2, 64, 3)
     logits[..., 0] = 2
@@ -178,7 +178,7 @@ def test_recurrent_models_learn(
     best = min(reports, key=lambda figures: figures["valid/loss"])
     assert job.progress.best == -best["valid/loss"]
     assert reports[-1]["valid/best"] == best["valid/accuracy"]
-    assert job.evaluate("valid").figures("valid")["valid/loss"] == best["valid/loss"]
+    assert job.evaluate("valid").metrics("valid")["valid/loss"] == best["valid/loss"]
     assert predictions.logits.shape[1] == job.data.outputs
 
 
@@ -204,14 +204,14 @@ def test_a_resumed_trial_goes_on_bit_for_bit(
     expected = finetune(undisturbed, report)
     resumed = trial(config, store)
     resumed.load(tmp_path)
-    assert resumed.seconds == torch.load(tmp_path / "trial.pt", weights_only=True)["progress"]["seconds"] > 0
+    assert resumed.progress.seconds == torch.load(tmp_path / "trial.pt", weights_only=True)["progress"]["seconds"] > 0
     again: list[dict[str, Any]] = []
     predictions = finetune(resumed, lambda figures, save: again.append(figures))
     assert len(again) > 1
     assert again == seen
     assert np.array_equal(predictions.logits, expected.logits)
     assert resumed.progress.falls == undisturbed.progress.falls
-    assert resumed.seconds > 0
+    assert resumed.progress.seconds > 0
 
 
 def test_a_recurrent_model_that_diverges_names_its_own_rate(rnn: Config, short_store: TokenStore) -> None:

@@ -1,8 +1,8 @@
 """MIDI files to tokens: ours beside MidiTok and pretty_midi, a piece at a time, and all corpora through Ray Data.
 
-    MIDIBERT_CORPORA=/data python benchmarks/tokenize.py --write     # about three minutes
-    python benchmarks/tokenize.py --pieces 8 --rounds 1              # on the 32 songs of the package
-    python benchmarks/tokenize.py --corpora /data --no-corpora-row
+    MIDIBERT_CORPORA=/data python benchmarks/tokenizing.py --write     # about three minutes
+    python benchmarks/tokenizing.py --pieces 8 --rounds 1              # on the 32 songs of the package
+    python benchmarks/tokenizing.py --corpora /data --no-corpora-row
 
 A piece: the file's bytes in memory -> token ids, on one thread, the same POP909 pieces for everyone. Ours aligns
 the notes to the annotated beats too, and keeps velocities and parts. MidiTok (REMI and CPWord, default settings;
@@ -15,21 +15,18 @@ to published token stores, counted after `ray.init`. It needs the corpora under 
 them out.
 """
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).parents[1])  # the checkout, not benchmarks/, as this file would hide Python's own
-
 import argparse
 import io
 import json
 import os
+import sys
 import tempfile
 import time
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from benchmarks import harness
+import harness
 
 OURS, READING = "ours, with POP909's beats", "pretty_midi, reading alone"
 MIDITOK = {"MidiTok REMI": "REMI", "MidiTok CPWord": "CPWord"}
@@ -125,13 +122,11 @@ def reading(_: argparse.Namespace) -> list[float]:
 
 def corpora(options: argparse.Namespace) -> dict[str, float]:
     """All corpora through Ray Data: seconds, and pieces that became tokens."""
-    import ray
-
-    from midibert_ray import cli
+    from midibert_ray.cli.driver import start_ray
     from midibert_ray.music.protocol import CLEAN
     from midibert_ray.tokenizing.tokenize import tokenize_corpora
 
-    ray.init(**cli.ray_options())
+    start_ray()
     with tempfile.TemporaryDirectory() as root:
         start = time.perf_counter()
         made = tokenize_corpora(CORPORA, corpora_root=options.corpora, storage_root=root, protocol=CLEAN)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray.training.inputs import INPUTS, pin
+from midibert_ray.training.runs import INPUTS, pin
 from tests.stores import Piece, write_store
 
 

@@ -1,20 +1,89 @@
-"""Attention on the CPU with dropout and relative terms, a few heads at a time.
+"""Cheap steps on a CPU: attention, dropout and the wide layer with less memory traffic.
 
-torch's fused CPU kernel knows neither dropout on the weights nor a bias that learns, and its fallback passes
-tensors of batch * heads * t * t numbers through main memory about twenty times. This one keeps a few heads'
-scores in the cache and stores a single such tensor for the backward pass.
+torch's fused CPU kernel for attention knows neither dropout on the weights nor a bias that learns, and its fallback
+passes tensors of batch * heads * t * t numbers through main memory about twenty times. `CpuAttention` keeps a few
+heads' scores in the cache and stores a single such tensor for the backward pass. `Dropout` draws four masks from one
+random number, where torch draws a number for each value and spends more on it than on a softmax. `GeluLinear`
+computes the widest tensor of a layer twice instead of keeping it.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from midibert_ray.model.dropout import keep_mask
 from midibert_ray.model.relative import relative_scores, relative_scores_backward
 
 SCORES_AT_ONCE = 2**20
 """Scores of one chunk: 4 MB in float32, four heads of 512 positions."""
+
+
+def keep_mask(shape: torch.Size, dropout: float) -> Tensor:
+    """Random bool mask on the CPU, false with probability `dropout` (to 2**-16): four draws out of every 64
+    random bits.
+    """
+    words = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: shape.numel()].view(shape) >= round(dropout * 2**16) - 2**15
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout, with the cheap mask on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero elements of x with probability p and scale the others by 1 / (1 - p), while training."""
+        if not self.training or self.p == 0 or x.device.type != "cpu":
+            return super().forward(x)
+        return _CpuDropout.apply(x, self.p)
+
+
+class _CpuDropout(torch.autograd.Function):
+    """Keeps one byte a value for the backward pass, where a product would keep the factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        keep = keep_mask(x.shape, p)
+        ctx.save_for_backward(keep)
+        ctx.p = p
+        return x.mul(keep).div_(1 - p)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return grads[0].mul(keep).div_(1 - ctx.p), None
+
+
+class GeluLinear(nn.Linear):
+    """linear(gelu(x)); in fp32 on the CPU the wide gelu(x) is computed again in the backward pass instead of kept.
+
+    In bf16 the wide tensors are half as large, and gelu takes longer there than the memory is worth.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float [..., in_features] -> float [..., out_features]."""
+        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled():
+            return _GeluLinear.apply(x, self.weight, self.bias)
+        return super().forward(F.gelu(x))
+
+
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grads[0].reshape(-1, weight.shape[0])
+        wide, grad_weight = F.gelu(x), None
+        if needs_weight:
+            grad_weight = rows.T @ wide.view(-1, weight.shape[1])
+        if needs_x:  # in the place of gelu(x), so that there is one such tensor at a time
+            torch.mm(rows, weight, out=wide.view(-1, weight.shape[1]))
+            torch.ops.aten.gelu_backward.grad_input(wide, x, grad_input=wide)
+        return wide if needs_x else None, grad_weight, rows.sum(0) if needs_bias else None
 
 
 class CpuAttention(torch.autograd.Function):
@@ -82,7 +151,7 @@ def _chunks(q: Tensor, k: Tensor) -> list[slice]:
 
 
 def _padding_of(rows: slice, padding: Tensor | None, n: int) -> Tensor | None:
-    """What belongs to some of n rows; the heads of a segment share its padding."""
+    """The padding of some of n rows; the heads of a segment share it."""
     return None if padding is None else padding[torch.arange(rows.start, rows.stop) // (n // len(padding))]
 
 

@@ -1,0 +1,107 @@
+"""What a job would do: the text of `--dry-run`, made before Ray is started."""
+
+from typing import Literal
+
+from midibert_ray import tracking
+from midibert_ray.cli.arguments import show
+from midibert_ray.pipeline import JobPlan
+from midibert_ray.report.publish import postponed_reports
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+from midibert_ray.studies.estimate import estimate
+from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.result import settled
+from midibert_ray.training.build import parameter_counts, plan_batch
+from midibert_ray.training.runs import finished, run_address, run_key
+
+Stage = Literal["tokenize", "pretrain"]
+
+
+def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
+    """What a job would do: the configuration, addresses, batch arithmetic, parameters and trials.
+
+    Args:
+        plan: what it is going to do.
+        stages: those before the study, if one follows, that are told of.
+        estimates: whether to measure a step, and say what the study will take.
+
+    Raises:
+        ConfigError: where the batch cannot be divided over the workers.
+    """
+    config, study = plan.config, plan.study
+    names = dict.fromkeys((*config.corpora.names, *(name for group in plan.tokens for name in group)))
+    places = plan.corpora.addresses(config, names)
+    lines = [_settings(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
+    if stages == ("tokenize",) and not study:
+        return "\n".join(lines)
+    if "pretrain" in stages:
+        key = run_key(config, [places[name] for name in config.corpora.names])
+        counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
+        lines += [
+            f"{'pre-training':<15} {run_address(config, key)}",
+            f"{'batch':<15} {plan_batch(config)}",
+            f"{'parameters':<15} {counts}",
+        ]
+    lines += _study_lines(study) if study else []
+    lines += [f"{'estimate':<15} {_estimate(study)}"] if study and estimates else []
+    return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+
+
+def _settings(config: Config) -> str:
+    """The resolved configuration, one dotted key a line, without fields that are left to another."""
+    flat = {key: value for key, value in flatten(config).items() if value is not None}
+    width = max(map(len, flat))
+    return "\n".join(f"{key:<{width}}  {show(value)}" for key, value in flat.items())
+
+
+def describe_flush(config: Config) -> str:
+    """What `pipeline.flush` would do."""
+    studies = ", ".join(postponed_reports(config))
+    lines = [
+        f"{'records':<15} {tracking.amount(tracking.address(config))}",
+        f"{'studies':<15} {studies or 'none waits'}",
+    ]
+    return "\n".join(lines)
+
+
+def _study_lines(study: StudyPlan) -> list[str]:
+    """What a study would do, and what of it is done."""
+    open_trials = [key for key in study.trials if not settled(study.address(key))]
+    lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
+    for key, entry in study.pretrainings.items():
+        state = "done" if finished(entry.config, key) else "open"
+        users = sum(trial.encoder == key for trial in study.trials.values())
+        lines.append(f"{'':<15} {key}  {state}  for {users} trials: {_pretraining_words(entry.config)}")
+    names = ", ".join(entry.trial.name for entry in study.trials.values())
+    lines += [
+        f"{'pre-trainings':<15} {len(study.pretrainings)}",
+        f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
+        f"{'side by side':<15} {_concurrency(study.config)}",
+    ]
+    return lines
+
+
+def _estimate(study: StudyPlan) -> str:
+    try:
+        return str(estimate(study))
+    except FileNotFoundError:
+        return "not before the tokens are there (jobs/tokenize.py): it counts segments"
+
+
+def _pretraining_words(config: Config) -> str:
+    splits = "train splits" if config.pretrain.splits == "train" else "all splits"
+    return (
+        f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
+        f"protocol {config.protocol_in_force.describe()}"
+    )
+
+
+def _concurrency(config: Config) -> str:
+    compute = config.compute
+    gpus = f" and {compute.gpus_per_trial:g} GPUs" if compute.gpus_per_trial else ""
+    limit = f"at most {compute.max_concurrent_trials}" if compute.max_concurrent_trials else "as the cluster has room"
+    kind = "GPU" if compute.gpu else "CPU"
+    return (
+        f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, a pre-training {compute.workers} workers, each "
+        f"with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
+    )

@@ -1,0 +1,39 @@
+"""Fine-tune and ablate: protocols x tasks x variants x seeds as concurrent trials, with the pre-trainings they need.
+
+    midibert study --preset debug
+    midibert study --preset small corpora.root=DATA storage.root=OUT study.tasks=composer,emotion study.seeds=3
+    midibert study paper study.tables=1,2,3,4 study.protocols=paper,clean study.seeds=5 --preset base --dry-run
+    midibert study sweep task=composer study.draws=40 --preset small corpora.root=DATA storage.root=OUT
+
+`paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to
+study.tables to measure what the order of notes gives away. `sweep` searches the settings of fine-tuning by
+validation and prints the best as they stand on the command line of another study. The same command again does what
+is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial failed.
+"""
+
+from midibert_ray import pipeline, tracking
+from midibert_ray.cli import dry_run
+from midibert_ray.cli.arguments import Args
+from midibert_ray.cli.driver import start_ray
+from midibert_ray.settings.overrides import replace
+from midibert_ray.tokenizing.tokenize import Summary
+
+
+def run(args: Args) -> int:
+    config = replace(args.config, {"study.tasks": task} if (task := args.extra.get("task")) else {})
+    plan = pipeline.plan(config, study=True)
+    described = dry_run.describe_plan(plan, estimates=args.dry_run)
+    if args.dry_run:
+        print(described)
+        return 0
+    return carry_out(plan)
+
+
+def carry_out(plan: pipeline.JobPlan) -> int:
+    """Write the tokens of a study, run it and print its outcome; gives exit code 1 if a trial failed."""
+    with tracking.recording(plan.config):
+        start_ray()
+        print(Summary.table(pipeline.tokenize(plan)))
+        result = pipeline.study(plan)
+        print(pipeline.outcome(plan.config, result))
+    return int(bool(result.failed))

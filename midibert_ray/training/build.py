@@ -1,0 +1,97 @@
+"""From a configuration to the parts of a run: its batch, the shape of its encoder, its model, its packing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from midibert_ray.data.order import keyed_hash
+from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
+from midibert_ray.model.packing import Packing, plan
+from midibert_ray.settings.config import Config, require
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The parts of one optimizer step; `str()` gives the line printed at the start of a run."""
+
+    batch: int
+    """Segments a step, all workers together."""
+
+    workers: int
+    micro_batch: int
+    """Segments that a worker holds at once."""
+
+    accumulation: int
+    """Micro-batches a worker adds up before it steps."""
+
+    def __str__(self) -> str:
+        factors = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
+        return f"{self.batch} segments a step = {factors}"
+
+
+def plan_batch(config: Config) -> BatchPlan:
+    """The batch arithmetic, here alone: batch = micro × accumulation × workers.
+
+    Raises:
+        ConfigError: where the global batch cannot be divided evenly.
+    """
+    batch, workers = config.pretrain.batch, config.compute.workers
+    require(batch % workers == 0, "compute.workers", workers, f"a divisor of pretrain.batch={batch}")
+    share = batch // workers
+    micro = config.compute.micro_batch or share
+    require(
+        share % micro == 0,
+        "compute.micro_batch",
+        micro,
+        f"a divisor of {share} (pretrain.batch={batch} over {workers} workers)",
+    )
+    return BatchPlan(batch, workers, micro, share // micro)
+
+
+def encoder_config(config: Config) -> MidiBertConfig:
+    """The shape of the encoder that a configuration describes."""
+    model = config.model
+    return MidiBertConfig(
+        representation=model.representation,
+        attention=model.attention,
+        hidden_size=model.hidden,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        intermediate_size=model.feed_forward,
+        hidden_dropout_prob=model.dropout,
+        attention_probs_dropout_prob=model.dropout,
+        max_length=config.tokens.segment,
+    )
+
+
+def new_model(config: Config) -> MidiBertForMaskedLM:
+    """An encoder with its MLM heads, the same random weights on every worker."""
+    torch.manual_seed(keyed_hash(config.seed, "weights") % 2**63)
+    return MidiBertForMaskedLM(encoder_config(config))
+
+
+def parameter_counts(config: Config) -> dict[str, int]:
+    """Parameters of the encoder and of the MLM heads, without making them."""
+    with torch.device("meta"):
+        model = new_model(config)
+    encoder = sum(parameter.numel() for parameter in model.midibert.parameters())
+    return {"encoder": encoder, "MLM heads": sum(parameter.numel() for parameter in model.parameters()) - encoder}
+
+
+def packing(
+    config: Config, lengths: NDArray[np.int64], length: int, device: torch.device, *, allowed: bool
+) -> Packing | None:
+    """A layout in which short segments share rows; None where each has its own.
+
+    Args:
+        config: says whether to pack, and how wide the model is.
+        lengths: int64 [b], real time steps of each segment.
+        length: time steps of the padded batch.
+        device: where the batch is.
+        allowed: true where the protocol lets them; see `Protocol.packs_pretraining` and `packs_task`.
+    """
+    if not allowed or not config.compute.packing:
+        return None
+    return plan(lengths, length=length, hidden_size=config.model.hidden, device=device)

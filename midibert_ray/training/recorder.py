@@ -1,0 +1,68 @@
+"""A pre-training run in MLflow and on the driver's console, written by the Train controller."""
+
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from midibert_ray import tracking
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import flatten
+
+
+class RunRecorder(UserCallback):
+    """Runs on the Train controller: writes each report to MLflow and sends a progress line to the driver.
+
+    It survives the workers, so a curve goes on after a restart; points that stand already are left out.
+    """
+
+    def __init__(self, address: tracking.Address, config: Config, key: str, console: Any) -> None:
+        self.address, self.config, self.key, self.console = address, config, key, console
+        self._log: tracking.RunLog | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
+        """Take in the report of the first worker; all workers report the same sums."""
+        if self._log is None:
+            self._log = open_log(self.address, self.config, self.key)
+        points = dict(metrics[0])
+        step, steps, epoch = points.pop("step"), points.pop("steps"), points.pop("epoch")
+        self._log.log(points | {"epoch": epoch}, step)
+        for line in progress_lines(step, steps, points):
+            self.console.put.remote(line)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Name each worker that failed, and why; Ray Train decides whether to start again."""
+        for rank, error in worker_exceptions.items():
+            reason = (str(error).strip() or repr(error)).splitlines()[-1]
+            self.console.put.remote(f"worker {rank} failed: {reason}")
+
+
+def open_log(address: tracking.Address, config: Config, key: str) -> tracking.RunLog:
+    """The MLflow run of a pre-training, made or found again."""
+    model = config.model
+    name = f"{model.representation} {model.layers}x{model.hidden} {'+'.join(config.corpora.names)} ({key[-4:]})"
+    tags = {"stage": "pretrain", "protocol": config.tokens.protocol, "seed": config.seed}
+    return tracking.Tracker(address).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
+
+
+def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:
+    """One aligned line for training, and one for validation where there was one."""
+    return [_progress_line(kind, step, steps, metrics) for kind in ("train", "valid") if f"{kind}/loss" in metrics]
+
+
+def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) -> str:
+    """Progress of the run, its losses by token type, rate and time left."""
+    families = [name.rpartition("/")[2] for name in metrics if name.startswith(f"{kind}/loss/")]
+    short = {"position": "pos", "duration": "dur"}
+    detail = " ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)
+    line = f"step {step:>7,}/{steps:,} {step / steps:6.1%} │ {kind} loss {metrics[f'{kind}/loss']:6.3f} ({detail})"
+    if kind == "valid":
+        return f"{line} │ accuracy {metrics['valid/accuracy']:.1%}"
+    rate, left = metrics["throughput/super_tokens_per_s"], metrics["throughput/eta_s"]
+    return f"{line} │ lr {metrics['optimizer/lr']:.1e} │ {rate:>9,.0f} super tokens/s │ eta {clock(left)}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

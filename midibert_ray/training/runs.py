@@ -1,0 +1,131 @@
+"""Pre-training runs as folders below `{root}/runs`: key, pinned tokens, result, best checkpoint."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from midibert_ray import storage
+from midibert_ray.data.format import read_manifest
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import identity
+from midibert_ray.training.checkpoints import PREFIX, CheckpointError, folders, problem, written_by
+from midibert_ray.training.engine import PROGRESS_FILE
+
+logger = logging.getLogger(__name__)
+
+SECTIONS = ("seed", "tokens", "mask", "model", "optimizer", "pretrain", "compute")
+"""Sections of the configuration that make one pre-training run differ from another, beside its token stores."""
+
+INPUTS = "inputs.json"
+
+RESULT_FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class PretrainRun:
+    """A finished pre-training run."""
+
+    key: str
+    """Name and hash; the run's folder below `{root}/runs` and its key in MLflow."""
+
+    checkpoint: str
+    """URI of the best checkpoint, a folder that `MidiBertModel.from_pretrained` opens."""
+
+    step: int
+    """Optimizer steps taken by the best checkpoint."""
+
+    metrics: dict[str, float]
+    """Its validation metrics."""
+
+
+def run_key(config: Config, stores: Sequence[str]) -> str:
+    """The name of the run that a configuration and some token stores describe.
+
+    Args:
+        config: identity fields only count.
+        stores: URIs of the token stores, in order.
+    """
+    return f"pretrain-{identity(config, SECTIONS, stores=list(map(storage.basename, stores)))}"
+
+
+def run_address(config: Config, key: str) -> str:
+    """The folder of a run below the storage root."""
+    return storage.join(storage.root.runs(config.storage.root), key)
+
+
+def pin(folder: str, stores: Iterable[str]) -> None:
+    """Note the digests of token stores in a run's folder, or compare them with those noted before.
+
+    A token store is made anew at its address when the files of its corpus change.
+
+    Args:
+        folder: URI of the run or study.
+        stores: URIs of its token stores.
+
+    Raises:
+        ValueError: where one of them holds other tokens than at the first start.
+    """
+    found = {storage.basename(store): read_manifest(store)["digest"] for store in stores}
+    inputs = storage.join(folder, INPUTS)
+    if not storage.exists(inputs):
+        storage.write_bytes(inputs, json.dumps(found, indent=1).encode())
+        return
+    noted = json.loads(storage.read_bytes(inputs))
+    for name, digest in found.items():
+        if noted.get(name, digest) != digest:
+            raise ValueError(
+                f"{folder} was started on other tokens: those of {name} had digest {noted[name][:16]} and have "
+                f"{digest[:16]} now, as files of the corpus have changed; bring the old files back and tokenize again, "
+                "or remove that folder to start from the beginning"
+            )
+
+
+def finished(config: Config, key: str) -> PretrainRun | None:
+    """The run of a key, if it has ended well.
+
+    Raises:
+        CheckpointError: where the best checkpoint is another run's.
+    """
+    run = run_address(config, key)
+    result = storage.join(run, RESULT_FILE)
+    if not storage.exists(result):
+        return None
+    done = PretrainRun(**json.loads(storage.read_bytes(result)))
+    # A storage root may have moved since, or its bucket be reached by another server; the folder's name stays.
+    checkpoint = storage.join(run, storage.basename(done.checkpoint))
+    writer = written_by(checkpoint)
+    if writer not in (None, key):
+        raise CheckpointError(
+            f"{checkpoint} was written by the run {writer}, not by {key}; bring the run's own back from a copy, or "
+            f"remove it and {result}, then start the run again"
+        )
+    return dataclasses.replace(done, checkpoint=checkpoint)
+
+
+def finish(config: Config, key: str) -> PretrainRun:
+    """Write the result of a run that has ended: its best sound checkpoint, and of equals the first.
+
+    Raises:
+        CheckpointError: where none is sound.
+    """
+    run = run_address(config, key)
+    system, path = storage.filesystem(run)
+    problems, sound = [], []
+    for name in folders(system, path, PREFIX):
+        if reason := problem(system, f"{path}/{name}", run=key):
+            problems.append(reason)
+            logger.warning("a checkpoint of %s is passed over: %s", key, reason)
+            continue
+        progress = json.loads(storage.read_bytes(storage.join(run, name, PROGRESS_FILE)))
+        sound.append((-progress["reports"][-1]["valid/score"], name, progress))
+    if not sound:
+        raise CheckpointError(
+            f"no checkpoint of {key} is whole ({'; '.join(problems)}); remove its folder and run it again"
+        )
+    _, name, progress = min(sound, key=lambda entry: entry[:2])
+    metrics = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
+    done = PretrainRun(key, storage.join(run, name), progress["step"], metrics)
+    storage.write_bytes(storage.join(run, RESULT_FILE), json.dumps(dataclasses.asdict(done), indent=1).encode())
+    return done

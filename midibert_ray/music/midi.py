@@ -44,8 +44,6 @@ class Notes:
     ticks_per_beat: int
     tempo_ticks: NDArray[np.int64]
     """[k] where the tempo changes, ascending, the first at 0."""
-    tempo_seconds: NDArray[np.float64]
-    """[k] the time of ``tempo_ticks``."""
     seconds_per_tick: NDArray[np.float64]
     """[k] from there on."""
     metre: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), dtype=np.int64))
@@ -128,7 +126,6 @@ def _join(tracks: Sequence[TrackContent], ticks_per_beat: int) -> Notes:
         tracks=tuple(track for track, _ in instruments),
         ticks_per_beat=ticks_per_beat,
         tempo_ticks=tempo_ticks,
-        tempo_seconds=np.concatenate([[0.0], np.cumsum(seconds_per_tick[:-1] * np.diff(tempo_ticks))]),
         seconds_per_tick=seconds_per_tick,
         metre=metre[np.argsort(metre[:, 0], kind="stable")],
         dropped=_added(track.dropped for track in tracks),
@@ -160,8 +157,9 @@ def _tempo_map(tempi: NDArray[np.int64], ticks_per_beat: int) -> tuple[NDArray[n
 
 def ticks_to_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float64]:
     """The times of ``ticks`` [n] by the tempo map of ``notes``: float64[n] seconds."""
+    passed = np.concatenate([[0.0], np.cumsum(notes.seconds_per_tick[:-1] * np.diff(notes.tempo_ticks))])
     at = np.searchsorted(notes.tempo_ticks, ticks, side="right") - 1
-    return notes.tempo_seconds[at] + notes.seconds_per_tick[at] * (ticks - notes.tempo_ticks[at])
+    return passed[at] + notes.seconds_per_tick[at] * (ticks - notes.tempo_ticks[at])
 
 
 def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:

@@ -57,8 +57,6 @@ class RemiTokens:
 
     ids: NDArray[np.uint8]
     """[m]"""
-    note: NDArray[np.int32]
-    """[m] the note (CP row) that a token belongs to, -1 for Bar."""
     pitch_at: NDArray[np.int64]
     """[n] where the Pitch token of a note stands: note-level labels belong there."""
 
@@ -109,7 +107,6 @@ def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMI
         tracks=tuple(Track(name=name, program=0, is_drum=False) for name in tracks),
         ticks_per_beat=TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
-        tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60.0 / (tempo * TICKS_PER_BEAT)),
         metre=signatures(onset - position, onset, SUBBEAT_TICKS),
     )
@@ -135,8 +132,6 @@ def remi_from_cp(cp: NDArray[np.integer]) -> RemiTokens:
     new_bar = cp[:, 0] == BAR_NEW
     pitch_at = 3 * np.arange(len(cp), dtype=np.int64) + np.cumsum(new_bar) + 1
     ids = np.full(3 * len(cp) + np.count_nonzero(new_bar), REMI_BAR, dtype=np.uint8)
-    note = np.full(len(ids), -1, dtype=np.int32)
     for step, (column, base) in enumerate(((1, REMI_POSITION), (2, REMI_PITCH), (3, REMI_DURATION))):
         ids[pitch_at + step - 1] = cp[:, column] + base
-        note[pitch_at + step - 1] = np.arange(len(cp))
-    return RemiTokens(ids=ids, note=note, pitch_at=pitch_at)
+    return RemiTokens(ids=ids, pitch_at=pitch_at)

@@ -134,7 +134,6 @@ def test_notes_to_tokens_to_midi_is_the_identity_in_every_metre(signatures, note
         tracks=(Track(name="", program=0, is_drum=False),),
         ticks_per_beat=480,
         tempo_ticks=np.zeros(1, dtype=np.int64),
-        tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60 / (120 * 480)),
         metre=np.array(sorted(signatures), dtype=np.int64).reshape(-1, 3) * [120, 1, 1],
     )

@@ -107,17 +107,14 @@ def test_remi_and_cp_say_the_same(notes):
     assert len(remi.ids) == 3 * len(cp) + (cp[:, 0] == 0).sum()
     for column, (step, first) in enumerate(((-1, 1), (0, 17), (1, 103)), start=1):
         np.testing.assert_array_equal(remi.ids[remi.pitch_at + step] - first, cp[:, column])
-    begins = np.cumsum(remi.note >= 0)[remi.note == -1] // 3
+    begins = np.cumsum(remi.ids != 0)[remi.ids == 0] // 3
     np.testing.assert_array_equal(begins, np.flatnonzero(cp[:, 0] == 0))
-    np.testing.assert_array_equal(remi.note[remi.pitch_at], np.arange(len(cp)))
-    assert ((remi.note == -1) == (remi.ids == 0)).all()
 
 
 def test_remi_of_a_small_piece():
     cp = np.array([[0, 0, 38, 7], [1, 0, 42, 7], [0, 15, 0, 63]], dtype=np.uint8)
     remi = remi_from_cp(cp)
     assert remi.ids.tolist() == [0, 1, 55, 110, 1, 59, 110, 0, 16, 17, 166]
-    assert remi.note.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1, 2, 2, 2]
     assert remi.pitch_at.tolist() == [2, 5, 9]
 
 

@@ -148,11 +148,10 @@ CORPORA: dict[str, Corpus] = {
 
 
 def corpus(name: str) -> Corpus:
-    """The corpus of this name: pop909, pop1k7, asap, pianist8, emopia, sample, or ``folder:<path or URI>``.
+    """The corpus of this name: one of `CORPORA`, or ``folder:<path or URI>``.
 
     A folder corpus is every ``.mid`` and ``.midi`` file below the folder, however deep; the piece id is the
-    path below it. Lists of corpora on the command line are split at commas, so that a folder whose path holds
-    one cannot be named there: rename it, or name a link to it.
+    path below it.
 
     Raises:
         ValueError: no such corpus (the nearest name is given), or a folder without a path.

@@ -72,7 +72,7 @@ class Remote:
 def probe(url: str, *, record: str = "", patience: Patience = PATIENT) -> Remote:
     """Ask for a file's size and checksum without fetching it.
 
-    They are those of its Zenodo record (JSON); without one, or where it cannot be read, those of the file's own headers.
+    They are those of its Zenodo record (JSON); without one, or where it cannot be read, those of the headers.
 
     Raises:
         PublisherUnreachableError: no connection.

@@ -40,10 +40,6 @@ _QUICK = Patience(timeout_s=10, attempts=2)
 _SPREAD = 4  # small files fill whole blocks, and annotations come along
 
 
-class IncompleteError(DownloadError):
-    """A corpus that lacks files which the paper uses."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One chosen corpus: its source, its target, and the size that its server states."""
@@ -86,12 +82,7 @@ class Item:
 
 
 def survey(names: Sequence[str], root: str, *, patience: Patience = _QUICK) -> list[Item]:
-    """Ask the servers for sizes, all at once; fetches nothing.
-
-    Args:
-        names: corpora, such as "pop909".
-        root: the local folder to put them in, `corpora.root`.
-        patience: with the servers.
+    """Ask the servers for the sizes of corpora to put below `corpora.root`, all at once; fetches nothing.
 
     Raises:
         ValueError: no folder, or a name that is no published corpus.
@@ -117,16 +108,13 @@ def table(items: Sequence[Item]) -> str:
 
 
 def install(items: Sequence[Item], *, patience: Patience = PATIENT) -> list[str]:
-    """Fetch, unpack and compare each corpus that is not there; one that fails stops no other.
-
-    Returns:
-        the names of those that failed; why is logged.
-    """
+    """Fetch, unpack and compare each corpus that is not there; the names of those that failed, which stop no other."""
     failed = []
     for item in items:
         try:
             if item.target.exists():
-                _check_present(item)
+                _compare(item, item.target, f"; add them to {item.target}, or move that folder away to fetch all")
+                logger.info("%s is there, nothing to do", item.name)
             else:
                 _install(item, patience)
             logger.info("%s: %s files in %s", item.name, f"{len(item.contents.files):,}", item.target)
@@ -145,8 +133,7 @@ def _ask(item: Item, patience: Patience) -> Item:
         remote = probe(source.url, record=source.record, patience=patience)
     except DownloadError as error:
         return replace(item, problem=error)
-    stated = {"sha256": source.sha256} if source.sha256 else {}
-    return replace(item, remote=replace(remote, checksums=dict(remote.checksums) | stated))
+    return replace(item, remote=replace(remote, checksums={**remote.checksums, **source.checksums}))
 
 
 def _by_hand(item: Item) -> str:
@@ -157,14 +144,6 @@ def _by_hand(item: Item) -> str:
         f"{item.root / item.corpus.folder / first} and {len(others):,} more files are there. "
         f"Licence: {item.corpus.licence}."
     )
-
-
-def _check_present(item: Item) -> None:
-    try:
-        _compare(item, item.target)
-    except IncompleteError as error:
-        raise IncompleteError(f"{item.target}: {error}; add them, or move that folder away to fetch all") from error
-    logger.info("%s is there, nothing to do", item.name)
 
 
 def _install(item: Item, patience: Patience) -> None:
@@ -180,7 +159,7 @@ def _install(item: Item, patience: Patience) -> None:
             fetch(item.remote, item.archive, patience=patience)
         try:
             _unpack(item)
-        except (ArchiveError, IncompleteError) as error:
+        except ArchiveError as error:
             if by_hand:
                 raise DownloadError(f"{error}; replace {item.archive}, or delete it to have it fetched") from error
             item.archive.unlink()
@@ -191,23 +170,23 @@ def _install(item: Item, patience: Patience) -> None:
 def _unpack(item: Item) -> None:
     """Archive -> target, by way of a hidden folder beside it that is renamed when all is well."""
     _need(item, _SPREAD * item.contents.bytes)
-    verify(item.archive, {"sha256": item.source.sha256} if item.source.sha256 else {})
+    verify(item.archive, item.source.checksums)
     with storage.whole_folder(item.target) as folder:
         unpack(item.archive, folder, item.source.place)
         found = _compare(item, folder)
         (folder / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
 
 
-def _compare(item: Item, top: Path) -> Contents:
+def _compare(item: Item, top: Path, hint: str = "") -> Contents:
     """What a corpus's top folder holds; a difference from the paper's copy that leaves it usable is a warning.
 
     Raises:
-        IncompleteError: files are missing.
+        ArchiveError: files are missing; ends in the hint.
     """
     found = measure(item.corpus, top.joinpath(*item.corpus.folder.split("/")[1:]))
     difference = compare(item.contents, found)
     if difference.missing:
-        raise IncompleteError(f"of the paper's {len(item.contents.files):,} files {difference}")
+        raise ArchiveError(f"of the paper's {len(item.contents.files):,} files {difference}{hint}")
     if difference:
         logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.name, difference)
     return found
@@ -217,23 +196,20 @@ def _provenance(item: Item, found: Contents) -> str:
     """SOURCE.json: where a corpus came from, and under which terms."""
     corpus, difference = item.corpus, compare(item.contents, found)
     archive = digests.of_file(item.archive)
-    return json.dumps(
-        {
-            "corpus": corpus.name,
-            "title": corpus.title,
-            "publisher": corpus.url,
-            "licence": corpus.licence,
-            "licence_of_record": item.remote.licence if item.remote else "",
-            "may_be_redistributed": corpus.redistribute,
-            "citation": corpus.citation,
-            "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
-            "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
-            "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
-            "differs": {"changed": difference.changed, "unknown": difference.unknown},
-        },
-        indent=1,
-        ensure_ascii=False,
-    )
+    facts = {
+        "corpus": corpus.name,
+        "title": corpus.title,
+        "publisher": corpus.url,
+        "licence": corpus.licence,
+        "licence_of_record": item.remote.licence if item.remote else "",
+        "may_be_redistributed": corpus.redistribute,
+        "citation": corpus.citation,
+        "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
+        "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
+        "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
+        "differs": {"changed": difference.changed, "unknown": difference.unknown},
+    }
+    return json.dumps(facts, indent=1, ensure_ascii=False)
 
 
 def _need(item: Item, size: int) -> None:

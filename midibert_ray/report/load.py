@@ -81,7 +81,7 @@ def load(config: Config, key: str) -> LoadedStudy:
             if key in (name, parent.data.tags[tracking.RUN_KEY]):
                 children = {run.info.run_name: run for run in tracker.children(experiment, parent.info.run_id)}
                 return _read(tracker, experiment, parent, children)
-    raise LookupError(f"no study {key!r} in {tracker.where.uri}; there are: {', '.join(names) or 'none'}")
+    raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
 
 
 def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> LoadedStudy:

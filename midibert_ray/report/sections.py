@@ -281,6 +281,6 @@ def settings(source: LoadedStudy) -> dict[str, Any]:
     """Configuration, where MLflow is, and the ids of the runs."""
     return {
         "params": sorted(source.parent.data.params.items()),
-        "mlflow": source.tracker.where.command(),
+        "mlflow": source.tracker.address.command(),
         "runs": json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1),
     }

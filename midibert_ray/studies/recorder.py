@@ -170,7 +170,7 @@ class Recorder(tune.Callback):
         """Trial -> digest of the result that MLflow, where it is now, has been given."""
         if self._recorded is None:
             self._recorded = json.loads(storage.read_bytes(self._book)) if storage.exists(self._book) else {}
-        return self._recorded.setdefault(self.log.tracker.where.uri, {})
+        return self._recorded.setdefault(self.log.tracker.address.uri, {})
 
     def _run(self, key: str) -> tracking.RunLog:
         if key not in self._runs:

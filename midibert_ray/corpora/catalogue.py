@@ -172,7 +172,6 @@ def corpus(name: str) -> Corpus:
         return CORPORA[name]
     nearest = difflib.get_close_matches(name.lower(), CORPORA, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"unknown corpus {name!r}; did you mean {nearest!r}? "
-        f"Known: {', '.join(CORPORA)}, or folder:/path/to/midi for files of your own "
-        "(without a comma in the path, which would end the name: rename or link such a folder)"
+        f"unknown corpus {name!r}; did you mean {nearest!r}? Known: {', '.join(CORPORA)}, or folder:/path/to/midi for "
+        "files of your own (without a comma in the path, which would end the name: rename or link such a folder)"
     )

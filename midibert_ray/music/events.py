@@ -25,7 +25,6 @@ NEVER_RELEASED = "never released"
 
 _META, _SYSEX, _SYSEX_END = 0xFF, 0xF0, 0xF7
 _NOTE_OFF, _NOTE_ON, _CONTROL, _PROGRAM_CHANGE, _BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
-_ONE_DATA_BYTE = (0xC0, 0xD0)
 _NAME, _TEMPO, _SMPTE, _METRE, _KEY = 0x03, 0x51, 0x54, 0x58, 0x59
 _DRUM_CHANNEL = 9
 _SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}
@@ -44,6 +43,13 @@ _COMMON = re.compile(
     re.DOTALL,
 )
 """Channel messages of two data bytes in a row, nearly all that a track holds. Group 1 is the last status."""
+
+
+_SYSTEM = bytes(range(0xF0, 0xFF))
+_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
+_NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
+_CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
+"""Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
 
 
 def _variable(body: bytes, at: int) -> tuple[int, int]:
@@ -86,7 +92,7 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
             elif kind in (_SYSEX, _SYSEX_END):
                 length, start = _variable(body, at)
             else:
-                length, start = _data_bytes(kind), at
+                length, start = (_SYSTEM_BYTES.get(kind, 0) if kind > _SYSEX else 1 if 0xC0 <= kind < 0xE0 else 2), at
             if kind < 0xF8:  # a meta event, or a message in real time, leaves running status as it is; SysEx ends it
                 status = kind if kind < _SYSEX else 0
             at = start + length
@@ -99,22 +105,10 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
         raise MidiError("unreadable MIDI events: the track ends within an event")
 
 
-def _data_bytes(status: int) -> int:
-    if status >= _SYSEX:
-        return _SYSTEM_BYTES.get(status, 0)
-    return 1 if status & 0xF0 in _ONE_DATA_BYTE else 2
-
-
 def changes_program(body: bytes, channel: int) -> bool:
-    """Whether a track sets a channel to more than one program.
-
-    Raises:
-        MidiError: as `walk`.
-    """
-    change = _PROGRAM_CHANGE + channel
-    # A program change has one data byte, and is none of the common events.
-    programs = {body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}
-    return len(programs) > 1
+    """Whether a track sets a channel to more than one program; a MidiError as from `walk`."""
+    change = _PROGRAM_CHANGE + channel  # with one data byte, so that it is none of the common events
+    return len({body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}) > 1
 
 
 def is_doubtful(body: bytes) -> bool:
@@ -144,13 +138,6 @@ def _has_system_bytes(body: bytes) -> bool:
         return False
     rest = _TEMPO_EVENT.sub(b"", body)
     return len(rest.translate(None, _SYSTEM)) < len(rest)
-
-
-_SYSTEM = bytes(range(0xF0, 0xFF))
-_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
-_NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
-_CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
-"""Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
 
 
 def _meta_places(body: bytes) -> Iterator[tuple[int, bytes]]:

@@ -78,9 +78,11 @@ def lay_bars(signatures: NDArray[np.int64], ticks_per_beat: int, last: int) -> B
         count += bars * len(cut)
         if count > MAX_BARS:
             raise MidiError(f"more than {MAX_BARS:,} bars: most likely corrupt")
-        pieces = np.cumsum([0, *cut[:-1]]) * ticks_per_beat
-        laid = (start + length * np.arange(bars)[:, None] + pieces).ravel()
-        begins.append(laid[laid < stop])
+        laid = np.arange(start, stop, length)
+        if len(cut) > 1:
+            laid = np.add.outer(laid, np.cumsum([0, *cut[:-1]]) * ticks_per_beat).ravel()
+            laid = laid[laid < stop]
+        begins.append(laid)
     start = np.concatenate(begins)
     grid = np.cumsum(-(-np.diff(start, prepend=start[0]) // sub_beat))
     return Bars(sub_beat=sub_beat, start=start, grid=grid)

@@ -63,10 +63,12 @@ class RemiTokens:
 
 def encode(grid: GridNotes) -> Tokens:
     """`GridNotes` -> CP rows. The first note of every non-empty bar has Bar New."""
-    bar = np.where(np.diff(grid.bar, prepend=-1) != 0, BAR_NEW, BAR_CONTINUE)
-    ids = np.stack(
-        [bar, grid.onset - grid.bar, grid.pitch - PITCH_LOW, grid.duration], axis=1, dtype=np.uint8, casting="unsafe"
-    )
+    ids = np.empty((len(grid), 4), dtype=np.uint8)
+    ids[:1, 0] = BAR_NEW
+    ids[1:, 0] = np.where(grid.bar[1:] == grid.bar[:-1], BAR_CONTINUE, BAR_NEW)
+    ids[:, 1] = grid.onset - grid.bar
+    ids[:, 2] = grid.pitch - PITCH_LOW
+    ids[:, 3] = grid.duration
     return Tokens(
         tokens=ids,
         onset=grid.onset,

@@ -135,7 +135,7 @@ def _join(tracks: Sequence[TrackContent], ticks_per_beat: int) -> Notes:
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for count in counts:
+    for count in filter(None, counts):
         total.update(count)
     return dict(total)
 

@@ -83,19 +83,20 @@ def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
             dropped[ZERO_DURATION] = without_length
         if ended.size:
             instruments.append((Track(name=track.name, program=track.program, is_drum=track.is_drum), ended))
-    tempi, metre = (
-        _table(score.tempos, "time", "mspq"),
-        _table(score.time_signatures, "time", "numerator", "denominator"),
-    )
-    if metre.min(initial=0) < 0 or tempi.min(initial=0) < 0 or not tempi[:, 1].all():
+    tempi = _table(score.tempos, "time", "mspq")
+    metre = _table(score.time_signatures, "time", "numerator", "denominator")
+    if metre.min(initial=0) < 0 or tempi.min(initial=0) < 0 or not tempi[1].all():
         return None  # a tick that is too large for symusic, or a tempo of zero
-    return TrackContent(instruments=instruments, tempi=tempi, metre=metre, dropped=dropped)
+    return TrackContent(instruments=instruments, tempi=tempi.T, metre=metre.T, dropped=dropped)
 
 
 def _table(events: Any, *columns: str) -> NDArray[np.int64]:
-    """[events, columns] of a list of symusic's."""
+    """[columns, events] of a list of symusic's."""
     arrays = events.numpy()
-    return np.array([arrays[name] for name in columns], dtype=np.int64).T
+    table = np.empty((len(columns), len(events)), dtype=np.int64)
+    for row, name in zip(table, columns, strict=True):
+        row[:] = arrays[name]
+    return table
 
 
 def _with_probe(body: bytes) -> bytes | None:
@@ -148,7 +149,7 @@ def _columns(track: Any) -> NDArray[np.int64] | None:
 
     None where notes reach beyond the probe, or hold numbers that no note holds.
     """
-    columns = _table(track.notes, "time", "duration", "pitch", "velocity").T
+    columns = _table(track.notes, "time", "duration", "pitch", "velocity")
     columns[1] += columns[0]
     _, _, pitch, velocity = columns[:, -1].tolist()
     if columns.min() < 0 or pitch > 0 or velocity > 16:

@@ -47,7 +47,7 @@ class Corpus:
     parts: tuple[str, ...] = ()
     """Names of the tracks that are melody, bridge and accompaniment."""
     merged: bool = False
-    """Whether the published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
+    """The published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     four_four: bool = False
     """Whether all of it counts as 4/4 from the first tick, as the paper has it, whatever time signatures say."""
     absolute: bool = False

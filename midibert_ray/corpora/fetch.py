@@ -103,9 +103,7 @@ def fetch(remote: Remote, target: Path, *, patience: Patience = PATIENT) -> None
 
     Raises:
         PublisherUnreachableError: the connection broke too often; what has arrived is kept for the next call.
-        DownloadError: the server refuses, the file is too long, or it is not what the checksums promise (then
-            the part is removed).
-        OSError: the part cannot be written.
+        DownloadError: the server refuses, the file is too long, or not what the checksums promise (then it is removed).
     """
     part = target.with_name(target.name + ".part")
     for attempt in range(1, patience.attempts + 1):
@@ -116,9 +114,9 @@ def fetch(remote: Remote, target: Path, *, patience: Patience = PATIENT) -> None
             kept = f"{megabytes(_size(part))} kept in {part}"
             # A request without an answer has been sent often enough by the session.
             if attempt == patience.attempts or isinstance(error, requests.RequestException):
-                message = f"{remote.url} broke off {attempt} times, at last with: {_reason(error)}"
                 raise PublisherUnreachableError(
-                    f"{message}. {kept}; the same command again goes on from there"
+                    f"{remote.url} broke off {attempt} times, at last with: {_reason(error)}. {kept}; the same command "
+                    "again goes on from there"
                 ) from error
             logger.info("%s broke off (%s), %s", remote.url, _reason(error), kept)
             time.sleep(patience.pause_s * 2 ** (attempt - 1))

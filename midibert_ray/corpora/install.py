@@ -52,16 +52,12 @@ class Item:
     """Why its server did not answer."""
 
     @property
-    def name(self) -> str:
-        return self.source.corpus
-
-    @property
     def corpus(self) -> Corpus:
-        return CORPORA[self.name]
+        return CORPORA[self.source.corpus]
 
     @property
     def contents(self) -> Contents:
-        return self.source.contents or published(self.name)
+        return self.source.contents or published(self.source.corpus)
 
     @property
     def target(self) -> Path:
@@ -70,7 +66,7 @@ class Item:
 
     @property
     def archive(self) -> Path:
-        return self.root / "downloads" / f"{self.name}.zip"
+        return self.root / "downloads" / f"{self.source.corpus}.zip"
 
     @property
     def state(self) -> str:
@@ -103,7 +99,7 @@ def table(items: Sequence[Item]) -> str:
     for item in items:
         size = "-" if item.remote is None else "not stated" if item.remote.size is None else megabytes(item.remote.size)
         unpacked = f"{len(item.contents.files):,} files, {megabytes(item.contents.bytes)}"
-        rows.append((item.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
+        rows.append((item.corpus.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
     return aligned(rows)
 
 
@@ -114,14 +110,14 @@ def install(items: Sequence[Item], *, patience: Patience = PATIENT) -> list[str]
         try:
             if item.target.exists():
                 _compare(item, item.target, f"; add them to {item.target}, or move that folder away to fetch all")
-                logger.info("%s is there, nothing to do", item.name)
+                logger.info("%s is there, nothing to do", item.corpus.name)
             else:
                 _install(item, patience)
-            logger.info("%s: %s files in %s", item.name, f"{len(item.contents.files):,}", item.target)
+            logger.info("%s: %s files in %s", item.corpus.name, f"{len(item.contents.files):,}", item.target)
         except (DownloadError, OSError) as error:
-            failed.append(item.name)
+            failed.append(item.corpus.name)
             by_hand = item.problem or isinstance(error, PublisherUnreachableError)
-            logger.error("%s: %s%s", item.name, error, f". {_by_hand(item)}" if by_hand else "")
+            logger.error("%s: %s%s", item.corpus.name, error, f". {_by_hand(item)}" if by_hand else "")
     return failed
 
 
@@ -148,14 +144,14 @@ def _by_hand(item: Item) -> str:
 
 def _install(item: Item, patience: Patience) -> None:
     stated = f" (Zenodo states {item.remote.licence})" if item.remote and item.remote.licence else ""
-    logger.info("%s: licence %s%s; cite %s", item.name, item.corpus.licence, stated, item.corpus.citation)
+    logger.info("%s: licence %s%s; cite %s", item.corpus.name, item.corpus.licence, stated, item.corpus.citation)
     by_hand = item.archive.exists()
     if not (by_hand or item.remote):
         raise item.problem or PublisherUnreachableError(f"{item.source.url} was not asked; run the same command again")
     with _alone(item):
         if item.remote and not by_hand:
             _need(item, (item.remote.size or 0) + _SPREAD * item.contents.bytes)
-            logger.info("%s: fetching %s", item.name, item.source.url)
+            logger.info("%s: fetching %s", item.corpus.name, item.source.url)
             fetch(item.remote, item.archive, patience=patience)
         try:
             _unpack(item)
@@ -188,7 +184,7 @@ def _compare(item: Item, top: Path, hint: str = "") -> Contents:
     if difference.missing:
         raise ArchiveError(f"of the paper's {len(item.contents.files):,} files {difference}{hint}")
     if difference:
-        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.name, difference)
+        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.corpus.name, difference)
     return found
 
 
@@ -217,7 +213,7 @@ def _need(item: Item, size: int) -> None:
     free = shutil.disk_usage(item.root).free - _ROOM
     if size > free:
         raise DownloadError(
-            f"{item.root} has room for {megabytes(max(free, 0))}, but {item.name} needs {megabytes(size)}: "
+            f"{item.root} has room for {megabytes(max(free, 0))}, but {item.corpus.name} needs {megabytes(size)}: "
             "free some, or choose another corpora.root"
         )
 

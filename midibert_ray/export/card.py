@@ -35,10 +35,7 @@ FLAWS = {
 
 
 def render(model: MidiBertPreTrainedModel, about: About) -> str:
-    """The card of a model: Markdown below a YAML head.
-
-    It names no address of the machine that wrote it: a corpus that is a folder appears under its last name.
-    """
+    """The card of a model, Markdown below a YAML head; it names no address of the machine that wrote it."""
     config, classifier = model.config, isinstance(model, MidiBertForNotes | MidiBertForSequences)
     task, names = told_by_head(model)
     task = about.task or task

@@ -47,16 +47,14 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     Args:
         config: describes the pre-training to export, where neither `run` nor `reference` is given.
         pretrained: finds that pre-training.
-        output: folder to write, local or in a bucket.
-        run: name or URI of a trial, run or checkpoint to export instead; see `find`.
+        output: folder to write, local or in a bucket; new or empty.
+        run: name or URI of a trial, run or checkpoint to export instead; see `find`, also for its errors.
         reference: path of a file of the authors' code to export instead.
 
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
         ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
-        FileNotFoundError: where the source is not there, or has not finished.
-        ValueError: for a name that several trials have.
     """
     final = _output(output)
     _check_free(final)
@@ -154,12 +152,11 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
-    place, origin = storage.join(uri, results.ORIGIN), None
+    place = storage.join(uri, results.ORIGIN)
     if storage.exists(place):
-        origin = results.Provenance.from_json(storage.read_bytes(place))
-    else:
-        logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
-    return _open(uri), about.of_trial(result, origin)
+        return _open(uri), about.of_trial(result, results.Provenance.from_json(storage.read_bytes(place)))
+    logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
+    return _open(uri), about.of_trial(result, None)
 
 
 def _open(uri: str) -> MidiBertPreTrainedModel:

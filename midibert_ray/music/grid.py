@@ -82,10 +82,7 @@ class GridNotes:
 
 
 def read_beats(text: bytes) -> NDArray[np.float64]:
-    """Read a beat annotation of POP909: one line a beat, numbers in columns.
-
-    Returns:
-        float64[beats, columns]; column 0 is the time in seconds, ascending.
+    """A beat annotation of POP909: float64[beats, columns], of which the first is the time in seconds, ascending.
 
     Raises:
         MidiError: not a table of numbers, fewer than two beats, or times that do not ascend.
@@ -239,18 +236,11 @@ def _is_off_grid(notes: Notes) -> bool:
     """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
     start = np.sort(notes.start)
     onsets = start[np.append(True, start[1:] != start[:-1])]
-    return len(onsets) >= _FEWEST_ONSETS and off_grid_share(onsets, notes.ticks_per_beat) >= OFF_GRID_SHARE
-
-
-def off_grid_share(onsets: NDArray[np.int64], ticks_per_beat: int) -> float:
-    """The share of onsets [n] in ticks that lie further than a twelfth of a beat from the nearest sixteenth.
-
-    By chance it is 1/3.
-    """
     # A distance times 4. Ticks are whole, so that a triplet may lie one further.
-    phase = onsets * SUBBEATS_PER_BEAT % ticks_per_beat
-    distance = np.minimum(phase, ticks_per_beat - phase)
-    return float(np.mean(3 * distance > ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
+    phase = onsets * SUBBEATS_PER_BEAT % notes.ticks_per_beat
+    distance = np.minimum(phase, notes.ticks_per_beat - phase)
+    off = int(np.count_nonzero(3 * distance > notes.ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
+    return len(onsets) >= _FEWEST_ONSETS and off >= OFF_GRID_SHARE * len(onsets)
 
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:

@@ -45,18 +45,10 @@ _PROBE_TICK = 0x0FFFFFFF
 
 
 def read_track(ticks_per_beat: int, body: bytes, *, keep_unreleased: bool = False) -> TrackContent:
-    """Read one track: the body of an MTrk chunk -> `TrackContent`; symusic's reading where it is certain, else `walk`.
+    """Read one track as `walk` does: by symusic where its reading is certain.
 
     It is not where a track has notes on more than one channel or program, a program change between them, a second or
     late name, notes that are never ended, damaged events, or no end of track where it belongs and there alone.
-
-    Args:
-        ticks_per_beat: from the header.
-        body: the body of an MTrk chunk.
-        keep_unreleased: as for `walk`.
-
-    Raises:
-        MidiError: the events cannot be read, or there are more than `MAX_NOTES` notes.
     """
     return _read_fast(ticks_per_beat, body) or walk(body, keep_unreleased=keep_unreleased)
 
@@ -185,15 +177,14 @@ def _end_notes(columns: NDArray[np.int64]) -> NDArray[np.int64] | None:
 
 
 def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """End overlapping notes of one pitch as if they were written to a MIDI track and read again.
+    """End overlapping notes of one pitch as if they were written to a MIDI track and read again: int64 [n].
+
+    Each note's new end is the first end of its key after its start.
 
     Args:
         key: [n] equal for notes of the same track and pitch.
         start: [n] ticks below `MAX_TICK`.
         end: [n] likewise, every end after its start.
-
-    Returns:
-        [n] new ends: each note's is the first end of its key after its start.
     """
     group, order = key * _SPAN, _by_key(key)
     ends = np.sort((group + end)[order], kind="stable")

@@ -26,8 +26,8 @@ from midibert_ray.music.vocabulary import (
     REMI_POSITION,
 )
 
-SUBBEAT_TICKS = TICKS_PER_BEAT // SUBBEATS_PER_BEAT
-THIRTY_SECOND_TICKS = SUBBEAT_TICKS // 2
+_SUBBEAT_TICKS = TICKS_PER_BEAT // SUBBEATS_PER_BEAT
+_THIRTY_SECOND_TICKS = _SUBBEAT_TICKS // 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMI
     """
     onset, (_, position, pitch, duration) = tokens.onset.astype(np.int64), tokens.tokens.astype(np.int64).T
     pitch += PITCH_LOW
-    start = onset * SUBBEAT_TICKS
-    end = start + (duration + 1) * THIRTY_SECOND_TICKS
+    start = onset * _SUBBEAT_TICKS
+    end = start + (duration + 1) * _THIRTY_SECOND_TICKS
     voice = _voices(tokens.part, pitch, start, end)
     keys, track = np.unique(np.stack([tokens.part, voice]), axis=1, return_inverse=True)
     names = ("NOTES", *PARTS)
@@ -110,7 +110,7 @@ def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMI
         ticks_per_beat=TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
         seconds_per_tick=np.full(1, 60.0 / (tempo * TICKS_PER_BEAT)),
-        metre=signatures(onset - position, onset, SUBBEAT_TICKS),
+        metre=signatures(onset - position, onset, _SUBBEAT_TICKS),
     )
     return notes_to_pretty_midi(notes)
 

@@ -84,7 +84,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no token store at {uri}: it has no {MANIFEST}; make it with `python jobs/tokenize.py`"
+            f"no token store at {uri}: it has no {MANIFEST}; the job tokenize writes it, with the same settings"
         ) from error
     version = manifest["settings"].get("format_version")
     if version != FORMAT_VERSION:

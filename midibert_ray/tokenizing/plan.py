@@ -65,6 +65,11 @@ class CorpusPlan:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
+    @property
+    def there(self) -> list[Piece]:
+        """The pieces whose MIDI file is there."""
+        return [piece for piece in self.pieces if piece.files[0] in self.files]
+
     def shards(self, mark: str) -> list[Shard]:
         """The tasks of tokenizing, for the job with this mark.
 

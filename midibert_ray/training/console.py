@@ -25,8 +25,9 @@ class _Lines:
     def __init__(self) -> None:
         self._lines: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def put(self, line: str | None) -> None:
-        await self._lines.put(line)
+    async def put(self, *lines: str | None) -> None:
+        for line in lines:
+            await self._lines.put(line)
 
     async def get(self) -> str | None:
         return await self._lines.get()
@@ -37,7 +38,8 @@ def open_console() -> Iterator[Any]:
     """Print lines of any process in the driver's log, in order; at the end also those still on their way.
 
     Yields:
-        an actor handle that every process may hold; `console.put.remote(line)` does not wait.
+        an actor handle that every process may hold; `console.put.remote(*lines)` does not wait, and keeps the order of its
+        lines alone.
     """
     console: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
 

@@ -22,13 +22,13 @@ class RunRecorder(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Take in the points of the first worker; all workers report the same sums."""
         self._log = self._log or open_log(self.address, self.config, self.key)
-        points = []
+        points, lines = [], []
         for point in metrics[0]["points"]:
             values = dict(point)
             step, steps, at = values.pop("step"), values.pop("steps"), values.pop("at")
             points.append((values, step, at))
-            for line in progress_lines(step, steps, values):
-                self.console.put.remote(line)
+            lines += progress_lines(step, steps, values)
+        self.console.put.remote(*lines)
         self._log.log_points(points)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -200,7 +200,8 @@ def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     assert disturbed == {name: [(report["step"], report[name]) for report in calm if name in report] for name in CURVES}
     assert MidiBertModel.from_pretrained(run.checkpoint).config.num_hidden_layers == 1
     kept = sorted(folder.glob("step_*"))
-    assert 2 <= len(kept) <= config.compute.keep_checkpoints + 1
+    # Each disturbance may leave one that Ray Train has never heard of.
+    assert 2 <= len(kept) <= config.compute.keep_checkpoints + 2
     assert pretrain(config, [sample_store.uri]) == run, "a finished run is found, not run again"
 
     # As if the driver had been killed before its last line, and what was written last had been cut off.

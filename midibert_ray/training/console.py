@@ -38,8 +38,8 @@ def open_console() -> Iterator[Any]:
     """Print lines of any process in the driver's log, in order; at the end also those still on their way.
 
     Yields:
-        an actor handle that every process may hold; `console.put.remote(*lines)` does not wait, and keeps the order of its
-        lines alone.
+        an actor handle that every process may hold; `console.put.remote(*lines)` does not wait, and the
+        lines of one call stay in order; calls may overtake each other.
     """
     console: Any = ray.remote(num_cpus=0, resources=HEAD)(_Lines).remote()
 

@@ -4,14 +4,14 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.tracking.address import Address, address
 from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
-from midibert_ray.tracking.spool import Spool, UnreachableError, points
+from midibert_ray.tracking.spool import RefusedError, Spool, UnreachableError, points
 from midibert_ray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -31,41 +31,35 @@ def recording(config: Config) -> Iterator[None]:
     # on a cluster that is there already, the driver makes the folders in which they write.
     before = os.umask(0o077)
     try:
-        with _sending(config) if address(config).spool else nullcontext():
+        with _sending(config, target) if (target := address(config)).spool else nullcontext():
             yield
     finally:
         os.umask(before)
 
 
 @contextmanager
-def _sending(config: Config) -> Iterator[None]:
-    target = address(config)
-    sender = _sender(target)
-    try:
-        _ask(target)
-    except UnreachableError as error:
-        if error.refused:  # a wrong password is the user's to mend now, an outage is not
+def _sending(config: Config, target: Address) -> Iterator[None]:
+    with closing(_sender(target)) as sender:
+        try:
+            _ask(target)
+        except RefusedError as error:  # a wrong password is the user's to mend now, an outage is not
             raise ConfigError(str(error)) from error
-        sender.fail(error)
-    try:
-        with sender.running():
-            yield
-    finally:
-        left = sender.drain(PATIENCE_S)
-        sender.close()
-        if left:
-            logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
+        except UnreachableError as error:
+            sender.fail(error)
+        try:
+            with sender.running():
+                yield
+        finally:
+            if sender.drain(PATIENCE_S):
+                logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
 
 
 def caught_up(target: Address) -> bool:
     """Whether MLflow holds all records that there are now; waits for that as long as there is progress."""
     if not target.spool:
         return True
-    sender = _sender(target)
-    try:
+    with closing(_sender(target)) as sender:
         return not sender.drain(PATIENCE_S)
-    finally:
-        sender.close()
 
 
 def flush(target: Address) -> None:
@@ -95,13 +89,11 @@ def amount(target: Address) -> str:
 
 def flush_command(config: Config, *args: str) -> str:
     """The command that sends the records that are left; with the name of a study it makes its report as well."""
-    root = storage.resolve(config.storage.root)
-    settings = (f"storage.root={root}", f"tracking.uri={config.tracking.uri}")
+    settings = (f"storage.root={storage.resolve(config.storage.root)}", f"tracking.uri={config.tracking.uri}")
     return shlex.join(["python", "jobs/report.py", *args, "--flush", *settings])
 
 
 def _ask(target: Address) -> None:
-    """Ask the server something."""
     with answers(target.uri):
         connect(target).search_experiments(max_results=1)
 

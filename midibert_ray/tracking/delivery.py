@@ -29,9 +29,9 @@ def recording(config: Config) -> Iterator[None]:
     """
     # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this;
     # on a cluster that is there already, the driver makes the folders in which they write.
-    before = os.umask(0o077)
+    target, before = address(config), os.umask(0o077)
     try:
-        with _sending(config, target) if (target := address(config)).spool else nullcontext():
+        with _sending(config, target) if target.spool else nullcontext():
             yield
     finally:
         os.umask(before)

@@ -53,8 +53,8 @@ class RunLog:
             self._add("points", points=len(values), metrics=values, step=int(step))
 
     def tag(self, **tags: object) -> None:
-        """Set tags; an underscore pair stands for a dot."""
-        self._add("tags", tags={key.replace("__", "."): str(value) for key, value in tags.items()})
+        """Set tags."""
+        self._add("tags", tags={key: str(value) for key, value in tags.items()})
 
     def extend(self, **tags: Iterable[object]) -> None:
         """Add values to tags that are lists, separated by commas; a value that is there already is left out."""

@@ -193,7 +193,9 @@ def nothing_twice(config: Config, s3: S3) -> None:
     code, said = run(config)
     assert code == 0 and "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in said, said
     writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
-    assert {request.partition(f"{path(config)}/")[2].partition("/")[0] for request in writes} <= {"reports", "spool"}
+    written = [request.partition(f"{path(config)}/")[2] for request in writes]
+    assert {name.partition("/")[0] for name in written} <= {"reports", "spool", "studies"}
+    assert not [name for name in written if "checkpoint_" in name]
 
 
 def check_export(config: Config) -> None:

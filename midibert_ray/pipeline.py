@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from midibert_ray import storage, tracking
-from midibert_ray.data.format import has_manifest
+from midibert_ray.data.format import find_manifest
 from midibert_ray.report import formats, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import publish, unpublished
@@ -55,7 +55,7 @@ def addresses(config: Config, names: Iterable[str]) -> dict[str, str]:
     storage.require_bucket("storage.root", config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     settings = _token_settings(config)
-    return {name: plan_corpus(name, **settings).address for name in names}
+    return {name: plan_corpus(name, **settings).uri for name in names}
 
 
 def study_plan(config: Config) -> Plan:
@@ -79,7 +79,7 @@ def stores(config: Config, names: Iterable[str]) -> dict[str, str]:
         MissingInputError: where a store has not been written; names the job that writes it.
     """
     found = addresses(config, names)
-    missing = [name for name, address in found.items() if not has_manifest(address)]
+    missing = [name for name, address in found.items() if find_manifest(address) is None]
     if missing:
         raise MissingInputError(
             f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "

@@ -117,6 +117,13 @@ def names(uri: str) -> list[str]:
     return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of the files directly below a URI, by name; none where nothing is there."""
+    system, path = filesystem(uri)
+    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return {info.base_name: info.size for info in infos if info.is_file}
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -142,7 +149,7 @@ def read_json(uri: str) -> dict[str, Any]:
         found = error
     if not isinstance(found, dict):
         state = "empty" if not content.strip() else f"damaged ({len(content):,} bytes that are no JSON object)"
-        raise DamagedError(f"{without_query(uri)} is {state}; remove it, and what it tells is made again")
+        raise DamagedError(f"{without_query(uri)} is {state}; run again what writes it")
     return found
 
 

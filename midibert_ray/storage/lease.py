@@ -54,8 +54,13 @@ class Lease:
     """A folder that this process alone works on."""
 
     uri: str
-    name: str
-    """Of the claim; it tells host and process, and is never used again."""
+    mark: str
+    """It tells host and process, and is never used again."""
+
+    @property
+    def claim(self) -> str:
+        """The URI of the claim."""
+        return files.join(self.uri, f"lease.{self.mark}")
 
     def check(self) -> None:
         """Make sure that the lease is still held.
@@ -63,20 +68,19 @@ class Lease:
         Raises:
             LeaseLostError: where another has taken over.
         """
-        if not files.exists(files.join(self.uri, self.name)):
+        if not files.exists(self.claim):
             raise LeaseLostError(f"another process has taken over {self.uri}, as this one was stopped for too long")
 
     def beat(self, end: threading.Event) -> None:
         """Touch the claim until `end` is set or the lease is lost."""
-        claim = files.join(self.uri, self.name)
         while not end.wait(BEAT_S):
             with contextlib.suppress(OSError):  # a bucket that does not answer now may do so the next time
-                if not files.exists(claim):
+                if not files.exists(self.claim):
                     return
-                if files.is_local(claim):
-                    os.utime(files.resolve(claim))
+                if files.is_local(self.claim):
+                    os.utime(files.resolve(self.claim))
                 else:
-                    files.write_bytes(claim, files.read_bytes(claim))
+                    files.write_bytes(self.claim, files.read_bytes(self.claim))
 
 
 @contextlib.contextmanager
@@ -162,19 +166,19 @@ def _acquire(uri: str, waiter: _Waiter) -> Lease:
             if standing:
                 waiter.waits(uri, standing[0])
                 continue
-            mine = Lease(uri, f"lease.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            mine = Lease(uri, f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
             try:
-                files.write_bytes(files.join(uri, mine.name), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}".encode())
+                files.write_bytes(mine.claim, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}".encode())
             except FileNotFoundError:  # the last holder has just removed the empty folder
                 continue
-            if [info.base_name for info in _claims(uri)] == [mine.name]:
+            if [info.base_name for info in _claims(uri)] == [files.basename(mine.claim)]:
                 return mine
             _withdraw(mine)
             time.sleep(random.uniform(0, LOOK_S))  # two that came at the same time come again at different times
 
 
 def _withdraw(mine: Lease) -> None:
-    files.remove(files.join(mine.uri, mine.name))
+    files.remove(mine.claim)
     if files.is_local(mine.uri):
         with contextlib.suppress(OSError):  # something is left in it
             Path(files.resolve(mine.uri)).rmdir()

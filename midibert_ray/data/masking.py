@@ -30,13 +30,10 @@ class MaskedBatch:
 
     inputs: Tensor
     """The tokens that the model sees."""
-
     targets: Tensor
     """The original tokens; only those at `where` are scored."""
-
     where: Tensor
     """bool [b, t]: the chosen positions."""
-
     attention_mask: Tensor
     """bool [b, t]: the positions that may be attended."""
 

@@ -77,13 +77,10 @@ class BatchOrder:
 
     n: int
     """Number of segments, at least 1."""
-
     batch_size: int
     """Segments of a global batch, over all workers."""
-
     seed: int
     """Every epoch has its own permutation, drawn from (seed, epoch)."""
-
     drop_last: bool = True
     """True: every batch is full; what is left of an epoch is left out, others in each epoch, and where
     n < batch_size the one batch repeats segments. False: each segment once, and a shorter last batch."""

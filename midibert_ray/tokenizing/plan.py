@@ -30,7 +30,6 @@ class CorpusPlan:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
     root: str
     """`corpora.root`, absolute."""
 
@@ -39,10 +38,8 @@ class CorpusPlan:
 
     files: Mapping[str, File] = field(repr=False)
     """The pieces' files by name below the corpus folder; absent files are missing."""
-
     unlisted: Mapping[str, str]
     """Folders (with a slash at the end) and MIDI files that could not be looked at, with the reason."""
-
     storage_root: str
 
     @property

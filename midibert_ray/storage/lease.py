@@ -79,7 +79,7 @@ class Lease:
                     return
                 if files.is_local(self.claim):
                     os.utime(files.resolve(self.claim))
-                else:  # a claim that is removed this very moment comes back until it is forgotten
+                else:  # one that is removed at this very moment is made again
                     files.write_bytes(self.claim, files.read_bytes(self.claim))
 
 

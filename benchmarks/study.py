@@ -61,9 +61,9 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
         "compute.workers": 1,
         "compute.max_concurrent_trials": SLOTS,
     }
-    plan = pipeline.study_plan(replace(preset("debug"), changes))
+    plan = pipeline.plan(replace(preset("debug"), changes), study=True)
     ray.init("local", num_cpus=SLOTS, log_to_driver=False)
-    pipeline.tokenize_for(plan)
+    pipeline.tokenize(plan)
     begin = time.perf_counter()
     result = pipeline.study(plan)
     seconds = time.perf_counter() - begin

@@ -1,29 +1,31 @@
-"""The stages of a job, from a configuration to addresses: tokenize, pre-train, study, report.
+"""The stages of a job: plan, tokenize, pre-train, study, report.
 
-Every stage finds what the one before has written by its address, so each can be started alone, and starting
-it again does nothing twice. Jobs are thin command lines over these functions.
+A job makes one plan and hands it to its stages. Every stage finds what the one before has written by its address, so
+each can be started alone, and starting it again does nothing twice. Jobs are thin command lines over these functions.
 """
 
+import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import find_manifest
-from midibert_ray.report import formats, table
+from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
-from midibert_ray.report.publish import publish, unpublished
+from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import Plan
+from midibert_ray.studies.plan import StudyPlan
 from midibert_ray.studies.plan import make as plan_study
-from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
-from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora
+from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
+from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
@@ -35,32 +37,70 @@ class MissingInputError(FileNotFoundError):
     """A stage's input has not been made yet; the message says by which command it is."""
 
 
-def tokenize(config: Config, names: Iterable[str]) -> list[Summary]:
-    """Write the token stores of some corpora, or find them; needs Ray."""
-    return tokenize_corpora(list(names), **_token_settings(config))
+@dataclass(frozen=True)
+class CorpusPlans:
+    """The plans of a job's corpora: each corpus is listed once, whatever protocols and orders it is tokenized under."""
+
+    files: dict[str, CorpusFiles] = field(default_factory=dict)
+    """By name of the corpus."""
+
+    plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
+    """By how tokens are made, then by name of the corpus."""
+
+    def addresses(self, config: Config, names: Iterable[str]) -> dict[str, str]:
+        """Corpus -> address of its token store, whether or not it has been written.
+
+        Raises:
+            ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+        """
+        known, names = self.plans.setdefault(_made_by(config), {}), list(names)
+        for name in names:
+            if name not in self.files:
+                self.files[name] = list_corpus(name, config.corpora.root)
+            if name not in known:
+                known[name] = plan_corpus(name, found=self.files[name], **_token_settings(config))
+        return {name: known[name].uri for name in names}
 
 
-def tokenize_for(study: Plan) -> list[Summary]:
-    """Write the token stores that a study reads, under each protocol that it names, or find them; needs Ray."""
-    return [summary for config, names in study.tokens for summary in tokenize(config, names)]
+@dataclass(frozen=True, kw_only=True)
+class JobPlan:
+    """What a job is going to do, made once, before Ray starts."""
+
+    config: Config
+    corpora: CorpusPlans
+    study: StudyPlan | None
+    """The study, of jobs that run one."""
+
+    @property
+    def tokens(self) -> list[dict[str, CorpusPlan]]:
+        """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
+        if self.study is None:
+            group = self.corpora.plans[_made_by(self.config)]
+            return [{name: group[name] for name in self.config.corpora.names}]
+        needed = set(self.study.stores)
+        groups = self.corpora.plans.values()
+        chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
+        return [group for group in chosen if group]
 
 
-def addresses(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Corpus -> address of its token store, whether or not it has been written.
+def plan(config: Config, *, study: bool = False) -> JobPlan:
+    """Plan the token stores of `corpora.names`, and with `study` the study that a configuration describes.
 
     Raises:
-        ConfigError: for a bucket that cannot be used.
+        ConfigError: for a bucket that cannot be used, or where settings do not fit together.
         ValueError: for an unknown corpus; FileNotFoundError where it is not there.
     """
     storage.require_bucket("storage.root", config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
-    settings = _token_settings(config)
-    return {name: plan_corpus(name, **settings).uri for name in names}
+    corpora = CorpusPlans()
+    made = plan_study(config, corpora.addresses) if study else None
+    corpora.addresses(config, config.corpora.names)
+    return JobPlan(config=config, corpora=corpora, study=made)
 
 
-def study_plan(config: Config) -> Plan:
-    """The study that a configuration describes."""
-    return plan_study(config, addresses)
+def _made_by(config: Config) -> str:
+    """How tokens are made, as far as trials of a job differ in it."""
+    return json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
 
 
 def _token_settings(config: Config) -> dict[str, Any]:
@@ -72,29 +112,35 @@ def _token_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def stores(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Corpus -> address of its token store.
+def tokenize(plan: JobPlan) -> list[Summary]:
+    """Write the token stores that a job needs, or find them; needs Ray."""
+    return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
+
+
+def _written(config: Config, stores: Mapping[str, CorpusPlan]) -> list[str]:
+    """Addresses of token stores.
 
     Raises:
         MissingInputError: where a store has not been written; names the job that writes it.
     """
-    found = addresses(config, names)
-    missing = [name for name, address in found.items() if find_manifest(address) is None]
+    addresses = {name: each.uri for name, each in stores.items()}
+    missing = [name for name, address in addresses.items() if find_manifest(address) is None]
     if missing:
         raise MissingInputError(
             f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
             f"all stages):\n    {command_line('tokenize', replace(config, {'corpora.names': tuple(missing)}))}"
         )
-    return found
+    return list(addresses.values())
 
 
-def pretrain(config: Config) -> PretrainRun:
+def pretrain(plan: JobPlan) -> PretrainRun:
     """Pre-train on the token stores of `corpora.names`; needs Ray.
 
     Raises:
         MissingInputError: where a token store has not been written.
     """
-    return run_pretraining(config, list(stores(config, config.corpora.names).values()))
+    (stores,) = plan.tokens
+    return run_pretraining(plan.config, _written(plan.config, stores))
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -103,7 +149,8 @@ def pretrained(config: Config) -> PretrainRun:
     Raises:
         MissingInputError: where it has not been run to its end.
     """
-    key = run_key(config, list(addresses(config, config.corpora.names).values()))
+    (stores,) = plan(config).tokens
+    key = run_key(config, [each.uri for each in stores.values()])
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
@@ -113,15 +160,18 @@ def pretrained(config: Config) -> PretrainRun:
     return done
 
 
-def study(plan: Plan) -> StudyResult:
-    """Run a study, its pre-trainings included; needs Ray.
+def study(plan: JobPlan) -> StudyResult:
+    """Run a study, its pre-trainings included, and store its tables; needs Ray.
 
     Raises:
         MissingInputError: where a token store has not been made.
     """
-    for config, names in plan.tokens:
-        stores(config, names)
-    return run_study(plan)
+    assert plan.study, "plan(config, study=True)"
+    for stores in plan.tokens:
+        _written(plan.config, stores)
+    result = run_study(plan.study, plots.confusion)
+    publish(plan.study, result)
+    return result
 
 
 def report(config: Config, key: str) -> str:
@@ -134,11 +184,13 @@ def report(config: Config, key: str) -> str:
     where = tracking.address(config)
     if not tracking.caught_up(where):
         logger.warning("the report of %s lacks what is still to be sent: %s", key, tracking.amount(where))
-    return reports.write(config, key)
+    page = reports.write(config, key)
+    report_is_written(config, key)
+    return page
 
 
 def flush(config: Config, *keys: str) -> list[str]:
-    """Send what jobs could not, store the results of studies that waited for it, and write reports.
+    """Send what jobs could not, and write the reports that waited for it.
 
     Args:
         config: says where records lie, and where they go.
@@ -152,10 +204,7 @@ def flush(config: Config, *keys: str) -> list[str]:
     """
     where = tracking.address(config)
     tracking.flush(where)
-    plans = [study_plan(late) for late in unpublished(config)]
-    for plan in plans:
-        publish(StudyLog(plan), plan)
-    pages = [report(config, key) for key in dict.fromkeys([*(plan.key for plan in plans), *keys])]
+    pages = [report(config, key) for key in dict.fromkeys([*postponed_reports(config), *keys])]
     if pages:
         tracking.flush(where)
     return pages
@@ -172,17 +221,18 @@ def outcome(config: Config, result: StudyResult) -> str:
     lines = ["", formats.to_text(tables)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
-    page = _report_or_how(config, result)
+    page = _report_or_how(config, result.key)
     return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
 
 
-def _report_or_how(config: Config, result: StudyResult) -> str:
+def _report_or_how(config: Config, key: str) -> str:
     """The address of the report, or how it is written later where a tracking server does not answer."""
     where = tracking.address(config)
     with suppress(UnreachableError):
-        if result.published:
-            return report(config, result.key)
+        if tracking.caught_up(where):
+            return report(config, key)
+    postpone_report(config, key)
     return (
         f"not yet, nor are the tables in MLflow, as {where.uri} has not got all results. Nothing is lost; when it "
-        f"answers:\n        {tracking.flush_command(config, result.key)}"
+        f"answers:\n        {tracking.flush_command(config, key)}"
     )

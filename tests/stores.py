@@ -70,19 +70,20 @@ def beginnings(pieces: list[Piece], notes: int) -> list[Piece]:
     return cut
 
 
-def sample(protocol: str = "clean") -> list[Piece]:
+def sample(protocol: str = "clean", order: str = "") -> list[Piece]:
     """The pieces of the sample corpus, by id."""
-    return read_corpus("sample", protocol)
+    return read_corpus("sample", protocol, order=order)
 
 
-def read_corpus(name: str, protocol: str, root: Path | str = "") -> list[Piece]:
+def read_corpus(name: str, protocol: str, root: Path | str = "", order: str = "") -> list[Piece]:
     """The pieces of a corpus whose folder lies below `root`, by id."""
     corpus = corpora.corpus(name)
     folder = Path(corpus.location(str(root)))
+    made_by = PROTOCOLS[protocol].switch(order=order) if order else PROTOCOLS[protocol]
     files = {path.relative_to(folder).as_posix(): 1 for path in folder.rglob("*") if path.is_file()}
     pieces = []
-    for piece in sorted(list_pieces(corpus, files, PROTOCOLS[protocol]), key=lambda piece: piece.piece):
+    for piece in sorted(list_pieces(corpus, files, made_by), key=lambda piece: piece.piece):
         contents = [(folder / file).read_bytes() for file in piece.files]
-        tokens = tokenize_piece(corpus, piece, contents, PROTOCOLS[protocol])
+        tokens = tokenize_piece(corpus, piece, contents, made_by)
         pieces.append((piece.piece, piece.split, piece.label, tokens))
     return pieces

@@ -75,7 +75,7 @@ def reachable(room: str) -> set[str]:
 
 def test_only_the_pipeline_stands_in_the_hall() -> None:
     assert {path.name for path in PACKAGE.iterdir() if path.is_file()} <= HALL
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    rooms = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert rooms | {"pipeline"} == set(UPON)
 
 

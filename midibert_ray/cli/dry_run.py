@@ -2,13 +2,14 @@
 
 from typing import Literal
 
-from midibert_ray import pipeline, tracking
+from midibert_ray import tracking
 from midibert_ray.cli.arguments import show
-from midibert_ray.report.publish import unpublished
+from midibert_ray.pipeline import JobPlan
+from midibert_ray.report.publish import postponed_reports
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
-from midibert_ray.studies.plan import Plan, study_address
+from midibert_ray.studies.plan import StudyPlan, study_address
 from midibert_ray.studies.result import settled
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.runs import finished, run_address, run_key
@@ -16,23 +17,20 @@ from midibert_ray.training.runs import finished, run_address, run_key
 Stage = Literal["tokenize", "pretrain"]
 
 
-def plan(config: Config, *stages: Stage, study: Plan | None = None, estimates: bool = True) -> str:
-    """What some stages would do: the configuration, addresses, batch arithmetic, parameters and trials.
-
-    Jobs make a plan before they start Ray, so that what cannot work is said at once, and `--dry-run` prints it.
+def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
+    """What a job would do: the configuration, addresses, batch arithmetic, parameters and trials.
 
     Args:
-        config: the whole configuration.
-        stages: those before a study that are told of.
-        study: the study that follows them, if one does.
+        plan: what it is going to do.
+        stages: those before the study, if one follows, that are told of.
         estimates: whether to measure a step, and say what the study will take.
 
     Raises:
-        ConfigError: where the settings do not fit together.
-        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+        ConfigError: where the batch cannot be divided over the workers.
     """
-    names = dict.fromkeys((*config.corpora.names, *(study.tokens[0][1] if study else ())))
-    places = pipeline.addresses(config, names)
+    config, study = plan.config, plan.study
+    names = dict.fromkeys((*config.corpora.names, *(name for group in plan.tokens for name in group)))
+    places = plan.corpora.addresses(config, names)
     lines = [_settings(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
@@ -56,9 +54,9 @@ def _settings(config: Config) -> str:
     return "\n".join(f"{key:<{width}}  {show(value)}" for key, value in flat.items())
 
 
-def flush_plan(config: Config) -> str:
+def describe_flush(config: Config) -> str:
     """What `pipeline.flush` would do."""
-    studies = ", ".join(pipeline.study_plan(late).key for late in unpublished(config))
+    studies = ", ".join(postponed_reports(config))
     lines = [
         f"{'records':<15} {tracking.amount(tracking.address(config))}",
         f"{'studies':<15} {studies or 'none waits'}",
@@ -66,7 +64,7 @@ def flush_plan(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _study_lines(study: Plan) -> list[str]:
+def _study_lines(study: StudyPlan) -> list[str]:
     """What a study would do, and what of it is done."""
     open_trials = [key for key in study.trials if not settled(study.address(key))]
     lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
@@ -83,7 +81,7 @@ def _study_lines(study: Plan) -> list[str]:
     return lines
 
 
-def _estimate(study: Plan) -> str:
+def _estimate(study: StudyPlan) -> str:
     try:
         return str(estimate(study))
     except FileNotFoundError:

@@ -15,7 +15,7 @@ from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
-from midibert_ray.studies.result import Origin, Outcome
+from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.training.runs import SECTIONS
 
 PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
@@ -110,7 +110,7 @@ def of_pretraining(config: Config, *, key: str, step: int | None, figures: Mappi
     )
 
 
-def of_trial(result: Outcome, origin: Origin | None) -> About:
+def of_trial(result: TrialResult, origin: Provenance | None) -> About:
     """A finished trial; of one without its origin only the figures are known."""
     head = f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`"
     if origin is None:
@@ -154,7 +154,7 @@ def _frozen(settings: FinetuneConfig) -> str:
     return _FROZEN[settings.freeze]
 
 
-def _scores(result: Outcome, where: str) -> dict[str, Any]:
+def _scores(result: TrialResult, where: str) -> dict[str, Any]:
     """The fields of `About` that tell of a trial's head and of its figures."""
     task, right = TASKS[result.task], round(result.figures["test/accuracy"] * result.scored)
     low, high = binomtest(right, result.scored).proportion_ci(0.95, method="wilson")

@@ -162,10 +162,10 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
         checkpoints.verify(*storage.filesystem(uri))
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
-    result = results.Outcome.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
+    result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
     place, origin = storage.join(uri, results.ORIGIN), None
     if storage.exists(place):
-        origin = results.Origin.from_json(storage.read_bytes(place))
+        origin = results.Provenance.from_json(storage.read_bytes(place))
     else:
         logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
     return _open(uri), about.of_trial(result, origin)

@@ -1,4 +1,7 @@
-"""The four downstream tasks of the paper (§IV): what a label is, and what it is read from."""
+"""Downstream tasks as values: what a label is, where it is read from, and what scores without any model.
+
+A task of one's own is one more `Task` in `TASKS`; nothing else knows their names.
+"""
 
 from __future__ import annotations
 
@@ -8,70 +11,118 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-VELOCITY_EDGES = (32, 48, 64, 80, 96)
-"""Lowest velocities of p, mp, mf, f and ff; below is pp."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A downstream task."""
 
     name: str
+
     level: Literal["note", "sequence"]
     """One label a note, or one a segment (all segments of a piece have the piece's)."""
+
     classes: tuple[str, ...]
     """Names of the classes, padding not counted. Note-level labels are 1..C (0 is padding), sequence-level
     0..C-1."""
+
     corpus: str
-    """The corpus that has the labels."""
+    """The corpus that has the labels, and lists its training, validation and test pieces."""
+
+    column: Literal["part", "velocity"] | None = None
+    """Column of the token store that note labels are read from; None for sequences, whose piece has the label."""
+
+    edges: tuple[int, ...] = ()
+    """Lowest value of each class but the first; without edges the column holds the label itself, 0 if unknown."""
+
     drops_short_rows: bool = False
-    """Leave out a piece's last segment if it is less than half full (reference behaviour, composer only)."""
+    """Leave out a piece's last segment if it is less than half full (reference behaviour)."""
+
+    metric: Literal["accuracy", "f1"] = "accuracy"
+    """Validation metric by which the best epoch and the best draw are chosen; higher is better."""
+
+    rnn_lr: float = 1e-3
+    """Learning rate of the authors' recurrent baseline."""
+
+    melody: str = ""
+    """The class that skyline tells from all others; empty where skyline is no baseline."""
+
+    song: str = ""
+    """Pattern of a piece's id whose group names the song that the piece was cut from; empty: no piece is cut."""
+
+    def __post_init__(self) -> None:
+        """Refuse a task that contradicts itself.
+
+        Raises:
+            ValueError: naming the task and the field.
+        """
+        if (self.column is None) is (self.level == "note"):
+            raise ValueError(f"task {self.name!r}: column={self.column!r}; note-level tasks have one, others have none")
+        if self.edges and len(self.edges) != len(self.classes) - 1:
+            raise ValueError(f"task {self.name!r}: edges={self.edges}; {len(self.classes)} classes have one less")
+        if self.melody and self.melody not in self.classes:
+            raise ValueError(f"task {self.name!r}: melody={self.melody!r}; use one of {', '.join(self.classes)}")
 
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(name="melody", level="note", classes=("melody", "bridge", "accompaniment"), corpus="pop909"),
-        Task(name="velocity", level="note", classes=("pp", "p", "mp", "mf", "f", "ff"), corpus="pop909"),
-        Task(
-            name="composer",
-            level="sequence",
-            classes=(
-                "Bethel",
-                "Clayderman",
-                "Einaudi",
-                "Hancock",
-                "Hillsong",
-                "Hisaishi",
-                "Ryuichi",
-                "Yiruma",
-            ),
-            corpus="pianist8",
-            drops_short_rows=True,
-        ),
-        Task(name="emotion", level="sequence", classes=("Q1", "Q2", "Q3", "Q4"), corpus="emopia"),
-    )
-}
-"""By name. Emotions: Q1 happy (high valence, high arousal), Q2 angry (low, high), Q3 sad (low, low), Q4 calm
-(high, low)."""
+MELODY = Task(
+    name="melody",
+    level="note",
+    classes=("melody", "bridge", "accompaniment"),
+    corpus="pop909",
+    column="part",
+    melody="melody",
+)
+
+VELOCITY = Task(
+    name="velocity",
+    level="note",
+    classes=("pp", "p", "mp", "mf", "f", "ff"),
+    corpus="pop909",
+    column="velocity",
+    edges=(32, 48, 64, 80, 96),
+)
+
+COMPOSER = Task(
+    name="composer",
+    level="sequence",
+    classes=("Bethel", "Clayderman", "Einaudi", "Hancock", "Hillsong", "Hisaishi", "Ryuichi", "Yiruma"),
+    corpus="pianist8",
+    drops_short_rows=True,
+    rnn_lr=1e-2,
+)
+
+EMOTION = Task(
+    name="emotion",
+    level="sequence",
+    # happy (high valence, high arousal), angry (low, high), sad (low, low), calm (high, low)
+    classes=("Q1", "Q2", "Q3", "Q4"),
+    corpus="emopia",
+    rnn_lr=5e-2,
+    song=r"[^_]*_(.*)_[^_]*",  # clips are named Q1_<song>_<number>.mid
+)
+
+PAPER_TASKS = (MELODY, VELOCITY, COMPOSER, EMOTION)
+"""The four tasks of the paper (§IV), in the order of its tables."""
+
+TASKS: dict[str, Task] = {task.name: task for task in PAPER_TASKS}
+"""All tasks by name, in the order of the columns of a table."""
 
 
-def note_labels(task: Task, part: NDArray[np.uint8], velocity: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The labels of notes: uint8[n], 1..C; 0 where the part is unknown, to be treated as padding.
+def note_labels(task: Task, notes: object) -> NDArray[np.uint8]:
+    """The labels of notes: uint8 of the column's shape, 1..C; 0 where it is unknown, to be treated as padding.
 
     Args:
-        task: melody or velocity.
-        part: [n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown.
-        velocity: [n] MIDI 0..127.
+        task: a note-level task.
+        notes: what has the columns of a token store as attributes: `Tokens`, `TokenStore`, `SegmentBatch`.
 
     Raises:
         ValueError: the task is not note-level.
     """
-    if task.name == "melody":
-        return part.astype(np.uint8)
-    if task.name == "velocity":
-        return (np.searchsorted(VELOCITY_EDGES, velocity, side="right") + 1).astype(np.uint8)
-    raise ValueError(f"task {task.name!r} has no note labels; melody and velocity have")
+    if task.column is None:
+        raise ValueError(f"task {task.name!r} has no note labels; {_names('note')} have")
+    values: NDArray[np.uint8] = getattr(notes, task.column)
+    if not task.edges:
+        return values.astype(np.uint8)
+    return (np.searchsorted(task.edges, values, side="right") + 1).astype(np.uint8)
 
 
 def sequence_label(task: Task, label: str) -> int:
@@ -81,7 +132,12 @@ def sequence_label(task: Task, label: str) -> int:
         ValueError: the task is not sequence-level, or has no such class.
     """
     if task.level != "sequence":
-        raise ValueError(f"task {task.name!r} labels notes, not sequences; composer and emotion label sequences")
+        names = _names("sequence")
+        raise ValueError(f"task {task.name!r} labels notes, not sequences; {names} label sequences")
     if label not in task.classes:
         raise ValueError(f"{label!r} is no class of task {task.name!r}; the classes are {', '.join(task.classes)}")
     return task.classes.index(label)
+
+
+def _names(level: str) -> str:
+    return " and ".join(task.name for task in TASKS.values() if task.level == level)

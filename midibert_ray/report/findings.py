@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from midibert_ray.music.protocol import PAPER
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import statistics
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.report.statistics import Interval
@@ -19,7 +20,7 @@ from midibert_ray.report.table import (
     tallies,
 )
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -31,7 +32,8 @@ QUADRANTS = ("TP", "FP", "FN", "TN")
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
     """Sentences, one a leak that the cells of a study measure."""
     found = scores(tables)
-    sentences = [_order(found, task) for task in ("melody", "velocity")] + [_songs(found, tables)]
+    sentences = [_order(found, task.name) for task in TASKS.values() if task.level == "note"]
+    sentences += [_songs(found, tables, task.name) for task in TASKS.values() if task.song]
     return [sentence for sentence in sentences if sentence]
 
 
@@ -57,17 +59,17 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
     return "; ".join([sentence, *rest]) + "."
 
 
-def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable]) -> str:
+def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
     """The accuracy that clips of one song in train and test give away."""
     baselines = (item for table in tables for item in table.baselines if item.name != MAJORITY)
-    trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, "emotion")}
+    trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, task)}
     known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
     for variant, model in MODELS.items():
-        shared, disjoint = (found.get(Key(protocol, "emotion", variant)) for protocol in PROTOCOLS)
+        shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in PROTOCOLS)
         if shared and disjoint:
             worth = statistics.difference(shared.by_piece, disjoint.by_piece, paired=False)
             sentence = (
-                f"Under protocol paper clips of one song stand in train and test: {model} tells the emotion of "
+                f"Under protocol paper clips of one song stand in train and test: {model} tells the {task} of "
                 f"{_percent(shared)} of the test segments, and of {_percent(disjoint)} where no song is in both "
                 f"(protocol clean, which repairs padding too): a difference of {_points(shared, disjoint, worth)}."
             )
@@ -111,13 +113,13 @@ class MelodyOrNot:
 
 
 def melody_or_not(
-    outcomes: Iterable[Outcome], baselines: Sequence[Baseline], tables: Sequence[ResultTable]
+    outcomes: Iterable[TrialResult], baselines: Sequence[Baseline], tables: Sequence[ResultTable]
 ) -> list[MelodyOrNot]:
     """Melody against bridge and accompaniment together (paper, §VIII-A1): rules first, then models.
 
     Where a study has the models whose confusions the paper shows, only these; else all.
     """
-    groups = {key: group for key, group in by_key(outcomes).items() if key.task == "melody"}
+    groups = {key: group for key, group in by_key(outcomes).items() if TASKS[key.task].melody}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, rows = labels(tables), []
     for protocol in PROTOCOLS:
@@ -138,10 +140,10 @@ def melody_or_not(
     return rows
 
 
-def _quadrants(group: Sequence[Outcome]) -> tuple[float, float, float, float]:
+def _quadrants(group: Sequence[TrialResult]) -> tuple[float, float, float, float]:
     """The `QUADRANTS` of the class melody, means over seeds."""
     matrix = mean_confusion(group)
-    melody = group[0].classes.index("melody")
+    melody = group[0].classes.index(TASKS[group[0].task].melody)
     hits = matrix[melody, melody]
     true, said = matrix[melody].sum(), matrix[:, melody].sum()
     return float(hits), float(said - hits), float(true - hits), float(matrix.sum() - true - said + hits)

@@ -11,7 +11,8 @@ from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.table import ResultTable
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as outcome
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.trials import Trial
 from midibert_ray.tracking import Run, Tracker
 
 BASELINES = "baselines.json"
@@ -22,7 +23,7 @@ CORPORA = "corpora.json"
 
 
 @dataclass(frozen=True)
-class Source:
+class LoadedStudy:
     """The runs of a study, and what they left."""
 
     tracker: Tracker
@@ -31,7 +32,7 @@ class Source:
     children: dict[str, Run]
     """By name of the trial."""
 
-    outcomes: list[Outcome]
+    outcomes: list[TrialResult]
     baselines: list[Baseline]
     corpora: list[dict[str, Any]]
 
@@ -41,27 +42,27 @@ class Source:
         return str(self.parent.data.tags[tracking.RUN_KEY])
 
     @property
-    def failed(self) -> dict[str, str]:
+    def failed(self) -> dict[Trial, str]:
         """Trial -> reason."""
-        broken = {name: run for name, run in self.children.items() if run.info.status == "FAILED"}
-        return {name: run.data.tags.get("failure", "it left no reason") for name, run in broken.items()}
+        failures = [run.data.tags for run in self.children.values() if run.info.status == "FAILED"]
+        return {Trial.of(tags): tags.get("failure", "it left no reason") for tags in failures}
 
     @cached_property
     def tables(self) -> list[ResultTable]:
         """The study's tables."""
-        wanted = self.parent.data.tags.get("tables", "").split(",")
-        return table.build(self.outcomes, self.failed, self.baselines, wanted)
+        names = self.parent.data.tags.get("tables", "").split(",")
+        return table.build(self.outcomes, self.failed, self.baselines, names)
 
     @cached_property
     def encoders(self) -> dict[str, Run]:
         """The pre-trainings that trials start from, by key, as far as this MLflow has them."""
-        asked = self.parent.data.tags.get("encoder", "").split(",")
-        asked += [run.data.tags.get("encoder", "") for run in self.children.values()]
-        runs = {key: self.tracker.find(tracking.PRETRAINING, key) for key in dict.fromkeys(asked) if key}
+        keys = self.parent.data.tags.get("encoder", "").split(",")
+        keys += [run.data.tags.get("encoder", "") for run in self.children.values()]
+        runs = {key: self.tracker.find(tracking.PRETRAINING, key) for key in dict.fromkeys(keys) if key}
         return {key: run for key, run in runs.items() if run}
 
 
-def load(config: Config, key: str) -> Source:
+def load(config: Config, key: str) -> LoadedStudy:
     """Find a study in MLflow.
 
     Args:
@@ -80,19 +81,19 @@ def load(config: Config, key: str) -> Source:
             if key in (name, parent.data.tags[tracking.RUN_KEY]):
                 children = {run.info.run_name: run for run in tracker.children(experiment, parent.info.run_id)}
                 return _read(tracker, experiment, parent, children)
-    raise LookupError(f"no study {key!r} in {tracker.where.uri}; there are: {', '.join(names) or 'none'}")
+    raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
 
 
-def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> Source:
+def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> LoadedStudy:
     found = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children.values()]
     known = {name: tracker.artifact(parent.info.run_id, name) for name in (BASELINES, CORPORA)}
     baselines, corpora = (json.loads(known[name] or "[]") for name in (BASELINES, CORPORA))
-    return Source(
+    return LoadedStudy(
         tracker=tracker,
         experiment=experiment,
         parent=parent,
         children=children,
-        outcomes=[Outcome.from_json(text) for text in found if text],
+        outcomes=[TrialResult.from_json(text) for text in found if text],
         baselines=[Baseline(**item) for item in baselines],
         corpora=corpora,
     )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.statistics import Floats
 from midibert_ray.report.table import Key, ResultTable, mean_confusion
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
 
 INK, GREY, FAINT = "#1f2a33", "#8794a0", "#e3e8ec"
 COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8d99ae", "#355070")
@@ -91,7 +91,7 @@ def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
     axes.margins(x=0.08)
 
 
-def in_percent(group: Sequence[Outcome]) -> tuple[list[str], list[str], Floats]:
+def in_percent(group: Sequence[TrialResult]) -> tuple[list[str], list[str], Floats]:
     """A confusion matrix in % of each true class, the mean over some seeds, as in the paper's Figs. 3 and 5 to 7.
 
     Returns:
@@ -105,7 +105,7 @@ def in_percent(group: Sequence[Outcome]) -> tuple[list[str], list[str], Floats]:
     return names[true].tolist(), names[said].tolist(), shares[:, said]
 
 
-def confusion(result: Outcome) -> Figure:
+def confusion(result: TrialResult) -> Figure:
     """The confusion matrix of one trial."""
     true, said, shares = in_percent([result])
     figure, axes = _figure(2.0 + 0.45 * len(said), 1.4 + 0.45 * len(true))

@@ -1,98 +1,105 @@
-"""What a study leaves on its parent run in MLflow: tables, charts, baselines, corpora, reasons of failures."""
+"""What a study leaves on its parent run in MLflow: tables, charts, baselines, corpora, reasons of failures.
+
+All of it is made from what lies in the study's own folder; nothing is asked of MLflow.
+"""
 
 import json
-import logging
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
-from midibert_ray import storage, tracking
+from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
 from midibert_ray.report.baselines import Baseline, baselines
-from midibert_ray.report.load import BASELINES, CORPORA, load
+from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten, from_flat, replace
+from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import Plan
+from midibert_ray.studies.plan import StudyPlan, study_address
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.study import StudyResult
+from midibert_ray.studies.trials import Trial
 
-logger = logging.getLogger(__name__)
-
-
-def publish(log: StudyLog, plan: Plan) -> bool:
-    """Store the results of a study, those of cells that an earlier start asked for included, and end its run.
-
-    Results are made from what MLflow holds, so they wait until a tracking server has got all of it.
-
-    Returns:
-        False where it has not; then the study is among those that `unpublished` names.
-    """
-    mark = storage.join(_marks(plan.config), f"{plan.key}.json")
-    try:
-        if tracking.caught_up(log.tracker.where):
-            _publish(log, plan)
-            storage.remove(mark)
-            return True
-    except UnreachableError as error:
-        logger.warning("%s", error)
-    storage.write_bytes(mark, json.dumps(flatten(plan.config)).encode())
-    return False
+PUBLISHED = "published.json"
+"""File of a study: what all its starts have asked for and found beside the trials' results."""
 
 
-def unpublished(config: Config) -> list[Config]:
-    """Configurations of the studies below a storage root that wait for their results to be stored."""
-    folder = _marks(config)
-    names = (name for name in storage.names(folder) if name.endswith(".json"))
-    found = [json.loads(storage.read_bytes(storage.join(folder, name))) for name in names]
-    here = {"storage.root": config.storage.root, "tracking.uri": config.tracking.uri}
-    return [replace(from_flat(flat), here) for flat in found]
-
-
-def _marks(config: Config) -> str:
-    return storage.root.unpublished(config.storage.root)
-
-
-def _publish(log: StudyLog, plan: Plan) -> None:
-    run, before = log.parent, load(plan.config, plan.key)
-    outcomes, failed = before.outcomes, before.failed
-    trivial = [] if plan.config.study.draws else study_baselines(plan)
-    known = {(item.protocol, item.task) for item in trivial}
-    trivial += [item for item in before.baselines if (item.protocol, item.task) not in known]
-    tables = table.build(outcomes, failed, trivial, before.parent.data.tags["tables"].split(","))
-    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
+def publish(plan: StudyPlan, result: StudyResult) -> None:
+    """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
+    outcomes = [*result.outcomes, *_earlier_results(plan)]
+    book = _Book.of(plan, result, outcomes)
+    tables = table.build(outcomes, book.failed, book.baselines, book.tables)
+    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, book.baselines, tables)
+    run = StudyLog(plan).parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, leaks, melody), "results.md")
     run.text(page.to_html(tables, leaks), "results.html")
     run.json([json.loads(item.to_json()) for item in outcomes], "results.json")
-    run.json(failed, "failed.json")
-    run.json([asdict(item) for item in trivial], BASELINES)
+    run.json({trial.name: reason for trial, reason in book.failed.items()}, "failed.json")
+    run.json([asdict(item) for item in book.baselines], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
-    run.finish("FAILED" if failed else "FINISHED")
+    run.finish("FAILED" if book.failed else "FINISHED")
 
 
-def study_baselines(plan: Plan) -> list[Baseline]:
+def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
+    """Results of finished trials in the study's folder that this start did not ask for."""
+    folder, asked = study_address(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
+    names = [name for name in storage.names(folder) if name not in plan.trials]
+    found = (outcome.finished_result(storage.join(folder, name)) for name in names)
+    return [item for item in found if item and item.trial not in asked]
+
+
+@dataclass(frozen=True)
+class _Book:
+    """What the starts of a study have asked for and found beside the trials' results."""
+
+    tables: list[str]
+    baselines: list[Baseline]
+    failed: dict[Trial, str]
+
+    @classmethod
+    def of(cls, plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]) -> "_Book":
+        """Add what this start brings to the book of the earlier ones, and write it again."""
+        place = storage.join(study_address(plan.config, plan.key), PUBLISHED)
+        before = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        trivial = [] if plan.config.study.draws else study_baselines(plan)
+        known = {(item.protocol, item.task) for item in trivial}
+        earlier = (Baseline(**item) for item in before.get("baselines", ()))
+        settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
+        failures = ((Trial.of(item["trial"]), item["reason"]) for item in before.get("failed", ()))
+        book = cls(
+            tables=list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables))),
+            baselines=[*trivial, *(item for item in earlier if (item.protocol, item.task) not in known)],
+            failed=result.failed | {trial: reason for trial, reason in failures if trial.name not in settled},
+        )
+        content = {
+            "tables": book.tables,
+            "baselines": [asdict(item) for item in book.baselines],
+            "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in book.failed.items()],
+        }
+        storage.write_bytes(place, json.dumps(content, indent=1).encode())
+        return book
+
+
+def study_baselines(plan: StudyPlan) -> list[Baseline]:
     """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
     found: dict[tuple[str, str], list[Baseline]] = {}
     for entry in plan.trials.values():
         config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
         if kind in found or config.model.representation != "cp" or config.protocol != plan.config.protocol:
             continue
-        store = open_store(entry.store, config.storage)
-        try:
-            found[kind] = baselines(config, store)
-        except FileNotFoundError as error:  # skyline reads the corpus itself, which may be gone by now
-            logger.warning("no trivial baselines of %s under protocol %s: %s", kind[1], kind[0], error)
-            found[kind] = []
+        found[kind] = baselines(config, open_store(entry.store, config.storage))
     return [item for items in found.values() for item in items]
 
 
-def _paper_stores(plan: Plan) -> list[TokenStore]:
+def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
     """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
     order = list(table_one.PRINTED)
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
@@ -102,3 +109,23 @@ def _paper_stores(plan: Plan) -> list[TokenStore]:
         (store for store in own if store.corpus in order),
         key=lambda store: (protocols.index(store.manifest["protocol"]), order.index(store.corpus)),
     )
+
+
+def postpone_report(config: Config, key: str) -> None:
+    """Note that the report of a study waits for the tracking server."""
+    storage.write_bytes(_mark(config, key), json.dumps({"study": key}).encode())
+
+
+def postponed_reports(config: Config) -> list[str]:
+    """Keys of the studies below a storage root whose report waits for the tracking server."""
+    names = storage.names(storage.root.unpublished(config.storage.root))
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
+def report_is_written(config: Config, key: str) -> None:
+    """Remove the note that the report of a study waits, if there is one."""
+    storage.remove(_mark(config, key))
+
+
+def _mark(config: Config, key: str) -> str:
+    return storage.join(storage.root.unpublished(config.storage.root), f"{key}.json")

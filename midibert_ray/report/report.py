@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from midibert_ray import storage
 from midibert_ray.report import table
-from midibert_ray.report.load import Source, load
+from midibert_ray.report.load import LoadedStudy, load
 from midibert_ray.report.page import document
 from midibert_ray.report.sections import all_sections
 from midibert_ray.settings.config import Config
@@ -36,12 +36,12 @@ def uri(config: Config, key: str) -> str:
     return storage.root.report(config.storage.root, key)
 
 
-def render(source: Source) -> str:
+def render(source: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
     return document(source.key, all_sections(source), facts=_facts(source))
 
 
-def _facts(source: Source) -> dict[str, str]:
+def _facts(source: LoadedStudy) -> dict[str, str]:
     """The head of the page: what was studied."""
     params = source.parent.data.params
     hours = sum(score.device_hours for score in table.scores(source.tables).values())

@@ -17,11 +17,11 @@ from midibert_ray.report import plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.findings import leaks, melody_or_not
 from midibert_ray.report.formats import between, melody_grid, p_text, percent
-from midibert_ray.report.load import Source
+from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
 from midibert_ray.report.table import PROTOCOLS, STATISTICS, Key, Score, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import PREDICTIONS, Outcome
+from midibert_ray.studies.result import PREDICTIONS, TrialResult
 from midibert_ray.tracking import Run
 
 BARS = 32
@@ -34,7 +34,7 @@ Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
 
-def all_sections(source: Source) -> list[Section]:
+def all_sections(source: LoadedStudy) -> list[Section]:
     """The sections in the order in which a reader wants them; one without data is empty."""
     return [
         Section("Results", "study", results(source)),
@@ -46,7 +46,7 @@ def all_sections(source: Source) -> list[Section]:
         Section("Pre-training", "pretraining", pretraining(source)),
         Section("Fine-tuning", "finetuning", finetuning(source)),
         Section("Cost", "cost", cost(source)),
-        Section("Failed trials", "failures", [("trial", "reason"), *source.failed.items()] if source.failed else []),
+        Section("Failed trials", "failures", _failures(source)),
         Section("Settings", "settings", settings(source)),
     ]
 
@@ -54,7 +54,7 @@ def all_sections(source: Source) -> list[Section]:
 # ------------------------------------------------------------------------------------ accuracy, and beside it
 
 
-def results(source: Source) -> dict[str, Any]:
+def results(source: LoadedStudy) -> dict[str, Any]:
     """The findings in words, the tables with a chart of each, and every interval."""
     return {
         "sentences": leaks(source.tables),
@@ -64,7 +64,7 @@ def results(source: Source) -> dict[str, Any]:
     }
 
 
-def _everything(source: Source) -> list[list[str]]:
+def _everything(source: LoadedStudy) -> list[list[str]]:
     intervals = ("over pieces", "Wilson", "over seeds")
     rows = [["row", "table", "protocol", "task", "accuracy", *intervals, "seeds", "scored", "pieces", "p"]]
     for each in source.tables:
@@ -78,7 +78,7 @@ def _everything(source: Source) -> list[list[str]]:
     return rows
 
 
-def beside_accuracy(source: Source) -> list[list[Cell]]:
+def beside_accuracy(source: LoadedStudy) -> list[list[Cell]]:
     """Macro-F1, and the share of whole pieces that are right."""
 
     def show(score: Score) -> Cell:
@@ -90,7 +90,7 @@ def beside_accuracy(source: Source) -> list[list[Cell]]:
     return _by_variant(source, show, [MAJORITY, *(percent(table.majority_f1(item)) if item else "" for item in found)])
 
 
-def cost(source: Source) -> dict[str, Any]:
+def cost(source: LoadedStudy) -> dict[str, Any]:
     """Device-hours and seconds of every cell."""
     scores = table.scores(source.tables).items()
     sums = [sum(score.device_hours for key, score in scores if key[:2] == column) for column in _columns(source)]
@@ -100,17 +100,22 @@ def cost(source: Source) -> dict[str, Any]:
     return {"total": _hours(sum(sums)), "rows": rows} if rows else {}
 
 
+def _failures(source: LoadedStudy) -> list[tuple[str, str]]:
+    rows = [(trial.name, reason) for trial, reason in source.failed.items()]
+    return [("trial", "reason"), *rows] if rows else []
+
+
 def _hours(hours: float) -> str:
     return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"
 
 
-def _columns(source: Source) -> list[tuple[str, str]]:
+def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
     return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
 
 
-def _by_variant(source: Source, show: Callable[[Score], Cell], last: Sequence[Cell]) -> list[list[Cell]]:
+def _by_variant(source: LoadedStudy, show: Callable[[Score], Cell], last: Sequence[Cell]) -> list[list[Cell]]:
     """A head, rows of what `show` makes of the score of every cell, and a last row; nothing where none has a score."""
     scores, columns = table.scores(source.tables), _columns(source)
     rows: list[list[Cell]] = []
@@ -124,16 +129,16 @@ def _by_variant(source: Source, show: Callable[[Score], Cell], last: Sequence[Ce
 # ------------------------------------------------------------------------------------ what models answer
 
 
-def melody(source: Source) -> list[list[str]]:
+def melody(source: LoadedStudy) -> list[list[str]]:
     """Melody against the rest: skyline and the models."""
     found = melody_or_not(source.outcomes, source.baselines, source.tables)
     return melody_grid(found) if found else []
 
 
-def piano_roll(source: Source) -> dict[str, Any]:
+def piano_roll(source: LoadedStudy) -> dict[str, Any]:
     """Fig. 4: a test piece as annotated, as skyline has it and as a model hears it."""
-    groups = {key: group for key, group in by_key(source.outcomes).items() if key.task == "melody"}
-    wanted = [Key(protocol, "melody", "pretrained") for protocol in PROTOCOLS]
+    groups = {key: group for key, group in by_key(source.outcomes).items() if TASKS[key.task].melody}
+    wanted = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in TASKS]
     best = sorted(groups, key=lambda key: -groups[key][0].accuracy)
     for key in (key for key in (*wanted, *best) if key in groups):
         chosen = groups[key][0]
@@ -144,12 +149,12 @@ def piano_roll(source: Source) -> dict[str, Any]:
     return {}
 
 
-def _piano_roll(notes: pa.Table, chosen: Outcome, model: str) -> dict[str, Any]:
+def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, Any]:
     names = notes["piece"].cast(pa.string())
     piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
     notes = notes.filter(pc.equal(names, piece))
     onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
-    melody = chosen.classes.index("melody")
+    melody = chosen.classes.index(TASKS[chosen.task].melody)
     true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
     rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
     shown = onset < onset.min() // 16 * 16 + 16 * BARS
@@ -162,7 +167,7 @@ def _piano_roll(notes: pa.Table, chosen: Outcome, model: str) -> dict[str, Any]:
     return {"piece": piece, "bars": BARS, "figure": figure}
 
 
-def confusions(source: Source) -> list[dict[str, Any]]:
+def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     """By task the confusion matrices that the paper shows too, and the others."""
     names, groups = table.labels(source.tables), by_key(source.outcomes)
     tasks = []
@@ -175,7 +180,7 @@ def confusions(source: Source) -> list[dict[str, Any]]:
         tasks.append(
             {
                 "name": task,
-                "figure": paper.CONFUSIONS[task],
+                "figure": paper.CONFUSIONS.get(task, ""),
                 "shown": [matrices[key] for key in first],
                 "others": [matrix for key, matrix in matrices.items() if key not in first],
             }
@@ -183,7 +188,7 @@ def confusions(source: Source) -> list[dict[str, Any]]:
     return tasks
 
 
-def _confusion(group: Sequence[Outcome], caption: str) -> dict[str, Any]:
+def _confusion(group: Sequence[TrialResult], caption: str) -> dict[str, Any]:
     true, predicted, shares = plots.in_percent(group)
     return {"caption": caption, "predicted": predicted, "rows": list(zip(true, shares, strict=True))}
 
@@ -191,13 +196,13 @@ def _confusion(group: Sequence[Outcome], caption: str) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ corpora and training
 
 
-def corpora(source: Source) -> dict[str, Any]:
+def corpora(source: LoadedStudy) -> dict[str, Any]:
     """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
     notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
     return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
 
 
-def pretraining(source: Source) -> dict[str, Any]:
+def pretraining(source: LoadedStudy) -> dict[str, Any]:
     """Curves of the encoders: several side by side, or one with its losses and token types."""
     names = encoder_names(source.encoders)
     if not names:
@@ -224,7 +229,7 @@ def pretraining(source: Source) -> dict[str, Any]:
     }
 
 
-def _curve(source: Source, run: Run, metric: str, scale: float = 1) -> Curve:
+def _curve(source: LoadedStudy, run: Run, metric: str, scale: float = 1) -> Curve:
     return [(step, scale * value) for step, value in source.tracker.curve(run.info.run_id, metric)]
 
 
@@ -250,7 +255,7 @@ def _told(params: dict[str, str]) -> list[str]:
     ]
 
 
-def finetuning(source: Source) -> list[tuple[str, str, Any]]:
+def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     """Validation accuracy by epoch, the mean of the seeds that came so far: protocol, task, picture."""
     curves: dict[tuple[str, ...], list[Curve]] = {}
     for run in source.children.values():
@@ -272,10 +277,10 @@ def _mean_curve(curves: Iterable[Curve]) -> Curve:
     return [(step, float(np.mean(values[step]))) for step in sorted(values)]
 
 
-def settings(source: Source) -> dict[str, Any]:
+def settings(source: LoadedStudy) -> dict[str, Any]:
     """Configuration, where MLflow is, and the ids of the runs."""
     return {
         "params": sorted(source.parent.data.params.items()),
-        "mlflow": source.tracker.where.command(),
+        "mlflow": source.tracker.address.command(),
         "runs": json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1),
     }

@@ -12,8 +12,8 @@ from midibert_ray.report.baselines import MAJORITY, Baseline, majority
 from midibert_ray.report.statistics import Floats, Interval
 from midibert_ray.studies import paper
 from midibert_ray.studies.paper import PaperTable, Row
-from midibert_ray.studies.result import Outcome
-from midibert_ray.studies.trials import VARIANTS
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.trials import VARIANTS, Trial
 
 PROTOCOLS = ("paper", "clean")
 
@@ -86,7 +86,7 @@ class Score:
         return np.array(list(self.tally.values()))
 
     @classmethod
-    def of(cls, group: Sequence[Outcome]) -> "Score":
+    def of(cls, group: Sequence[TrialResult]) -> "Score":
         """The score of some seeds."""
         first, accuracies = group[0], [item.accuracy for item in group]
         tally = {
@@ -189,8 +189,8 @@ class ResultTable:
 
 
 def build(
-    outcomes: Sequence[Outcome],
-    failed: Mapping[str, str],
+    outcomes: Sequence[TrialResult],
+    failed: Mapping[Trial, str],
     baselines: Sequence[Baseline] = (),
     tables: Sequence[str] = (),
 ) -> list[ResultTable]:
@@ -198,14 +198,14 @@ def build(
 
     Args:
         outcomes: of the trials that have finished, in any order.
-        failed: name of a trial -> reason, of those that have failed.
+        failed: trial -> reason, of those that have failed.
         baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
         tables: as in `study.tables`; variants that none of them has come in a table of their own.
     """
     cells = {key: Cell(score=Score.of(group)) for key, group in by_key(outcomes).items()}
     for trial, reason in failed.items():
-        cell = cells.get(key := _key(trial), Cell())
-        cells[key] = replace(cell, failed={**cell.failed, trial: reason})
+        cell = cells.get(key := Key(trial.protocol, trial.task, trial.variant), Cell())
+        cells[key] = replace(cell, failed={**cell.failed, trial.name: reason})
     layouts = {name: paper.TABLES[name] for name in tables if name in paper.TABLES}
     unknown = {key.variant for key in cells}.difference(paper.variants(tuple(layouts)))
     others = [*(name for name in VARIANTS if name in unknown), *sorted(unknown - VARIANTS.keys())]
@@ -219,15 +219,15 @@ def build(
     return [table for table in made if table.cells]
 
 
-def by_key(outcomes: Iterable[Outcome]) -> dict[Key, list[Outcome]]:
+def by_key(outcomes: Iterable[TrialResult]) -> dict[Key, list[TrialResult]]:
     """Outcomes that differ in their seed only, by seed."""
-    groups: dict[Key, list[Outcome]] = {}
+    groups: dict[Key, list[TrialResult]] = {}
     for item in sorted(outcomes, key=lambda item: item.seed):
         groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
     return groups
 
 
-def mean_confusion(group: Sequence[Outcome]) -> Floats:
+def mean_confusion(group: Sequence[TrialResult]) -> Floats:
     """Confusion counts, the mean over some seeds: [true class, predicted class]."""
     return np.mean([item.confusion for item in group], axis=0, dtype=np.float64)
 
@@ -249,13 +249,6 @@ def tallies(first: Score, second: Score) -> tuple[Floats, Floats]:
     """Two scores over the pieces that they share, in the same order."""
     shared = [piece for piece in first.tally if piece in second.tally]
     return np.array([first.tally[piece] for piece in shared]), np.array([second.tally[piece] for piece in shared])
-
-
-def _key(trial: str) -> Key:
-    """The key of a trial, from its name."""
-    task, _, rest = trial.rpartition("-seed")[0].partition("-")
-    variant, _, protocol = rest.rpartition("-")
-    return Key(protocol, task, variant)
 
 
 def _table(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
+from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
@@ -19,8 +20,6 @@ from midibert_ray.settings.validators import ConfigError, require, require_some_
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
 Freeze = Literal["none", "backbone", "attention"]
-Init = Literal["pretrained", "scratch"]
-TaskName = Literal["melody", "velocity", "composer", "emotion"]
 Variant = Literal[
     "pretrained",
     "freeze-backbone",
@@ -160,16 +159,16 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    task: TaskName = "melody"
+    task: str = MELODY.name
     """Downstream task of one trial; a study varies it."""
 
     corpus: str = ""
-    """Labelled corpus; empty takes the task's own (melody and velocity: pop909 ...)."""
+    """Labelled corpus; empty takes the task's own."""
 
     model: Literal["midibert", "rnn"] = "midibert"
     """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
 
-    init: Init = "pretrained"
+    init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
 
     freeze: Freeze = "none"
@@ -212,6 +211,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
+        checks.require_one_of("finetune.task", self.task, tuple(TASKS))
         checks.require_corpora("finetune.corpus", (self.corpus,))
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
@@ -225,7 +225,7 @@ class RnnConfig:
     """How the recurrent baselines are trained: by SGD with momentum, as in the authors' code."""
 
     lr: float = 0.0
-    """Learning rate; 0 takes the authors': 1e-3 for notes, 1e-2 for composer, 5e-2 for emotion."""
+    """Learning rate; 0 takes the authors' for the task."""
 
     batch: int = 0
     """Segments a step; 0 takes the authors': 16."""
@@ -253,7 +253,7 @@ class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
 
-    tasks: tuple[str, ...] = runtime(("melody", "velocity"))
+    tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
     """Downstream tasks, one column each of the result table."""
 
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
@@ -275,7 +275,7 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        require_some_of("study.tasks", self.tasks, get_args(TaskName))
+        require_some_of("study.tasks", self.tasks, tuple(TASKS))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from midibert_ray.music.tasks import PAPER_TASKS
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, replace
+
+_PAPER_TASKS = tuple(task.name for task in PAPER_TASKS)
 
 
 def debug() -> Config:
@@ -51,7 +54,7 @@ def small() -> Config:
             "optimizer.warmup_steps": 200,
             "pretrain.epochs": 10,
             "finetune.lr": 1e-4,
-            "study.tasks": ("melody", "velocity", "composer", "emotion"),
+            "study.tasks": _PAPER_TASKS,
             "compute.workers": 2,
         },
     )
@@ -59,13 +62,13 @@ def small() -> Config:
 
 def base() -> Config:
     """The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B)."""
-    return replace(Config(), {"study.tasks": ("melody", "velocity", "composer", "emotion")})
+    return replace(Config(), {"study.tasks": _PAPER_TASKS})
 
 
 STUDIES: dict[str, dict[str, object]] = {
     "paper": {
         "study.name": "paper",
-        "study.tasks": ("melody", "velocity", "composer", "emotion"),
+        "study.tasks": _PAPER_TASKS,
         "study.variants": (),
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),

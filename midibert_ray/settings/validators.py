@@ -1,5 +1,6 @@
 """The checks of settings, and the error that they raise."""
 
+import difflib
 import re
 from dataclasses import field
 from typing import Any
@@ -48,7 +49,21 @@ def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...])
     require(len(values) > 0, key, values, f"at least one of {', '.join(allowed)}")
     require(len(set(values)) == len(values), key, values, "each value once")
     for value in values:
-        require(value in allowed, key, value, f"some of {', '.join(allowed)}")
+        require(value in allowed, key, value, f"some of {', '.join(allowed)}{_nearest(value, allowed)}")
+
+
+def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a name that is not allowed.
+
+    Raises:
+        ConfigError: naming the key, the value, what is allowed and the nearest of it.
+    """
+    require(value in allowed, key, value, f"one of {', '.join(allowed)}{_nearest(value, allowed)}")
+
+
+def _nearest(value: str, allowed: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(value, allowed, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:

@@ -5,7 +5,7 @@
     {root}/studies/<study>/             Ray Tune's state and the trials' checkpoints
     {root}/reports/<study>/             report.html and its tables
     {root}/spool/<server>/              records that a tracking server has not got yet
-    {root}/unpublished/<study>.json     settings of studies whose tables wait for that
+    {root}/unpublished/<study>.json     studies whose report waits for that
     {root}/mlflow.db, {root}/mlflow/    MLflow's database and artifacts, where no tracking server is named
 
 Every function takes the root as it is configured: a relative path, a `~` and the query of a bucket are resolved here.
@@ -73,7 +73,7 @@ def spool(root: str, server: str) -> str:
 
 
 def unpublished(root: str) -> str:
-    """The folder of the marks of studies whose tables wait for the tracking server."""
+    """The folder of the marks of studies whose report waits for the tracking server."""
     return join(resolve(root), "unpublished")
 
 

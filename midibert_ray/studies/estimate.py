@@ -12,7 +12,7 @@ from midibert_ray.data.store import open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import Plan, PlannedTrial, Pretraining
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, TrialSpec
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
@@ -47,7 +47,7 @@ class Estimate:
         )
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: StudyPlan) -> Estimate:
     """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
 
     Raises:
@@ -73,7 +73,7 @@ class _Meter:
         self._seconds: dict[tuple[object, ...], float] = {}
         self._data: dict[tuple[object, ...], TaskData] = {}
 
-    def pretraining(self, run: Pretraining) -> float:
+    def pretraining(self, run: PretrainingSpec) -> float:
         """Seconds of a pre-training on one device."""
         config = run.config
         data = PretrainData(config, [open_store(store, config.storage) for store in run.stores])
@@ -83,7 +83,7 @@ class _Meter:
         learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
         return a_segment * (learned + FORWARD * validations * len(data.valid_rows))
 
-    def trial(self, entry: PlannedTrial) -> float:
+    def trial(self, entry: TrialSpec) -> float:
         """Seconds of a trial."""
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TASKS = ("melody", "velocity", "composer", "emotion")
+from midibert_ray.music.tasks import PAPER_TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class PaperTable:
 
 
 def _row(label: str, variant: str, *printed: float, baseline: str = "") -> Row:
-    figures = dict(zip(TASKS, printed, strict=True)) if printed else {}
+    figures = dict(zip((task.name for task in PAPER_TASKS), printed, strict=True)) if printed else {}
     return Row(label=label, variant=variant, printed=figures, baseline=baseline)
 
 

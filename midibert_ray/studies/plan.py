@@ -1,8 +1,9 @@
-"""A study on paper: its trials, the pre-trainings that they share, and where everything lies."""
+"""A study before it runs: its trials, the pre-trainings that they share, and where everything lies."""
 
-import json
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from midibert_ray import storage
 from midibert_ray.music.tasks import TASKS
@@ -16,8 +17,8 @@ SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain
 
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
 
-Locate = Callable[[Config, Iterable[str]], dict[str, str]]
-"""Takes a configuration and names of corpora, and gives the address of each one's token store."""
+Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
+"""Takes a configuration and names of corpora, and gives the address of each one's token store, in their order."""
 
 
 def task_corpus(config: Config, task: str) -> str:
@@ -26,7 +27,7 @@ def task_corpus(config: Config, task: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretraining:
+class PretrainingSpec:
     """A pre-training that some trials start from."""
 
     key: str
@@ -36,9 +37,23 @@ class Pretraining:
     stores: tuple[str, ...]
     """Addresses of its token stores, in the order of `corpora.names`."""
 
+    encoder: ClassVar[str] = ""
+    """It starts from random weights."""
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that it holds while it runs, all of them by Train's workers."""
+        compute = self.config.compute
+        return {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpu}
+
+    @property
+    def slots(self) -> int:
+        """How much it counts towards `compute.max_concurrent_trials`."""
+        return self.config.compute.workers
+
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedTrial:
+class TrialSpec:
     """A trial, and what it is made from."""
 
     trial: Trial
@@ -48,32 +63,40 @@ class PlannedTrial:
     store: str
     """Address of the token store of its task."""
 
-    encoder: str
+    encoder: str = ""
     """Key of its pre-training; empty where it starts from random weights."""
 
-    @property
+    slots: ClassVar[int] = 1
+
+    @functools.cached_property
     def key(self) -> str:
         """The trial's name and a hash of all that it is made from: its folder, and its key in MLflow."""
         made_from = identity(self.config, TRIAL_SECTIONS, store=storage.basename(self.store), encoder=self.encoder)
         return f"{self.trial.name}-{made_from}"
 
+    @property
+    def resources(self) -> dict[str, float]:
+        """CPUs and GPUs that it holds while it runs."""
+        return {"CPU": self.config.compute.cpus_per_trial, "GPU": self.config.compute.gpus_per_trial}
+
+
+Spec = PretrainingSpec | TrialSpec
+"""What Tune runs as one of its trials."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StudyPlan:
     """All of a study."""
 
     config: Config
     key: str
     """Name and hash: the study's folder below `{root}/studies`, and its parent run in MLflow."""
 
-    trials: Mapping[str, PlannedTrial]
+    trials: Mapping[str, TrialSpec]
     """By key, in the order of the tables."""
 
-    pretrainings: Mapping[str, Pretraining]
+    pretrainings: Mapping[str, PretrainingSpec]
     """By key, each once."""
-
-    tokens: tuple[tuple[Config, tuple[str, ...]], ...]
-    """Configurations that differ in how tokens are made, and the corpora that are needed so."""
 
     @property
     def stores(self) -> tuple[str, ...]:
@@ -96,7 +119,7 @@ def study_key(config: Config) -> str:
     return f"{config.study.name}-{identity(config, SECTIONS)}"
 
 
-def make(config: Config, locate: Locate) -> Plan:
+def make(config: Config, locate: Locate) -> StudyPlan:
     """The plan of the study that a configuration describes.
 
     Args:
@@ -107,33 +130,19 @@ def make(config: Config, locate: Locate) -> Plan:
         ConfigError: where settings do not fit together.
         ValueError, FileNotFoundError: where `locate` does not find a corpus.
     """
-    found: dict[str, tuple[Config, dict[str, str]]] = {}
 
     def stores(of: Config, names: Iterable[str]) -> tuple[str, ...]:
-        made_by = json.dumps([of.tokens.protocol, of.protocol_in_force.switched("tokens")])
-        _, known = found.setdefault(made_by, (of, {}))
-        missing = [name for name in names if name not in known]
-        known |= locate(of, missing) if missing else {}
-        return tuple(known[name] for name in names)
+        return tuple(locate(of, names).values())
 
-    pretrainings: dict[str, Pretraining] = {}
-    trials: dict[str, PlannedTrial] = {}
+    pretrainings: dict[str, PretrainingSpec] = {}
+    trials: dict[str, TrialSpec] = {}
     for trial in grid(config):
-        mine, encoder = trial.config(config), trial.pretraining(config)
-        run = _pretraining(encoder, stores(encoder, encoder.corpora.names)) if encoder else None
-        if run:
-            pretrainings.setdefault(run.key, run)
+        mine, encoder, key = trial.config(config), trial.pretraining(config), ""
+        if encoder:
+            inputs = stores(encoder, encoder.corpora.names)
+            key = run_key(encoder, inputs)
+            pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=inputs))
         (store,) = stores(mine, [task_corpus(mine, trial.task)])
-        planned = PlannedTrial(trial=trial, config=mine, store=store, encoder=run.key if run else "")
-        trials[planned.key] = planned
-    return Plan(
-        config=config,
-        key=study_key(config),
-        trials=trials,
-        pretrainings=pretrainings,
-        tokens=tuple((of, tuple(known)) for of, known in found.values()),
-    )
-
-
-def _pretraining(config: Config, stores: tuple[str, ...]) -> Pretraining:
-    return Pretraining(key=run_key(config, stores), config=config, stores=stores)
+        spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key)
+        trials[spec.key] = spec
+    return StudyPlan(config=config, key=study_key(config), trials=trials, pretrainings=pretrainings)

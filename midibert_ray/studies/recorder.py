@@ -1,32 +1,39 @@
-"""A study in MLflow: one parent run, one child a trial, curves by epoch, pictures at the end."""
+"""A study in MLflow: one parent run, one child a trial, curves by epoch, a picture at the end.
 
+Nothing is read from MLflow here: what it has been given is noted beside the trials.
+"""
+
+import json
 import logging
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
 
-from midibert_ray import tracking
-from midibert_ray.report import plots as figures
-from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten
+from midibert_ray import storage, tracking
+from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import Plan
-from midibert_ray.studies.result import Outcome
-from midibert_ray.studies.scheduler import FAILURE, FINETUNE
-from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, study_address
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.scheduler import FAILURE
 
 logger = logging.getLogger(__name__)
+
+RECORDED = "recorded.json"
+"""File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
+
+Picture = Callable[[TrialResult], Any]
+"""Draws a trial's result as a matplotlib figure."""
 
 
 class StudyLog:
     """The runs of one study."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
         """Open the parent run, or find it again."""
-        config: Config = plan.config
-        self.plan = plan
+        config = plan.config
+        self.plan, self.picture = plan, picture
         self.tracker = tracking.Tracker(tracking.address(config))
         self.experiment = tracking.study_experiment(config.study.name)
         tags = {"stage": "study", "study": plan.key}
@@ -41,34 +48,20 @@ class StudyLog:
     def trial(self, key: str) -> tracking.RunLog:
         """The child run of a trial, made or found again."""
         entry = self.plan.trials[key]
-        trial = entry.trial
-        tags = {
-            "task": trial.task,
-            "variant": trial.variant,
-            "seed": trial.seed,
-            "protocol": trial.protocol,
-            "encoder": entry.encoder,
-        }
         return self.tracker.open(
             self.experiment,
             f"{self.plan.key}/{key}",
-            trial.name,
+            entry.trial.name,
             params=flatten(entry.config),
-            tags=tags,
+            tags=entry.trial.tags | {"encoder": entry.encoder},
             parent=self.plan.key,
         )
 
-    def finished(self) -> set[str]:
-        """Keys of the trials whose runs are complete."""
-        parent = self.tracker.find(self.experiment, self.plan.key)
-        runs = self.tracker.children(self.experiment, parent.info.run_id) if parent else []
-        keys = {run.data.tags[tracking.RUN_KEY] for run in runs if run.info.status == "FINISHED"}
-        return {key.removeprefix(f"{self.plan.key}/") for key in keys}
-
-    def complete(self, run: tracking.RunLog, result: Outcome, predictions: bytes) -> None:
-        """Store a trial's outcome and end its run."""
+    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
+        """Store a trial's result and end its run."""
         run.json(result.confusion, "confusion_matrix.json")
-        run.figure(figures.confusion(result), "confusion_matrix.png")
+        if self.picture:
+            run.figure(self.picture(result), "confusion_matrix.png")
         run.data(predictions, outcome.PREDICTIONS)
         run.text(result.to_json(), outcome.OUTCOME)
         run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)
@@ -81,46 +74,46 @@ class Recorder(tune.Callback):
     Tune pickles callbacks, so runs are opened (or found again) when they are first needed.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
+        self.plan, self.picture = plan, picture
         self._log: StudyLog | None = None
         self._runs: dict[str, tracking.RunLog] = {}
-        self._stored: set[str] = set()
+        self._recorded: dict[str, dict[str, str]] | None = None
         self._given_up: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recorder, (self.plan,)
+        return Recorder, (self.plan, self.picture)
 
     @property
     def log(self) -> StudyLog:
         """The study's runs."""
         if self._log is None:
-            self._log = StudyLog(self.plan)
+            self._log = StudyLog(self.plan, self.picture)
         return self._log
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Log an epoch's figures and print a line; pre-trainings are logged by their own controllers."""
-        work = trial.config["work"]
-        if work["kind"] != FINETUNE:
+        spec: Spec = trial.config["spec"]
+        if isinstance(spec, PretrainingSpec):
             return
         points = {key: value for key, value in result.items() if key.partition("/")[0] in ("train", "valid", "test")}
         if not points:
             return
-        self._run(work["name"]).log(points, int(result["epoch"]))
+        self._run(spec.key).log(points, int(result["epoch"]))
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
-        logger.info("%-44s epoch %2d  %s", self.plan.trials[work["name"]].trial.name, result["epoch"], shown)
+        logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Store the outcome that the trial left in its last checkpoint, or why there is none."""
-        work, last = trial.config["work"], trial.last_result
-        if work["kind"] != FINETUNE or self.store(work["name"]):
+        """Store the result that the trial left in its last checkpoint, or why there is none."""
+        spec, last = trial.config["spec"], trial.last_result
+        if isinstance(spec, PretrainingSpec) or self.store(spec.key):
             return
         if self.plan.config.study.draws and FAILURE not in last:
-            self.stop(work["name"], {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
+            self.stop(spec.key, {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
         else:
-            self.fail(work["name"], str(last.get(FAILURE, "it left no outcome")))
+            self.fail(spec.key, str(last.get(FAILURE, "it left no outcome")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Mark the run as failed, unless Tune has given it up too soon.
@@ -128,14 +121,14 @@ class Recorder(tune.Callback):
         Where a process that is to go on with another trial is gone with its node, Tune counts two failures, and ends
         the trial at the second, whatever `max_failures` says.
         """
-        work = trial.config["work"]
+        spec = trial.config["spec"]
         if trial.num_failures <= self.plan.config.compute.max_failures:
-            self._given_up.add(work["name"])
-        elif work["kind"] == FINETUNE:
-            self.fail(work["name"], "its process died")
+            self._given_up.add(spec.key)
+        elif not isinstance(spec, PretrainingSpec):
+            self.fail(spec.key, "its process died")
 
     def take_given_up(self) -> set[str]:
-        """Names of the work that Tune gave up too soon, since this was last asked."""
+        """Names of the trials and pre-trainings that Tune gave up too soon, since this was last asked."""
         taken, self._given_up = self._given_up, set()
         return taken
 
@@ -153,24 +146,31 @@ class Recorder(tune.Callback):
         run.tag(failure=reason[:4000])
         run.finish("FAILED")
 
-    def store(self, key: str) -> Outcome | None:
-        """Store a trial's outcome with its run, once, and return it; None if it has not finished."""
+    def store(self, key: str) -> TrialResult | None:
+        """Store a trial's result with its run, once, and return it; None if it has not finished.
+
+        It has been stored when its records are with MLflow, or in the spool that a server gets them from: what was
+        noted after that need not be asked for.
+        """
         found = outcome.find(self.plan.address(key))
         if found is None:
             return None
-        if key not in self._stored:
+        mark, recorded = digest(found[0].to_json()), self._recorded_here()
+        if recorded.get(key) != mark:
             self.log.complete(self._run(key), *found)
-            self._stored.add(key)
+            recorded[key] = mark
+            storage.write_bytes(self._book, json.dumps(self._recorded, indent=1).encode())
         return found[0]
 
-    def leave_stored(self) -> None:
-        """Ask MLflow which outcomes it has; these are not stored again.
+    @property
+    def _book(self) -> str:
+        return storage.join(study_address(self.plan.config, self.plan.key), RECORDED)
 
-        Asked when all work is done, as a server may take its time. One that does not answer is sent them again, which
-        changes nothing.
-        """
-        with suppress(UnreachableError):
-            self._stored |= self.log.finished()
+    def _recorded_here(self) -> dict[str, str]:
+        """Trial -> digest of the result that MLflow, where it is now, has been given."""
+        if self._recorded is None:
+            self._recorded = json.loads(storage.read_bytes(self._book)) if storage.exists(self._book) else {}
+        return self._recorded.setdefault(self.log.tracker.address.uri, {})
 
     def _run(self, key: str) -> tracking.RunLog:
         if key not in self._runs:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -39,7 +39,21 @@ _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class Record:
+    """Values that are kept as JSON."""
+
+    def to_json(self) -> str:
+        """The values as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The values that `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(Record):
     """The result of one trial on the test split, or in a sweep on the validation split, with the best weights."""
 
     trial: str
@@ -72,14 +86,8 @@ class Outcome:
     devices: float
     """GPUs that the trial held, or CPUs where it held none."""
 
-    def to_json(self) -> str:
-        """The outcome as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Outcome":
-        """What `to_json` wrote."""
-        return cls(**json.loads(text))
+    draw: int | None = None
+    """Number of the draw, in a sweep."""
 
     @property
     def accuracy(self) -> float:
@@ -98,7 +106,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class Provenance(Record):
     """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
 
     study: str
@@ -109,15 +117,6 @@ class Origin:
 
     config: dict[str, Any]
     """The trial's whole configuration, flat."""
-
-    def to_json(self) -> str:
-        """The origin as JSON."""
-        return json.dumps(asdict(self), indent=1)
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "Origin":
-        """What `to_json` wrote."""
-        return cls(**json.loads(text))
 
 
 def newest(address: str) -> str | None:
@@ -151,12 +150,6 @@ def _epoch(system: fs.FileSystem, folder: str) -> int:
         return -1
 
 
-def finished(address: str) -> bool:
-    """Whether the trial in a folder has left its outcome."""
-    name = newest(address)
-    return name is not None and storage.exists(storage.join(address, name, OUTCOME))
-
-
 def stop(address: str, figures: Mapping[str, float]) -> None:
     """Note that a sweep has stopped the trial in a folder, so that it is not run again."""
     storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
@@ -169,25 +162,29 @@ def stopped(address: str) -> bool:
 
 def settled(address: str) -> bool:
     """Whether the trial in a folder need not run any more."""
-    return finished(address) or stopped(address)
+    return finished_result(address) is not None or stopped(address)
 
 
-def find(address: str) -> tuple[Outcome, bytes] | None:
-    """Outcome and predictions of the trial in a folder, or None where it has not finished."""
+def finished_result(address: str) -> TrialResult | None:
+    """The result of the trial in a folder, or None where it has not finished."""
+    name = newest(address)
+    return read(storage.join(address, name)) if name else None
+
+
+def find(address: str) -> tuple[TrialResult, bytes] | None:
+    """Result and predictions of the trial in a folder, or None where it has not finished."""
     name = newest(address)
     result = read(storage.join(address, name)) if name else None
-    if name is None or result is None:
-        return None
-    return result, storage.read_bytes(storage.join(address, name, PREDICTIONS))
+    return (result, storage.read_bytes(storage.join(address, name, PREDICTIONS))) if name and result else None
 
 
-def read(checkpoint: str) -> Outcome | None:
+def read(checkpoint: str) -> TrialResult | None:
     """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
     place = storage.join(checkpoint, OUTCOME)
-    return Outcome.from_json(storage.read_bytes(place)) if storage.exists(place) else None
+    return TrialResult.from_json(storage.read_bytes(place)) if storage.exists(place) else None
 
 
-def write(folder: Path, outcome: Outcome, origin: Origin, predictions: bytes) -> None:
+def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: bytes) -> None:
     """Put an outcome, its origin and its predictions into a checkpoint."""
     (folder / PREDICTIONS).write_bytes(predictions)
     (folder / ORIGIN).write_text(origin.to_json())

@@ -6,12 +6,11 @@ trained, and leaves room for runs that start workers of their own, which Tune do
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.search import Searcher
 
-PRETRAIN, FINETUNE = "pretrain", "finetune"
+from midibert_ray.studies.plan import PretrainingSpec, Spec
 
 FAILURE = "failure"
 """Key of a trial's last report where it cannot go on, and would not if it were started again: the reason."""
@@ -22,43 +21,17 @@ ENCODER = "encoder"
 Resources = Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A piece of work: one Tune trial."""
-
-    name: str
-    """Unique in its study; the name of its folder."""
-
-    kind: str
-    """PRETRAIN or FINETUNE."""
-
-    config: Mapping[str, Any]
-    """Its whole configuration, flat."""
-
-    stores: tuple[str, ...]
-    """Addresses of its token stores."""
-
-    needs: str = ""
-    """Name of the pre-training that it starts from; empty for none."""
-
-    needs_resources: Resources = field(default_factory=dict)
-    """What it holds while it runs, Train's workers included: CPU, GPU."""
-
-    slots: int = 1
-    """How much it counts towards `compute.max_concurrent_trials`."""
-
-
 def given_up(encoder: str, reason: str) -> str:
     """Why a trial is not begun whose pre-training has failed."""
     return f"its pre-training {encoder} failed: {reason}"
 
 
-class Agenda(Searcher):
-    """Hands out the work of a study; Tune calls it in the driver."""
+class StudyScheduler(Searcher):
+    """Hands out the trials of a study; Tune calls it in the driver."""
 
     def __init__(
         self,
-        work: Sequence[Work],
+        specs: Sequence[Spec],
         *,
         encoders: Mapping[str, str],
         cluster: Callable[[], Resources],
@@ -67,56 +40,56 @@ class Agenda(Searcher):
         """Take in what there is to do.
 
         Args:
-            work: in order of preference.
-            encoders: name -> address of the checkpoint, of pre-trainings that have finished before.
+            specs: in order of preference.
+            encoders: key -> address of the checkpoint, of pre-trainings that have finished before.
             cluster: gives the resources of all nodes that are there now.
             slots: most that may run at once; 0: as the resources allow.
         """
         super().__init__()
-        self.waiting = list(work)
+        self.waiting = list(specs)
         self.encoders, self.slots = dict(encoders), slots
         self.failed: dict[str, str] = {}
-        """Name -> reason, of work that was never begun, because its pre-training failed."""
+        """Key -> reason, of trials that were never begun, because its pre-training failed."""
         self._cluster = cluster
-        self._running: dict[str, Work] = {}
+        self._running: dict[str, Spec] = {}
         self._starting: set[str] = set()
         """Trials whose own workers have not reported yet: they may still wait for resources."""
 
     def suggest(self, trial_id: str) -> Any:
-        """The next piece of work as a trial's configuration; None: ask again later; FINISHED: there is no more."""
+        """The next trial and the address of its encoder; None: ask again later; FINISHED: there is no more."""
         self._give_up()
         if not self.waiting:
             return Searcher.FINISHED
-        work = next((item for item in self.waiting if not item.needs or item.needs in self.encoders), None)
-        if work is None or not self._has_room(work):
+        spec = next((item for item in self.waiting if not item.encoder or item.encoder in self.encoders), None)
+        if spec is None or not self._has_room(spec):
             return None
-        self.waiting.remove(work)
-        self._running[trial_id] = work
-        if work.kind == PRETRAIN:
+        self.waiting.remove(spec)
+        self._running[trial_id] = spec
+        if isinstance(spec, PretrainingSpec):
             self._starting.add(trial_id)
-        return {"work": vars(work) | {"encoder": self.encoders.get(work.needs, "")}}
+        return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
 
     def _give_up(self) -> None:
         """Drop what waits for a pre-training that has failed."""
-        for item in [item for item in self.waiting if item.needs in self.failed]:
+        for item in [item for item in self.waiting if item.encoder in self.failed]:
             self.waiting.remove(item)
-            self.failed[item.name] = given_up(item.needs, self.failed[item.needs])
+            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
 
-    def _has_room(self, work: Work) -> bool:
-        """Whether a piece of work may be handed to Tune now.
+    def _has_room(self, spec: Spec) -> bool:
+        """Whether a trial may be handed to Tune now.
 
         Tune starts a trial when its resources are free, and an autoscaler adds nodes for those that wait. Only
         where a run starts workers of its own, other trials could take what they wait for, so nothing may.
         """
         running = self._running.values()
-        if self.slots and running and sum(item.slots for item in running) + work.slots > self.slots:
+        if self.slots and running and sum(item.slots for item in running) + spec.slots > self.slots:
             return False
-        if not self._starting and work.kind != PRETRAIN:
+        if not self._starting and not isinstance(spec, PretrainingSpec):
             return True
         total, alone = self._cluster(), not running
-        held = {key: sum(item.needs_resources.get(key, 0) for item in running) for key in work.needs_resources}
-        fits = all(held[key] + need <= total.get(key, 0) for key, need in work.needs_resources.items())
-        never = any(need > total.get(key, 0) for key, need in work.needs_resources.items())
+        held = {key: sum(item.resources.get(key, 0) for item in running) for key in spec.resources}
+        fits = all(held[key] + need <= total.get(key, 0) for key, need in spec.resources.items())
+        never = any(need > total.get(key, 0) for key, need in spec.resources.items())
         return alone or fits or (never and not self._starting)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -125,14 +98,14 @@ class Agenda(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial; a pre-training gives its encoder free for those that wait for it."""
-        work = self._running.pop(trial_id, None)
+        spec = self._running.pop(trial_id, None)
         self._starting.discard(trial_id)
-        if work is None or work.kind != PRETRAIN:
+        if not isinstance(spec, PretrainingSpec):
             return
         if result and result.get(ENCODER):
-            self.encoders[work.name] = str(result[ENCODER])
+            self.encoders[spec.key] = str(result[ENCODER])
         else:
-            self.failed[work.name] = str((result or {}).get(FAILURE) or "its process died")
+            self.failed[spec.key] = str((result or {}).get(FAILURE) or "its process died")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: what is done is read from the trials' own folders when a study starts again."""

@@ -14,7 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)
@@ -59,7 +59,7 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
     )
 
 
-def ranking(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+def ranking(outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Task -> its draws that were not stopped early, best first by validation; of equals the earlier draw."""
     tasks = dict.fromkeys(item.task for item in outcomes)
     return {
@@ -70,14 +70,14 @@ def ranking(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     }
 
 
-def settings(config: Config, outcome: Outcome) -> str:
+def settings(config: Config, outcome: TrialResult) -> str:
     """The settings of a draw as they stand on a command line, such as that of the paper study."""
-    drawn = draw(config, int(outcome.variant.removeprefix(DRAW)))
+    drawn = draw(config, outcome.draw) if outcome.draw is not None else {}
     before = flatten(config)
     return " ".join(f"{key}={value}" for key, value in drawn.items() if value != before[key])
 
 
-def report(config: Config, outcomes: Sequence[Outcome]) -> str:
+def report(config: Config, outcomes: Sequence[TrialResult]) -> str:
     """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
     parts = []
     for task, ranked in ranking(outcomes).items():
@@ -89,7 +89,3 @@ def report(config: Config, outcomes: Sequence[Outcome]) -> str:
         best = f"Best for {task}, for another study: `{settings(config, ranked[0])}`"
         parts += ["\n".join([*head, *rows]), best]
     return "\n\n".join(parts) + "\n"
-
-
-DRAW = "draw"
-"""Start of the variant names of a sweep; the rest is the number of the draw."""

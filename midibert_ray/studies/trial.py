@@ -15,10 +15,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten, from_flat
+from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies import result as outcome
-from midibert_ray.studies.result import Origin, Outcome
-from midibert_ray.studies.scheduler import ENCODER, FAILURE, PRETRAIN
+from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
+from midibert_ray.studies.result import Provenance, TrialResult
+from midibert_ray.studies.scheduler import ENCODER, FAILURE
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
@@ -26,25 +27,24 @@ from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
 
 
-def run_work(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> None:
-    """Do a piece of work, or go on where an earlier start of it stopped.
+def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> None:
+    """Run a trial or a pre-training, or go on where an earlier start of it stopped.
 
     What cannot go on, and would not if it were started again, is reported with its reason and not raised: Tune
     would only try again.
 
     Args:
-        space: what Tune varies: a `Work` as a dictionary, and the address of its encoder.
+        space: what `StudyScheduler` hands out: a spec, and the address of its encoder.
         study: the study's key.
         folder: address of the study.
         sink: where progress lines of a pre-training go; see `training.console`.
     """
-    work = space["work"]
-    config = from_flat(work["config"])
+    spec: Spec = space["spec"]
     try:
-        if work["kind"] == PRETRAIN:
-            run_pretraining(config, work, sink)
+        if isinstance(spec, PretrainingSpec):
+            run_pretraining(spec, sink)
         else:
-            run_trial(config, work, study, storage.join(folder, work["name"]))
+            run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
     except (FloatingPointError, torch.OutOfMemoryError, ValueError) as error:
         tune.report({FAILURE: _reason(error)})
 
@@ -56,18 +56,18 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_pretraining(config: Config, work: dict[str, Any], sink: Any) -> None:
+def run_pretraining(spec: PretrainingSpec, sink: Any) -> None:
     """Pre-train on workers of its own; the last report names the best checkpoint."""
-    run = pretrain(config, work["stores"], console=sink, callbacks=[TuneReportCallback()])
+    run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
     tune.report({ENCODER: run.checkpoint})
 
 
-def run_trial(config: Config, work: dict[str, Any], study: str, address: str) -> None:
+def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     """Fine-tune, score the test split, report to Tune.
 
     Args:
-        config: the trial's whole configuration.
-        work: the trial's name, its token store, and the address of its encoder.
+        spec: the trial, its configuration and its token store.
+        encoder: address of the pre-trained checkpoint; not read by a trial that starts from random weights.
         study: the study's key.
         address: the trial's own folder.
     """
@@ -76,28 +76,28 @@ def run_trial(config: Config, work: dict[str, Any], study: str, address: str) ->
         tune.report(_last_figures(done))  # a driver that was killed may not have written them down
         return
     remove_unfinished(address, outcome.CHECKPOINT)
+    config = spec.config
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
-    (place,) = work["stores"]
-    store = open_store(place, config.storage)
+    store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
-    job = Finetuning(config, data, _model(config, data, work["encoder"]), device)
+    job = Finetuning(config, data, _model(config, data, encoder), device)
     if earlier:
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
-    predictions = finetune(job, partial(_report, work["name"]), split)
-    result = _result(work["name"], job, predictions, split)
-    origin = Origin(study=study, encoder=work["encoder"], config=flatten(config))
+    predictions = finetune(job, partial(_report, spec.key), split)
+    result = _result(spec, job, predictions, split)
+    origin = Provenance(study=study, encoder=encoder, config=flatten(config))
     content = outcome.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         outcome.write(folder, result, origin, content)
         job.model.save_pretrained(folder)
 
-    _report(work["name"], _last_figures(result), write)
+    _report(spec.key, _last_figures(result), write)
 
 
 def _model(config: Config, data: TaskData, encoder: str) -> Any:
@@ -107,16 +107,15 @@ def _model(config: Config, data: TaskData, encoder: str) -> Any:
         return new_model(config, data, str(folder))
 
 
-def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> Outcome:
-    config, segments = job.config, job.data.splits[split]
-    task, protocol = job.data.task.name, config.tokens.protocol
-    name = key.rpartition("-")[0]
-    return Outcome(
-        trial=name,
-        task=task,
-        variant=name.removeprefix(f"{task}-").removesuffix(f"-{protocol}-seed{config.seed}"),
-        protocol=protocol,
-        seed=config.seed,
+def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
+    config, trial, segments = job.config, spec.trial, job.data.splits[split]
+    return TrialResult(
+        trial=trial.name,
+        task=trial.task,
+        variant=trial.variant,
+        protocol=trial.protocol,
+        seed=trial.seed,
+        draw=trial.draw,
         split=split,
         epoch=job.progress.epoch,
         figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
@@ -128,7 +127,7 @@ def _result(key: str, job: Finetuning, predictions: Predictions, split: str) -> 
     )
 
 
-def _last_figures(result: Outcome) -> dict[str, Any]:
+def _last_figures(result: TrialResult) -> dict[str, Any]:
     return result.figures | {"epoch": result.epoch}
 
 

@@ -49,8 +49,22 @@ class Trial:
 
     seed: int
 
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    draw: int | None = field(default=None, compare=False)
+    """Number of the draw, in a sweep."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Dotted settings in which the trial differs from the study's configuration."""
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """What tells it from the study's other trials: its tags in MLflow."""
+        return {"task": self.task, "variant": self.variant, "seed": self.seed, "protocol": self.protocol}
+
+    @classmethod
+    def of(cls, tags: Mapping[str, Any]) -> "Trial":
+        """The trial that has these `tags`."""
+        task, variant, protocol = (str(tags[name]) for name in ("task", "variant", "protocol"))
+        return cls(task=task, variant=variant, protocol=protocol, seed=int(tags["seed"]))
 
     @property
     def name(self) -> str:
@@ -76,9 +90,10 @@ def draws(config: Config) -> list[Trial]:
     return [
         Trial(
             task=task,
-            variant=f"{sweep.DRAW}{number:03d}",
+            variant=f"draw{number:03d}",
             protocol=protocol,
             seed=config.seed,
+            draw=number,
             changes=sweep.draw(config, number) | _TUNED | {"tokens.protocol": protocol, "finetune.task": task},
         )
         for protocol in protocols(config)

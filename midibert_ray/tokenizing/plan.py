@@ -149,6 +149,30 @@ class CorpusPlan:
         return True
 
 
+@dataclass(frozen=True)
+class CorpusFiles:
+    """A corpus and its files, listed once for all protocols and orders."""
+
+    corpus: Corpus
+    root: str
+    """`corpora.root`, absolute."""
+
+    listing: Listing = field(repr=False)
+
+
+def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
+    """List the files of a corpus (`pop909`, ..., or `folder:/path`).
+
+    Raises:
+        ValueError: for an unknown corpus.
+        FileNotFoundError: if the corpus folder is not there.
+        PermissionError: if it may not be listed.
+    """
+    chosen, root = _corpus(name), storage.resolve(corpora_root)
+    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
+    return CorpusFiles(chosen, root, _listing(name, chosen.location(root), hint))
+
+
 def plan_corpus(
     name: str,
     *,
@@ -156,18 +180,18 @@ def plan_corpus(
     storage_root: str,
     protocol: Protocol,
     segment: int = 512,
+    found: CorpusFiles | None = None,
 ) -> CorpusPlan:
-    """List a corpus (`pop909`, ..., or `folder:/path`) and lay out its store.
+    """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
         ValueError: for an unknown corpus, or a folder without MIDI files of the corpus.
         FileNotFoundError: if the corpus folder is not there.
         PermissionError: if it may not be listed.
     """
-    chosen, root = _corpus(name), storage.resolve(corpora_root)
+    found = found or list_corpus(name, corpora_root)
+    chosen, root, listing = found.corpus, found.root, found.listing
     uri = chosen.location(root)
-    hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    listing = _listing(name, uri, hint)
     sizes = {file: about.size for file, about in listing.files.items()}
     pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):

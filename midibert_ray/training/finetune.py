@@ -172,7 +172,7 @@ class Finetuning:
         """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
         if self.progress.bad == 0:
-            self.progress.accuracy = valid["valid/accuracy"]
+            self.progress.accuracy = valid[f"valid/{self.data.task.metric}"]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
 

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from midibert_ray.model.heads import stages
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config, OptimizerConfig
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.optimizer import adamw, rate_factor
 
-RNN_RATES = {"melody": 1e-3, "velocity": 1e-3, "composer": 1e-2, "emotion": 5e-2}
-"""Learning rates of the authors' recurrent baselines."""
-
 RNN_BATCH = 16
-"""Their batch."""
+"""Batch of the authors' recurrent baselines."""
 
 
 @dataclass
@@ -69,8 +67,8 @@ class AdamwRecipe:
         return rate_factor(course, steps)(progress.step)
 
     def score(self, valid: Mapping[str, float]) -> float:
-        """Accuracy of a validation; higher is better."""
-        return valid["valid/accuracy"]
+        """The task's metric."""
+        return valid[f"valid/{TASKS[self._config.finetune.task].metric}"]
 
     def after_validation(
         self, progress: TrialProgress, model: nn.Module, optimizer: Optimizer, best: Mapping[str, Tensor]
@@ -94,7 +92,7 @@ class SgdRecipe:
     def __init__(self, config: Config) -> None:
         self._settings, self._protocol = config.rnn, config.protocol_in_force
         self.batch, self.epochs = config.rnn.batch or RNN_BATCH, config.rnn.epochs
-        self.rate = config.rnn.lr or RNN_RATES[config.finetune.task]
+        self.rate = config.rnn.lr or TASKS[config.finetune.task].rnn_lr
 
     def optimizer(self, model: Any) -> Optimizer:
         """SGD over all parameters."""

@@ -117,7 +117,7 @@ class TaskData:
         return self._sequence(split, raw) if self.task.level == "sequence" else self._notes(raw)
 
     def _notes(self, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        labels = np.where(raw.note >= 0, note_labels(self.task, raw.part, raw.velocity), 0).astype(np.int64)
+        labels = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)
         targets = np.where(labels > 0, labels if self.protocol.padding_class else labels - 1, IGNORE)
         return targets, labels > 0 if self.protocol.attends_labelled else self._real(raw)
 

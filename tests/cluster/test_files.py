@@ -170,6 +170,7 @@ def test_the_tracking_server_listens_on_loopback_and_is_watched() -> None:
     ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert ports == {"mlflow": ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]}
     assert "--app-name basic-auth" in services["mlflow"]["command"]
+    assert services["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false", "no job runners"
     assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
     assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert {name for name, service in services.items() if "network_mode" in service} == {"prometheus", "grafana"}

@@ -54,7 +54,7 @@ def test_segments_are_the_published_rows(
         assert np.array_equal(labels, golden["label"])
     if name == "pop909":
         for note_task in ("melody", "velocity"):
-            labels = np.where(batch.note >= 0, note_labels(TASKS[note_task], batch.part, batch.velocity), 0)
+            labels = np.where(batch.note >= 0, note_labels(TASKS[note_task], batch), 0)
             assert np.array_equal(labels, golden[note_task])
 
 

@@ -177,7 +177,7 @@ def words(config: Config) -> list[str]:
 @pytest.fixture(scope="module")
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
-    key = run_key(config, list(pipeline.addresses(config, config.corpora.names).values()))
+    key = run_key(config, [each.address for each in pipeline.plan(config).tokens[0].values()])
     tracker = tracking.Tracker(tracking.address(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_address(config, key)
@@ -298,11 +298,10 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
                 shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
 
-        work = {"name": key, "stores": (entry.store,), "encoder": run.checkpoint if entry.encoder else ""}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(entry.config, work, plan.key, str(folder))
+            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
     return folders
 
 
@@ -344,7 +343,7 @@ class TestTrial:
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["freeze-backbone"], tmp_path / "trial")).iterdir()
         place = checkpoint / outcome.ORIGIN
-        origin = outcome.Origin.from_json(place.read_bytes())
+        origin = outcome.Provenance.from_json(place.read_bytes())
         corpora = {"corpora.names": ("pop1k7", "asap"), "finetune.corpus": "", "tokens.protocol": "paper"}
         place.write_text(dataclasses.replace(origin, config=origin.config | corpora).to_json())
         write_digests_anew(checkpoint)

@@ -1,9 +1,11 @@
-from __future__ import annotations
+"""What tasks are made of, and how labels are read."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 
 
 def test_the_four_tasks():
@@ -17,14 +19,14 @@ def test_the_four_tasks():
 
 def test_velocity_classes():
     velocity = np.array([0, 31, 32, 47, 48, 63, 64, 79, 80, 95, 96, 127], dtype=np.uint8)
-    labels = note_labels(TASKS["velocity"], np.zeros(12, dtype=np.uint8), velocity)
+    labels = note_labels(TASKS["velocity"], SimpleNamespace(velocity=velocity))
     assert labels.tolist() == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
     assert labels.dtype == np.uint8
 
 
 def test_melody_labels_are_the_parts():
     part = np.array([1, 2, 3, 0], dtype=np.uint8)
-    assert note_labels(TASKS["melody"], part, part).tolist() == [1, 2, 3, 0]
+    assert note_labels(TASKS["melody"], SimpleNamespace(part=part)).tolist() == [1, 2, 3, 0]
 
 
 def test_sequence_labels():
@@ -39,7 +41,23 @@ def test_wrong_uses_are_refused():
     with pytest.raises(ValueError, match="composer and emotion"):
         sequence_label(TASKS["melody"], "Q1")
     with pytest.raises(ValueError, match="melody and velocity"):
-        note_labels(TASKS["emotion"], np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+        note_labels(TASKS["emotion"], SimpleNamespace())
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"column": None}, "column=None; note-level tasks have one"),
+        ({"level": "sequence"}, "column='velocity'; note-level tasks have one, others have none"),
+        ({"edges": (64, 96)}, r"edges=\(64, 96\); 2 classes have one less"),
+        ({"melody": "tune"}, "melody='tune'; use one of soft, loud"),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(changes, problem):
+    fields = {"name": "own", "level": "note", "classes": ("soft", "loud"), "corpus": "pop909", "column": "velocity"}
+    assert Task(**fields, edges=(64,)).edges == (64,)
+    with pytest.raises(ValueError, match=f"task 'own': {problem}"):
+        Task(**fields | changes)
 
 
 def test_only_composer_drops_short_rows():

@@ -14,6 +14,8 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from tests.stores import Piece, read_corpus, sample, write_store
 
+ORDERS = ("", "track", "pitch")
+
 
 def settings(task: str, protocol: str = "paper", **changes: str) -> Config:
     return replace(Config(), {"finetune.task": task, "tokens.protocol": protocol, **changes})
@@ -24,7 +26,7 @@ def by_name(config: Config, store: TokenStore) -> dict[str, Baseline]:
 
 
 def opened(folder: Path, pieces: list[Piece], corpus: str, protocol: str = "paper") -> TokenStore:
-    uri = write_store(folder / f"{corpus}-{protocol}", pieces, corpus, in_part=100, protocol=protocol)
+    uri = write_store(folder / f"{corpus}-{protocol}", pieces, corpus, in_shard=100, protocol=protocol)
     return TokenStore.open(uri, str(folder / "cache"))
 
 
@@ -91,15 +93,17 @@ def test_skyline_tells_melody_from_the_rest(paper_sample: TokenStore) -> None:
     assert trivial.correct == trivial.detail["TN"] == counts["FP"] + counts["TN"]
 
 
-def test_the_order_of_notes_is_the_one_asked_for(paper_sample: TokenStore, sample_store: TokenStore) -> None:
+def test_the_order_of_notes_is_that_of_the_store(tmp_path: Path) -> None:
     """Of equal notes skyline takes the first, which by track is the melody's."""
     found = {
-        (protocol, order): by_name(settings("melody", protocol, **{"protocol.order": order}), store)[SKYLINE].detail
-        for protocol, store in (("paper", paper_sample), ("clean", sample_store))
-        for order in (None, "track", "pitch")
+        (protocol, order): by_name(
+            settings("melody", protocol), opened(tmp_path / f"by-{order}", sample(protocol, order), "sample", protocol)
+        )[SKYLINE].detail
+        for protocol in PROTOCOLS
+        for order in ORDERS
     }
-    assert found["paper", None] == found["paper", "track"] == found["clean", "track"]
-    assert found["clean", None] == found["clean", "pitch"] == found["paper", "pitch"]
+    assert found["paper", ""] == found["paper", "track"] == found["clean", "track"]
+    assert found["clean", ""] == found["clean", "pitch"] == found["paper", "pitch"]
     assert found["paper", "track"]["TP"] > found["clean", "pitch"]["TP"]
 
 
@@ -134,12 +138,17 @@ def test_baselines_survive_json() -> None:
 
 
 PUBLISHED = {
-    "melody": {MAJORITY: (90_750, 142_577), SKYLINE: (111_991, 142_577), NO_MELODY: (113_284, 142_577)},
+    "melody": {MAJORITY: (90_750, 142_577), SKYLINE: (112_003, 142_577), NO_MELODY: (113_284, 142_577)},
     "velocity": {MAJORITY: (54_704, 142_577)},
     "composer": {MAJORITY: (28, 126)},
     "emotion": {MAJORITY: (31, 109), SONG: (79, 107)},
 }
-"""63.65, 78.548, 79.455; 38.37; 22.2; 28.4 and 73.8 %."""
+"""63.65, 78.556, 79.455; 38.37; 22.2; 28.4 and 73.8 %.
+
+Skyline scores 78.548 % on the MIDI files, as in the paper (TP 17,351, FP 18,644, FN 11,942, TN 94,640). Tokens of
+protocol paper have lost where a piece's last onset was, up to one sub-beat: one melody note less is found, and 13
+others less are taken for one.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +166,11 @@ CORPUS = {"melody": "pop909", "velocity": "pop909", "composer": "pianist8", "emo
 
 @pytest.mark.corpora
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_the_authors_figures(real: dict[tuple[str, str], TokenStore], corpora_root: Path, task: str) -> None:
-    config = settings(task, **{"corpora.root": str(corpora_root)})
-    found = by_name(config, real[CORPUS[task], "paper"])
+def test_the_authors_figures(real: dict[tuple[str, str], TokenStore], task: str) -> None:
+    found = by_name(settings(task), real[CORPUS[task], "paper"])
     assert {name: (item.correct, item.scored) for name, item in found.items()} == PUBLISHED[task]
     if task == "melody":
-        assert found[SKYLINE].detail == {"TP": 17_351, "FP": 18_644, "FN": 11_942, "TN": 94_640}
+        assert found[SKYLINE].detail == {"TP": 17_350, "FP": 18_631, "FN": 11_943, "TN": 94_653}
 
 
 @pytest.mark.corpora

@@ -24,7 +24,8 @@ from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.table import Key, ResultTable
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.trials import Trial
 from tests.report.pages import check
 from tests.report.test_report import ASAP, locate, predictions
 from tests.tiny import tiny_study
@@ -41,9 +42,9 @@ def trial(
     protocol: str = "clean",
     confusion: tuple[list[int], ...] = ([10, 0, 0], [0, 10, 0], [0, 0, 20]),
     f1: float = 0.5,
-) -> Outcome:
+) -> TrialResult:
     """A trial with so many notes right in each piece of ten; half an hour on two devices."""
-    return Outcome(
+    return TrialResult(
         trial=f"{task}-{variant}-{protocol}-seed{seed}",
         task=task,
         variant=variant,
@@ -68,7 +69,10 @@ OUTCOMES = [
     trial("scratch", (5, 6, 4, 6), confusion=([4, 3, 3], [3, 5, 2], [4, 4, 12]), f1=(8 / 21 + 10 / 22 + 24 / 37) / 3),
     trial("rnn", (9, 7, 8, 4), confusion=([6, 2, 2], [2, 6, 2], [2, 2, 16]), f1=2 / 3),
 ]
-FAILED = {"melody-freeze-backbone-clean-seed1": "out of memory", "melody-scratch-clean-seed2": "loss is not finite"}
+FAILED = {
+    Trial(task="melody", variant="freeze-backbone", protocol="clean", seed=1): "out of memory",
+    Trial(task="melody", variant="scratch", protocol="clean", seed=2): "loss is not finite",
+}
 SKYLINE = Baseline(
     protocol="clean",
     task="melody",
@@ -326,7 +330,7 @@ def test_the_report_of_a_study(tmp_path: Path) -> None:
         trial, number = entry.trial, entry.trial.seed - 2020
         if known := done.get((trial.variant, number)):
             log.complete(log.trial(name), replace(known, trial=trial.name, seed=trial.seed), predictions(CLASSES))
-        elif reason := FAILED.get(f"melody-{trial.variant}-clean-seed{number}"):
+        elif reason := FAILED.get(replace(trial, seed=number)):
             run = log.trial(name)
             run.tag(failure=reason)
             run.finish("FAILED")

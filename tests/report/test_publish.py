@@ -1,30 +1,37 @@
-"""A study whose tracking server is away: its results wait, and are named."""
+"""What a study leaves in MLflow, made from its own folder; and what waits for a tracking server that is away."""
 
-from collections.abc import Iterable
+import json
 from pathlib import Path
 
 import pytest
 
 from midibert_ray import pipeline, tracking
 from midibert_ray.cli import dry_run
-from midibert_ray.report.publish import publish, unpublished
+from midibert_ray.data.store import TokenStore
+from midibert_ray.report.baselines import MAJORITY, NO_MELODY, SKYLINE
+from midibert_ray.report.load import load
+from midibert_ray.report.publish import postponed_reports, publish
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import make
-from midibert_ray.studies.recorder import Recorder
+from midibert_ray.studies.plan import Locate, StudyPlan, make
+from midibert_ray.studies.recorder import Recorder, StudyLog
+from midibert_ray.studies.result import Provenance, TrialResult, write
 from midibert_ray.studies.study import StudyResult
-from midibert_ray.tracking import sender
+from midibert_ray.tracking import Tracker, sender
 from midibert_ray.tracking.spool import Spool, UnreachableError
+from midibert_ray.training.checkpoints import write_digests
 from tests.mlflow_server import free_port
+from tests.studies.made import outcome
 from tests.tiny import tiny_study
 
 
-def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
-    return {name: f"/root/tokens/{name}-{config.tokens.protocol}" for name in names}
+@pytest.fixture
+def locate(sample_store: TokenStore) -> Locate:
+    return lambda config, names: dict.fromkeys(names, sample_store.uri)
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Records on a port at which nobody listens."""
     monkeypatch.setattr(sender, "POLL_S", 0.01)
     monkeypatch.setattr(sender, "SETTLE_S", 0.01)
@@ -32,30 +39,110 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return tiny_study(tmp_path, tracking__uri=f"http://127.0.0.1:{free_port()}")
 
 
-def test_results_wait_for_the_server(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    plan = make(config, locate)
+def test_a_report_waits_for_the_server_and_nothing_else_does(
+    away: Config, locate: Locate, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make(away, locate)
     recorder = Recorder(plan)
-    recorder.leave_stored()  # nobody answers, and nothing is lost by that
-    recorder.fail(next(iter(plan.trials)), "its process died")
-    written = len(Spool(recorder.log.tracker.where.spool).names())
-    assert written == 5, "two runs, the cells of the study, the reason and the end of the trial"
+    trial = next(iter(plan.trials))
+    recorder.fail(trial, "its process died")
+    spool = Spool(recorder.log.tracker.address.spool)
+    assert len(spool.names()) == 5, "two runs, the cells of the study, the reason and the end of the trial"
 
-    assert publish(recorder.log, plan) is False
+    result = StudyResult(plan.key, [], {plan.trials[trial].trial: "its process died"}, [])
+    publish(plan, result)
+    written = len(spool.names())
+    assert written > 5 and postponed_reports(away) == []
+    assert "does not answer" not in caplog.text, "nothing is asked of the server"
+
+    ending = pipeline.outcome(away, result)
     assert "does not answer ([Errno 111] Connection refused)" in caplog.text
-    assert unpublished(config) == [plan.config]
-    elsewhere = replace(config, {"tracking.uri": "http://moved:5000"})
-    assert unpublished(elsewhere) == [replace(plan.config, {"tracking.uri": "http://moved:5000"})]
-    assert len(Spool(recorder.log.tracker.where.spool).names()) == written
-
-    ending = pipeline.outcome(config, StudyResult(plan.key, [], {}, []))
-    command = tracking.flush_command(config, plan.key)
+    assert postponed_reports(away) == [plan.key]
+    assert postponed_reports(replace(away, {"tracking.uri": "http://moved:5000"})) == [plan.key]
+    assert len(spool.names()) == written
+    command = tracking.flush_command(away, plan.key)
     assert command.startswith(f"python jobs/report.py {plan.key} --flush ")
     assert "Nothing is lost" in ending and command in ending
-    assert dry_run.flush_plan(config).splitlines() == [
-        f"records         0 points of curves (5 records) wait in {recorder.log.tracker.where.spool}",
+    assert dry_run.describe_flush(away).splitlines() == [
+        f"records         0 points of curves ({written} records) wait in {recorder.log.tracker.address.spool}",
         f"studies         {plan.key}",
     ]
     with pytest.raises(UnreachableError, match="does not answer"):
-        pipeline.flush(config)
+        pipeline.flush(away)
     with pytest.raises(UnreachableError, match="does not answer"):
-        pipeline.report(config, plan.key)
+        pipeline.report(away, plan.key)
+    assert postponed_reports(away) == [plan.key]
+
+
+def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
+    """A finished trial in its folder."""
+    trial = plan.trials[key].trial
+    result = outcome(trial.variant, share, task=trial.task, protocol=trial.protocol, seed=trial.seed)
+    folder = Path(plan.address(key), "checkpoint_000001")
+    folder.mkdir(parents=True)
+    write(folder, result, Provenance(study=plan.key, encoder="", config={}), b"parquet")
+    write_digests(folder, 0, 1)
+    return result
+
+
+def names(plan: StudyPlan) -> dict[str, str]:
+    return {entry.trial.variant: key for key, entry in plan.trials.items()}
+
+
+def test_a_later_start_adds_to_the_tables_without_asking_mlflow(
+    tmp_path: Path, locate: Locate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_study(tmp_path, study__variants=("scratch", "rnn"), study__tables=("3",))
+    first = make(config, locate)
+    result = leave(first, names(first)["scratch"], 0.8)
+    failed = first.trials[names(first)["rnn"]].trial
+    publish(first, StudyResult(first.key, [result], {failed: "out of memory"}, []))
+
+    second = make(replace(config, {"study.variants": ("pretrained",), "study.tables": ()}), locate)
+    assert second.key == first.key
+    more = leave(second, names(second)["pretrained"], 0.9)
+    with monkeypatch.context() as patch:
+        for question in ("find", "children", "artifact", "parents"):
+            patch.setattr(Tracker, question, None)
+        publish(second, StudyResult(second.key, [more], {}, []))
+
+    found = load(config, first.key)
+    content = {
+        name: (found.tracker.artifact(found.parent.info.run_id, name) or b"").decode()
+        for name in ("results.json", "failed.json", "baselines.json", "results.md")
+    }
+    assert {item["trial"] for item in json.loads(content["results.json"])} == {result.trial, more.trial}
+    assert json.loads(content["failed.json"]) == {failed.name: "out of memory"}
+    assert {item["name"] for item in json.loads(content["baselines.json"])} == {MAJORITY, SKYLINE, NO_MELODY}
+    assert "Table III" in content["results.md"]
+    assert found.parent.info.status == "FAILED"
+
+    publish(first, StudyResult(first.key, [result, leave(first, names(first)["rnn"], 0.7)], {}, []))
+    assert load(config, first.key).parent.info.status == "FINISHED", "a trial that has finished since is no failure"
+
+
+def test_a_result_is_recorded_once_wherever_runs_are_recorded(tmp_path: Path, locate: Locate) -> None:
+    config = tiny_study(tmp_path, study__variants=("scratch",))
+    plan = make(config, locate)
+    (key,) = plan.trials
+    recorded: list[str] = []
+
+    class Noting(Recorder):
+        @property
+        def log(self) -> StudyLog:
+            log = super().log
+            log.complete = lambda run, result, predictions: recorded.append(result.trial)  # type: ignore[method-assign]
+            return log
+
+    assert Noting(plan).store(key) is None
+    result = leave(plan, key, 0.8)
+    for _ in range(2):
+        assert Noting(plan).store(key) == result, "by each start of the study"
+    assert len(recorded) == 1
+    elsewhere = replace(config, {"tracking.uri": f"sqlite:///{tmp_path}/other.db"})
+    Noting(make(elsewhere, locate)).store(key)
+    assert len(recorded) == 2
+    (tmp_path / "root" / "studies" / plan.key / key / "checkpoint_000001").rename(tmp_path / "gone")
+    leave(plan, key, 0.9)
+    Noting(plan).store(key)
+    assert len(recorded) == 3, "another result of the same trial"

@@ -13,10 +13,10 @@ import pytest
 from midibert_ray import tracking
 from midibert_ray.report import load, page, report, sections, table_one
 from midibert_ray.report.baselines import Baseline
-from midibert_ray.report.load import Source
+from midibert_ray.report.load import LoadedStudy
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies.plan import PlannedTrial, make
+from midibert_ray.studies.plan import TrialSpec, make
 from midibert_ray.studies.recorder import StudyLog
 from tests.report.pages import check
 from tests.studies.made import outcome
@@ -67,7 +67,7 @@ def predictions(classes: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def record(log: StudyLog, key: str, entry: PlannedTrial) -> None:
+def record(log: StudyLog, key: str, entry: TrialSpec) -> None:
     """What the recorder does while a trial runs and when it ends; some fail."""
     trial = entry.trial
     run = log.trial(key)
@@ -107,7 +107,7 @@ def key(config: Config) -> str:
 
 
 @pytest.fixture
-def found(config: Config, key: str) -> Source:
+def found(config: Config, key: str) -> LoadedStudy:
     return load.load(config, key)
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> Non
         report.write(config, "ablatoin")
 
 
-def test_what_is_not_there_is_left_out(found: Source) -> None:
+def test_what_is_not_there_is_left_out(found: LoadedStudy) -> None:
     everything = {section.heading: section.data for section in sections.all_sections(found)}
     assert all(everything.values())
     found.parent.data.tags["encoder"] = ""
@@ -157,7 +157,7 @@ def test_what_is_not_there_is_left_out(found: Source) -> None:
     assert 'id="corpora"' not in content and 'id="pre-training"' not in content
 
 
-def test_a_study_without_a_finished_trial_says_so(found: Source) -> None:
+def test_a_study_without_a_finished_trial_says_so(found: LoadedStudy) -> None:
     text = check(report.render(replace(found, outcomes=[], children={})))
     assert "No trial has finished." in text
     broken = check(report.render(replace(found, outcomes=[])))
@@ -179,7 +179,7 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
     assert "pieces" in text.partition("Beside accuracy")[2]
 
 
-def test_names_are_escaped(found: Source) -> None:
+def test_names_are_escaped(found: LoadedStudy) -> None:
     found.parent.data.params["corpora.names"] = "<script>alert(1)</script>"
     hostile = replace(found, corpora=[found.corpora[0] | {"note": "<script>"}])
     next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = "<script>"
@@ -187,7 +187,7 @@ def test_names_are_escaped(found: Source) -> None:
     assert "<script>" not in page.to_html(hostile.tables, ["<script>"])
 
 
-def test_encoders_are_named_by_what_they_differ_in(found: Source) -> None:
+def test_encoders_are_named_by_what_they_differ_in(found: LoadedStudy) -> None:
     assert sorted(sections.encoder_names(found.encoders).values()) == ["notes by pitch", "the protocol's order"]
     key, run = next(iter(found.encoders.items()))
     assert sections.encoder_names({key: run}) == {key: run.info.run_name}

@@ -10,7 +10,8 @@ import pytest
 from midibert_ray.report import findings, formats, page, plots, statistics, table
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
 from midibert_ray.report.table import Key, ResultTable
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.trials import Trial
 from tests.studies.made import outcome
 
 OUTCOMES = [
@@ -26,9 +27,9 @@ PAPER = [
     for seed in (2, 1)
 ]
 FAILED = {
-    "melody-freeze-backbone-paper-seed1": "out of memory",
-    "melody-freeze-backbone-paper-seed2": "out of memory",
-    "melody-scratch-paper-seed3": "loss is not finite",
+    Trial(task="melody", variant="freeze-backbone", protocol="paper", seed=1): "out of memory",
+    Trial(task="melody", variant="freeze-backbone", protocol="paper", seed=2): "out of memory",
+    Trial(task="melody", variant="scratch", protocol="paper", seed=3): "loss is not finite",
 }
 COUNTS = {"TP": 17_351, "FP": 18_644, "FN": 11_942, "TN": 94_640}
 SKYLINE = Baseline(
@@ -221,7 +222,7 @@ def test_html_shows_failures_in_red_with_their_reason(tables: list[ResultTable])
 
 
 def test_a_study_of_failures_alone_is_a_table_too() -> None:
-    (only,) = table.build([], {"melody-scratch-clean-seed1": "lost"})
+    (only,) = table.build([], {Trial(task="melody", variant="scratch", protocol="clean", seed=1): "lost"})
     assert formats.to_markdown([only]).rstrip().endswith("- failed: melody-scratch-clean-seed1: lost")
     assert "failed" in page.to_html([only])
     assert table.build([], {}) == []
@@ -236,7 +237,7 @@ def test_a_sweep_is_of_the_validation_split() -> None:
 
 
 def test_outcomes_survive_json() -> None:
-    assert Outcome.from_json(OUTCOMES[0].to_json()) == OUTCOMES[0]
+    assert TrialResult.from_json(OUTCOMES[0].to_json()) == OUTCOMES[0]
 
 
 def test_confusions_are_means_of_what_occurs() -> None:

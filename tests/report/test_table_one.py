@@ -19,7 +19,7 @@ def test_a_corpus_is_counted(tmp_path: Path) -> None:
         velocity=np.full(3, 64, np.uint8),
         part=np.zeros(3, np.uint8),
     )
-    second = Tokens(**{name: values[:1] for name, values in vars(first).items() if name != "dropped"})
+    second = Tokens(**{name: values[:1] for name, values in vars(first).items() if name not in ("dropped", "remarks")})
     pieces = [("1.mid", "pretrain", None, first), ("2.mid", "pretrain", None, second)]
     store = TokenStore.open(write_store(tmp_path / "made", pieces), str(tmp_path / "cache"))
     row = describe(store)

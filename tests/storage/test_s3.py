@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray import storage
-from midibert_ray.cli import dry_run
+from midibert_ray import pipeline, storage
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.settings.validators import ConfigError
@@ -85,7 +84,7 @@ def test_a_folder_is_uploaded_in_order(s3: S3, tmp_path: Path) -> None:
 def test_a_job_asks_for_its_buckets_before_it_starts(s3: S3, tmp_path: Path, key: str) -> None:
     places = {"storage.root": str(tmp_path), key: s3.address("no-such-bucket/x")}
     with pytest.raises(ConfigError, match=rf"^{key}=s3://no-such-bucket/x cannot be used"):
-        dry_run.plan(replace(preset("debug"), places), "tokenize")
+        pipeline.plan(replace(preset("debug"), places))
 
 
 def test_a_bucket_that_cannot_be_used_is_one_error(s3: S3) -> None:

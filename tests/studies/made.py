@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.studies.result import Outcome
+from midibert_ray.studies.result import TrialResult
 from midibert_ray.training.metrics import confusion, macro_f1
 
 
@@ -18,7 +18,7 @@ def outcome(
     seed: int = 1,
     pieces: int = 20,
     size: int = 40,
-) -> Outcome:
+) -> TrialResult:
     """A trial that is right about so often; all of a task and protocol have the same labels."""
     kind = TASKS[task]
     padded = protocol == "paper" and kind.level == "note"
@@ -48,7 +48,7 @@ def outcome(
     }
     if kind.level == "sequence":
         figures["test/piece_accuracy"] = sum(whole for *_, whole in by_piece.values()) / pieces
-    return Outcome(
+    return TrialResult(
         trial=f"{task}-{variant}-{protocol}-seed{seed}",
         task=task,
         variant=variant,

@@ -37,7 +37,7 @@ def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenSto
 
 def test_a_dry_run_tells_of_a_paper_study_before_there_are_tokens(tmp_path: Path) -> None:
     config = replace(tiny_study(tmp_path), STUDIES["paper"] | {"study.tables": ("3",), "study.tasks": ("melody",)})
-    told = dry_run.plan(config, study=pipeline.study_plan(config))
+    told = dry_run.describe_plan(pipeline.plan(config, study=True))
     assert "pre-trainings   2" in told and "trials          10, 10 of them open" in told
     assert "open  for 3 trials: CP, sample, all splits, protocol paper" in told
     assert "not before the tokens are there" in told

@@ -8,7 +8,7 @@ import pytest
 
 from midibert_ray import storage
 from midibert_ray.studies import result as outcome
-from midibert_ray.studies.result import Origin
+from midibert_ray.studies.result import Provenance
 from midibert_ray.training.checkpoints import remove_unfinished, write_digests
 from tests.s3 import S3
 from tests.studies import made
@@ -39,7 +39,9 @@ def keep(trial: str, tmp_path: Path) -> Keep:
         (folder / WEIGHTS).write_bytes(bytes(1000))
         (folder / outcome.EPOCH).write_text(json.dumps({"epoch": epoch}))
         if done:
-            outcome.write(folder, made.outcome("scratch", 0.8), Origin(study="s", encoder="", config={}), b"parquet")
+            outcome.write(
+                folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
+            )
         write_digests(folder, 0, 1, by)
         address = storage.join(trial, f"checkpoint_{number:06d}")
         storage.upload(folder, address, sorted({path.name for path in folder.iterdir()} - {*without}))

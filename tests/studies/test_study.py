@@ -10,11 +10,13 @@ from ray.tune.execution.tune_controller import TuneController
 
 from midibert_ray import tracking
 from midibert_ray.data.store import TokenStore
+from midibert_ray.report import plots
+from midibert_ray.report.publish import publish
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import Locate, make
-from midibert_ray.studies.study import StudyResult, open_work, study
+from midibert_ray.studies.plan import Locate, StudyPlan, make
+from midibert_ray.studies.study import StudyResult, open_specs, study
 from tests.tiny import tiny_study
 
 PRETRAIN = {"pretrain.epochs": 2, "pretrain.valid_every": 1, "compute.workers": 1}
@@ -38,6 +40,13 @@ def statuses(config: Config, key: str) -> tuple[str, list[str]]:
     return parent.info.status, sorted(child.info.status for child in children)
 
 
+def run(plan: StudyPlan) -> StudyResult:
+    """What a job does after it has tokenized."""
+    result = study(plan, plots.confusion)
+    publish(plan, result)
+    return result
+
+
 def scores(result: StudyResult) -> dict[str, dict[str, float]]:
     return {item.trial: item.figures for item in result.outcomes}
 
@@ -45,23 +54,23 @@ def scores(result: StudyResult) -> dict[str, dict[str, float]]:
 def test_a_task_that_the_corpus_cannot_serve_stops_before_any_trial(tmp_path: Path, locate: Locate) -> None:
     plan = make(tiny_study(tmp_path, study__tasks=("emotion",)), locate)
     with pytest.raises(ValueError, match=r"task emotion needs the labels Q1.*set finetune\.corpus=emopia"):
-        open_work(plan, {}, set())
+        open_specs(plan, {}, set())
 
 
 def test_work_that_is_done_is_not_handed_out_again(tmp_path: Path, locate: Locate) -> None:
     plan = make(tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), rnn__epochs=3), locate)
     (encoder,) = plan.pretrainings
     scratch, pretrained, rnn = plan.trials
-    assert [item.name for item in open_work(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
-    assert [item.name for item in open_work(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
-    assert [item.name for item in open_work(plan, {}, {pretrained})] == [rnn, scratch]
-    assert open_work(plan, {}, set(plan.trials)) == []
+    assert [item.key for item in open_specs(plan, {}, set())] == [encoder, rnn, scratch, pretrained]
+    assert [item.key for item in open_specs(plan, {encoder: "there"}, {rnn})] == [scratch, pretrained]
+    assert [item.key for item in open_specs(plan, {}, {pretrained})] == [rnn, scratch]
+    assert open_specs(plan, {}, set(plan.trials)) == []
 
 
 @pytest.mark.ray
 def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
     config = replace(tiny_study(tmp_path, study__variants=("pretrained", "scratch")), PRETRAIN)
-    first = study(make(config, locate))
+    first = run(make(config, locate))
     assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "scratch"]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("root/studies/*/*/checkpoint_*/outcome.json")}
     assert len(written) == 2
@@ -71,10 +80,10 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
     for path in (tmp_path / "root" / "studies" / first.key).iterdir():  # Tune's books are not needed
         if path.is_file() and path.name != "inputs.json":
             path.unlink()
-    again = study(plan)
+    again = run(plan)
     assert again.key == first.key and len(again.outcomes) == 4 and not again.failed
     assert len(list(tmp_path.glob("root/runs/*/result.json"))) == 1, "one encoder for all seeds"
-    assert study(plan) == again
+    assert run(plan) == again
     assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 4)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert scores(again).items() >= scores(first).items(), "same seeds, same figures"
@@ -85,14 +94,14 @@ def test_a_failure_is_one_cell_with_its_reason(ray_cluster: object, tmp_path: Pa
     rates = {"optimizer__lr": 1e30, "finetune__lr": 1e30}
     config = tiny_study(tmp_path, **rates, rnn__epochs=1, study__variants=("pretrained", "scratch", "rnn"))
     plan = make(replace(config, PRETRAIN), locate)
-    result = study(plan)
+    result = run(plan)
     assert [item.variant for item in result.outcomes] == ["rnn"]
-    reasons = {trial.split("-")[1]: reason for trial, reason in result.failed.items()}
+    reasons = {trial.variant: reason for trial, reason in result.failed.items()}
     assert reasons.keys() == {"pretrained", "scratch"}
     assert "lower finetune.lr" in reasons["scratch"]
     assert "its pre-training pretrain-" in reasons["pretrained"] and "not finite" in reasons["pretrained"]
     assert statuses(config, plan.key) == ("FAILED", ["FAILED", "FAILED", "FINISHED"])
-    assert not study(plan).outcomes[1:], "and it fails again"
+    assert not run(plan).outcomes[1:], "and it fails again"
 
 
 @pytest.mark.ray
@@ -108,14 +117,14 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
 
     def lose_first(controller: TuneController, trial: Any, *settings: Any) -> None:
         if not lost:
-            lost.append(trial.config["work"]["name"])
+            lost.append(trial.config["spec"].key)
             ray.kill(trial.temporary_state.ray_actor)
         hand(controller, trial, *settings)
 
     monkeypatch.setattr(TuneController, "_schedule_trial_reset", lose_first)
     plan = make(tiny_study(tmp_path, study__variants=("scratch",), study__seeds=3), locate)
     with caplog.at_level("INFO"):
-        result = study(plan)
+        result = run(plan)
     assert lost and f"done again, as their processes were lost: {lost[0]}" in caplog.text
     assert not result.failed and len(result.outcomes) == 3
     assert statuses(plan.config, plan.key) == ("FINISHED", ["FINISHED"] * 3)
@@ -127,7 +136,7 @@ def test_a_sweep_stops_poor_draws_and_names_the_best(ray_cluster: object, tmp_pa
         tiny_study(tmp_path, study__name="sweep", study__draws=4, finetune__epochs=2, finetune__patience=0), PRETRAIN
     )
     plan = make(config, locate)
-    result = study(plan)
+    result = run(plan)
     assert not result.failed and len(result.outcomes) + len(result.stopped) == 4
     assert result.outcomes, "one draw at least goes on to its end"
     assert all(item.split == "valid" and "test/accuracy" not in item.figures for item in result.outcomes)
@@ -136,4 +145,4 @@ def test_a_sweep_stops_poor_draws_and_names_the_best(ray_cluster: object, tmp_pa
     command = dict(word.split("=") for word in sweep.settings(config, best).split())
     trial = next(entry for entry in plan.trials.values() if entry.trial.name == best.trial)
     assert replace(config, command).finetune == trial.config.finetune
-    assert study(plan) == result, "what was stopped stays stopped"
+    assert run(plan) == result, "what was stopped stays stopped"

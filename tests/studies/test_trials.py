@@ -2,8 +2,7 @@ from typing import get_args
 
 import pytest
 
-from midibert_ray.music.tasks import TASKS
-from midibert_ray.settings.config import ConfigError, TableName, TaskName, Variant
+from midibert_ray.settings.config import ConfigError, TableName, Variant
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.studies import paper
@@ -30,6 +29,7 @@ def test_wrong_lists_are_refused_before_anything_starts() -> None:
         ],
         "study.tasks": [
             ("harmony", r"study\.tasks='harmony'.*melody"),
+            ("composr", r"\(did you mean 'composer'\?\)"),
             ("melody,melody", "each value once"),
             ("", "at"),
         ],
@@ -42,6 +42,5 @@ def test_wrong_lists_are_refused_before_anything_starts() -> None:
 
 def test_every_variant_that_a_configuration_allows_is_known() -> None:
     assert tuple(VARIANTS) == get_args(Variant)
-    assert tuple(TASKS) == get_args(TaskName) == paper.TASKS
     assert {"1", *paper.TABLES} == set(get_args(TableName))
     assert set(paper.variants(tuple(paper.TABLES))) == set(VARIANTS)

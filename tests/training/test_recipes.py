@@ -124,7 +124,7 @@ def test_balanced_classes_are_torch_s_weighted_mean(
     job = trial(replace(scratch, changes), sample_store)
     pieces = sample_store.select({"train"})
     notes = np.concatenate([np.arange(*sample_store.offsets[[piece, piece + 1]]) for piece in pieces])
-    labels = note_labels(job.data.task, sample_store.part[notes], sample_store.velocity[notes]).astype(int)
+    labels = note_labels(job.data.task, sample_store)[notes].astype(int)
     labels -= protocol == "clean"
     counts = np.bincount(labels, minlength=job.data.outputs)
     weights = np.array([1 / count if count else 0 for count in counts])

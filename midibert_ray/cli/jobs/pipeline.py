@@ -16,8 +16,8 @@ from midibert_ray.cli.jobs.study import carry_out
 
 
 def run(args: Args) -> int:
-    plan = pipeline.study_plan(args.config)
-    described = dry_run.plan(args.config, "tokenize", "pretrain", study=plan, estimates=args.dry_run)
+    plan = pipeline.plan(args.config, study=True)
+    described = dry_run.describe_plan(plan, "tokenize", "pretrain", estimates=args.dry_run)
     if args.dry_run:
         print(described)
         return 0

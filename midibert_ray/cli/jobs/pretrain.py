@@ -15,12 +15,13 @@ from midibert_ray.cli.driver import start_ray
 
 
 def run(args: Args) -> None:
-    plan = dry_run.plan(args.config, "pretrain")
+    plan = pipeline.plan(args.config)
+    described = dry_run.describe_plan(plan, "pretrain")
     if args.dry_run:
-        print(plan)
+        print(described)
         return
     with tracking.recording(args.config):
         start_ray()
-        run = pipeline.pretrain(args.config)
+        run = pipeline.pretrain(plan)
     print(f"best valid/loss {run.metrics['valid/loss']:.4f} at step {run.step}")
     print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(args.config).command()}")

@@ -19,7 +19,7 @@ def run(args: Args) -> None:
     if len(args.words) > 1 or not (args.words or args.flags):
         raise ConfigError("name one study, such as: midibert report ablation (and quote a path that has a space in it)")
     if args.dry_run:
-        print(dry_run.flush_plan(config) if args.flags else pipeline.report_address(config, *args.words))
+        print(dry_run.describe_flush(config) if args.flags else pipeline.report_address(config, *args.words))
     elif args.flags:
         for page in pipeline.flush(config, *args.words):
             print(page)

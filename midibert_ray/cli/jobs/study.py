@@ -16,25 +16,24 @@ from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.driver import start_ray
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import Plan
 from midibert_ray.tokenizing.tokenize import Summary
 
 
 def run(args: Args) -> int:
     config = replace(args.config, {"study.tasks": task} if (task := args.extra.get("task")) else {})
-    plan = pipeline.study_plan(config)
-    described = dry_run.plan(config, study=plan, estimates=args.dry_run)
+    plan = pipeline.plan(config, study=True)
+    described = dry_run.describe_plan(plan, estimates=args.dry_run)
     if args.dry_run:
         print(described)
         return 0
     return carry_out(plan)
 
 
-def carry_out(plan: Plan) -> int:
+def carry_out(plan: pipeline.JobPlan) -> int:
     """Write the tokens of a study, run it and print its outcome; gives exit code 1 if a trial failed."""
     with tracking.recording(plan.config):
         start_ray()
-        print(Summary.table(pipeline.tokenize_for(plan)))
+        print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
         print(pipeline.outcome(plan.config, result))
     return int(bool(result.failed))

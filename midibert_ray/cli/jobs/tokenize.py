@@ -16,9 +16,9 @@ from midibert_ray.tokenizing.tokenize import Summary
 
 
 def run(args: Args) -> None:
-    plan = dry_run.plan(args.config, "tokenize")
+    plan = pipeline.plan(args.config)
     if args.dry_run:
-        print(plan)
+        print(dry_run.describe_plan(plan, "tokenize"))
         return
     start_ray()
-    print(Summary.table(pipeline.tokenize(args.config, args.config.corpora.names)))
+    print(Summary.table(pipeline.tokenize(plan)))

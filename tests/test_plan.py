@@ -1,0 +1,49 @@
+"""A job's plan: each corpus is listed once, from the plan to the study."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midibert_ray import pipeline
+from midibert_ray.cli import dry_run
+from midibert_ray.settings.overrides import replace
+from midibert_ray.studies.study import StudyResult
+from midibert_ray.tokenizing import plan as planning
+from midibert_ray.tokenizing import tokenize
+from tests.stores import make_here
+from tests.tiny import tiny_study
+
+
+def test_a_job_lists_each_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two protocols and two orders: four token stores of one corpus."""
+    listed: Counter[str] = Counter()
+    list_files = planning.list_files
+
+    def count(location: str) -> Any:
+        listed[location] += 1
+        return list_files(location)
+
+    monkeypatch.setattr(planning, "list_files", count)
+    monkeypatch.setattr(tokenize, "_stream", make_here)
+    monkeypatch.setattr(pipeline, "run_study", lambda plan, picture: StudyResult(plan.key, [], {}, []))
+    variants = ("pretrained", "scratch-by-pitch", "rnn-by-pitch")
+    config = tiny_study(tmp_path, study__variants=variants, study__protocols=("paper", "clean"))
+    plan = pipeline.plan(config, study=True)
+    text = dry_run.describe_plan(plan, "tokenize", "pretrain")
+    with pytest.raises(pipeline.MissingInputError, match=r"corpora\.names=sample"):
+        pipeline.study(plan)
+    made = [summary.address for summary in pipeline.tokenize(plan)]
+    assert len(set(made)) == 4 and plan.study and set(plan.study.stores) == set(made)
+    assert any(address in text for address in made)
+    pipeline.outcome(config, pipeline.study(plan))
+    assert list(listed.values()) == [1]
+
+
+def test_a_job_makes_the_tokens_that_it_needs(tmp_path: Path) -> None:
+    config = tiny_study(tmp_path, study__variants=("scratch",), study__protocols=("paper",))
+    (group,) = pipeline.plan(config, study=True).tokens
+    assert [each.protocol.name for each in group.values()] == ["paper"]
+    (group,) = pipeline.plan(replace(config, {"corpora.names": ("sample",)})).tokens
+    assert [each.protocol.name for each in group.values()] == ["clean"]

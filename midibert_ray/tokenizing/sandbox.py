@@ -45,10 +45,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 4 << 30
 """Address space of a child, bytes."""
-
 TIME_LIMIT_S = 20.0
 """Wall time for one piece, seconds."""
-
 HANDLER = "midibert_ray.corpora.tokens:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
@@ -225,9 +223,8 @@ def _receive(message: Callable[[], bytes]) -> tuple[dict[str, Any], list[bytes]]
 
 
 def _pack_request(request: Request) -> list[bytes]:
-    piece = dataclasses.asdict(request.piece)
     protocol = {"name": request.protocol.name, "switched": request.protocol.switched()}
-    header = {"corpus": request.corpus, "protocol": protocol, "piece": piece}
+    header = {"corpus": request.corpus, "protocol": protocol, "piece": dataclasses.asdict(request.piece)}
     return _pack(header, request.contents)
 
 
@@ -266,12 +263,8 @@ def _limit(what: int, value: int) -> None:
 
 def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
     piece = Piece(**{**header["piece"], "files": tuple(header["piece"]["files"])})
-    return Request(
-        corpus=header["corpus"],
-        piece=piece,
-        protocol=PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"]),
-        contents=tuple(blobs),
-    )
+    protocol = PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"])
+    return Request(corpus=header["corpus"], piece=piece, protocol=protocol, contents=tuple(blobs))
 
 
 def _respond(handler: Handler, request: Request) -> list[bytes]:

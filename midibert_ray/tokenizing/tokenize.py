@@ -51,6 +51,12 @@ class Summary:
     found: bool
     """Whether it was there already."""
 
+    @classmethod
+    def standing(cls, uri: str) -> "Summary | None":
+        """The store at a URI, if a whole one stands there; needs no Ray."""
+        manifest = find_manifest(uri)
+        return cls(uri=uri, manifest=manifest, found=True) if manifest else None
+
     @staticmethod
     def table(summaries: Sequence["Summary"]) -> str:
         """Stores side by side as text, with the reasons of what is missing below.

@@ -357,7 +357,10 @@ def test_remarks_reach_the_manifest_and_the_table(folder: Path) -> None:
         ": 1 pieces off the grid: share of onsets further than a 32nd triplet from the nearest sixteenth 0.25 or more"
     )
     assert told in Summary.table([summary])
-    assert list(dataclasses.replace(summary, found=True).notes())[1].endswith("; by chance 1/3")
+    standing = Summary.standing(summary.uri)
+    assert standing == dataclasses.replace(summary, found=True)
+    assert list(standing.notes())[1].endswith("; by chance 1/3")
+    assert Summary.standing(summary.uri + "x") is None
 
 
 def performance() -> bytes:

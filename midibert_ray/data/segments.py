@@ -56,7 +56,7 @@ class Segments:
 
         Args:
             stores: their pieces follow one another in this order.
-            splits: only pieces of these splits, or all.
+            splits: only pieces of these, or all.
             length: time steps of a segment.
             representation: `cp`, or `remi`, which is expanded from CP when a segment is gathered.
             drop_short_last: leave out a last segment shorter than half of `length` (the authors' rule

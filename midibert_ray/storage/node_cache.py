@@ -38,13 +38,12 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Copy:
-    """A copy that is there, and stays until `close` is called or this object is gone."""
+    """A copy that is there, and stays until `close` is called or this object is gone; `NodeCache.get` makes one."""
 
     def __init__(self, folder: Path, handle: int) -> None:
-        """Take over the handle of a folder that holds its lock; use `NodeCache.get`."""
+        """Take over the handle of a folder that holds its lock."""
         self.folder = folder
         self.close = weakref.finalize(self, os.close, handle)
-        """Let go of the copy."""
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from midibert_ray import storage, tracking
-from midibert_ray.data.format import has_manifest
+from midibert_ray.data.format import find_manifest
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -20,15 +22,18 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan
 from midibert_ray.studies.plan import make as plan_study
+from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
+from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
+from midibert_ray.training.task_data import require_labels, require_splits
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,6 @@ class CorpusPlans:
 
     files: dict[str, CorpusFiles] = field(default_factory=dict)
     """By name of the corpus."""
-
     plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 
@@ -59,7 +63,7 @@ class CorpusPlans:
                 self.files[name] = list_corpus(name, config.corpora.root)
             if name not in known:
                 known[name] = plan_corpus(name, found=self.files[name], **_token_settings(config))
-        return {name: known[name].address for name in names}
+        return {name: known[name].uri for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +83,30 @@ class JobPlan:
             return [{name: group[name] for name in self.config.corpora.names}]
         needed = set(self.study.stores)
         groups = self.corpora.plans.values()
-        chosen = [{name: each for name, each in group.items() if each.address in needed} for group in groups]
+        chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
+
+    @property
+    def pretraining(self) -> PretrainingSpec:
+        """The pre-training that `config` itself describes, whether or not the job runs it."""
+        group = self.corpora.plans[_made_by(self.config)]
+        stores = tuple(group[name].uri for name in self.config.corpora.names)
+        return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
+
+    @property
+    def pretrainings(self) -> Mapping[str, PretrainingSpec]:
+        """The pre-trainings that the job needs, by key."""
+        return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
+
+    @property
+    def open_pretrainings(self) -> list[str]:
+        """Keys of those that have not been run to their end."""
+        return [key for key, spec in self.pretrainings.items() if finished(spec.config, key) is None]
+
+    @property
+    def open_trials(self) -> list[str]:
+        """Keys of the trials that still have to run."""
+        return [key for key in self.study.trials if not settled(self.study.address(key))] if self.study else []
 
 
 def plan(config: Config, *, study: bool = False) -> JobPlan:
@@ -88,14 +114,27 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
 
     Raises:
         ConfigError: for a bucket that cannot be used, or where settings do not fit together.
-        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+        ValueError: for an unknown corpus, or one without the splits or labels of a task; FileNotFoundError where it
+            is not there.
     """
     storage.require_bucket("storage.root", config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     corpora = CorpusPlans()
     made = plan_study(config, corpora.addresses) if study else None
     corpora.addresses(config, config.corpora.names)
+    if made:
+        _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
+
+
+def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
+    """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
+    stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
+    for spec in study.trials.values():
+        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
+        if task.level == "sequence":
+            require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
 def _made_by(config: Config) -> str:
@@ -117,20 +156,19 @@ def tokenize(plan: JobPlan) -> list[Summary]:
     return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
 
 
-def _written(config: Config, stores: Mapping[str, CorpusPlan]) -> list[str]:
-    """Addresses of token stores.
+def require_tokens(plan: JobPlan) -> None:
+    """Make sure that the token stores of a job have been written.
 
     Raises:
-        MissingInputError: where a store has not been written; names the job that writes it.
+        MissingInputError: names the job that writes those that have not.
     """
-    addresses = {name: each.address for name, each in stores.items()}
-    missing = [name for name, address in addresses.items() if not has_manifest(address)]
-    if missing:
-        raise MissingInputError(
-            f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
-            f"all stages):\n    {command_line('tokenize', replace(config, {'corpora.names': tuple(missing)}))}"
-        )
-    return list(addresses.values())
+    for stores in plan.tokens:
+        missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
+        if missing:
+            raise MissingInputError(
+                f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline "
+                f"run all stages):\n    {command_line('tokenize', replace(plan.config, {'corpora.names': missing}))}"
+            )
 
 
 def pretrain(plan: JobPlan) -> PretrainRun:
@@ -139,8 +177,8 @@ def pretrain(plan: JobPlan) -> PretrainRun:
     Raises:
         MissingInputError: where a token store has not been written.
     """
-    (stores,) = plan.tokens
-    return run_pretraining(plan.config, _written(plan.config, stores))
+    require_tokens(plan)
+    return run_pretraining(plan.config, plan.pretraining.stores)
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -149,8 +187,7 @@ def pretrained(config: Config) -> PretrainRun:
     Raises:
         MissingInputError: where it has not been run to its end.
     """
-    (stores,) = plan(config).tokens
-    key = run_key(config, [each.address for each in stores.values()])
+    key = plan(config).pretraining.key
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
@@ -167,8 +204,7 @@ def study(plan: JobPlan) -> StudyResult:
         MissingInputError: where a token store has not been made.
     """
     assert plan.study, "plan(config, study=True)"
-    for stores in plan.tokens:
-        _written(plan.config, stores)
+    require_tokens(plan)
     result = run_study(plan.study, plots.confusion)
     publish(plan.study, result)
     return result
@@ -178,10 +214,16 @@ def report(config: Config, key: str) -> str:
     """Write `report.html` of a study from what MLflow holds, and return its address.
 
     Raises:
-        LookupError: where MLflow has no such study.
+        LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
     where = tracking.address(config)
+    database = Path(where.uri.removeprefix(SQLITE))
+    if where.uri.startswith(SQLITE) and not database.exists():
+        raise LookupError(
+            f"there is no study {key!r}, as there is no MLflow database at {database}; give the root of the job that "
+            "made it, such as storage.root=output for `make demo`, or its tracking.uri"
+        )
     if not tracking.caught_up(where):
         logger.warning("the report of %s lacks what is still to be sent: %s", key, tracking.amount(where))
     page = reports.write(config, key)
@@ -190,14 +232,7 @@ def report(config: Config, key: str) -> str:
 
 
 def flush(config: Config, *keys: str) -> list[str]:
-    """Send what jobs could not, and write the reports that waited for it.
-
-    Args:
-        config: says where records lie, and where they go.
-        keys: studies to write a report of in any case.
-
-    Returns:
-        addresses of the reports.
+    """Send what jobs could not, and write the reports that waited for it, and those of `keys`; gives their addresses.
 
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
@@ -210,11 +245,6 @@ def flush(config: Config, *keys: str) -> list[str]:
     return pages
 
 
-def report_address(config: Config, key: str) -> str:
-    """Where the report of a study stands."""
-    return reports.uri(config, key)
-
-
 def outcome(config: Config, result: StudyResult) -> str:
     """What a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
     tables = table.build(result.outcomes, result.failed, (), config.study.tables)
@@ -222,7 +252,9 @@ def outcome(config: Config, result: StudyResult) -> str:
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
-    return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
+    again = command_line("report", config, result.key, only=("tracking.uri",))
+    mlflow = tracking.address(config).command()
+    return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
 
 
 def _report_or_how(config: Config, key: str) -> str:

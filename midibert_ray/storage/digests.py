@@ -8,15 +8,12 @@ from typing import Any, cast
 
 from pyarrow import fs
 
+from midibert_ray.storage.files import DamagedError
+
 Digest = dict[str, Any]
 """Of one file: `size`, bytes, and `sha256`, hexadecimal."""
 
-
 _CHUNK = 4 << 20  # a bucket is asked once for so many bytes
-
-
-class DamagedError(ValueError):
-    """A file that is not the one that was written; the text names it."""
 
 
 def of_file(path: Path) -> Digest:
@@ -35,13 +32,7 @@ def of_folder(folder: Path) -> dict[str, Digest]:
 def compare(
     system: fs.FileSystem, path: str, digests: Mapping[str, Digest], only: Collection[str] | None = None
 ) -> None:
-    """Compare the files of a folder with their digests: sizes first, then contents, which means to read all of them.
-
-    Args:
-        system: where the folder lies.
-        path: the folder; files without a digest may lie there, too.
-        digests: of its files.
-        only: names of the files whose contents are compared; None: all.
+    """Compare the files of a folder with their digests: all sizes, then the contents of all, or of `only` some.
 
     Raises:
         FileNotFoundError: naming the first file that is missing.

@@ -2,12 +2,13 @@
 
 import logging
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 
 from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import command_line
 from midibert_ray.tracking.address import Address, address
 from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
@@ -87,10 +88,10 @@ def amount(target: Address) -> str:
     return f"{points(left):,} points of curves ({len(left)} records) wait" + (f" in {target.spool}" if left else "")
 
 
-def flush_command(config: Config, *args: str) -> str:
-    """The command that sends the records that are left; with the name of a study it makes its report as well."""
-    settings = (f"storage.root={storage.resolve(config.storage.root)}", f"tracking.uri={config.tracking.uri}")
-    return shlex.join(["python", "jobs/report.py", *args, "--flush", *settings])
+def flush_command(config: Config, *words: str) -> str:
+    """The command that sends what is left; with the name of a study it makes its report as well."""
+    absolute = replace(config, {"storage.root": storage.resolve(config.storage.root)})
+    return command_line("report", absolute, *words, "--flush", only=("tracking.uri",))
 
 
 def _ask(target: Address) -> None:

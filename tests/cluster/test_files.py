@@ -137,7 +137,7 @@ def test_the_image_has_the_package_and_no_development_tools(tmp_path: Path) -> N
     assert python == [("3", "11")]
     for source in re.findall(r"^COPY --chown=1000:100 (\S+)", text, re.M):
         assert (ROOT / source).exists()
-        assert f"!{source}\n" in (CLUSTER / "Dockerfile.dockerignore").read_text()
+        assert f"\n!{source}" in (CLUSTER / "Dockerfile.dockerignore").read_text()
     assert text.rstrip().endswith("USER 1000")
     assert "RAY_AUTH_MODE=token" in text
     (filtered,) = re.findall(r"sed '([^']+)' requirements.txt", text)

@@ -297,7 +297,8 @@ def test_a_job_that_ends_first_says_how_the_rest_is_sent(
     left = len(Spool(tracking.address(config).spool).names())
     assert left
     last = caplog.records[-1].message
-    command = f"python jobs/report.py --flush storage.root={config.storage.root} tracking.uri={relay.uri}"
+    settings = f"storage.root={config.storage.root} tracking.uri={relay.uri}"
+    command = f"python jobs/report.py --flush --preset base {settings}"
     assert f"({left} records) wait in " in last and last.endswith(command)
     relay.set("open")
     done = subprocess.run(

@@ -131,7 +131,7 @@ def test_the_command_that_sends_what_is_left_can_be_pasted(tmp_path: Path) -> No
     changes = {"storage.root": "s3://bucket/x?endpoint_override=h:1&scheme=http", "tracking.uri": "http://host:5000"}
     words = shlex.split(tracking.flush_command(replace(Config(), changes), "ablation"))
     assert words == [
-        *("python", "jobs/report.py", "ablation", "--flush"),
+        *("python", "jobs/report.py", "ablation", "--flush", "--preset", "base"),
         *(f"{name}={value}" for name, value in changes.items()),
     ]
 

@@ -24,13 +24,12 @@ def summaries(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     return tokenize_corpora(
         list(GOLDEN), corpora_root=str(corpora_root), storage_root=root, protocol=PAPER, segment=512
     )
-<<<<<<< HEAD
 
 
 @pytest.fixture(scope="module")
 def stores(summaries: list[Summary], tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
     cache = str(tmp_path_factory.mktemp("cache"))
-    return {summary.manifest["corpus"]: TokenStore.open(summary.address, cache) for summary in summaries}
+    return {summary.manifest["corpus"]: TokenStore.open(summary.uri, cache) for summary in summaries}
 
 
 @pytest.mark.ray
@@ -38,9 +37,6 @@ def stores(summaries: list[Summary], tmp_path_factory: pytest.TempPathFactory) -
 def test_the_tokens_are_those_that_they_were(summaries: list[Summary]) -> None:
     digests = {summary.manifest["corpus"]: summary.manifest["digest"] for summary in summaries}
     assert digests == {name: LABELLED["paper"][name] for name in GOLDEN}
-=======
-    return {summary.manifest["corpus"]: TokenStore.open(summary.uri, str(folder / "cache")) for summary in summaries}
->>>>>>> house
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from midibert_ray import storage, tracking
-from midibert_ray.data.format import has_manifest
+from midibert_ray.data.format import find_manifest
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
@@ -63,7 +63,7 @@ class CorpusPlans:
                 self.files[name] = list_corpus(name, config.corpora.root)
             if name not in known:
                 known[name] = plan_corpus(name, found=self.files[name], **_token_settings(config))
-        return {name: known[name].address for name in names}
+        return {name: known[name].uri for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +83,14 @@ class JobPlan:
             return [{name: group[name] for name in self.config.corpora.names}]
         needed = set(self.study.stores)
         groups = self.corpora.plans.values()
-        chosen = [{name: each for name, each in group.items() if each.address in needed} for group in groups]
+        chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
     @property
     def pretraining(self) -> PretrainingSpec:
         """The pre-training that `config` itself describes, whether or not the job runs it."""
         group = self.corpora.plans[_made_by(self.config)]
-        stores = tuple(group[name].address for name in self.config.corpora.names)
+        stores = tuple(group[name].uri for name in self.config.corpora.names)
         return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
 
     @property
@@ -129,7 +129,7 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
 
 def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
     """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
-    stores = {each.address: each for group in corpora.plans.values() for each in group.values()}
+    stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
         task, corpus = TASKS[spec.trial.task], stores[spec.store]
         require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
@@ -163,7 +163,7 @@ def require_tokens(plan: JobPlan) -> None:
         MissingInputError: names the job that writes those that have not.
     """
     for stores in plan.tokens:
-        missing = tuple(name for name, each in stores.items() if not has_manifest(each.address))
+        missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
         if missing:
             raise MissingInputError(
                 f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline "

@@ -50,7 +50,7 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
 
 
 def _estimate(plan: JobPlan) -> str:
-    corpora = {each.address: _files(each) for group in plan.tokens for each in group.values()}
+    corpora = {each.uri: _files(each) for group in plan.tokens for each in group.values()}
     trials = plan.study.trials if plan.study else {}
     return str(estimate(plan.pretrainings, trials, corpora, threads=int(plan.config.compute.cpus_per_trial)))
 

@@ -40,12 +40,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
-        """Open the store at a URI; the first process of a node copies it to the node's cache.
-
-        Args:
-            uri: of the store.
-            cache_dir: folder of the node's copies of stores, on a disk of its own.
-            cache_gib: GiB that these may take together; 0: as much as the disk holds.
+        """Open the store at a URI; the first process of a node copies it to the node's cache (see `NodeCache`).
 
         Raises:
             FileNotFoundError: if no finished store stands there.
@@ -108,7 +103,7 @@ def open_store(uri: str, config: StorageConfig) -> TokenStore:
 
 def _content(manifest: dict[str, Any]) -> tuple[Any, ...]:
     """The part of a manifest by which two stores at one URI differ."""
-    return manifest["digest"], manifest.get(SHARDS)
+    return manifest["digest"], manifest[SHARDS]
 
 
 def _mapped(path: Path) -> NDArray[Any]:

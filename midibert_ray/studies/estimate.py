@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from midibert_ray.data.format import PIECE_SCHEMA, has_manifest
+from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
 from midibert_ray.data.masking import mask_batch, row_keys
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
@@ -128,7 +128,7 @@ class _Meter:
         return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
 
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
-        if uri not in self.corpora or has_manifest(uri):
+        if uri not in self.corpora or find_manifest(uri) is not None:
             return open_store(uri, config)
         self.guessed.add(self.corpora[uri].corpus)
         return _GuessedStore(uri, self.corpora[uri])

@@ -73,8 +73,7 @@ def claim_of(folder: str, host: str, seconds_ago: float = 0) -> str:
 
 def test_a_claim_stands_as_long_as_the_work_and_leaves_nothing(folder: str) -> None:
     with leases.lease(folder, what="work", report=pytest.fail) as held:
-        assert storage.names(folder) == [held.name]
-        assert leases.is_held(folder)
+        assert storage.names(folder) == [storage.basename(held.claim)]
         held.check()
     assert storage.names(folder) == []
     assert not (storage.is_local(folder) and storage.exists(folder))
@@ -101,7 +100,7 @@ def test_the_second_says_for_whom_it_waits_and_follows(
             first.stdin.flush()
 
     with leases.lease(folder, what="pre-training x", report=report) as held:
-        assert storage.names(folder) == [held.name]
+        assert storage.names(folder) == [storage.basename(held.claim)]
     expected = rf"pre-training x: held by .+:{first.pid} since 20..-..-.. ..:..:.. UTC, last sign \d+ s ago; waiting .*"
     assert len(said) >= 2 and all(re.fullmatch(expected, line) for line in said)
 
@@ -112,10 +111,9 @@ def test_who_is_killed_is_succeeded_at_once(
     first = start()
     first.kill()
     first.wait()
-    assert not leases.is_held(folder)
     assert leases.abandoned(folder.replace("runs/a", "runs")) == [folder]
     with leases.lease(folder, what="work", report=said.append) as held:
-        assert storage.names(folder) == [held.name]
+        assert storage.names(folder) == [storage.basename(held.claim)]
     assert len(said) == 1 and re.fullmatch(rf"work: .+:{first.pid} has ended without a word, taking over", said[0])
 
 
@@ -158,30 +156,32 @@ def test_a_claim_that_is_touched_is_waited_for(folder: str, said: list[str], mon
 
 
 def test_a_claim_that_is_a_day_old_is_void(tmp_path: Path) -> None:
-    claim_of(str(tmp_path), "far-away", 2 * 86400)
-    assert not leases.is_held(str(tmp_path))
+    claim_of(str(tmp_path / "old"), "far-away", 2 * 86400)
+    claim_of(str(tmp_path / "new"), "far-away", 7200)
+    assert leases.abandoned(str(tmp_path)) == [str(tmp_path / "old")]
 
 
-def test_who_was_succeeded_is_told_and_does_not_come_back(folder: str) -> None:
+def test_who_was_succeeded_is_told_and_does_not_come_back(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "BEAT_S", 1e6)
     with leases.lease(folder, what="work", report=pytest.fail) as held:
         storage.write_bytes(storage.join(folder, "made"), b"")
-        storage.remove(storage.join(folder, held.name))
+        storage.remove(held.claim)
         with pytest.raises(leases.LeaseLostError, match="another process has taken over"):
             held.check()
-        end = threading.Event()
-        held.beat(end)  # ends by itself
+        monkeypatch.setattr(leases, "BEAT_S", 0.01)
+        held.beat(threading.Event())  # ends by itself
     assert storage.names(folder) == ["made"]
 
 
 def test_the_claim_is_touched(folder: str) -> None:
     system, path = storage.filesystem(folder)
     with leases.lease(folder, what="work", report=pytest.fail) as held:
-        first = system.get_file_info(f"{path}/{held.name}").mtime_ns
-        content = storage.read_bytes(storage.join(folder, held.name))
+        first = system.get_file_info(f"{path}/{storage.basename(held.claim)}").mtime_ns
+        content = storage.read_bytes(held.claim)
         deadline = time.monotonic() + 30
-        while system.get_file_info(f"{path}/{held.name}").mtime_ns == first:
+        while system.get_file_info(f"{path}/{storage.basename(held.claim)}").mtime_ns == first:
             assert time.monotonic() < deadline
-        assert storage.read_bytes(storage.join(folder, held.name)) == content
+        assert storage.read_bytes(held.claim) == content
 
 
 def test_no_two_at_once(folder: str) -> None:

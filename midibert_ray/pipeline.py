@@ -43,7 +43,6 @@ class CorpusPlans:
 
     files: dict[str, CorpusFiles] = field(default_factory=dict)
     """By name of the corpus."""
-
     plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from midibert_ray.report.baselines import MAJORITY
-from midibert_ray.report.findings import QUADRANTS, MelodyOrNot
+from midibert_ray.report.baselines import MAJORITY, QUADRANTS
+from midibert_ray.report.findings import MelodyOrNot
 from midibert_ray.report.statistics import Interval
 from midibert_ray.report.table import STATISTICS, Cell, Key, ResultTable, majority_f1
 from midibert_ray.settings.text import aligned, piped
@@ -47,27 +47,19 @@ def _records(table: ResultTable) -> Iterator[dict[str, Any]]:
 
 def _record(cell: Cell) -> dict[str, Any]:
     known = {"printed": cell.printed, "difference": cell.difference, "p": cell.p, "failed": cell.reasons}
-    score = cell.score
-    if score is None:
-        return known
-    same = ("accuracy", "f1", "piece_accuracy", "scored", "seeds", "seconds", "device_hours")
-    known |= {name: getattr(score, name) for name in same}
-    intervals = {"": score.interval, "wilson_": score.wilson, "seeds_": score.over_seeds, "pieces_": score.over_pieces}
-    for prefix, interval in intervals.items():
-        known[f"{prefix}low"], known[f"{prefix}high"] = interval or (None, None)
+    if score := cell.score:
+        same = ("accuracy", "f1", "piece_accuracy", "scored", "seeds", "seconds", "device_hours")
+        known |= {name: getattr(score, name) for name in same}
+        kinds = {"": score.interval, "wilson_": score.wilson, "seeds_": score.over_seeds, "pieces_": score.over_pieces}
+        for kind, interval in kinds.items():
+            known[f"{kind}low"], known[f"{kind}high"] = interval or (None, None)
     return known
 
 
 def to_markdown(
     tables: Sequence[ResultTable], sentences: Sequence[str] = (), melody: Sequence[MelodyOrNot] = ()
 ) -> str:
-    """A table for each protocol, below the findings in words.
-
-    Args:
-        tables: from `table.build`.
-        sentences: from `findings.leaks`.
-        melody: from `findings.melody_or_not`.
-    """
+    """A table for each protocol, below the findings in words, those of `findings.leaks`."""
     blocks = [*sentences]
     for table, protocol in _by_protocol(tables):
         blocks += [f"### {table.title}, protocol {protocol}", table.caption, piped(_grid(table, protocol))]
@@ -75,13 +67,13 @@ def to_markdown(
         blocks += ["### Melody or not", piped(melody_grid(melody))]
     blocks.append(STATISTICS if tables else NONE_FINISHED)
     cells = (cell for table in tables for cell in table.cells.values())
-    failed = {trial: reason for cell in cells for trial, reason in cell.failed.items()}
-    blocks += ["\n".join(f"- failed: {trial}: {reason}" for trial, reason in failed.items())] if failed else []
+    failed = dict.fromkeys(f"- failed: {trial}: {reason}" for cell in cells for trial, reason in cell.failed.items())
+    blocks += ["\n".join(failed)] if failed else []
     return "\n\n".join(blocks) + "\n"
 
 
 def to_text(tables: Sequence[ResultTable]) -> str:
-    """The same tables for a terminal."""
+    """The tables for a terminal."""
     blocks = [
         f"{table.title}, protocol {protocol}. {table.caption}\n{aligned(_grid(table, protocol))}"
         for table, protocol in _by_protocol(tables)
@@ -107,7 +99,6 @@ def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
 
 
 def _shown(cell: Cell | None) -> str:
-    """A cell in a line: accuracy [interval], the paper's accuracy, p."""
     if cell is None:
         return "–"
     if cell.score is None:
@@ -137,10 +128,14 @@ def p_text(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
+def hours(amount: float) -> str:
+    """Hours with as many digits as are read."""
+    return f"{amount:.3f}" if amount < 10 else f"{amount:,.1f}"
+
+
 def melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
     """Melody against the rest as text: head, then a row a model and protocol."""
-    head = ["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]
-    rows = [head]
+    rows = [["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]]
     for item in melody:
         printed = "" if item.printed is None else f"{item.printed:.2f}"
         shares = [percent(item.accuracy, 2), printed, percent(item.f1, 2)]

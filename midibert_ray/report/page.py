@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from midibert_ray.report.formats import between, p_text, percent
+from midibert_ray.report.formats import between, hours, p_text, percent
 from midibert_ray.report.table import STATISTICS, ResultTable
 
 DPI = 160
@@ -23,8 +23,7 @@ class Section(NamedTuple):
 
     heading: str
     macro: str
-    """Name of a macro of `sections.html`."""
-
+    """Of `sections.html`."""
     data: Any
     """The macro's argument; a section without it is left out."""
 
@@ -63,5 +62,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"between": between, "percent": percent, "p_text": p_text, "picture": picture}
+    environment.filters |= {each.__name__: each for each in (between, hours, percent, p_text, picture)}
     return environment

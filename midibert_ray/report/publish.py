@@ -6,6 +6,7 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
@@ -16,7 +17,7 @@ from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_address
 from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
@@ -67,7 +68,7 @@ class _Book:
     @classmethod
     def of(cls, plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]) -> "_Book":
         """Add what this start brings to the book of the earlier ones, and write it again."""
-        place = storage.join(study_address(plan.config, plan.key), PUBLISHED)
+        place = plan.address(PUBLISHED)
         before = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
         trivial = [] if plan.config.study.draws else study_baselines(plan)
         known = {(item.protocol, item.task) for item in trivial}
@@ -90,25 +91,20 @@ class _Book:
 
 def study_baselines(plan: StudyPlan) -> list[Baseline]:
     """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
-    found: dict[tuple[str, str], list[Baseline]] = {}
+    chosen: dict[tuple[str, str], TrialSpec] = {}
     for entry in plan.trials.values():
-        config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
-        if kind in found or config.model.representation != "cp" or config.protocol != plan.config.protocol:
-            continue
-        found[kind] = baselines(config, open_store(entry.store, config.storage))
-    return [item for items in found.values() for item in items]
+        if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
+            chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
+    found = (baselines(entry.config, open_store(entry.store, plan.config.storage)) for entry in chosen.values())
+    return [item for items in found for item in items]
 
 
 def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
-    """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
-    order = list(table_one.PRINTED)
+    """The token stores of the paper's corpora, by protocol, and in the order of the paper's Table I."""
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
     own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
-    protocols = list(PROTOCOLS)
-    return sorted(
-        (store for store in own if store.corpus in order),
-        key=lambda store: (protocols.index(store.manifest["protocol"]), order.index(store.corpus)),
-    )
+    places = {(store.manifest["protocol"], store.corpus): store for store in own}
+    return [places[place] for place in product(PROTOCOLS, table_one.PRINTED) if place in places]
 
 
 def postpone_report(config: Config, key: str) -> None:
@@ -117,13 +113,12 @@ def postpone_report(config: Config, key: str) -> None:
 
 
 def postponed_reports(config: Config) -> list[str]:
-    """Keys of the studies below a storage root whose report waits for the tracking server."""
+    """Keys of the studies whose report waits for the tracking server."""
     names = storage.names(storage.root.unpublished(config.storage.root))
     return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 def report_is_written(config: Config, key: str) -> None:
-    """Remove the note that the report of a study waits, if there is one."""
     storage.remove(_mark(config, key))
 
 

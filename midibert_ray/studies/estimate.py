@@ -21,7 +21,6 @@ from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
 """Segments of the step that is measured."""
-
 FORWARD = 1 / 3
 """What a segment costs that is only scored, beside one that is learned from."""
 
@@ -31,13 +30,9 @@ class Estimate:
     """Device-hours at most, as early stops are not foreseen."""
 
     pretraining: Mapping[str, float]
-    """By key."""
-
     trials: Mapping[str, float]
-    """By key."""
-
+    """Both by key."""
     device: str
-    """What was measured."""
 
     def __str__(self) -> str:
         runs, trials = sum(self.pretraining.values()), sum(self.trials.values())
@@ -84,7 +79,6 @@ class _Meter:
         return a_segment * (learned + FORWARD * validations * len(data.valid_rows))
 
     def trial(self, entry: TrialSpec) -> float:
-        """Seconds of a trial."""
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
@@ -99,10 +93,12 @@ class _Meter:
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
-            step()  # the first is always slower
-            begin = time.perf_counter()
-            step()
-            self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
+            for _ in range(2):  # the first is always slower
+                begin = time.perf_counter()
+                step()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
         return self._seconds[kind]
 
 
@@ -121,7 +117,6 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
-    _wait(device)
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
@@ -129,9 +124,3 @@ def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
     job = Finetuning(scratch, data, new_model(scratch, data, ""), device)
     job.model.train()
     job.learn(np.arange(MEASURED) % len(data.splits["train"]))
-    _wait(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

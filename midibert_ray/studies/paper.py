@@ -12,13 +12,10 @@ class Row:
 
     label: str
     """As the paper has it."""
-
     variant: str
     """Key of `trials.VARIANTS`, for a configuration whose representation is CP."""
-
     printed: Mapping[str, float]
     """Task -> the paper's test accuracy in %; empty where the paper has none."""
-
     baseline: str = ""
     """The variant that this row is tested against; empty takes the table's."""
 
@@ -30,7 +27,6 @@ class PaperTable:
     title: str
     baseline: str
     """The variant that the other rows are tested against; empty tests only rows that have a baseline of their own."""
-
     rows: tuple[Row, ...]
 
 

@@ -61,31 +61,22 @@ class TrialResult(Record):
     variant: str
     protocol: str
     seed: int
-
     split: str = "test"
     """What was scored: `test`, or `valid` in a sweep."""
-
     epoch: int
     """Epochs trained."""
-
     figures: dict[str, float]
     """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`; for sequence-level tasks also `test/piece_accuracy`."""
-
     classes: list[str]
     """Names of the model's outputs, in order."""
-
     confusion: list[list[int]]
-    """Counts: row = true class, column = predicted class."""
-
+    """Counts [true class, predicted class]."""
     pieces: dict[str, list[int]]
     """Test piece -> correct and scored notes or segments, and whether the mean logits of its segments are right."""
-
     seconds: float
     """Time spent on training and scoring, over all starts of the trial."""
-
     devices: float
     """GPUs that the trial held, or CPUs where it held none."""
-
     draw: int | None = None
     """Number of the draw, in a sweep."""
 
@@ -99,22 +90,14 @@ class TrialResult(Record):
         """Number of test notes or segments."""
         return sum(map(sum, self.confusion))
 
-    @property
-    def majority(self) -> float:
-        """Accuracy of always answering the most frequent class of the test split."""
-        return max(map(sum, self.confusion)) / max(self.scored, 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
     """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
 
     study: str
-    """Key of the study."""
-
     encoder: str
     """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
-
     config: dict[str, Any]
     """The trial's whole configuration, flat."""
 
@@ -142,12 +125,11 @@ def newest(address: str) -> str | None:
 
 
 def _epoch(system: fs.FileSystem, folder: str) -> int:
-    """Epochs that a checkpoint has seen; -1 where it does not say."""
     try:
         with system.open_input_stream(f"{folder}/{EPOCH}") as stream:
             return int(json.loads(stream.read())["epoch"])
     except (OSError, ValueError, KeyError, TypeError):
-        return -1
+        return -1  # it does not say
 
 
 def stop(address: str, figures: Mapping[str, float]) -> None:

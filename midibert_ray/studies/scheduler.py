@@ -22,7 +22,7 @@ Resources = Mapping[str, float]
 
 
 def given_up(encoder: str, reason: str) -> str:
-    """Why a trial is not begun whose pre-training has failed."""
+    """The reason of a trial that is not begun, as its pre-training has failed."""
     return f"its pre-training {encoder} failed: {reason}"
 
 
@@ -37,10 +37,10 @@ class StudyScheduler(Searcher):
         cluster: Callable[[], Resources],
         slots: int = 0,
     ) -> None:
-        """Take in what there is to do.
+        """Take in the specs, the preferred ones first.
 
         Args:
-            specs: in order of preference.
+            specs: trials and pre-trainings.
             encoders: key -> address of the checkpoint, of pre-trainings that have finished before.
             cluster: gives the resources of all nodes that are there now.
             slots: most that may run at once; 0: as the resources allow.
@@ -49,7 +49,7 @@ class StudyScheduler(Searcher):
         self.waiting = list(specs)
         self.encoders, self.slots = dict(encoders), slots
         self.failed: dict[str, str] = {}
-        """Key -> reason, of trials that were never begun, because its pre-training failed."""
+        """Key -> reason, of pre-trainings, and of trials that were never begun for them."""
         self._cluster = cluster
         self._running: dict[str, Spec] = {}
         self._starting: set[str] = set()
@@ -57,7 +57,9 @@ class StudyScheduler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial and the address of its encoder; None: ask again later; FINISHED: there is no more."""
-        self._give_up()
+        for item in [item for item in self.waiting if item.encoder in self.failed]:
+            self.waiting.remove(item)
+            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
         if not self.waiting:
             return Searcher.FINISHED
         spec = next((item for item in self.waiting if not item.encoder or item.encoder in self.encoders), None)
@@ -68,12 +70,6 @@ class StudyScheduler(Searcher):
         if isinstance(spec, PretrainingSpec):
             self._starting.add(trial_id)
         return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
-
-    def _give_up(self) -> None:
-        """Drop what waits for a pre-training that has failed."""
-        for item in [item for item in self.waiting if item.encoder in self.failed]:
-            self.waiting.remove(item)
-            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
 
     def _has_room(self, spec: Spec) -> bool:
         """Whether a trial may be handed to Tune now.

@@ -25,14 +25,10 @@ METRIC = "valid/best"
 
 
 def draw(config: Config, number: int) -> dict[str, Any]:
-    """The settings of one draw.
+    """The settings of a draw, counted from 0.
 
     The rate is drawn within a factor of ten around `finetune.lr`, evenly in its logarithm; epochs are half, all or
     twice `finetune.epochs`; the rest comes from what is usual for models of BERT's kind.
-
-    Args:
-        config: the study's configuration.
-        number: which draw, from 0.
     """
     random = np.random.default_rng(keyed_hash(config.seed, "sweep", number))
     lr = math.exp(random.uniform(math.log(config.finetune.lr / 10), math.log(config.finetune.lr * 10)))
@@ -62,12 +58,8 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
 def ranking(outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Task -> its draws that were not stopped early, best first by validation; of equals the earlier draw."""
     tasks = dict.fromkeys(item.task for item in outcomes)
-    return {
-        task: sorted(
-            (item for item in outcomes if item.task == task), key=lambda item: (-item.figures[METRIC], item.variant)
-        )
-        for task in tasks
-    }
+    ranked = sorted(outcomes, key=lambda item: (-item.figures[METRIC], item.variant))
+    return {task: [item for item in ranked if item.task == task] for task in tasks}
 
 
 def settings(config: Config, outcome: TrialResult) -> str:

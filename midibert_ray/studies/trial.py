@@ -35,14 +35,15 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> No
 
     Args:
         space: what `StudyScheduler` hands out: a spec, and the address of its encoder.
-        study: the study's key.
+        study: key.
         folder: address of the study.
-        sink: where progress lines of a pre-training go; see `training.console`.
+        sink: takes progress lines of a pre-training; see `training.console`.
     """
     spec: Spec = space["spec"]
     try:
         if isinstance(spec, PretrainingSpec):
-            run_pretraining(spec, sink)
+            run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
+            tune.report({ENCODER: run.checkpoint})
         else:
             run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
     except (FloatingPointError, torch.OutOfMemoryError, ValueError) as error:
@@ -56,19 +57,13 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_pretraining(spec: PretrainingSpec, sink: Any) -> None:
-    """Pre-train on workers of its own; the last report names the best checkpoint."""
-    run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
-    tune.report({ENCODER: run.checkpoint})
-
-
 def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune, score the test split, report to Tune.
+    """Fine-tune from the checkpoint `encoder`, if any, score the test split, report to Tune.
 
     Args:
-        spec: the trial, its configuration and its token store.
-        encoder: address of the pre-trained checkpoint; not read by a trial that starts from random weights.
-        study: the study's key.
+        spec: the trial.
+        encoder: address of a checkpoint.
+        study: key.
         address: the trial's own folder.
     """
     earlier = outcome.newest(address)

@@ -131,7 +131,7 @@ def make_store(options: argparse.Namespace) -> str:
 
     start_ray()
     config = _config(options)
-    return pipeline.tokenize(pipeline.plan(config))[0].address
+    return pipeline.tokenize(pipeline.plan(config))[0].uri
 
 
 def with_ray(options: argparse.Namespace) -> list[float]:

@@ -85,7 +85,7 @@ def make_store(options: argparse.Namespace) -> str:
 
     start_ray()
     config = _config(options, "padded", "rope", 0.0)
-    return pipeline.tokenize(pipeline.plan(config))[0].address
+    return pipeline.tokenize(pipeline.plan(config))[0].uri
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:

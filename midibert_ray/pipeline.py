@@ -9,18 +9,18 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 from midibert_ray import storage, tracking
-from midibert_ray.data.format import has_manifest
+from midibert_ray.data.format import find_manifest
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
+from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan
+from midibert_ray.studies.plan import StudyPlan, study_address
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
@@ -46,19 +46,31 @@ class CorpusPlans:
     plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 
+    def of(self, config: Config) -> dict[str, CorpusPlan]:
+        """The plans, so far, of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
+        how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
+        return self.plans.setdefault(how, {})
+
     def addresses(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
 
         Raises:
             ValueError: for an unknown corpus; FileNotFoundError where it is not there.
         """
-        known, names = self.plans.setdefault(_made_by(config), {}), list(names)
+        plans, names = self.of(config), list(names)
         for name in names:
             if name not in self.files:
                 self.files[name] = list_corpus(name, config.corpora.root)
-            if name not in known:
-                known[name] = plan_corpus(name, found=self.files[name], **_token_settings(config))
-        return {name: known[name].address for name in names}
+            if name not in plans:
+                plans[name] = plan_corpus(
+                    name,
+                    found=self.files[name],
+                    corpora_root=config.corpora.root,
+                    storage_root=config.storage.root,
+                    protocol=config.protocol_in_force,
+                    segment=config.tokens.segment,
+                )
+        return {name: plans[name].uri for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +86,10 @@ class JobPlan:
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
         if self.study is None:
-            group = self.corpora.plans[_made_by(self.config)]
+            group = self.corpora.of(self.config)
             return [{name: group[name] for name in self.config.corpora.names}]
-        needed = set(self.study.stores)
-        groups = self.corpora.plans.values()
-        chosen = [{name: each for name, each in group.items() if each.address in needed} for group in groups]
+        groups, needed = self.corpora.plans.values(), set(self.study.stores)
+        chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
 
@@ -97,39 +108,19 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     return JobPlan(config=config, corpora=corpora, study=made)
 
 
-def _made_by(config: Config) -> str:
-    """How tokens are made, as far as trials of a job differ in it."""
-    return json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
-
-
-def _token_settings(config: Config) -> dict[str, Any]:
-    return {
-        "corpora_root": config.corpora.root,
-        "storage_root": config.storage.root,
-        "protocol": config.protocol_in_force,
-        "segment": config.tokens.segment,
-    }
-
-
 def tokenize(plan: JobPlan) -> list[Summary]:
     """Write the token stores that a job needs, or find them; needs Ray."""
     return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
 
 
-def _written(config: Config, stores: Mapping[str, CorpusPlan]) -> list[str]:
-    """Addresses of token stores.
-
-    Raises:
-        MissingInputError: where a store has not been written; names the job that writes it.
-    """
-    addresses = {name: each.address for name, each in stores.items()}
-    missing = [name for name, address in addresses.items() if not has_manifest(address)]
+def _require(config: Config, stores: Mapping[str, CorpusPlan]) -> None:
+    missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
     if missing:
+        command = command_line("tokenize", replace(config, {"corpora.names": missing}), "corpora.names")
         raise MissingInputError(
             f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
-            f"all stages):\n    {command_line('tokenize', replace(config, {'corpora.names': tuple(missing)}))}"
+            f"all stages):\n    {command}"
         )
-    return list(addresses.values())
 
 
 def pretrain(plan: JobPlan) -> PretrainRun:
@@ -139,7 +130,8 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     (stores,) = plan.tokens
-    return run_pretraining(plan.config, _written(plan.config, stores))
+    _require(plan.config, stores)
+    return run_pretraining(plan.config, [each.uri for each in stores.values()])
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -149,7 +141,7 @@ def pretrained(config: Config) -> PretrainRun:
         MissingInputError: where it has not been run to its end.
     """
     (stores,) = plan(config).tokens
-    key = run_key(config, [each.address for each in stores.values()])
+    key = run_key(config, [each.uri for each in stores.values()])
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
@@ -162,14 +154,19 @@ def pretrained(config: Config) -> PretrainRun:
 def study(plan: JobPlan) -> StudyResult:
     """Run a study, its pre-trainings included, and store its tables; needs Ray.
 
+    Of two that run the same study at a time, the second waits, and finds then what the first has done.
+
     Raises:
         MissingInputError: where a token store has not been made.
     """
     assert plan.study, "plan(config, study=True)"
     for stores in plan.tokens:
-        _written(plan.config, stores)
-    result = run_study(plan.study, plots.confusion)
-    publish(plan.study, result)
+        _require(plan.config, stores)
+    key = plan.study.key
+    with lease(study_address(plan.config, key), what=f"study {key}", report=logger.info) as held:
+        result = run_study(plan.study, plots.confusion)
+        held.check()
+        publish(plan.study, result)
     return result
 
 
@@ -189,14 +186,7 @@ def report(config: Config, key: str) -> str:
 
 
 def flush(config: Config, *keys: str) -> list[str]:
-    """Send what jobs could not, and write the reports that waited for it.
-
-    Args:
-        config: says where records lie, and where they go.
-        keys: studies to write a report of in any case.
-
-    Returns:
-        addresses of the reports.
+    """Send what jobs could not, write the reports that waited for it and those of `keys`, and return their addresses.
 
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
@@ -207,11 +197,6 @@ def flush(config: Config, *keys: str) -> list[str]:
     if pages:
         tracking.flush(where)
     return pages
-
-
-def report_address(config: Config, key: str) -> str:
-    """Where the report of a study stands."""
-    return reports.uri(config, key)
 
 
 def outcome(config: Config, result: StudyResult) -> str:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
-from midibert_ray.data.format import COLUMNS, FORMAT_VERSION, MANIFEST, SCHEMA, piece_digest, store_digest
+from midibert_ray.data.format import COLUMNS, FORMAT_VERSION, MANIFEST, SCHEMA, SHARDS, piece_digest, store_digest
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.music.tokens import Tokens
@@ -25,9 +25,9 @@ Piece = tuple[str, str, str | None, Tokens]
 def write_store(
     folder: Path, pieces: list[Piece], corpus: str = "made", in_shard: int = 5, protocol: str = "clean"
 ) -> str:
-    """A token store without Ray, as it was written before the manifest named the shards."""
+    """A token store without Ray."""
     folder.mkdir(parents=True)
-    digests = []
+    digests, shards = [], {}
     for number, start in enumerate(range(0, len(pieces), in_shard)):
         rows = []
         for piece, split, label, tokens in pieces[start : start + in_shard]:
@@ -36,7 +36,9 @@ def write_store(
             values = (columns[name].astype(dtype).tobytes() for name, (dtype, _) in COLUMNS.items())
             digests.append((piece, piece_digest(piece, split, label, values)))
         table = pa.Table.from_pylist(rows, schema=SCHEMA)
-        pq.write_table(table, folder / f"part-{number:05d}.parquet")
+        shard = folder / f"part-{number:05d}.parquet"
+        pq.write_table(table, shard)
+        shards[shard.name] = shard.stat().st_size
     counts = {"pieces": len(pieces), "notes": sum(len(tokens) for *_, tokens in pieces)}
     manifest = {
         "corpus": corpus,
@@ -44,6 +46,7 @@ def write_store(
         "settings": {"format_version": FORMAT_VERSION},
         "counts": counts,
         "digest": store_digest(digests),
+        SHARDS: shards,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return str(folder)

@@ -34,7 +34,7 @@ def test_a_job_lists_each_corpus_once(tmp_path: Path, monkeypatch: pytest.Monkey
     text = dry_run.describe_plan(plan, "tokenize", "pretrain")
     with pytest.raises(pipeline.MissingInputError, match=r"corpora\.names=sample"):
         pipeline.study(plan)
-    made = [summary.address for summary in pipeline.tokenize(plan)]
+    made = [summary.uri for summary in pipeline.tokenize(plan)]
     assert len(set(made)) == 4 and plan.study and set(plan.study.stores) == set(made)
     assert any(address in text for address in made)
     pipeline.outcome(config, pipeline.study(plan))

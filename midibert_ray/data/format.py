@@ -4,13 +4,11 @@
     {root}/tokens/<corpus>-<hash>/manifest.json                names the shards; a folder without it is no store
 
 The mark in a shard's name is that of the job that wrote it (see `tokenizing.commit`), so that shards of another job may
-lie beside those of the store. Stores that were written before there were marks have `part-00000.parquet`, and nothing
-about it in their manifest.
+lie beside those of the store.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +16,7 @@ import pyarrow as pa
 
 from midibert_ray import storage
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Counts up when the columns, or the tokens of an unchanged file, change: old stores are then made anew."""
 
 MANIFEST = "manifest.json"
@@ -46,9 +44,7 @@ SCHEMA = pa.schema(
 """Of a shard."""
 
 SHARDS = "parts"
-"""The manifest's key for the names of the shards."""
-
-_UNMARKED = re.compile(r"part-\d+\.parquet")
+"""The manifest's key for the shards: bytes by name, in the order of their pieces."""
 
 
 def piece_digest(piece: str, split: str, label: str | None, columns: Iterable[bytes]) -> str:
@@ -68,9 +64,12 @@ def store_digest(pieces: Iterable[tuple[str, str]]) -> str:
     return digest.hexdigest()
 
 
-def has_manifest(uri: str) -> bool:
-    """Whether a finished store stands at a URI."""
-    return storage.exists(storage.join(uri, MANIFEST))
+def find_manifest(uri: str) -> dict[str, Any] | None:
+    """The manifest of the store at a URI; None where there is none, it is damaged, or shards are missing or cut."""
+    manifest = storage.find_json(storage.join(uri, MANIFEST))
+    if manifest is None or SHARDS not in manifest or not manifest[SHARDS].items() <= storage.sizes(uri).items():
+        return None
+    return manifest
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -78,15 +77,16 @@ def read_manifest(uri: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if no finished store stands there.
+        DamagedError: if it is empty or cut.
         ValueError: if it was written in a format that this version does not read.
     """
     try:
-        manifest: dict[str, Any] = json.loads(storage.read_bytes(storage.join(uri, MANIFEST)))
+        manifest = storage.read_json(storage.join(uri, MANIFEST))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no token store at {uri}: it has no {MANIFEST}; make it with `python jobs/tokenize.py`"
+            f"no token store at {uri}: it has no {MANIFEST}; make it with `midibert tokenize`"
         ) from error
-    version = manifest["settings"].get("format_version")
+    version = manifest.get("settings", {}).get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"the token store at {uri} has format {version}, but {FORMAT_VERSION} is needed; tokenize again"
@@ -102,9 +102,3 @@ def write_manifest(uri: str, manifest: dict[str, Any]) -> None:
 def shard_name(number: int, mark: str) -> str:
     """The file name of a shard that the job with this mark writes."""
     return f"part-{number:05d}.{mark}.parquet"
-
-
-def shard_names(uri: str, manifest: dict[str, Any]) -> list[str]:
-    """Names of the shards of a store, in the order of their pieces."""
-    named = manifest.get(SHARDS)
-    return sorted(filter(_UNMARKED.fullmatch, storage.names(uri)) if named is None else named)

@@ -22,8 +22,8 @@ from midibert_ray.data.format import (
     FORMAT_VERSION,
     PIECE_SCHEMA,
     SCHEMA,
+    SHARDS,
     piece_digest,
-    shard_names,
     store_digest,
 )
 from midibert_ray.storage.node_cache import Copy, NodeCache
@@ -88,7 +88,7 @@ def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
 def _batches(uri: str, manifest: dict[str, Any]) -> Iterator[pa.RecordBatch]:
     """The rows of all shards in their order, some at a time."""
     system, path = storage.filesystem(uri)
-    for name in shard_names(uri, manifest):
+    for name in manifest[SHARDS]:
         try:
             source = system.open_input_file(f"{path}/{name}")
         except FileNotFoundError as error:

@@ -108,7 +108,7 @@ def open_store(uri: str, config: StorageConfig) -> TokenStore:
 
 def _content(manifest: dict[str, Any]) -> tuple[Any, ...]:
     """The part of a manifest by which two stores at one URI differ."""
-    return manifest["digest"], manifest.get(SHARDS)
+    return manifest["digest"], manifest[SHARDS]
 
 
 def _mapped(path: Path) -> NDArray[Any]:

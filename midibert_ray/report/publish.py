@@ -69,7 +69,7 @@ class _Book:
     def of(cls, plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]) -> "_Book":
         """Add what this start brings to the book of the earlier ones, and write it again."""
         place = plan.address(PUBLISHED)
-        before = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+        before = storage.find_json(place) or {}
         trivial = [] if plan.config.study.draws else study_baselines(plan)
         known = {(item.protocol, item.task) for item in trivial}
         earlier = (Baseline(**item) for item in before.get("baselines", ()))

@@ -91,12 +91,12 @@ def preset(name: str) -> Config:
     return PRESETS[name]()
 
 
-def command_line(job: str, config: Config) -> str:
-    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs."""
+def command_line(job: str, config: Config, *keys: str) -> str:
+    """The command that runs a job, quoted for a shell: the nearest preset, what differs from it, and `keys`."""
     settings = flatten(config)
     presets = {name: flatten(make()) for name, make in PRESETS.items()}
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
-    changed = [key for key, value in presets[name].items() if settings[key] != value or key == "storage.root"]
+    changed = [key for key, value in presets[name].items() if settings[key] != value or key in ("storage.root", *keys)]
     program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
     return shlex.join([*program, "--preset", name, *(f"{key}={_text(settings[key])}" for key in changed)])
 

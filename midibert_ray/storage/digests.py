@@ -8,15 +8,13 @@ from typing import Any, cast
 
 from pyarrow import fs
 
+from midibert_ray.storage.files import DamagedError
+
 Digest = dict[str, Any]
 """Of one file: `size`, bytes, and `sha256`, hexadecimal."""
 
 
 _CHUNK = 4 << 20  # a bucket is asked once for so many bytes
-
-
-class DamagedError(ValueError):
-    """A file that is not the one that was written; the text names it."""
 
 
 def of_file(path: Path) -> Digest:

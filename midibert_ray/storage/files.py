@@ -8,20 +8,29 @@ is written last and says that the others are there (a manifest, digests, a confi
 
 import contextlib
 import functools
+import json
+import logging
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from midibert_ray.settings.validators import ConfigError
 
+logger = logging.getLogger(__name__)
+
 UNFINISHED = ".being-made"
 """End of the name of a folder that `whole_folder` fills."""
 
 _CHUNK = 8 << 20
+
+
+class DamagedError(ValueError):
+    """A file that is not the one that was written; the text names it."""
 
 
 def is_local(uri: str) -> bool:
@@ -108,6 +117,13 @@ def names(uri: str) -> list[str]:
     return sorted(info.base_name for info in system.get_file_info(fs.FileSelector(path, allow_not_found=True)))
 
 
+def sizes(uri: str) -> dict[str, int]:
+    """Bytes of the files directly below a URI, by name; none where nothing is there."""
+    system, path = filesystem(uri)
+    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return {info.base_name: info.size for info in infos if info.is_file}
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole content of a file.
 
@@ -117,6 +133,35 @@ def read_bytes(uri: str) -> bytes:
     system, path = filesystem(uri)
     with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
+
+
+def read_json(uri: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: where there is no file.
+        DamagedError: naming the file, where it is empty, cut or something else.
+    """
+    content = read_bytes(uri)
+    try:
+        found = json.loads(content)
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        state = "empty" if not content.strip() else f"damaged ({len(content):,} bytes that are no JSON object)"
+        raise DamagedError(f"{without_query(uri)} is {state}; run again what writes it")
+    return found
+
+
+def find_json(uri: str) -> dict[str, Any] | None:
+    """The JSON object in a file that can be made again; None where it is not there, or damaged, which is logged."""
+    try:
+        return read_json(uri)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def remove(uri: str) -> None:

@@ -178,7 +178,7 @@ def _problem(folder: Path) -> str | None:
     """Why a copy cannot be used; None where it is what its digests say."""
     try:
         digests.compare(fs.LocalFileSystem(), str(folder), _read(folder / COPY))
-    except digests.DamagedError as error:
+    except storage.DamagedError as error:
         return str(error)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it cannot be read: {error!r}"

@@ -11,7 +11,40 @@
 Every function takes the root as it is configured: a relative path, a `~` and the query of a bucket are resolved here.
 """
 
-from midibert_ray.storage.files import join, resolve
+import contextlib
+import shutil
+
+from midibert_ray.settings.validators import ConfigError
+from midibert_ray.storage.files import is_local, join, remove, require_bucket, resolve, without_query, write_bytes
+
+_LEAST_FREE = 16 << 20  # bytes; of the smallest of runs, its database and tokens
+
+
+def require_writable(root: str) -> None:
+    """Make sure that jobs can write below a root, and make its folder; for the start of a job, before it waits.
+
+    Raises:
+        ConfigError: naming the root, the problem and the remedy.
+    """
+    uri, shown = resolve(root), f"storage.root={without_query(root)}"
+    if is_local(uri) and "?" in uri:
+        raise ConfigError(f"{shown} has a question mark, which databases take for a query; name a folder without one")
+    require_bucket("storage.root", uri)
+    probe = join(uri, ".midibert-write-check")
+    try:
+        write_bytes(probe, b"x")
+        free = shutil.disk_usage(uri).free if is_local(uri) else _LEAST_FREE
+    except OSError as error:
+        raise ConfigError(
+            f"{shown} cannot be written to: {error.strerror or error}; name another folder: storage.root=..."
+        ) from error
+    with contextlib.suppress(OSError):  # who may write to a bucket may not be allowed to remove
+        remove(probe)
+    if free < _LEAST_FREE:
+        raise ConfigError(
+            f"{shown} has {free / 2**20:.1f} MiB of room left, too little to begin; free some, or name a larger disk: "
+            "storage.root=..."
+        )
 
 
 def tokens(root: str) -> str:

@@ -162,5 +162,4 @@ class Recorder(tune.Callback):
 
     @cached_property
     def _recorded(self) -> dict[str, dict[str, str]]:
-        book = self.plan.address(RECORDED)
-        return json.loads(storage.read_bytes(book)) if storage.exists(book) else {}
+        return storage.find_json(self.plan.address(RECORDED)) or {}

@@ -9,10 +9,12 @@ import hashlib
 import heapq
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from pyarrow import fs
 
@@ -45,7 +47,7 @@ class Listing:
 
 
 def list_files(uri: str) -> Listing:
-    """Every file below a folder, however deep.
+    """Every file below a folder, however deep, but those that macOS adds (`._x.mid`, `__MACOSX/`).
 
     Of a local folder, each real folder is entered once: links to folders are followed if they lead to one that
     is not below, and a loop of links is none.
@@ -58,8 +60,33 @@ def list_files(uri: str) -> Listing:
     system, path = storage.filesystem(uri)
     infos = system.get_file_info(fs.FileSelector(path, recursive=True))
     names = {info.path[len(path) :].lstrip("/"): info for info in infos if info.is_file}
-    files = {name: File(int(info.size), info.mtime_ns, name) for name, info in names.items()}
+    files = {name: File(int(info.size), info.mtime_ns, name) for name, info in names.items() if not _is_macos(name)}
     return Listing(files=files, unlisted={})
+
+
+def _is_macos(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("._") or "__MACOSX" in name.split("/")
+
+
+def duplicates(uri: str, files: Mapping[str, File]) -> dict[str, str]:
+    """Files with the same bytes as others: name -> the first by name that has them.
+
+    Those that no other equals in size are not read; one that cannot be read is no duplicate.
+    """
+    sizes = Counter(file.size for file in files.values())
+    names = sorted(name for name, file in files.items() if sizes[file.size] > 1)
+    first: dict[bytes, str] = {}
+    with ThreadPoolExecutor(max_workers=16) as pool:  # hides an object store's latency
+        digests = zip(names, pool.map(lambda name: _digest(uri, files[name]), names), strict=True)
+        return {name: first[digest] for name, digest in digests if digest and first.setdefault(digest, name) != name}
+
+
+def _digest(uri: str, file: File) -> bytes | None:
+    try:
+        with open_file(uri, file.path) as stream:
+            return hashlib.file_digest(cast(Any, stream), "sha256").digest()
+    except OSError:
+        return None
 
 
 def open_file(uri: str, path: str) -> BinaryIO:
@@ -121,6 +148,8 @@ class _Walk:
 
     def _note(self, name: str, entry: "os.DirEntry[str]") -> bool:
         """Note a file or a link; whether the entry is a real folder."""
+        if _is_macos(name):
+            return False
         try:
             if entry.is_dir():
                 if not entry.is_symlink():

@@ -12,10 +12,10 @@ from pyarrow import fs
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
-from midibert_ray.data.format import FORMAT_VERSION, has_manifest, read_manifest, shard_name
+from midibert_ray.data.format import FORMAT_VERSION, find_manifest, shard_name
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import vocabulary_digest
-from midibert_ray.tokenizing.listing import File, Listing, is_utf8, list_files, listing_digest, open_file
+from midibert_ray.tokenizing.listing import File, Listing, duplicates, is_utf8, list_files, listing_digest, open_file
 from midibert_ray.tokenizing.shard import Shard
 
 _LEAST_PIECES, _MOST_SHARDS = 64, 1024
@@ -49,14 +49,14 @@ class CorpusPlan:
     def settings(self) -> dict[str, Any]:
         """Whatever the content of the store depends on, apart from the files."""
         settings = {"protocol": self.protocol.name, "segment": self.segment, "format_version": FORMAT_VERSION}
-        # Only what is switched is named, so that a protocol keeps its addresses when it gets another field.
+        # Only what is switched is named, so that a protocol keeps its stores when it gets another field.
         return settings | self.protocol.switched("tokens")
 
     @functools.cached_property
-    def address(self) -> str:
+    def uri(self) -> str:
         """`{storage_root}/tokens/<corpus>-<hash>`; the hash covers settings, vocabulary, names and sizes.
 
-        Times are not in it, so that a copy of a corpus keeps its address; see `is_current`.
+        Times are not in it, so that a copy of a corpus has the same store; see `is_current`.
         """
         sizes = {name: file.size for name, file in self.files.items()}
         listing = [[p.piece, p.split, p.label, [sizes.get(f) for f in p.files]] for p in self.pieces]
@@ -65,10 +65,19 @@ class CorpusPlan:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
-    def shards(self, mark: str) -> list[Shard]:
-        """The tasks of tokenizing, for the job with this mark.
+    @functools.cached_property
+    def duplicates(self) -> dict[str, str]:
+        """Files of a user's folder with the same bytes as another: name -> that one. Reads files.
 
-        Which pieces a shard holds depends on the listing alone, so that it has the same content for any number of
+        The paper's corpora hold what they hold.
+        """
+        folder = self.corpus.absolute and self.corpus.lists is None
+        return duplicates(self.corpus.location(self.root), self.files) if folder else {}
+
+    def shards(self, mark: str) -> list[Shard]:
+        """The tasks of tokenizing, for the job with this mark; duplicates are in none.
+
+        Which pieces a shard holds depends on the files alone, so that it has the same content for any number of
         workers.
         """
         return [
@@ -79,7 +88,7 @@ class CorpusPlan:
                 segment=self.segment,
                 pieces=tuple(pieces),
                 files={file: self.files[file] for piece in pieces for file in piece.files if file in self.files},
-                store=self.address,
+                store=self.uri,
                 name=shard_name(number, mark),
             )
             for number, pieces in enumerate(self._groups())
@@ -87,10 +96,11 @@ class CorpusPlan:
 
     def _groups(self) -> Iterator[list[Piece]]:
         """The pieces of each task: a few dozen, or fewer where their files are large."""
-        most = max(_LEAST_PIECES, -(-len(self.pieces) // _MOST_SHARDS))
+        pieces = [piece for piece in self.pieces if piece.files[0] not in self.duplicates]
+        most = max(_LEAST_PIECES, -(-len(pieces) // _MOST_SHARDS))
         group: list[Piece] = []
         size = 0
-        for piece in self.pieces:
+        for piece in pieces:
             own = sum(self.files[file].size for file in piece.files if file in self.files)
             if group and (len(group) == most or size + own > _MOST_BYTES):
                 yield group
@@ -125,12 +135,10 @@ class CorpusPlan:
         The manifest tells the listings that it is known to hold for, and the files that could not be read for
         a reason that may pass: these are tried.
         """
-        if not has_manifest(self.address):
+        manifest = find_manifest(self.uri)
+        if manifest is None or self.listing not in manifest["checked"]["listings"]:
             return False
-        checked = read_manifest(self.address).get("checked", {})
-        if self.listing not in checked.get("listings", ()):
-            return False
-        passing = set(checked["unread"])
+        passing = set(manifest["checked"]["unread"])
         return not any(self._readable(piece) for piece in self.pieces if piece.files[0] in passing)
 
     def _readable(self, piece: Piece) -> bool:

@@ -85,10 +85,11 @@ class Answer:
     """What became of a piece: its columns, or the reason why there are none."""
 
     reason: str | None
-    dropped: dict[str, int]
+    dropped: dict[str, int] = field(default_factory=dict)
     """Notes left out, by reason."""
-
-    columns: dict[str, bytes] = field(repr=False)
+    remarks: dict[str, int] = field(default_factory=dict)
+    """What else there is to say, counted; see `Tokens.remarks`."""
+    columns: dict[str, bytes] = field(default_factory=dict, repr=False)
     """The bytes of the arrays in `format.COLUMNS`; empty where there is a reason."""
 
 
@@ -157,7 +158,7 @@ class Sandbox:
                 raise RuntimeError(f"the reader's process does not start ({status}): {stderr}") from error
             reason = self._reason(status, stderr, timed_out=isinstance(error, TimeoutError))
             logger.warning("%s %s", reason, stderr[-500:])
-            return Answer(reason=reason, dropped={}, columns={})
+            return Answer(reason=reason)
 
     def _reason(self, status: int, stderr: str, *, timed_out: bool) -> str:
         """Why a child ended, from its exit status and what it wrote to stderr."""
@@ -291,7 +292,7 @@ def _pack_request(request: Request) -> Messages:
 
 def _unpack_answer(header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
     columns = dict(zip(COLUMNS, blobs, strict=True)) if header["reason"] is None else {}
-    return Answer(reason=header["reason"], dropped=header["dropped"], columns=columns)
+    return Answer(reason=header["reason"], dropped=header["dropped"], remarks=header["remarks"], columns=columns)
 
 
 # ------------------------------------------------------------------------------------------- in the child
@@ -338,12 +339,12 @@ def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
 
 def _respond(handler: Handler, request: Request) -> Messages:
     """The answer to one request; whatever goes wrong with a file is its reason."""
-    dropped: dict[str, int] = {}
     try:
         tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)
         dropped = {reason: int(count) for reason, count in tokens.dropped.items() if count}
+        remarks = {remark: int(count) for remark, count in tokens.remarks.items() if count}
         if len(tokens.velocity):
-            return _pack({"reason": None, "dropped": dropped}, _columns(tokens))
+            return _pack({"reason": None, "dropped": dropped, "remarks": remarks}, _columns(tokens))
         reason = f"no notes left, dropped {dropped}" if dropped else "no notes"
     except MidiError as error:
         reason = str(error)
@@ -351,7 +352,7 @@ def _respond(handler: Handler, request: Request) -> Messages:
         reason = _OUT_OF_MEMORY
     except Exception as error:  # noqa: BLE001 - a reader may raise anything; the file is named beside it
         reason = f"{type(error).__name__}: {error}"
-    return _pack({"reason": reason[:500], "dropped": {}}, [])
+    return _pack({"reason": reason[:500], "dropped": {}, "remarks": {}}, [])
 
 
 def _columns(tokens: Tokens) -> list[bytes]:

@@ -65,7 +65,8 @@ class Report(TypedDict):
     segments: int
     dropped: str
     """JSON, notes by reason."""
-
+    remarks: str
+    """JSON, counts by remark."""
     reason: str
     """Why the piece is quarantined."""
 
@@ -93,7 +94,7 @@ def make_shard(shard: Shard) -> list[Report]:
     def requests() -> Iterator[Request]:
         for piece, contents in _read_ahead(uri, shard):
             if isinstance(contents, _UnusableError):
-                answers[piece.piece] = Answer(reason=str(contents), dropped={}, columns={})
+                answers[piece.piece] = Answer(reason=str(contents))
                 if contents.may_pass:
                     unread.add(piece.piece)
                 continue
@@ -181,6 +182,7 @@ def _report(shard: Shard, piece: Piece, answer: Answer, unread: bool) -> Report:
         notes=notes,
         segments=-(-notes // shard.segment),
         dropped=json.dumps(answer.dropped),
+        remarks=json.dumps(answer.remarks),
         reason=answer.reason or "",
         unread=unread,
     )

@@ -19,24 +19,34 @@ import pyarrow as pa
 import ray
 
 from midibert_ray import storage
-from midibert_ray.data.format import MANIFEST, has_manifest, read_manifest, shard_names, store_digest, write_manifest
+from midibert_ray.data.format import MANIFEST, find_manifest, read_manifest, store_digest, write_manifest
+from midibert_ray.music.events import ZERO_DURATION
+from midibert_ray.music.grid import OFF_GRID, OFF_GRID_SHARE
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.settings.text import aligned
+from midibert_ray.storage.lease import Lease
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
 from midibert_ray.tokenizing.shard import Shard, make_shard
 
 logger = logging.getLogger(__name__)
 
+_CONTENT = ("digest", "counts", "dropped_notes", "remarks", "quarantined", "duplicates")
+"""Keys of a manifest by which two stores differ."""
 _KEPT_LISTINGS = 16
 _PROGRESS_S = 2.0  # between two lines in the log
+_EXPLAINED = {
+    OFF_GRID: f": share of onsets further than a 32nd triplet from the nearest sixteenth {OFF_GRID_SHARE:g} or more; "
+    "by chance 1/3"
+}
+"""By remark: what it means."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """A finished token store."""
 
-    address: str
+    uri: str
     manifest: dict[str, Any]
     found: bool
     """Whether it was there already."""
@@ -50,7 +60,7 @@ class Summary:
         """
         head = ("corpus", "pieces", "segments", "notes", "dropped", "quarantined", "seconds")
         rows = aligned([head, *(summary._row() for summary in summaries)], numbers=True)
-        return "\n".join([rows, *(line for summary in summaries for line in summary._notes())])
+        return "\n".join([rows, *(line for summary in summaries for line in summary.notes())])
 
     def _row(self) -> tuple[str, ...]:
         manifest, counts = self.manifest, self.manifest["counts"]
@@ -64,21 +74,21 @@ class Summary:
         quarantined = f"{len(manifest['quarantined']):,}"
         return (manifest["corpus"], *(f"{number:,}" for number in numbers), quarantined, seconds)
 
-    def _notes(self, most: int = 10) -> Iterator[str]:
-        """The store's address, its dropped notes by reason, and its first quarantined files."""
+    def notes(self, most: int = 10) -> Iterator[str]:
+        """Lines: the store's URI, its dropped notes by reason, remarks, duplicates, and its first quarantined files."""
         name, quarantined = self.manifest["corpus"], self.manifest["quarantined"]
-        yield f"{name}: {self.address}"
+        yield f"{name}: {self.uri}"
         for reason, count in self.manifest["dropped_notes"].items():
-            yield f"{name}: dropped {count:,} notes: {reason}"
+            normal = " (normal for POP909)" if reason == ZERO_DURATION and name in ("pop909", "sample") else ""
+            yield f"{name}: dropped {count:,} notes: {reason}{normal}"
+        for remark, count in self.manifest["remarks"].items():
+            yield f"{name}: {count:,} {remark}{_EXPLAINED.get(remark, '')}"
+        if same := len(self.manifest["duplicates"]):
+            yield f"{name}: {same:,} files hold the same bytes as others, which {MANIFEST} names; they count once"
         for entry in quarantined[:most]:
             yield f"{name}: quarantined {entry['file']}: {entry['reason']}"
         if len(quarantined) > most:
             yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {MANIFEST}"
-
-
-def tokenize_corpus(name: str, **settings: Any) -> Summary:
-    """Tokenize one corpus; see `tokenize_corpora`."""
-    return tokenize_corpora([name], **settings)[0]
 
 
 def tokenize_corpora(names: Sequence[str], **settings: Any) -> list[Summary]:
@@ -92,35 +102,30 @@ def tokenize_plans(plans: Sequence[CorpusPlan]) -> list[Summary]:
     A store is found by its listing alone (`CorpusPlan.is_current`). Where a file has another time, or one that could
     not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
-    Needs a running Ray.
+    One that another job is making is waited for. Needs a running Ray.
 
     Raises:
         ValueError: for a corpus of which no piece could be tokenized; the other stores are published.
     """
     for parent in {storage.root.tokens(plan.storage_root) for plan in plans}:
         commit.remove_leftovers(parent)
-    addresses = [plan.address for plan in plans]
-    found = [plan.is_current() for plan in plans]
-    missing = [plan for plan, there in zip(plans, found, strict=True) if not there]
-    failures = _make(missing) if missing else []
+    made, failures = _make([plan for plan in plans if not plan.is_current()])
     if failures:
         raise ValueError("\n".join(failures))
-    return [
-        Summary(address=address, manifest=read_manifest(address), found=there)
-        for address, there in zip(addresses, found, strict=True)
-    ]
+    return [Summary(uri=plan.uri, manifest=read_manifest(plan.uri), found=plan.uri not in made) for plan in plans]
 
 
 class _Ledger:
     """What the driver has heard of the pieces of one corpus; its memory is some 100 bytes a piece."""
 
-    def __init__(self, plan: CorpusPlan) -> None:
-        self.plan, self.mark = plan, commit.begin(plan.address)
-        self.shards = plan.shards(self.mark)
+    def __init__(self, plan: CorpusPlan, held: Lease) -> None:
+        self.plan, self._held = plan, held
+        self.shards = plan.shards(held.mark)
         self._digests: dict[str, str] = {}
         self._quarantined: dict[str, str] = {}
         self._notes = self._segments = 0
         self._dropped: Counter[str] = Counter()
+        self._remarks: Counter[str] = Counter()
         self._nodes: Counter[str] = Counter()
         self._unread: set[str] = set()
         self._began, self._ended = float("inf"), 0.0
@@ -140,36 +145,34 @@ class _Ledger:
         self._notes += report["notes"]
         self._segments += report["segments"]
         self._dropped.update(json.loads(report["dropped"]))
+        self._remarks.update(json.loads(report["remarks"]))
 
     @property
     def complete(self) -> bool:
         """Whether every piece was heard of."""
-        return len(self._digests) + len(self._quarantined) == len(self.plan.pieces)
+        return len(self._digests) + len(self._quarantined) == len(self.plan.pieces) - len(self.plan.duplicates)
 
     def publish(self) -> str | None:
         """Make the store, or renew the one that is there, or say why there is none."""
         if self._digests:
-            manifest, address = self._manifest(), self.plan.address
-            if not (has_manifest(address) and self._confirms(read_manifest(address), manifest)):
-                commit.publish(address, manifest, [shard.name for shard in self.shards])
+            manifest, standing = self._manifest(), find_manifest(self.plan.uri)
+            if standing and all(standing[key] == manifest[key] for key in _CONTENT):
+                self._confirm(standing, manifest["checked"])
+            else:
+                commit.publish(self._held, manifest, [shard.name for shard in self.shards])
             return None
         reasons = Counter(self._quarantined.values()).most_common(3)
         listed = "; ".join(f"{reason} ({count:,} files)" for reason, count in reasons)
         return f"corpus {self.plan.corpus.name}: none of its files can be used: {listed}"
 
-    def _confirms(self, standing: dict[str, Any], manifest: dict[str, Any]) -> bool:
-        """Whether a store already holds all this; if so, its manifest is told of the listing.
+    def _confirm(self, standing: dict[str, Any], checked: dict[str, Any]) -> None:
+        """Tell the manifest of a store with the same content of this listing.
 
         The last few listings are kept: copies of a corpus differ in times, and may take turns.
         """
-        if any(standing.get(key) != manifest[key] for key in ("digest", "counts", "dropped_notes", "quarantined")):
-            return False
-        earlier = standing.get("checked", {}).get("listings", ())
-        listings = [*(listing for listing in earlier if listing != self.plan.listing), self.plan.listing]
-        checked = {**manifest["checked"], "listings": listings[-_KEPT_LISTINGS:]}
-        write_manifest(self.plan.address, {**standing, "checked": checked})
-        # Another job may have replaced that store, and removed its shards, just before it was written here again.
-        return set(shard_names(self.plan.address, standing)) <= set(storage.names(self.plan.address))
+        earlier = [listing for listing in standing["checked"]["listings"] if listing != self.plan.listing]
+        listings = [*earlier, self.plan.listing][-_KEPT_LISTINGS:]
+        write_manifest(self.plan.uri, {**standing, "checked": {**checked, "listings": listings}})
 
     def _manifest(self) -> dict[str, Any]:
         quarantined = self._quarantined | self.plan.quarantined
@@ -179,13 +182,15 @@ class _Ledger:
             "settings": self.plan.settings,
             "vocabulary_digest": vocabulary_digest(),
             "counts": {
-                "files": len(self._digests) + len(quarantined),
+                "files": len(self._digests) + len(quarantined) + len(self.plan.duplicates),
                 "pieces": len(self._digests),
                 "notes": self._notes,
                 "segments": self._segments,
             },
             "dropped_notes": dict(sorted(self._dropped.items())),
+            "remarks": dict(sorted(self._remarks.items())),
             "quarantined": [{"file": f, "reason": reason} for f, reason in sorted(quarantined.items())],
+            "duplicates": [{"file": file, "of": first} for file, first in sorted(self.plan.duplicates.items())],
             "digest": store_digest(self._digests.items()),
             "checked": {"listings": [self.plan.listing], "unread": sorted(self._unread)},
             "seconds": round(self._ended - self._began, 1),
@@ -193,25 +198,32 @@ class _Ledger:
         }
 
 
-def _make(plans: Sequence[CorpusPlan]) -> list[str]:
-    """Tokenize and publish; gives the problems of corpora of which nothing could be used."""
-    ledgers: dict[str, _Ledger] = {}
-    progress = _Progress(sum(len(plan.pieces) for plan in plans))
-    failures: list[str | None] = []
-    try:
-        for plan in {plan.corpus.name: plan for plan in plans}.values():
-            ledgers[plan.corpus.name] = _Ledger(plan)
-        for reports in _stream([shard for ledger in ledgers.values() for shard in ledger.shards]):
+def _make(plans: Sequence[CorpusPlan]) -> tuple[set[str], list[str]]:
+    """Tokenize and publish; gives the URIs of what was made, and the problems of corpora that cannot be used."""
+    with contextlib.ExitStack() as stack:
+        ledgers = {ledger.plan.corpus.name: ledger for ledger in _begin(plans, stack)}
+        shards = [shard for ledger in ledgers.values() for shard in ledger.shards]
+        progress = _Progress(sum(len(shard.pieces) for shard in shards))
+        failures: list[str | None] = []
+        for reports in _stream(shards) if shards else ():
             ledger = ledgers[reports[0]["corpus"]]
             for report in reports:
                 ledger.add(report)
             progress.add(len(reports))
             if ledger.complete:
                 failures.append(ledger.publish())
-    finally:
-        for ledger in ledgers.values():
-            commit.end(ledger.plan.address, ledger.mark)
-    return [failure for failure in failures if failure]
+    return {ledger.plan.uri for ledger in ledgers.values()}, [failure for failure in failures if failure]
+
+
+def _begin(plans: Sequence[CorpusPlan], stack: contextlib.ExitStack) -> Iterator[_Ledger]:
+    """Take the leases of stores, for as long as `stack` is open; those that were made meanwhile are passed over."""
+    # In the order of their URIs, so that two jobs never wait for each other.
+    for plan in sorted({plan.corpus.name: plan for plan in plans}.values(), key=lambda plan: plan.uri):
+        with contextlib.ExitStack() as own:
+            held = own.enter_context(commit.work(plan.uri, f"tokenizing {plan.corpus.name}"))
+            if not plan.is_current():
+                yield _Ledger(plan, held)
+                stack.push(own.pop_all())
 
 
 def _stream(shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:

@@ -139,7 +139,7 @@ def verify(system: fs.FileSystem, path: str, only: Collection[str] | None = None
         digests.compare(system, path, files, only)
     except FileNotFoundError as error:
         raise UnfinishedError(f"{path}: {error}") from error
-    except (OSError, digests.DamagedError) as error:
+    except (OSError, storage.DamagedError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

@@ -25,9 +25,7 @@ def stores(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     summaries = tokenize_corpora(
         list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol=PAPER, segment=512
     )
-    return {
-        summary.manifest["corpus"]: TokenStore.open(summary.address, str(folder / "cache")) for summary in summaries
-    }
+    return {summary.manifest["corpus"]: TokenStore.open(summary.uri, str(folder / "cache")) for summary in summaries}
 
 
 @pytest.mark.ray

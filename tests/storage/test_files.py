@@ -48,3 +48,22 @@ def test_names_of_addresses() -> None:
     assert storage.basename("/a/b/") == "b"
     assert storage.basename("/a/what?") == "what?"
     assert storage.basename("s3://bucket/tokens/x-1?endpoint_override=http://host:1") == "x-1"
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n", b'{"a": ', b"[1]", b"\xff\xfe", b"null"])
+def test_a_json_file_that_is_cut_is_named(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    uri = str(tmp_path / "manifest.json")
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(storage.DamagedError, match=r"^/.*/manifest\.json is (empty|damaged \(\d+ bytes)"):
+        storage.read_json(uri)
+    assert storage.find_json(uri) is None
+    assert f"{uri} is " in caplog.text
+
+
+def test_a_json_file_is_read_or_missed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.json")
+    assert storage.find_json(uri) is None
+    with pytest.raises(FileNotFoundError):
+        storage.read_json(uri)
+    storage.write_bytes(uri, b'{"a": 1}\n')
+    assert storage.find_json(uri) == storage.read_json(uri) == {"a": 1}

@@ -101,3 +101,12 @@ def test_a_bucket_that_cannot_be_used_is_one_error(s3: S3) -> None:
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
     with pytest.raises(ConfigError, match="Could not connect to server"):
         storage.require_bucket("storage.root", "s3://bucket/x?endpoint_override=127.0.0.1:1&scheme=http")
+
+
+def test_a_bucket_that_may_only_be_read_is_one_error(s3: S3) -> None:
+    root = s3.address(f"{s3.bucket()}/out")
+    storage.root.require_writable(root)
+    assert storage.names(root) == []
+    s3.hook = lambda request: request.startswith("PUT")
+    with pytest.raises(ConfigError, match=r"^storage\.root=s3://[^?]* cannot be written to: .*ACCESS_DENIED"):
+        storage.root.require_writable(root)

@@ -10,10 +10,11 @@ import pytest
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import CORPORA
-from midibert_ray.data.format import MANIFEST, SHARDS, read_manifest, shard_name, shard_names
+from midibert_ray.data.format import MANIFEST, SHARDS, read_manifest, shard_name
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN
+from midibert_ray.storage.lease import LeaseLostError
 from midibert_ray.tokenizing import commit, tokenize
 from midibert_ray.tokenizing.listing import list_files, open_file
 from midibert_ray.tokenizing.tokenize import Summary
@@ -24,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("tasks")]
 
 ROOT = Path(__file__).parents[2]
 MIDI = GOOD["upper.MID"]
-HIGHER = MIDI.replace(b"\x3c", b"\x40")
-FILES = {"a.mid": MIDI, "deep/b ü+1.mid": HIGHER, "bad.mid": BAD["no notes.mid"], "notes.txt": b"text"}
+HIGHER, HIGHEST = MIDI.replace(b"\x3c", b"\x40"), MIDI.replace(b"\x3c", b"\x43")
+FILES = {"a.mid": MIDI, "deep/b ü+1.mid": HIGHEST, "bad.mid": BAD["no notes.mid"], "notes.txt": b"text"}
 
 
 @pytest.fixture
@@ -42,12 +43,12 @@ def run(s3: S3, bucket: str) -> Callable[..., Summary]:
     """Tokenizes that folder into the same bucket."""
 
     def start(folder: str = "My Music", root: str = "") -> Summary:
-        return tokenize.tokenize_corpus(
-            f"folder:{s3.address(f'{bucket}/{folder}')}",
+        return tokenize.tokenize_corpora(
+            [f"folder:{s3.address(f'{bucket}/{folder}')}"],
             corpora_root="",
             storage_root=root or s3.address(f"{bucket}/out"),
             protocol=CLEAN,
-        )
+        )[0]
 
     return start
 
@@ -67,10 +68,10 @@ def change(s3: S3, bucket: str) -> Callable[[bytes], None]:
 
 def whole(s3: S3, bucket: str, summary: Summary, cache: Path) -> TokenStore:
     """Nothing but the store is left, and it is what its manifest says."""
-    name = storage.basename(summary.address)
-    shards = read_manifest(summary.address)[SHARDS]
+    name = storage.basename(summary.uri)
+    shards = read_manifest(summary.uri)[SHARDS]
     assert s3.keys(f"{bucket}/out") == sorted(f"tokens/{name}/{file}" for file in (MANIFEST, *shards))
-    store = TokenStore.open(summary.address, str(cache))
+    store = TokenStore.open(summary.uri, str(cache))
     assert len(store) == summary.manifest["counts"]["pieces"]
     return store
 
@@ -91,8 +92,8 @@ def test_tokens_are_those_of_the_same_files_on_a_disk(
     for file, content in FILES.items():
         (tmp_path / "My Music" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "My Music" / file).write_bytes(content)
-    here = tokenize.tokenize_corpus(
-        f"folder:{tmp_path / 'My Music'}", corpora_root="", storage_root=str(tmp_path / "out"), protocol=CLEAN
+    (here,) = tokenize.tokenize_corpora(
+        [f"folder:{tmp_path / 'My Music'}"], corpora_root="", storage_root=str(tmp_path / "out"), protocol=CLEAN
     )
     there = run()
     assert there.manifest["digest"] == here.manifest["digest"]
@@ -114,14 +115,14 @@ def test_publishers_folders_lie_below_a_prefix(s3: S3, tmp_path: Path) -> None:
     for path in sorted(sample.rglob("*.*"))[:6]:
         place = s3.address(f"{bucket}/corpora/POP909/{path.relative_to(sample).as_posix()}")
         storage.write_bytes(place, path.read_bytes())
-    made = tokenize.tokenize_corpus(
-        "pop909", corpora_root=s3.address(f"{bucket}/corpora"), storage_root=str(tmp_path), protocol=CLEAN
+    (made,) = tokenize.tokenize_corpora(
+        ["pop909"], corpora_root=s3.address(f"{bucket}/corpora"), storage_root=str(tmp_path), protocol=CLEAN
     )
     assert 0 < made.manifest["counts"]["pieces"] <= 6
     assert made.manifest["counts"]["files"] == 865
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*set corpora\.root"):
-        tokenize.tokenize_corpus(
-            "pop909", corpora_root=s3.address(f"{bucket}/none"), storage_root=str(tmp_path), protocol=CLEAN
+        tokenize.tokenize_corpora(
+            ["pop909"], corpora_root=s3.address(f"{bucket}/none"), storage_root=str(tmp_path), protocol=CLEAN
         )
 
 
@@ -136,9 +137,9 @@ def test_a_store_is_replaced_in_one_step(
         """Open the store as it is at every step of the replacement."""
         if request.startswith(("PUT", "DELETE", "POST")) and "/out/tokens/" in request:
             s3.hook = None
-            manifest = read_manifest(first.address)
-            system, path = storage.filesystem(first.address)
-            names = shard_names(first.address, manifest)
+            manifest = read_manifest(first.uri)
+            system, path = storage.filesystem(first.uri)
+            names = manifest[SHARDS]
             assert all(system.get_file_info(f"{path}/{name}").is_file for name in names)
             seen.append(int(manifest["digest"] != first.manifest["digest"]))
             s3.hook = look
@@ -147,7 +148,7 @@ def test_a_store_is_replaced_in_one_step(
     s3.hook = look
     second = run()
     s3.hook = None
-    assert second.address == first.address and second.manifest["digest"] != first.manifest["digest"]
+    assert second.uri == first.uri and second.manifest["digest"] != first.manifest["digest"]
     assert set(seen) == {0, 1} and seen == sorted(seen), "first the old one, then the new one"
     whole(s3, bucket, second, tmp_path / "cache")
 
@@ -166,10 +167,10 @@ def test_a_reader_whose_store_is_replaced_meanwhile_gets_the_new_one(
         return False
 
     s3.hook = replace
-    store = TokenStore.open(first.address, str(tmp_path / "cache"))
+    store = TokenStore.open(first.uri, str(tmp_path / "cache"))
     assert s3.hook is None
     assert store.manifest["digest"] != first.manifest["digest"]
-    assert store.tokens[0].tolist() == store.tokens[1].tolist()
+    assert store.tokens[:, 2].tolist() == [0x40 - 22, 0x43 - 22]
 
 
 TOKENIZE = """
@@ -178,7 +179,7 @@ from midibert_ray.music.protocol import CLEAN
 from midibert_ray.tokenizing import tokenize
 from tests.stores import make_here
 tokenize._stream = make_here
-tokenize.tokenize_corpus(sys.argv[1], corpora_root="", storage_root=sys.argv[2], protocol=CLEAN)
+tokenize.tokenize_corpora([sys.argv[1]], corpora_root="", storage_root=sys.argv[2], protocol=CLEAN)
 """
 
 
@@ -199,23 +200,23 @@ def killed_at(s3: S3, bucket: str, start: str) -> None:
     assert s3.hook is None
 
 
-@pytest.mark.parametrize("step", ["its announcement", "the first shard", "the manifest"])
+@pytest.mark.parametrize("step", ["its claim", "the first shard", "the manifest"])
 def test_a_job_that_is_killed_leaves_no_store_and_the_next_cleans_up(
     s3: S3, bucket: str, run: Callable[..., Summary], tmp_path: Path, step: str
 ) -> None:
-    address = run(root=s3.address(f"{bucket}/elsewhere")).address.replace("elsewhere", "out")
+    address = run(root=s3.address(f"{bucket}/elsewhere")).uri.replace("elsewhere", "out")
     store = f"/{bucket}/out/tokens/{storage.basename(address)}"
     starts = {
-        "its announcement": f"PUT {store}/writing.",
+        "its claim": f"PUT {store}/lease.",
         "the first shard": f"PUT {store}/part-00000.",
         "the manifest": f"PUT {store}/manifest.json",
     }
     killed_at(s3, bucket, starts[step])
-    assert bool(s3.keys(f"{bucket}/out")) == (step != "its announcement")
+    assert bool(s3.keys(f"{bucket}/out")) == (step != "its claim")
     with pytest.raises(FileNotFoundError, match="no token store at"):
         TokenStore.open(address, str(tmp_path / "cache"))
     again = run()
-    assert again.address == address and not again.found
+    assert again.uri == address and not again.found
     whole(s3, bucket, again, tmp_path / "cache")
 
 
@@ -224,8 +225,8 @@ def test_a_job_that_is_killed_after_a_replacement_leaves_the_new_store(
 ) -> None:
     first = run()
     change(HIGHER)
-    killed_at(s3, bucket, f"DELETE /{bucket}/out/tokens/{storage.basename(first.address)}")
-    shards = read_manifest(first.address)[SHARDS]
+    killed_at(s3, bucket, f"DELETE /{bucket}/out/tokens/{storage.basename(first.uri)}")
+    shards = read_manifest(first.uri)[SHARDS]
     assert shards != first.manifest[SHARDS]
     assert len([key for key in s3.keys(f"{bucket}/out") if "part-" in key]) == 2, "the old one and the new one"
     again = run()
@@ -233,18 +234,17 @@ def test_a_job_that_is_killed_after_a_replacement_leaves_the_new_store(
     whole(s3, bucket, again, tmp_path / "cache")
 
 
-def test_shards_that_another_job_is_about_to_name_stay(
+def test_a_job_that_was_taken_for_gone_publishes_nothing(
     s3: S3, bucket: str, run: Callable[..., Summary], change: Callable[[bytes], None], tmp_path: Path
 ) -> None:
     first = run()
-    other = commit.begin(first.address)
-    shard = storage.join(first.address, shard_name(0, other))
-    storage.write_bytes(shard, b"x")
-    change(HIGHER)
-    run()
-    assert storage.exists(shard)
-    commit.end(first.address, other)
-    assert not storage.exists(shard)
+    with pytest.raises(LeaseLostError), commit.work(first.uri, "test") as held:
+        storage.write_bytes(storage.join(first.uri, shard_name(0, held.mark)), b"x")
+        storage.remove(held.claim)
+        change(HIGHER)
+        second = run()
+        commit.publish(held, first.manifest, [shard_name(0, held.mark)])
+    assert read_manifest(first.uri) == second.manifest
     whole(s3, bucket, run(), tmp_path / "cache")
 
 

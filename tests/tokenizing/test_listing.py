@@ -111,7 +111,7 @@ def test_a_closed_folder_is_quarantined_and_the_others_are_read(tmp_path: Path, 
     made = plan(f"folder:{folder}", tmp_path)
     assert [piece.piece for piece in made.pieces] == ["x.mid"]
     assert made.quarantined == {"private/": "no permission to look into this folder"}
-    assert made.address != everything.address
+    assert made.uri != everything.uri
     assert made.listing != everything.listing
 
 
@@ -140,7 +140,7 @@ def test_the_listing_s_digest_knows_times_and_the_address_does_not(tmp_path: Pat
     first = plan(f"folder:{folder}", tmp_path)
     os.utime(folder / "x.mid", ns=(0, 1))
     second = plan(f"folder:{folder}", tmp_path)
-    assert second.address == first.address
+    assert second.uri == first.uri
     assert second.listing != first.listing
     files = dict(reversed(first.files.items()))
     assert listing_digest(files, {}) == first.listing
@@ -149,9 +149,9 @@ def test_the_listing_s_digest_knows_times_and_the_address_does_not(tmp_path: Pat
 def test_a_question_mark_in_a_local_path_is_no_query(tmp_path: Path) -> None:
     folder = write(tmp_path / "what? now", "x.mid")
     made = plan(f"folder:{folder}", tmp_path, storage_root=str(tmp_path / "root?a=b"))
-    assert made.address.startswith(f"{tmp_path}/root?a=b/tokens/folder-what-now-")
+    assert made.uri.startswith(f"{tmp_path}/root?a=b/tokens/folder-what-now-")
     other = write(tmp_path / "what", "x.mid")
-    assert plan(f"folder:{other}", tmp_path).address.rpartition("/")[2] != made.address.rpartition("/")[2]
+    assert plan(f"folder:{other}", tmp_path).uri.rpartition("/")[2] != made.uri.rpartition("/")[2]
 
 
 def test_an_object_store_is_listed_by_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,3 +239,27 @@ def test_mutated_files(sandbox: Sandbox, sample: list) -> None:
     assert all((answer.reason is None) == bool(answer.columns) for answer in answers)
     assert all(answer.columns == expected[i % 32] for i, answer in enumerate(answers[1::2]))
     assert sum(answer.reason is not None for answer in answers[0::2]) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "notes",
+    [b"\x00\x90\x3c\x40\x01\x3c\x00" + b"\x00\x3c\x40\x01\x3c\x00" * 5_000_000, b"\x00\x90\x3c\x40" * 7_500_000],
+    ids=["one after the other", "never released"],
+)
+def test_a_file_with_millions_of_notes_is_refused_while_it_is_read(sandbox: Sandbox, notes: bytes) -> None:
+    """31 MB: well before the limits of time and memory."""
+    (first,) = sandbox.tokenize([request(GOOD["upper.MID"])])
+    assert first.reason is None
+    status = Path(f"/proc/{sandbox.start()._process.pid}/status")
+    (answer,) = sandbox.tokenize([request(GOOD["format 0.mid"][:14] + b"MTrk" + len(notes).to_bytes(4, "big") + notes)])
+    assert answer.reason == "more than 1,000,000 notes: no piece of music has so many"
+    (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 700 << 10, "KiB"
+
+
+def test_remarks_come_back_with_the_tokens(sandbox: Sandbox) -> None:
+    note = b"\x00\x90\x3c\x40\x3c\x80\x3c\x00\x4f\xff\x01\x00"
+    track = note * 80 + b"\x00\xff\x2f\x00"
+    (answer,) = sandbox.tokenize([request(GOOD["upper.MID"][:14] + b"MTrk" + len(track).to_bytes(4, "big") + track)])
+    assert (answer.reason, answer.remarks) == (None, {"pieces off the grid": 1})

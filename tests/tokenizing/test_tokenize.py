@@ -1,5 +1,6 @@
 """Corpora -> token stores with Ray Data: same content everywhere, whole or not at all, no bad file fatal."""
 
+import json
 import os
 import random
 import shutil
@@ -17,20 +18,21 @@ import pytest
 from midibert_ray.corpora import catalogue as corpora
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import tokenize_piece
-from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, SCHEMA, read_manifest, shard_name, shard_names
+from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, SCHEMA, SHARDS, read_manifest, shard_name
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.vocabulary import vocabulary_digest
+from midibert_ray.storage.lease import _machine
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing import plan as plans
 from midibert_ray.tokenizing.shard import FILE_LIMIT, make_shard
-from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_corpus, tokenize_plans
+from midibert_ray.tokenizing.tokenize import Summary, plan_corpus, tokenize_corpora, tokenize_plans
 from tests.tokenizing.malformed import BAD, GOOD, STRANGE, mutated
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = Path(corpora.corpus("sample").location(""))
-HEAVY = {"0/large.mid": 3, "3/huge.mid": 9, "9/last.mid": 3, "9/late.mid": 3}
+HEAVY = {"00/large.mid": 3, "03/huge.mid": 9, "09/last.mid": 3, "09/late.mid": 3}
 """Names of files, and MiB."""
 ORDERS = (CLEAN, CLEAN.switch(), CLEAN.switch(order="track"), CLEAN.switch(order="pitch"))
 LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
@@ -46,12 +48,13 @@ def stores(tmp_path: Path) -> list[str]:
 
 
 def midi_folder(folder: Path, copies: int = 3, seed: int = 0) -> Path:
-    """The sample's files, some times over, written in an order of its own."""
-    files = [(f"{copy}/{midi.name}", midi) for copy in range(copies) for midi in sorted(SAMPLE.glob("*/*.mid"))]
+    """The sample's files, some times over, written in an order of its own; no two have the same bytes."""
+    files = [(f"{copy:02d}/{midi.name}", midi) for copy in range(copies) for midi in sorted(SAMPLE.glob("*/*.mid"))]
     random.Random(seed).shuffle(files)
     for name, midi in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(midi, folder / name)
+        own = b"copy\0\0\0\1" + bytes([int(name[:2])])  # a chunk that readers pass over: the same notes, other bytes
+        (folder / name).write_bytes(midi.read_bytes() + (own if copies > 1 else b""))
     return folder
 
 
@@ -62,21 +65,21 @@ def test_a_plan_names_its_store_by_what_goes_into_it(tmp_path: Path) -> None:
     folder = midi_folder(tmp_path / "My Söngs!", copies=1)
     name = f"folder:{folder}"
     plan = plan_corpus(name, **settings(tmp_path))
-    assert plan.address.startswith(f"{tmp_path}/root/tokens/folder-My-S")
+    assert plan.uri.startswith(f"{tmp_path}/root/tokens/folder-My-S")
     assert len(plan.pieces) == 32
-    assert plan.address == plan_corpus(name, **settings(tmp_path)).address
+    assert plan.uri == plan_corpus(name, **settings(tmp_path)).uri
     others = [
-        plan_corpus(name, **settings(tmp_path, **change)).address for change in ({"protocol": PAPER}, {"segment": 64})
+        plan_corpus(name, **settings(tmp_path, **change)).uri for change in ({"protocol": PAPER}, {"segment": 64})
     ]
     (folder / "one more.mid").write_bytes(b"")
-    others.append(plan_corpus(name, **settings(tmp_path)).address)
-    assert len({plan.address, *others}) == 4
+    others.append(plan_corpus(name, **settings(tmp_path)).uri)
+    assert len({plan.uri, *others}) == 4
 
 
 def test_only_an_order_of_its_own_is_part_of_a_stores_name(tmp_path: Path) -> None:
     plans = [plan_corpus("sample", **settings(tmp_path, protocol=order)) for order in ORDERS]
-    assert plans[0].address == plans[1].address
-    assert len({plan.address for plan in plans}) == 3
+    assert plans[0].uri == plans[1].uri
+    assert len({plan.uri for plan in plans}) == 3
     assert "order" not in plans[1].settings
     assert plans[2].settings == {**plans[0].settings, "order": "track"}
     with pytest.raises(ValueError, match="order='pich' is not possible; allowed: corpus, track, pitch"):
@@ -87,7 +90,8 @@ def test_the_order_reaches_the_tokens(tmp_path: Path) -> None:
     digests = []
     for order in ORDERS:
         plan = plan_corpus("sample", **settings(tmp_path, protocol=order))
-        shards = plan.shards(commit.begin(plan.address))
+        Path(plan.uri).mkdir(parents=True, exist_ok=True)
+        shards = plan.shards("a-1-00000000")
         digests.append([report["digest"] for shard in shards for report in make_shard(shard)])
     default, own, track, pitch = digests
     assert default == own == pitch
@@ -100,13 +104,14 @@ def test_tasks_are_cut_by_pieces_and_by_bytes(tmp_path: Path) -> None:
     for name, mib in HEAVY.items():
         (folder / name).parent.mkdir(exist_ok=True)
         with (folder / name).open("wb") as file:
+            file.write(name.encode())  # no two are the same
             file.truncate(mib << 20)
     shards = plan_corpus(f"folder:{folder}", **settings(tmp_path)).shards("a-1-00000000")
     pieces = [[piece.piece for piece in shard.pieces] for shard in shards]
     assert [piece for shard in pieces for piece in shard] == sorted([*sizes, *HEAVY])
     assert all(len(shard) <= 64 for shard in pieces)
     assert max(sum(file.size for file in shard.files.values()) for shard in shards if len(shard.pieces) > 1) <= 4 << 20
-    assert ["3/huge.mid"] in pieces, "one that is larger than the bound is alone"
+    assert ["03/huge.mid"] in pieces, "one that is larger than the bound is alone"
     assert len(pieces) <= 3 + 2 * len(HEAVY), "small pieces stay together"
     assert [shard.name for shard in shards] == [f"part-{n:05d}.a-1-00000000.parquet" for n in range(len(shards))]
 
@@ -116,7 +121,8 @@ def test_content_does_not_depend_on_how_tasks_are_cut(tmp_path: Path, monkeypatc
     for most in (1 << 30, 20_000):
         monkeypatch.setattr(plans, "_MOST_BYTES", most)
         plan = plan_corpus("sample", **settings(tmp_path))
-        shards = plan.shards(commit.begin(plan.address))
+        Path(plan.uri).mkdir(parents=True, exist_ok=True)
+        shards = plan.shards("a-1-00000000")
         digests.append([report["digest"] for shard in shards for report in make_shard(shard)])
     assert len(shards) > 5 and digests[0] == digests[1]
 
@@ -127,7 +133,7 @@ def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     relative = plan_corpus("folder:midi/", **settings(Path()))
     assert relative.corpus == absolute.corpus
-    assert relative.address == absolute.address
+    assert relative.uri == absolute.uri
 
 
 @pytest.mark.parametrize(
@@ -155,54 +161,28 @@ def test_absent_corpora(tmp_path: Path, name: str, error: type[Exception], messa
 # ------------------------------------------------------------------------------------ commits, without Ray
 
 
-def manifest_of(**about: Any) -> dict[str, Any]:
-    return {"settings": {"format_version": FORMAT_VERSION}, **about}
-
-
 def test_what_dead_jobs_left_goes_and_others_stay(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    pop909, asap = tmp_path / "tokens" / "pop909-0123456789ab", tmp_path / "tokens" / "asap-0123456789ab"
-    mine = commit.begin(str(pop909))
-    host, _, random_part = mine.rsplit("-", 2)
-    killed, elsewhere, forgotten = (
-        f"{host}-{dead.pid}-{random_part}",
-        f"other-7-{random_part}",
-        f"other-8-{random_part}",
-    )
-    asap.mkdir()
-    for store, mark in ((pop909, mine), (pop909, killed), (pop909, elsewhere), (asap, forgotten)):
-        for name in (f"writing.{mark}", shard_name(0, mark), f".{shard_name(1, mark)}.0123abcd"):
-            (store / name).write_bytes(b"")
+    here = f"{_machine()}-{dead.pid}-01234567"
+    killed, forgotten, elsewhere, copied = (tmp_path / "tokens" / f"{name}-0" for name in ("a", "b", "c", "d"))
+    for store, mark in ((killed, here), (forgotten, "other-7-01234567"), (elsewhere, "other-8-01234567")):
+        store.mkdir(parents=True)
+        for name in (f"lease.{mark}", shard_name(0, mark), f".{shard_name(1, mark)}.0123abcd"):
+            (store / name).write_bytes(b"x")
+    (killed / "part-00000.named.parquet").write_bytes(b"xx")
+    manifest = {"settings": {"format_version": FORMAT_VERSION}, SHARDS: {"part-00000.named.parquet": 2}}
+    (killed / MANIFEST).write_text(json.dumps(manifest))
     long_ago = time.time() - 2 * 86400
-    for path in asap.iterdir():
+    for path in forgotten.iterdir():
         os.utime(path, (long_ago, long_ago))
-    copying, foreign = tmp_path / "tokens" / "pop1k7-0123456789ab", tmp_path / "tokens" / ".DS_Store"
-    for folder in (copying, foreign):
-        folder.mkdir()
-    (copying / shard_name(0, killed)).write_bytes(b"a store that is copied to here: no job announced it")
+    copied.mkdir()
+    (copied / shard_name(0, here)).write_bytes(b"a store that is copied to here: no job claims it")
+    (tmp_path / "tokens" / ".DS_Store").mkdir()
     commit.remove_leftovers(str(tmp_path / "tokens"))
-    assert set((tmp_path / "tokens").iterdir()) == {pop909, copying, foreign}
-    assert {commit._mark(path.name) for path in pop909.iterdir()} == {mine, elsewhere}
-    assert len(list(pop909.iterdir())) == 6 and len(list(copying.iterdir())) == 1
-
-
-def test_the_last_of_two_jobs_wins_and_rubbish_goes(tmp_path: Path) -> None:
-    address = tmp_path / "tokens" / "pop909-0"
-    address.mkdir(parents=True)
-    (address / "part-00000.parquet").write_bytes(b"no manifest: no store")
-    marks = [commit.begin(str(address)) for _ in range(2)]
-    (address / f".{shard_name(0, marks[0])}.left").write_bytes(b"from a killed task")
-    for mark in marks:
-        (address / shard_name(0, mark)).write_bytes(mark.encode())
-    for job, mark in enumerate(marks):
-        commit.publish(str(address), manifest_of(job=job), [shard_name(0, mark)])
-        if job == 1:
-            commit.end(str(address), marks[0])
-            commit.end(str(address), marks[1])
-    assert {path.name for path in address.iterdir()} == {MANIFEST, shard_name(0, marks[1])}
-    assert read_manifest(str(address))["job"] == 1
-    assert [path.name for path in address.parent.iterdir()] == ["pop909-0"]
+    assert sorted(path.name for path in copied.parent.iterdir()) == [".DS_Store", "a-0", "c-0", "d-0"]
+    assert sorted(path.name for path in killed.iterdir()) == [MANIFEST, "part-00000.named.parquet"]
+    assert len(list(elsewhere.iterdir())) == 3 and len(list(copied.iterdir())) == 1
 
 
 # ------------------------------------------------------------------------------------ with Ray
@@ -210,13 +190,13 @@ def test_the_last_of_two_jobs_wins_and_rubbish_goes(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None:
-    summary = tokenize_corpus("sample", **settings(tmp_path))
+    (summary,) = tokenize_corpora(["sample"], **settings(tmp_path))
     corpus = corpora.corpus("sample")
     expected = {}
     for piece in list_pieces(corpus, {}, CLEAN):
         contents = [(SAMPLE / file).read_bytes() for file in piece.files]
         expected[piece.piece] = piece, tokenize_piece(corpus, piece, contents, CLEAN)
-    table = pq.read_table(Path(summary.address, *shard_names(summary.address, summary.manifest)))
+    table = pq.read_table(Path(summary.uri, *summary.manifest[SHARDS]))
     assert table.schema.equals(SCHEMA)
     assert table["piece"].to_pylist() == sorted(expected)
     for row in table.to_pylist():
@@ -235,17 +215,17 @@ def test_the_sample_becomes_a_store(ray_cluster: object, tmp_path: Path) -> None
     }
     assert {"corpus", "protocol", "settings", "vocabulary_digest", "dropped_notes", "quarantined"} < set(manifest)
     assert manifest["vocabulary_digest"] == vocabulary_digest()
-    assert len(Segments([TokenStore.open(summary.address, str(tmp_path / "cache"))])) == manifest["counts"]["segments"]
+    assert len(Segments([TokenStore.open(summary.uri, str(tmp_path / "cache"))])) == manifest["counts"]["segments"]
 
 
 @pytest.mark.ray
 def test_the_second_run_does_nothing(ray_cluster: object, tmp_path: Path) -> None:
-    first = tokenize_corpus("sample", **settings(tmp_path))
-    before = {path: path.stat().st_mtime_ns for path in Path(first.address).iterdir()}
-    second = tokenize_corpus("sample", **settings(tmp_path))
+    (first,) = tokenize_corpora(["sample"], **settings(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in Path(first.uri).iterdir()}
+    (second,) = tokenize_corpora(["sample"], **settings(tmp_path))
     assert (first.found, second.found) == (False, True)
     assert second.manifest == first.manifest
-    assert {path: path.stat().st_mtime_ns for path in Path(first.address).iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in Path(first.uri).iterdir()} == before
     assert "found" in Summary.table([second])
 
 
@@ -270,7 +250,7 @@ def job(folder: Path, storage_root: Path, *, cpus: int = 1, address: str = "") -
 def test_the_content_does_not_depend_on_workers_or_listing(ray_cluster: object, tmp_path: Path) -> None:
     """Four CPUs and one, and a folder whose files were written in another order."""
     folders = [midi_folder(tmp_path / f"midi{seed}", copies=5, seed=seed) for seed in (0, 1)]
-    many = [tokenize_corpus(f"folder:{folder}", **settings(tmp_path)) for folder in folders]
+    many = tokenize_corpora([f"folder:{folder}" for folder in folders], **settings(tmp_path))
     alone = job(folders[0], tmp_path / "alone")
     assert alone.wait(timeout=120) == 0
     assert alone.stdout is not None
@@ -278,8 +258,8 @@ def test_the_content_does_not_depend_on_workers_or_listing(ray_cluster: object, 
     assert len(set(digests)) == 1
     [other] = (tmp_path / "alone" / "tokens").iterdir()
     contents = [
-        [(address / name).read_bytes() for name in shard_names(str(address), read_manifest(str(address)))]
-        for address in (Path(many[0].address), other)
+        [(address / name).read_bytes() for name in read_manifest(str(address))[SHARDS]]
+        for address in (Path(many[0].uri), other)
     ]
     assert len(contents[0]) == 3 and contents[0] == contents[1]
 
@@ -298,12 +278,12 @@ def test_a_killed_driver_leaves_nothing_that_looks_like_a_store(ray_cluster: Any
     assert stores(tmp_path), "killed before it had begun"
     assert not list((tmp_path / "root").glob(f"tokens/*/{MANIFEST}"))
     with pytest.raises(FileNotFoundError, match="no token store"):
-        TokenStore.open(plan_corpus(f"folder:{folder}", **settings(tmp_path)).address, str(tmp_path / "cache"))
-    summary = tokenize_corpus(f"folder:{folder}", **settings(tmp_path))
+        TokenStore.open(plan_corpus(f"folder:{folder}", **settings(tmp_path)).uri, str(tmp_path / "cache"))
+    (summary,) = tokenize_corpora([f"folder:{folder}"], **settings(tmp_path))
     assert summary.manifest["counts"]["pieces"] == 40 * 32
-    assert stores(tmp_path) == [Path(summary.address).name]
-    names = {path.name for path in Path(summary.address).iterdir()}
-    assert names == {MANIFEST, *shard_names(summary.address, summary.manifest)}, "the dead job's shards are gone"
+    assert stores(tmp_path) == [Path(summary.uri).name]
+    names = {path.name for path in Path(summary.uri).iterdir()}
+    assert names == {MANIFEST, *summary.manifest[SHARDS]}, "the dead job's shards are gone"
 
 
 @pytest.mark.ray
@@ -319,23 +299,26 @@ def test_a_folder_of_malformed_files(ray_cluster: object, tmp_path: Path) -> Non
     (folder / "a folder.mid").mkdir()
     with (folder / "huge.mid").open("wb") as huge:
         huge.truncate(FILE_LIMIT + 1)
-    summary = tokenize_corpus(f"folder:{folder}", **settings(tmp_path))
+    (summary,) = tokenize_corpora([f"folder:{folder}"], **settings(tmp_path))
     counts = summary.manifest["counts"]
     reasons = {entry["file"]: entry["reason"] for entry in summary.manifest["quarantined"]}
-    assert counts["files"] == len(files) + 1 == counts["pieces"] + len(reasons)
+    same = {entry["file"]: entry["of"] for entry in summary.manifest["duplicates"]}
+    assert counts["files"] == len(files) + 1 == counts["pieces"] + len(reasons) + len(same)
+    assert all(file > first and files[file] == files[first] for file, first in same.items())
+    assert {"with space/deep/er.midi", "Ünïcødé 音楽 🎹.mid"} <= set(same)
     assert not set(GOOD) & set(reasons)
-    assert set(BAD) <= set(reasons)
+    assert set(BAD) <= set(reasons) | set(same)
     assert all(reasons.values())
     assert reasons["huge.mid"] == "too large: 32.0 MiB, the limit is 32 MiB"
-    store = TokenStore.open(summary.address, str(tmp_path / "cache"))
-    assert {store.piece_id(i) for i in range(len(store))} == set(files) - set(reasons)
+    store = TokenStore.open(summary.uri, str(tmp_path / "cache"))
+    assert {store.piece_id(i) for i in range(len(store))} == set(files) - set(reasons) - set(same)
     assert (np.asarray(store.tokens).max(axis=0) < (2, 16, 86, 64)).all()
 
 
 @pytest.mark.ray
 def test_a_listed_piece_whose_file_is_absent_is_quarantined(ray_cluster: object, tmp_path: Path) -> None:
     shutil.copytree(SAMPLE / "042", tmp_path / "POP909" / "042")
-    summary = tokenize_corpus("pop909", **settings(tmp_path, corpora_root=str(tmp_path)))
+    (summary,) = tokenize_corpora(["pop909"], **settings(tmp_path, corpora_root=str(tmp_path)))
     assert summary.manifest["counts"]["pieces"] == 1
     assert len(summary.manifest["quarantined"]) == 864
     assert {entry["reason"].partition(" (")[0] for entry in summary.manifest["quarantined"]} == {"file not found"}

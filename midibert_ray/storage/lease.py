@@ -1,0 +1,226 @@
+"""Leases: of all processes on all nodes, one at a time works on a folder, on a disk or in a bucket.
+
+    {folder}/lease.<host>-<pid>-<id>     a claim, which tells when it was made; its holder touches it every `BEAT_S`
+
+Who wants a folder writes a claim and then lists the claims there. Alone, it holds the lease; if not, it withdraws and
+tries again later. Of two, the later writer lists the claim of the earlier one, so that no two hold a lease at once
+wherever a listing shows all that was written before: file systems of POSIX, S3, GCS. (pyarrow cannot create an object
+on the condition that there is none.) No two claims have one name, so a claim that is removed late is never another's.
+
+A claim is void when its process is gone, which is seen at once on the same machine, or when whoever waits has seen no
+touch of it for `GONE_S` by its own clock. The clocks of two machines are not compared, but for one thing: a claim that
+is a day old is void. A holder that was stopped for longer than `GONE_S` finds its claim removed and is told by
+`Lease.check`, to be called before anything is published: between that and the publishing, two can still be at work.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pyarrow import fs
+
+from midibert_ray.storage import files
+
+BEAT_S = 5.0
+"""Seconds between two touches of a claim."""
+GONE_S = 60.0
+"""Seconds without a touch after which a holder on another machine is taken for gone."""
+LOOK_S = 1.0
+"""Seconds between two looks of whoever waits."""
+SAY_S = 60.0
+"""Seconds between two reports of whoever waits."""
+
+_CLAIM = re.compile(r"lease\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+_FORGOTTEN = timedelta(days=1)  # more than two clocks differ
+_BOOT, _PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+
+
+class LeaseLostError(RuntimeError):
+    """The holder of a lease gave no sign for so long that another has taken over."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A folder that this process alone works on."""
+
+    uri: str
+    mark: str
+    """It tells host and process, and is never used again."""
+
+    @property
+    def claim(self) -> str:
+        """The URI of the claim."""
+        return files.join(self.uri, f"lease.{self.mark}")
+
+    def check(self) -> None:
+        """Make sure that the lease is still held.
+
+        Raises:
+            LeaseLostError: where another has taken over.
+        """
+        if not files.exists(self.claim):
+            raise LeaseLostError(f"another process has taken over {self.uri}, as this one was stopped for too long")
+
+    def beat(self, end: threading.Event) -> None:
+        """Touch the claim until `end` is set or the lease is lost."""
+        while not end.wait(BEAT_S):
+            with contextlib.suppress(OSError):  # a bucket that does not answer now may do so the next time
+                if not files.exists(self.claim):
+                    return
+                if files.is_local(self.claim):
+                    os.utime(files.resolve(self.claim))
+                else:
+                    files.write_bytes(self.claim, files.read_bytes(self.claim))
+
+
+@contextlib.contextmanager
+def lease(uri: str, *, what: str, report: Callable[[str], None]) -> Iterator[Lease]:
+    """Hold the lease of a folder; wait as long as others hold it, and say so at once and every minute.
+
+    Look again inside whether the work is still to be done. Do not nest: a process waits for itself as for any other.
+
+    Args:
+        uri: the folder; it is made where there is none, and removed if nothing is left in it.
+        what: the work, as a report names it ("pre-training pretrain-1a2b").
+        report: called with one line of text.
+
+    Raises:
+        OSError: where the folder cannot be listed or written to.
+    """
+    held = _acquire(uri, _Waiter(what, report))
+    end = threading.Event()
+    beating = threading.Thread(target=held.beat, args=(end,), daemon=True)
+    beating.start()
+    try:
+        yield held
+    finally:
+        end.set()
+        beating.join()
+        _withdraw(held)
+
+
+def is_held(uri: str) -> bool:
+    """Whether somebody claims a folder who is not known to be gone."""
+    return any(not _is_gone(info) for info in _claims(uri))
+
+
+def abandoned(parent: str) -> list[str]:
+    """URIs of the folders directly below one in which somebody who is gone has left a claim."""
+    system, path = files.filesystem(parent)
+    infos = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    claimed = {info.path[len(path) :].strip("/").rpartition("/")[0] for info in infos if _is_claim(info)}
+    uris = [files.join(parent, name) for name in sorted(claimed)]
+    return [uri for uri in uris if not is_held(uri)]
+
+
+@dataclass
+class _Waiter:
+    """What somebody who waits has seen of others' claims, and has said."""
+
+    what: str
+    report: Callable[[str], None]
+    seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By claim: when it was touched by the storage's clock, nanoseconds, and when that was seen by this clock."""
+    said: float = float("-inf")
+
+    def removes(self, info: fs.FileInfo) -> bool:
+        """Whether a claim is void."""
+        now = time.monotonic()
+        if self.seen.get(info.base_name, (None, now))[0] != info.mtime_ns:
+            self.seen[info.base_name] = info.mtime_ns, now
+        gone = _is_gone(info) or now - self.seen[info.base_name][1] > GONE_S
+        if gone:
+            self.report(f"{self.what}: {_holder(info)} has ended without a word, taking over")
+        return gone
+
+    def waits(self, uri: str, info: fs.FileInfo) -> None:
+        """Say for whom, once in a while, and wait a little."""
+        if time.monotonic() - self.said > SAY_S:
+            self.said = time.monotonic()
+            age = max(0.0, (datetime.now(UTC) - info.mtime).total_seconds())
+            since = ""
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                since = f"since {files.read_bytes(files.join(uri, info.base_name)).decode()} UTC, "
+            self.report(f"{self.what}: held by {_holder(info)} {since}last sign {age:.0f} s ago; waiting for its end")
+        time.sleep(LOOK_S)
+
+
+def _acquire(uri: str, waiter: _Waiter) -> Lease:
+    while True:
+        standing = _claims(uri)
+        for info in standing:
+            if waiter.removes(info):
+                files.remove(files.join(uri, info.base_name))
+                break
+        else:
+            if standing:
+                waiter.waits(uri, standing[0])
+                continue
+            mine = Lease(uri, f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+            try:
+                files.write_bytes(mine.claim, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}".encode())
+            except FileNotFoundError:  # the last holder has just removed the empty folder
+                continue
+            if [info.base_name for info in _claims(uri)] == [files.basename(mine.claim)]:
+                return mine
+            _withdraw(mine)
+            time.sleep(random.uniform(0, LOOK_S))  # two that came at the same time come again at different times
+
+
+def _withdraw(mine: Lease) -> None:
+    files.remove(mine.claim)
+    if files.is_local(mine.uri):
+        with contextlib.suppress(OSError):  # something is left in it
+            Path(files.resolve(mine.uri)).rmdir()
+
+
+def _claims(uri: str) -> list[fs.FileInfo]:
+    system, path = files.filesystem(uri)
+    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    return sorted(filter(_is_claim, infos), key=lambda info: info.mtime_ns)
+
+
+def _is_claim(info: fs.FileInfo) -> bool:
+    return info.is_file and _CLAIM.fullmatch(info.base_name) is not None
+
+
+def _parts(info: fs.FileInfo) -> tuple[str, int]:
+    found = _CLAIM.fullmatch(info.base_name)
+    assert found is not None
+    return found["host"], int(found["pid"])
+
+
+def _holder(info: fs.FileInfo) -> str:
+    machine, pid = _parts(info)
+    return f"{machine.rpartition('-')[0]}:{pid}"
+
+
+def _is_gone(info: fs.FileInfo) -> bool:
+    """Whether the process of a claim is known to have ended; False where it may be at work."""
+    machine, pid = _parts(info)
+    if machine == _machine():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # somebody else's process
+            return False
+    return bool(datetime.now(UTC) - info.mtime > _FORGOTTEN)
+
+
+def _machine() -> str:
+    """The host, and what tells apart those of one name: numbers of processes are compared within it alone."""
+    boot = _BOOT.read_text() if _BOOT.exists() else ""
+    processes = os.readlink(_PROCESSES) if _PROCESSES.exists() else ""  # a container has its own  # noqa: PTH115
+    digest = hashlib.sha256(f"{boot}{processes}".encode()).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) + f"-{digest}"

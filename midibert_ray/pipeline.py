@@ -47,7 +47,7 @@ class CorpusPlans:
     """By how tokens are made, then by name of the corpus."""
 
     def of(self, config: Config) -> dict[str, CorpusPlan]:
-        """The plans, so far, of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
+        """The plans of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
         how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
         return self.plans.setdefault(how, {})
 

@@ -1,6 +1,6 @@
 """Result tables as CSV, Markdown and text for a terminal; `page` has them as HTML."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -24,25 +24,17 @@ NONE_FINISHED = "No trial has finished."
 
 def to_csv(tables: Iterable[ResultTable]) -> str:
     """The cells and trivial baselines, one a line, with all that is known of each."""
-    records = [record for table in tables for record in _records(table)]
+    records: list[dict[str, Any]] = []
+    for table in tables:
+        for row, protocol, task in product(table.rows, table.protocols, table.tasks):
+            if cell := table.cells.get(Key(protocol, task, row.variant)):
+                place = {"protocol": protocol, "task": task, "variant": row.variant, "row": row.label}
+                records.append({"table": table.name} | place | _record(cell))
+        for item in table.baselines:
+            place = {"protocol": item.protocol, "task": item.task, "row": item.name}
+            f1 = majority_f1(item) if item.name == MAJORITY else None
+            records.append({"table": table.name} | place | {"accuracy": item.accuracy, "f1": f1, "scored": item.scored})
     return pd.DataFrame(records, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def _records(table: ResultTable) -> Iterator[dict[str, Any]]:
-    for row, protocol, task in product(table.rows, table.protocols, table.tasks):
-        if cell := table.cells.get(Key(protocol, task, row.variant)):
-            place = {"table": table.name, "protocol": protocol, "task": task, "variant": row.variant, "row": row.label}
-            yield place | _record(cell)
-    for item in table.baselines:
-        yield {
-            "table": table.name,
-            "protocol": item.protocol,
-            "task": item.task,
-            "row": item.name,
-            "accuracy": item.accuracy,
-            "f1": majority_f1(item) if item.name == MAJORITY else None,
-            "scored": item.scored,
-        }
 
 
 def _record(cell: Cell) -> dict[str, Any]:
@@ -61,8 +53,9 @@ def to_markdown(
 ) -> str:
     """A table for each protocol, below the findings in words, those of `findings.leaks`."""
     blocks = [*sentences]
-    for table, protocol in _by_protocol(tables):
-        blocks += [f"### {table.title}, protocol {protocol}", table.caption, piped(_grid(table, protocol))]
+    for table in tables:
+        for protocol in table.protocols:
+            blocks += [f"### {table.title}, protocol {protocol}", table.caption, piped(_grid(table, protocol))]
     if melody:
         blocks += ["### Melody or not", piped(melody_grid(melody))]
     blocks.append(STATISTICS if tables else NONE_FINISHED)
@@ -76,13 +69,10 @@ def to_text(tables: Sequence[ResultTable]) -> str:
     """The tables for a terminal."""
     blocks = [
         f"{table.title}, protocol {protocol}. {table.caption}\n{aligned(_grid(table, protocol))}"
-        for table, protocol in _by_protocol(tables)
+        for table in tables
+        for protocol in table.protocols
     ]
     return "\n\n".join(blocks) or NONE_FINISHED
-
-
-def _by_protocol(tables: Iterable[ResultTable]) -> list[tuple[ResultTable, str]]:
-    return [(table, protocol) for table in tables for protocol in table.protocols]
 
 
 def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
@@ -104,11 +94,10 @@ def _shown(cell: Cell | None) -> str:
     if cell.score is None:
         return "failed"
     low, high = map(percent, cell.score.interval)
-    parts = [f"{percent(cell.score.accuracy, 2)} [{low}, {high}]"]
-    parts += [f"(paper {cell.printed:.2f})"] if cell.printed is not None else []
-    parts += [p_text(cell.p)] if cell.p is not None else []
-    parts += [f"{len(cell.failed)} failed"] if cell.failed else []
-    return " ".join(parts)
+    printed = f"(paper {cell.printed:.2f})" if cell.printed is not None else ""
+    failed = f"{len(cell.failed)} failed" if cell.failed else ""
+    parts = [f"{percent(cell.score.accuracy, 2)} [{low}, {high}]", printed, p_text(cell.p), failed]
+    return " ".join(filter(None, parts))
 
 
 def percent(share: float, digits: int = 1) -> str:

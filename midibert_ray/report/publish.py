@@ -53,8 +53,8 @@ def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
     """Results of finished trials in the study's folder that this start did not ask for."""
     folder, asked = study_address(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
     names = [name for name in storage.names(folder) if name not in plan.trials]
-    found = (outcome.finished_result(storage.join(folder, name)) for name in names)
-    return [item for item in found if item and item.trial not in asked]
+    found = (outcome.find(storage.join(folder, name)) for name in names)
+    return [item[0] for item in found if item and item[0].trial not in asked]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The data of the sections of a study's report; `templates/sections.html` shows them."""
 
 import io
-from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -34,14 +33,14 @@ Curve = list[tuple[int, float]]
 
 def all_sections(source: LoadedStudy) -> list[Section]:
     """The sections in the order in which a reader wants them; one without data is empty."""
-    melody = melody_or_not(source.outcomes, source.baselines, source.tables)
+    melody, lines = melody_or_not(source.outcomes, source.baselines, source.tables), source.corpora
     return [
         Section("Results", "study", _results(source)),
         Section("Beside accuracy", "beside", _scores(source)),
         Section("Melody or not", "melody", melody_grid(melody) if melody else []),
         Section("A test piece", "piano_roll", piano_roll(source)),
         Section("Confusion", "confusions", confusions(source)),
-        Section("Corpora", "corpora", corpora(source)),
+        Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
         Section("Pre-training", "pretraining", pretraining(source)),
         Section("Fine-tuning", "finetuning", finetuning(source)),
         Section("Cost", "cost", _scores(source)),
@@ -124,38 +123,23 @@ def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, A
 
 
 def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
-    """By task the confusion matrices that the paper shows too, and the others."""
+    """By task the confusion matrices, and whether the paper shows those of the same model."""
     names, groups = table.labels(source.tables), by_key(source.outcomes)
-    tasks = []
-    for task in dict.fromkeys(task for _, task in _columns(source)):
-        keys = (Key(protocol, task, variant) for protocol, variant in product(PROTOCOLS, names))
-        matrices = {
-            key: _confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups
-        }
-        first = [key for key in matrices if key.variant in paper.CONFUSED] or list(matrices)
-        tasks.append(
-            {
-                "name": task,
-                "figure": paper.CONFUSIONS.get(task, ""),
-                "shown": [matrices[key] for key in first],
-                "others": [matrix for key, matrix in matrices.items() if key not in first],
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for task, protocol, variant in product(TASKS, PROTOCOLS, names):
+        if group := groups.get(Key(protocol, task, variant)):
+            true, predicted, shares = plots.in_percent(group)
+            matrix = {
+                "caption": f"{names[variant]}, {protocol}",
+                "predicted": predicted,
+                "rows": list(zip(true, shares, strict=True)),
+                "printed": variant in paper.CONFUSED,
             }
-        )
-    return tasks
-
-
-def _confusion(group: Sequence[TrialResult], caption: str) -> dict[str, Any]:
-    true, predicted, shares = plots.in_percent(group)
-    return {"caption": caption, "predicted": predicted, "rows": list(zip(true, shares, strict=True))}
+            tasks.setdefault(task, []).append(matrix)
+    return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
 
 
 # ------------------------------------------------------------------------------------ corpora and training
-
-
-def corpora(source: LoadedStudy) -> dict[str, Any]:
-    """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
-    notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
-    return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
 
 
 def pretraining(source: LoadedStudy) -> dict[str, Any]:

@@ -113,12 +113,11 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Our accuracy less the paper's, in points."""
+        """To the paper's accuracy, in points."""
         return 100 * self.score.accuracy - self.printed if self.score and self.printed is not None else None
 
     @property
     def reasons(self) -> str:
-        """The failed seeds with their reasons, in a line."""
         return "; ".join(f"{trial}: {reason}" for trial, reason in self.failed.items())
 
 
@@ -152,10 +151,8 @@ class ResultTable(PaperTable):
 
     def best(self, protocol: str, task: str) -> float:
         """The highest accuracy of a column."""
-        return max(
-            (cell.score.accuracy for key, cell in self.cells.items() if cell.score and key[:2] == (protocol, task)),
-            default=0.0,
-        )
+        column = (cell.score for key, cell in self.cells.items() if key[:2] == (protocol, task))
+        return max((score.accuracy for score in column if score), default=0.0)
 
 
 def build(
@@ -164,13 +161,13 @@ def build(
     baselines: Sequence[Baseline] = (),
     tables: Sequence[str] = (),
 ) -> list[ResultTable]:
-    """The tables of a study.
+    """The tables of a study, those of `study.tables`; variants that none of them has come in a table of their own.
 
     Args:
         outcomes: of the trials that have finished, in any order.
         failed: trial -> reason, of those that have failed.
         baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
-        tables: as in `study.tables`; variants that none of them has come in a table of their own.
+        tables: names.
     """
     cells = {key: Cell(score=Score.of(group)) for key, group in by_key(outcomes).items()}
     for trial, reason in failed.items():
@@ -250,7 +247,6 @@ def _table(
 
 
 def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
-    """The p values of a table, corrected column by column."""
     against = {row.variant: row.baseline or layout.baseline for row in layout.rows}
     columns: dict[tuple[str, str], dict[Key, float]] = {}
     for key, score in scores.items():
@@ -262,13 +258,13 @@ def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
     return {key: p for column in corrected for key, p in column}
 
 
-def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
+def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> Iterable[Baseline]:
     """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
     order = [layout.baseline, *(row.variant for row in layout.rows)]
     found: dict[tuple[str, str], Baseline] = {}
     for key in sorted(scores, key=lambda key: order.index(key.variant)):
         found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, scores[key].support))
-    return list(found.values())
+    return found.values()
 
 
 def majority_f1(item: Baseline) -> float:

@@ -13,6 +13,7 @@ from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, TrialSpec
+from midibert_ray.studies.trial import own_device
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
@@ -48,9 +49,7 @@ def estimate(plan: StudyPlan) -> Estimate:
     Raises:
         FileNotFoundError: where a token store has not been made.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(plan.config.compute.cpus_per_trial)))
+    device = own_device(plan.config)
     meter = _Meter(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Estimate(

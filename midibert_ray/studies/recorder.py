@@ -153,12 +153,14 @@ class Recorder(tune.Callback):
         found = outcome.find(self.plan.address(key))
         if found is None:
             return None
-        here, mark = self._recorded.setdefault(self.log.tracker.where.uri, {}), digest(found[0].to_json())
+        result, checkpoint = found
+        here, mark = self._recorded.setdefault(self.log.tracker.where.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            self.log.complete(self.log.trial(key), *found)
+            predictions = storage.read_bytes(storage.join(checkpoint, outcome.PREDICTIONS))
+            self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.address(RECORDED), json.dumps(self._recorded, indent=1).encode())
-        return found[0]
+        return result
 
     @cached_property
     def _recorded(self) -> dict[str, dict[str, str]]:

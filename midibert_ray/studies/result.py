@@ -90,6 +90,11 @@ class TrialResult(Record):
         """Number of test notes or segments."""
         return sum(map(sum, self.confusion))
 
+    @property
+    def majority(self) -> float:
+        """Accuracy of always answering the most frequent class of the test split."""
+        return max(map(sum, self.confusion)) / max(self.scored, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Record):
@@ -144,26 +149,14 @@ def stopped(address: str) -> bool:
 
 def settled(address: str) -> bool:
     """Whether the trial in a folder need not run any more."""
-    return finished_result(address) is not None or stopped(address)
+    return find(address) is not None or stopped(address)
 
 
-def finished_result(address: str) -> TrialResult | None:
-    """The result of the trial in a folder, or None where it has not finished."""
-    name = newest(address)
-    return read(storage.join(address, name)) if name else None
-
-
-def find(address: str) -> tuple[TrialResult, bytes] | None:
-    """Result and predictions of the trial in a folder, or None where it has not finished."""
-    name = newest(address)
-    result = read(storage.join(address, name)) if name else None
-    return (result, storage.read_bytes(storage.join(address, name, PREDICTIONS))) if name and result else None
-
-
-def read(checkpoint: str) -> TrialResult | None:
-    """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
-    place = storage.join(checkpoint, OUTCOME)
-    return TrialResult.from_json(storage.read_bytes(place)) if storage.exists(place) else None
+def find(address: str) -> tuple[TrialResult, str] | None:
+    """Result of the trial in a folder, and address of its last checkpoint; None where it has not finished."""
+    checkpoint = storage.join(address, newest(address) or "")
+    file = storage.join(checkpoint, OUTCOME)
+    return (TrialResult.from_json(storage.read_bytes(file)), checkpoint) if storage.exists(file) else None
 
 
 def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: bytes) -> None:

@@ -14,6 +14,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.text import piped
 from midibert_ray.studies.result import TrialResult
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
@@ -73,11 +74,8 @@ def report(config: Config, outcomes: Sequence[TrialResult]) -> str:
     """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
     parts = []
     for task, ranked in ranking(outcomes).items():
-        rows = [
-            f"| {item.variant} | {100 * item.figures[METRIC]:.2f} | {item.epoch} | {settings(config, item)} |"
-            for item in ranked
-        ]
-        head = ["| draw | validation accuracy in % | epochs | settings |", "|---|---|---|---|"]
-        best = f"Best for {task}, for another study: `{settings(config, ranked[0])}`"
-        parts += ["\n".join([*head, *rows]), best]
+        rows = [["draw", "validation accuracy in %", "epochs", "settings"]]
+        for item in ranked:
+            rows.append([item.variant, f"{100 * item.figures[METRIC]:.2f}", str(item.epoch), settings(config, item)])
+        parts += [piped(rows), f"Best for {task}, for another study: `{settings(config, ranked[0])}`"]
     return "\n\n".join(parts) + "\n"

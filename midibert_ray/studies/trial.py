@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,19 +67,16 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
         study: key.
         address: the trial's own folder.
     """
-    earlier = outcome.newest(address)
-    if earlier and (done := outcome.read(storage.join(address, earlier))):
-        tune.report(_last_figures(done))  # a driver that was killed may not have written them down
+    if done := outcome.find(address):
+        tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
         return
     remove_unfinished(address, outcome.CHECKPOINT)
     config = spec.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
-    job = Finetuning(config, data, _model(config, data, encoder), device)
-    if earlier:
+    with weights(encoder) if encoder else nullcontext("") as start:
+        job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
+    if earlier := outcome.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
@@ -95,11 +93,12 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     _report(spec.key, _last_figures(result), write)
 
 
-def _model(config: Config, data: TaskData, encoder: str) -> Any:
-    if not encoder:
-        return new_model(config, data, "")
-    with weights(encoder) as folder:
-        return new_model(config, data, str(folder))
+def own_device(config: Config) -> torch.device:
+    """The device of a trial; on CPUs torch is told how many it has."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
+    return device
 
 
 def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:

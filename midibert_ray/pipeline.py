@@ -9,9 +9,11 @@ import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import find_manifest
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -20,15 +22,18 @@ from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_address
 from midibert_ray.studies.plan import make as plan_study
+from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
+from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
+from midibert_ray.training.task_data import require_labels, require_splits
 
 logger = logging.getLogger(__name__)
 
@@ -92,20 +97,54 @@ class JobPlan:
         chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
+    @property
+    def pretraining(self) -> PretrainingSpec:
+        """The pre-training that `config` itself describes, whether or not the job runs it."""
+        stores = tuple(self.corpora.addresses(self.config, self.config.corpora.names).values())
+        return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
+
+    @property
+    def pretrainings(self) -> Mapping[str, PretrainingSpec]:
+        """The pre-trainings that the job needs, by key."""
+        return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
+
+    @property
+    def open_pretrainings(self) -> list[str]:
+        """Keys of those that have not been run to their end."""
+        return [key for key, spec in self.pretrainings.items() if finished(spec.config, key) is None]
+
+    @property
+    def open_trials(self) -> list[str]:
+        """Keys of the trials that still have to run."""
+        return [key for key in self.study.trials if not settled(self.study.address(key))] if self.study else []
+
 
 def plan(config: Config, *, study: bool = False) -> JobPlan:
     """Plan the token stores of `corpora.names`, and with `study` the study that a configuration describes.
 
     Raises:
         ConfigError: for a bucket that cannot be used, or where settings do not fit together.
-        ValueError: for an unknown corpus; FileNotFoundError where it is not there.
+        ValueError: for an unknown corpus, or one without the splits or labels of a task; FileNotFoundError where it
+            is not there.
     """
     storage.require_bucket("storage.root", config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     corpora = CorpusPlans()
     made = plan_study(config, corpora.addresses) if study else None
     corpora.addresses(config, config.corpora.names)
+    if made:
+        _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
+
+
+def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
+    """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
+    stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
+    for spec in study.trials.values():
+        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
+        if task.level == "sequence":
+            require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
 def tokenize(plan: JobPlan) -> list[Summary]:
@@ -113,14 +152,20 @@ def tokenize(plan: JobPlan) -> list[Summary]:
     return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
 
 
-def _require(config: Config, stores: Mapping[str, CorpusPlan]) -> None:
-    missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
-    if missing:
-        command = command_line("tokenize", replace(config, {"corpora.names": missing}), "corpora.names")
-        raise MissingInputError(
-            f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline run "
-            f"all stages):\n    {command}"
-        )
+def require_tokens(plan: JobPlan) -> None:
+    """Make sure that the token stores of a job have been written.
+
+    Raises:
+        MissingInputError: names the job that writes those that have not.
+    """
+    for stores in plan.tokens:
+        missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
+        if missing:
+            config = replace(plan.config, {"corpora.names": missing})
+            raise MissingInputError(
+                f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline "
+                f"run all stages):\n    {command_line('tokenize', config, also=('corpora.names',))}"
+            )
 
 
 def pretrain(plan: JobPlan) -> PretrainRun:
@@ -129,9 +174,8 @@ def pretrain(plan: JobPlan) -> PretrainRun:
     Raises:
         MissingInputError: where a token store has not been written.
     """
-    (stores,) = plan.tokens
-    _require(plan.config, stores)
-    return run_pretraining(plan.config, [each.uri for each in stores.values()])
+    require_tokens(plan)
+    return run_pretraining(plan.config, plan.pretraining.stores)
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -140,8 +184,7 @@ def pretrained(config: Config) -> PretrainRun:
     Raises:
         MissingInputError: where it has not been run to its end.
     """
-    (stores,) = plan(config).tokens
-    key = run_key(config, [each.uri for each in stores.values()])
+    key = plan(config).pretraining.key
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
@@ -160,8 +203,7 @@ def study(plan: JobPlan) -> StudyResult:
         MissingInputError: where a token store has not been made.
     """
     assert plan.study, "plan(config, study=True)"
-    for stores in plan.tokens:
-        _require(plan.config, stores)
+    require_tokens(plan)
     key = plan.study.key
     with lease(study_address(plan.config, key), what=f"study {key}", report=logger.info) as held:
         result = run_study(plan.study, plots.confusion)
@@ -174,10 +216,16 @@ def report(config: Config, key: str) -> str:
     """Write `report.html` of a study from what MLflow holds, and return its address.
 
     Raises:
-        LookupError: where MLflow has no such study.
+        LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
     where = tracking.address(config)
+    database = Path(where.uri.removeprefix(SQLITE))
+    if where.uri.startswith(SQLITE) and not database.exists():
+        raise LookupError(
+            f"there is no study {key!r}, as there is no MLflow database at {database}; give the root of the job that "
+            "made it, such as storage.root=output for `make demo`, or its tracking.uri"
+        )
     if not tracking.caught_up(where):
         logger.warning("the report of %s lacks what is still to be sent: %s", key, tracking.amount(where))
     page = reports.write(config, key)
@@ -206,7 +254,9 @@ def outcome(config: Config, result: StudyResult) -> str:
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
-    return "\n".join([*lines, "", f"report  {page}", f"MLflow  {tracking.address(config).command()}"])
+    again = command_line("report", config, result.key, only=("tracking.uri",))
+    mlflow = tracking.address(config).command()
+    return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
 
 
 def _report_or_how(config: Config, key: str) -> str:

@@ -32,7 +32,7 @@ def test_a_job_lists_each_corpus_once(tmp_path: Path, monkeypatch: pytest.Monkey
     config = tiny_study(tmp_path, study__variants=variants, study__protocols=("paper", "clean"))
     plan = pipeline.plan(config, study=True)
     text = dry_run.describe_plan(plan, "tokenize", "pretrain")
-    with pytest.raises(pipeline.MissingInputError, match=r"corpora\.names=sample"):
+    with pytest.raises(pipeline.MissingInputError, match=r"no token store of sample .*\n.*tokenize\.py --preset"):
         pipeline.study(plan)
     made = [summary.uri for summary in pipeline.tokenize(plan)]
     assert len(set(made)) == 4 and plan.study and set(plan.study.stores) == set(made)

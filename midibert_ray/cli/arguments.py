@@ -31,10 +31,8 @@ class Args:
     dry_run: bool
     words: tuple[str, ...]
     """Arguments that are not overrides, such as the name of a study."""
-
     extra: Mapping[str, str]
     """The job's own settings that were given, such as the output folder of an export."""
-
     flags: tuple[str, ...] = ()
     """The job's own switches that were given, such as `flush`."""
 
@@ -84,12 +82,10 @@ class Parser(argparse.ArgumentParser):
 
 def _parser(command: Command) -> Parser:
     parser = Parser(command)
-    parser.add_argument(
-        "-h", "--help", nargs="?", const="job", metavar="all", help="show this; `all`: with all settings of all jobs"
-    )
-    parser.add_argument(
-        "--preset", default="base", choices=sorted(PRESETS), help="starting point (default: base, the paper)"
-    )
+    helped = "show this; `all`: with all settings of all jobs"
+    parser.add_argument("-h", "--help", nargs="?", const="job", metavar="all", help=helped)
+    started = "starting point (default: base, the paper)"
+    parser.add_argument("--preset", default="base", choices=sorted(PRESETS), help=started)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done and stop")
     for name, meaning in command.flags.items():
         parser.add_argument(f"--{name}", action="store_true", help=meaning)
@@ -99,11 +95,7 @@ def _parser(command: Command) -> Parser:
 
 
 def _kind(plain: Sequence[str], command: Command, words: Sequence[str]) -> dict[str, object]:
-    """The settings that the one word of a command line stands for; none for none.
-
-    Raises:
-        ConfigError: for an unknown word, or more than one.
-    """
+    """The settings that the one word of a command line stands for; none for none."""
     for word in plain:
         if word not in command.kinds:
             raise ConfigError(unknown_word(command, word, words))
@@ -113,18 +105,13 @@ def _kind(plain: Sequence[str], command: Command, words: Sequence[str]) -> dict[
 
 
 def _take(changes: dict[str, str], extra: Mapping[str, str]) -> dict[str, str]:
-    """Take a job's own settings out of the overrides.
-
-    Raises:
-        ConfigError: for one without a value, or a misspelt one.
-    """
+    """Take a job's own settings out of the overrides."""
     own = {key: changes.pop(key) for key in extra if key in changes}
-    empty = [key for key, value in own.items() if not value]
-    if empty:
-        raise ConfigError(f"{empty[0]}= has no value; write {empty[0]}=..., or leave it out")
+    for key, value in own.items():
+        if not value:
+            raise ConfigError(f"{key}= has no value; write {key}=..., or leave it out")
     for key in changes.keys() - flatten(Config()).keys():
-        near = difflib.get_close_matches(key, extra, n=1)
-        if near:
+        if near := difflib.get_close_matches(key, extra, n=1):
             raise ConfigError(f"unknown setting {key!r}; did you mean {near[0]!r}? This job's own: {', '.join(extra)}")
     return own
 
@@ -137,9 +124,8 @@ def _epilog(command: Command, *, everything: bool) -> str:
     lines += [""] if lines else []
     lines.append("settings (default in brackets; * never changes a result or a name):")
     runtime, hidden = runtime_keys(), 0
-    sections: dict[str, Any] = {"": Config}
-    sections |= {name: kind for name, kind in typing.get_type_hints(Config).items() if is_dataclass(kind)}
-    for section, kind in sections.items():
+    sections = {name: kind for name, kind in typing.get_type_hints(Config).items() if is_dataclass(kind)}
+    for section, kind in ({"": Config} | sections).items():
         every = [item for item in fields(kind) if not is_dataclass(item.type)]
         shown = [item for item in every if everything or _reads(command, section, item.name)]
         hidden += len(every) - len(shown)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,45 +112,38 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
     Raises:
         ConfigError: where the same results are being made by a job with other settings.
     """
+    labels = {"job": submission.job, "preset": submission.preset, "identity": submission.identity}
+    deadline = time.monotonic() + START_S
     with tempfile.TemporaryDirectory() as scratch, _explained(client.get_address()):
         archive = Path(scratch, "code.zip")
         code = workdir.pack(ROOT, paths, archive)
-        return _start(client, submission, archive, code)
-
-
-def _start(client: "JobSubmissionClient", submission: Submission, archive: Path, code: str) -> tuple[str, bool]:
-    labels = {"job": submission.job, "preset": submission.preset, "identity": submission.identity}
-    deadline = time.monotonic() + START_S
-    while True:
-        earlier = _earlier(client, submission.id)
-        for job in earlier.values():
-            if not job.status.is_terminal():
-                return join(submission, job, code), False
-        number = max(earlier, default=0) + 1
-        try:
-            name = client.submit_job(
-                entrypoint=submission.entrypoint,  # Ray runs it on the head as long as it asks for no resources
-                submission_id=submission.id if number == 1 else f"{submission.id}-{number}",
-                runtime_env={"working_dir": str(archive)},
-                metadata=labels | {"settings": submission.settings, "code": code},
-            )
-            return name, True
-        except RuntimeError as error:
-            # Somebody was faster, or the head has just started: it answers before it can run jobs.
-            passing = any(words in str(error) for words in ("already exists", "No available agent"))
-            if not passing or time.monotonic() > deadline:
-                raise
-            time.sleep(1)
+        while True:
+            earlier = _earlier(client, submission.id)
+            for job in earlier.values():
+                if not job.status.is_terminal():
+                    return join(submission, job, code), False
+            number = max(earlier, default=0) + 1
+            try:
+                name = client.submit_job(
+                    entrypoint=submission.entrypoint,  # Ray runs it on the head as long as it asks for no resources
+                    submission_id=submission.id if number == 1 else f"{submission.id}-{number}",
+                    runtime_env={"working_dir": str(archive)},
+                    metadata=labels | {"settings": submission.settings, "code": code},
+                )
+                return name, True
+            except RuntimeError as error:
+                # Somebody was faster, or the head has just started: it answers before it can run jobs.
+                passing = any(words in str(error) for words in ("already exists", "No available agent"))
+                if not passing or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
 
 def _earlier(client: "JobSubmissionClient", base: str) -> "dict[int, JobDetails]":
     """Jobs of an identity that the cluster has seen, by number."""
-    found = {}
-    for job in client.list_jobs():
-        match = re.fullmatch(rf"{re.escape(base)}(?:-(\d+))?", job.submission_id or "")
-        if match:
-            found[int(match[1] or 1)] = job
-    return found
+    pattern = re.compile(rf"{re.escape(base)}(?:-(\d+))?")
+    matches = [(pattern.fullmatch(job.submission_id or ""), job) for job in client.list_jobs()]
+    return {int(match[1] or 1): job for match, job in matches if match}
 
 
 def join(submission: Submission, running: "JobDetails", code: str) -> str:
@@ -188,12 +182,13 @@ def follow(client: "JobSubmissionClient", job: str) -> int:
     return 1 if code is None else code if code >= 0 else 128 - code
 
 
+@dataclass
 class _Log:
     """A job's log on its way to stdout."""
 
-    def __init__(self, client: "JobSubmissionClient", job: str) -> None:
-        self.client, self.job = client, job
-        self.written = 0
+    client: "JobSubmissionClient"
+    job: str
+    written: int = 0
 
     async def copy(self) -> "JobDetails":
         """Copy until the job has ended and all of its log has arrived; gives how it ended."""

@@ -15,19 +15,14 @@ class Command:
     """The command line of a job."""
 
     name: str
-
     settings: tuple[str, ...]
     """Sections and dotted keys that the job reads; `--help` shows these."""
-
     words: str = ""
     """What positional words it takes beside settings, for `--help`; empty: none."""
-
     extra: Mapping[str, str] = field(default_factory=dict)
     """Settings that only this job takes (`name=value`), which no configuration holds: name -> meaning."""
-
     kinds: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Words that stand for settings, which others of the command line overrule: word -> settings."""
-
     flags: Mapping[str, str] = field(default_factory=dict)
     """Switches that only this job has (`--name`): name -> meaning."""
 

@@ -3,20 +3,31 @@
 import importlib
 import logging
 import os
+import re
+import socket
+import sqlite3
 import sys
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from midibert_ray import storage
-from midibert_ray.cli import signals
+from midibert_ray import storage, tracking
+from midibert_ray.cli import resources, signals
 from midibert_ray.cli.arguments import Args
+from midibert_ray.cli.resources import Request
 from midibert_ray.settings import overrides
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 
 MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
 """Errors that the user can do something about."""
+
+LOCKED_S = 10.0
+"""How long the tracking database may be locked; other jobs hold it for moments."""
 
 
 def run(job: str, args: Args | Namespace) -> int:
@@ -49,20 +60,97 @@ def anchor(config: Config) -> Config:
     )
 
 
-def start_ray() -> None:
-    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine."""
+@contextmanager
+def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
+    """Ray and the tracking server as a job needs them, once it is sure that its results can be kept.
+
+    Raises:
+        ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
+    """
+    _require_database(tracking.address(config).uri)
+    with tracking.recording(config):
+        start_ray(wanted)
+        yield
+
+
+def _require_database(uri: str) -> None:
+    """Refuse a sqlite file that cannot be written to; one that is not there yet is made later."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=LOCKED_S)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.rollback()
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(
+            f"the tracking database {path} cannot be written to: {error}; end the program that holds it, see to its "
+            "rights and the room on its disk, or name another (tracking.uri=sqlite:////FOLDER/mlflow.db)"
+        ) from error
+
+
+def start_ray(wanted: Sequence[Request] = ()) -> None:
+    """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine.
+
+    Args:
+        wanted: what the job asks for.
+
+    Raises:
+        ConfigError: where no Ray answers or can start, and where it can never give what is asked for.
+    """
     import ray  # here, as not every job needs it
 
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would go on to tables of a study that was left
-    ray.init(**_ray_options())
-    signals.pass_on_sigterm()
-
-
-def _ray_options() -> dict[str, Any]:
     # Workers' own output stays in Ray's log files; progress reaches the driver through training.console.
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if os.environ.get("RAY_ADDRESS"):
-        return quiet
-    # A laptop with two cores is given four logical CPUs, as two pre-training workers must leave room for the processes
-    # that drive them. Without "local" Ray would look for a cluster that `ray start` left behind, dead ones included.
-    return quiet | {"address": "local", "num_cpus": max(4, os.cpu_count() or 1)}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    address = os.environ.get("RAY_ADDRESS", "")
+    local = address in ("", "local")
+    if local:
+        _require_short_sockets()
+        # Without "local" Ray would look for a cluster that `ray start` left behind, dead ones included.
+        with _on_loopback():
+            ray.init(address="local", num_cpus=resources.LOCAL_CPUS, **quiet)
+    else:
+        _require_answer(address)
+        ray.init(**quiet)
+    signals.pass_on_sigterm()
+    resources.require(wanted, local=local)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray start as on macOS, where no other machine can join it or reach its ports."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _require_short_sockets() -> None:
+    """Refuse a folder for temporary files whose path leaves no room for those of Ray's sockets."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
+    folder = os.environ.get(name, "/tmp")
+    path = f"{folder}/ray/session_{'0' * 26}_{os.getpid()}/sockets/dash_MetricsHead"
+    longest = 103 if sys.platform == "darwin" else 107
+    if (excess := len(os.fsencode(path)) - longest) > 0:
+        raise ConfigError(
+            f"{name}={folder!r} is {excess} bytes too long for the sockets that Ray makes below it; give Ray a shorter "
+            "folder of its own, such as RAY_TMPDIR=/tmp"
+        )
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address at which nothing listens, where Ray would wait for a minute and end in a traceback."""
+    found = re.fullmatch(r"(?:ray://)?(?:\[(.+)\]|([^:/]+)):(\d+)", address)
+    if not found:  # `auto`, which Ray looks up itself
+        return
+    try:
+        socket.create_connection((found[1] or found[2], int(found[3])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray answers at RAY_ADDRESS={address} ({error}); give HOST:PORT of the head of a running cluster, or "
+            "unset it to start Ray on this machine"
+        ) from None

@@ -1,18 +1,23 @@
 """What a job would do: the text of `--dry-run`, made before Ray is started."""
 
+import os
+from dataclasses import replace
 from typing import Literal
 
+import torch
+
 from midibert_ray import tracking
+from midibert_ray.cli import resources
 from midibert_ray.cli.arguments import show
 from midibert_ray.pipeline import JobPlan
 from midibert_ray.report.publish import postponed_reports
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies.estimate import estimate
+from midibert_ray.studies.estimate import Files, estimate
 from midibert_ray.studies.plan import StudyPlan, study_address
-from midibert_ray.studies.result import settled
+from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training.build import parameter_counts, plan_batch
-from midibert_ray.training.runs import finished, run_address, run_key
+from midibert_ray.training.runs import run_address
 
 Stage = Literal["tokenize", "pretrain"]
 
@@ -35,16 +40,42 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
     if "pretrain" in stages:
-        key = run_key(config, [places[name] for name in config.corpora.names])
         counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [
-            f"{'pre-training':<15} {run_address(config, key)}",
+            f"{'pre-training':<15} {run_address(config, plan.pretraining.key)}",
             f"{'batch':<15} {plan_batch(config)}",
             f"{'parameters':<15} {counts}",
         ]
-    lines += _study_lines(study) if study else []
-    lines += [f"{'estimate':<15} {_estimate(study)}"] if study and estimates else []
+    lines += _study_lines(plan, study) if study else []
+    if estimates:
+        lines += [f"{'estimate':<15} {_estimate(plan)}", *_resource_lines(plan)]
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+
+
+def _estimate(plan: JobPlan) -> str:
+    corpora = {each.uri: _files(each) for group in plan.tokens for each in group.values()}
+    trials = plan.study.trials if plan.study else {}
+    return str(estimate(plan.pretrainings, trials, corpora, threads=int(plan.config.compute.cpus_per_trial)))
+
+
+def _files(corpus: CorpusPlan) -> Files:
+    pieces = [(piece.piece, piece.split, piece.label) for piece in corpus.there]
+    return Files(corpus.corpus.name, pieces, [corpus.files[piece.files[0]].size for piece in corpus.there])
+
+
+def _resource_lines(plan: JobPlan) -> list[str]:
+    """What this machine lacks for the job, where it is the one that would run it."""
+    if os.environ.get("RAY_ADDRESS"):
+        return []
+    here = {"CPU": resources.LOCAL_CPUS, "GPU": torch.cuda.device_count()}
+    compute = replace(plan.config.compute, accelerator="")  # of what type a GPU is, Ray finds out
+    missing = resources.shortage(requests(plan, compute), [here])
+    return [f"{'resources':<15} not enough on this machine: {missing}"] if missing else []
+
+
+def requests(plan: JobPlan, compute: ComputeConfig) -> list[resources.Request]:
+    """What the open parts of a job ask for."""
+    return resources.requests(compute, pretraining=bool(plan.open_pretrainings), trials=bool(plan.open_trials))
 
 
 def _settings(config: Config) -> str:
@@ -64,28 +95,20 @@ def describe_flush(config: Config) -> str:
     return "\n".join(lines)
 
 
-def _study_lines(study: StudyPlan) -> list[str]:
+def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
     """What a study would do, and what of it is done."""
-    open_trials = [key for key in study.trials if not settled(study.address(key))]
     lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
     for key, entry in study.pretrainings.items():
-        state = "done" if finished(entry.config, key) else "open"
+        state = "open" if key in plan.open_pretrainings else "done"
         users = sum(trial.encoder == key for trial in study.trials.values())
         lines.append(f"{'':<15} {key}  {state}  for {users} trials: {_pretraining_words(entry.config)}")
     names = ", ".join(entry.trial.name for entry in study.trials.values())
-    lines += [
+    return [
+        *lines,
         f"{'pre-trainings':<15} {len(study.pretrainings)}",
-        f"{'trials':<15} {len(study.trials)}, {len(open_trials)} of them open: {names}",
+        f"{'trials':<15} {len(study.trials)}, {len(plan.open_trials)} of them open: {names}",
         f"{'side by side':<15} {_concurrency(study.config)}",
     ]
-    return lines
-
-
-def _estimate(study: StudyPlan) -> str:
-    try:
-        return str(estimate(study))
-    except FileNotFoundError:
-        return "not before the tokens are there (jobs/tokenize.py): it counts segments"
 
 
 def _pretraining_words(config: Config) -> str:

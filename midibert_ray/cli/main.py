@@ -13,13 +13,11 @@ from midibert_ray.cli import signals
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from midibert_ray.cli.arguments import Args
+
 
 def main(words: Sequence[str] | None = None) -> None:
-    """End this process with the exit code of a job.
-
-    Args:
-        words: name of the job and its command line, by default this process's.
-    """
+    """End this process with the exit code of a job: its name and command line, by default this process's."""
     signals.leave_at_once()
     sys.exit(execute(sys.argv[1:] if words is None else words))
 
@@ -57,16 +55,16 @@ def _execute(name: str = "", *words: str) -> int:
     if name in ("", "-h", "--help"):
         sys.stdout.write(commands.overview())
         return 0 if name else 2
-    args = _submission(words) if name == "submit" else arguments.parse(commands.find(name), words)
+    args: Args | Namespace
+    if name == "submit":
+        from midibert_ray.cli.jobs import submit
+
+        args = submit.parse(words)
+    else:
+        args = arguments.parse(commands.find(name), words)
     from midibert_ray.cli import driver
 
     try:
         return driver.run(name, args)
     except driver.MENDABLE as error:
         return _fail(error)
-
-
-def _submission(words: Sequence[str]) -> "Namespace":
-    from midibert_ray.cli.jobs import submit
-
-    return submit.parse(words)

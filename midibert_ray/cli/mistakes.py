@@ -14,11 +14,7 @@ _CORPORA = ("sample", *Config().corpora.names)
 
 
 def refuse_mistakes(command: Command, words: Sequence[str]) -> None:
-    """Refuse what is plainly a setting, but not written as one.
-
-    Raises:
-        ConfigError: says what to write instead.
-    """
+    """Raise a ConfigError for what is plainly a setting, but not written as one: says what to write instead."""
     defaults = flatten(Config()) | dict.fromkeys(command.extra, "")
     for number, word in enumerate(words):
         key, equals, value = word.partition("=")

@@ -21,15 +21,11 @@ class Submission:
 
     job: str
     """Its name, such as `pipeline`."""
-
     preset: str
-
     entrypoint: str
     """The command line, in the user's own words: folders are those of the cluster."""
-
     identity: str
     """Hash of what decides the results and where they go; jobs that share it must not run side by side."""
-
     settings: str
     """Hash of everything that was asked, in whatever order it was written."""
 
@@ -40,11 +36,9 @@ class Submission:
 
 
 def describe(job: str, *words: str) -> Submission:
-    """The submission of a job's command line; `--help` in it is answered, and ends the process.
+    """The submission of a job (`NAME` or `jobs/NAME.py`) and its command line, in which folders are the cluster's.
 
-    Args:
-        job: `NAME` or `jobs/NAME.py`.
-        words: what follows; folders are those of the cluster.
+    `--help` in it is answered, and ends the process.
 
     Raises:
         ConfigError: for what is no job of this checkout, a command line that the job would refuse, and a folder that

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from midibert_ray.settings.config import ConfigError
@@ -43,7 +43,6 @@ CODE = (
 """What a job needs of a checkout: code anywhere in the package, data by its place."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MIB = 1 << 20
 
 
 def files(root: Path) -> list[Path]:
@@ -93,26 +92,10 @@ def rayignore(root: Path) -> str:
     return "\n".join([*lines, *(f"!/{pattern}" for pattern in CODE), ".?*", "__pycache__", ""])
 
 
-def size(paths: Iterable[Path]) -> int:
-    """Bytes of some files together."""
-    return sum(path.stat().st_size for path in paths)
-
-
-def check_size(root: Path, paths: Sequence[Path], limit_mib: float) -> None:
-    """Refuse to send more than a limit, as every node fetches all of it through the head.
-
-    Raises:
-        ConfigError: with the ten largest files.
-    """
-    total = size(paths)
-    if total <= limit_mib * _MIB:
-        return
-    largest = sorted(paths, key=lambda path: -path.stat().st_size)[:10]
-    lines = [f"{path.stat().st_size / _MIB:9.2f} MiB  {path.relative_to(root)}" for path in largest]
-    raise ConfigError(
-        f"the job would take {total / _MIB:.1f} MiB of files along, more than --limit-mib {limit_mib:g}; move away "
-        "what it does not need, or raise the limit. The largest:\n" + "\n".join(lines)
-    )
+def dockerignore() -> str:
+    """The same for images: `cluster/Dockerfile.dockerignore`."""
+    head = "# What no image takes along. Written by `python -m midibert_ray.cli.workdir docker`."
+    return "\n".join([head, "*", *(f"!{pattern}" for pattern in CODE), "**/.*", "**/__pycache__", ""])
 
 
 def pack(root: Path, paths: Iterable[Path], archive: Path) -> str:
@@ -133,4 +116,4 @@ def pack(root: Path, paths: Iterable[Path], archive: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(rayignore(Path(__file__).parents[2]))
+    sys.stdout.write(dockerignore() if "docker" in sys.argv else rayignore(Path(__file__).parents[2]))

@@ -84,7 +84,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
         manifest = storage.read_json(storage.join(uri, MANIFEST))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no token store at {uri}: it has no {MANIFEST}; make it with `midibert tokenize`"
+            f"no token store at {uri}: it has no {MANIFEST}; the job tokenize writes it, with the same settings"
         ) from error
     version = manifest.get("settings", {}).get("format_version")
     if version != FORMAT_VERSION:

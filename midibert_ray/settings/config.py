@@ -42,7 +42,6 @@ class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
     """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
     MIDI files."""
-
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
@@ -55,7 +54,6 @@ class CorporaConfig:
 class TokensConfig:
     protocol: ProtocolName = "clean"
     """`paper` repeats the authors' code, flaws included; `clean` repairs them; `protocol.*` switches one alone."""
-
     segment: int = 512
     """Time steps (super tokens) in a segment."""
 
@@ -76,22 +74,16 @@ class MaskConfig:
 class ModelConfig:
     representation: Literal["cp", "remi"] = "cp"
     """`cp`: one super token of four ids a note; `remi`: a flat sequence of single ids."""
-
     attention: Literal["relative_key_query", "rope"] = "relative_key_query"
     """`relative_key_query` is the paper's; `rope` is faster and just as good on short runs."""
-
     layers: int = 12
     """Transformer layers."""
-
     hidden: int = 768
     """Width of the hidden states."""
-
     heads: int = 12
     """Attention heads; must divide `model.hidden`."""
-
     feed_forward: int = 3072
     """Width of the feed-forward layers."""
-
     dropout: float = 0.1
     """Dropout of hidden states and of attention weights."""
 
@@ -105,22 +97,16 @@ class ModelConfig:
 class OptimizerConfig:
     lr: float = 2e-5
     """Peak learning rate of AdamW in pre-training."""
-
     weight_decay: float = 0.01
     """Decoupled weight decay."""
-
     decay: Literal["all", "matrices"] = "all"
     """`all` decays every parameter as the authors do; `matrices` spares biases and LayerNorm."""
-
     eps: float = 1e-6
     """AdamW's epsilon."""
-
     clip: float = 3.0
     """Largest norm of the gradient; 0 turns clipping off."""
-
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the rate after the warm-up; `linear` and `cosine` fall to 0 at the last step."""
-
     warmup_steps: int = 0
     """Steps over which the rate rises from 0."""
 
@@ -134,20 +120,15 @@ class OptimizerConfig:
 class PretrainConfig:
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
-
     epochs: int = 500
     """Largest number of epochs."""
-
     patience: int = 30
     """Validations without a better score before the run stops early; 0 never stops early."""
-
     valid_every: int = 1
     """Epochs between two validations, each of which saves a checkpoint."""
-
     splits: Literal["all", "train"] = "all"
     """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
     says of test pieces."""
-
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
 
@@ -161,52 +142,36 @@ class PretrainConfig:
 class FinetuneConfig:
     task: str = MELODY.name
     """Downstream task of one trial; a study varies it."""
-
     corpus: str = ""
     """Labelled corpus; empty takes the task's own."""
-
     model: Literal["midibert", "rnn"] = "midibert"
     """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
-
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
-
     freeze: Freeze = "none"
     """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
-
     freeze_layers: int = 0
     """With `finetune.freeze=none`: so many of the lowest layers, and the embeddings before them, do not learn."""
-
     head: Literal["paper", "linear"] = "paper"
     """`paper`: two dense layers (behind attentive pooling for sequences); `linear`: one (behind the mean)."""
-
     lr: float = 2e-5
     """Learning rate of AdamW; with `finetune.warmup` or `finetune.layer_decay` the highest one."""
-
     weight_decay: float = 0.01
     """Decoupled weight decay, of every parameter."""
-
     warmup: float = 0.0
     """Share of all steps over which the rate rises from 0 before it falls to 0; 0: a constant rate, as in the paper."""
-
     layer_decay: float = 1.0
     """Factor by which each layer below the head learns more slowly than the one above it; 1: all alike."""
-
     label_smoothing: float = 0.0
     """Share of a target that is spread over all classes."""
-
     class_balance: bool = False
     """Weigh each class by the inverse of its frequency in the training split."""
-
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
-
     batch: int = 12
     """Segments a step."""
-
     epochs: int = 10
     """Largest number of epochs."""
-
     patience: int = 3
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
@@ -226,19 +191,14 @@ class RnnConfig:
 
     lr: float = 0.0
     """Learning rate; 0 takes the authors' for the task."""
-
     batch: int = 0
     """Segments a step; 0 takes the authors': 16."""
-
     epochs: int = 500
     """Largest number of epochs."""
-
     patience: int = 20
     """Epochs without a lower validation loss before the rate falls; see `protocol.rnn_returns_to_best`."""
-
     factor: float = 0.2
     """What the rate is multiplied with then."""
-
     stops: int = 5
     """Such falls after which training ends."""
 
@@ -252,22 +212,16 @@ class RnnConfig:
 class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
-
     tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
     """Downstream tasks, one column each of the result table."""
-
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
-
     tables: tuple[str, ...] = runtime(())
     """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
-
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
-
     seeds: int = runtime(1)
     """Seeds a cell: seed, seed + 1, ..."""
-
     draws: int = runtime(0)
     """Random settings that a sweep tries, in place of tables, variants and seeds."""
 
@@ -288,46 +242,32 @@ class StudyConfig:
 class ComputeConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the forward and backward pass; part of the identity, as it changes results."""
-
     workers: int = runtime(1)
     """Workers of the pre-training run."""
-
     micro_batch: int = runtime(0)
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
-
     packing: bool = runtime(True)
     """Let short segments share a row where nothing attends to padding: the same results without work on it."""
-
     zero_stage: int = runtime(1)
     """DeepSpeed ZeRO stage, 0 to 3."""
-
     gpu: bool = runtime(False)
     """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
-
     accelerator: str = runtime("")
     """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
-
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
     """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
-
     cpus_per_worker: int = runtime(1)
     """CPUs of a pre-training worker, used as threads when there is no GPU."""
-
     cpus_per_trial: float = runtime(1)
     """CPUs of a fine-tuning trial."""
-
     gpus_per_trial: float = runtime(0)
     """GPUs of a fine-tuning trial; a fraction lets trials share one."""
-
     max_concurrent_trials: int = runtime(0)
     """Trials that run side by side; 0 lets the cluster's resources decide."""
-
     max_failures: int = runtime(3)
     """Times that a run or a trial starts again from its last checkpoint after a failure."""
-
     log_every: int = runtime(10)
     """Steps between two progress lines, each of which is one point of every curve."""
-
     keep_checkpoints: int = runtime(2)
     """Checkpoints kept on storage: the best ones, and the latest; at least 2, so that one may break."""
 
@@ -346,10 +286,8 @@ class StorageConfig:
     root: str = runtime("~/midibert")
     """Folder, `s3://bucket/prefix` or `gs://bucket/prefix` below which every artifact is written: tokens, runs,
     studies. Behind it may stand which server of your own has the bucket: `?endpoint_override=HOST:PORT&scheme=http`."""
-
     cache: str = runtime("~/.cache/midibert_ray")
     """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
-
     cache_gib: float = runtime(50.0)
     """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
     in use; 0 sets no bound."""
@@ -372,7 +310,6 @@ class Config:
 
     seed: int = 2021
     """Seed from which every random draw descends."""
-
     corpora: CorporaConfig = CorporaConfig()
     tokens: TokensConfig = TokensConfig()
     protocol: ProtocolConfig = field(default=ProtocolConfig())

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from midibert_ray.settings.config import Config, ConfigError, require
+from midibert_ray.settings.secrets import HELP, is_database, require_no_secret
 
 _USERINFO = re.compile(
     r"""https?://[^/?#\s]+@                      # a server's: a name alone may be a token
@@ -33,16 +34,12 @@ def refuse_secrets(words: Iterable[str]) -> None:
         ConfigError: naming the setting, and how a node gets a secret instead.
     """
     for word in words:
-        if not (_USERINFO.search(word) or _QUERY.search(unquote(word))):
-            continue
-        key = re.match(r"(-{0,2}[A-Za-z_.-]+)=", word)
-        raise ConfigError(
-            f"{key[1] if key else 'an argument'} holds a password or a key (not shown here), and settings end up in "
-            "logs, in MLflow and on Ray's dashboard; leave it out of the address, and give it to every node in its "
-            "environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD, PGPASSWORD ...) or in a file (~/.aws/credentials, ~/.mlflow/credentials, "
-            "~/.pgpass ...)"
-        )
+        match = re.match(r"(-{0,2}[A-Za-z_.-]+)=(.*)", word, re.DOTALL)
+        key, value = match.groups() if match else ("an argument", word)
+        if is_database(value) or key.lstrip("-") == "tracking.uri":
+            require_no_secret(key, value)
+        if _USERINFO.search(word) or _QUERY.search(unquote(word)):
+            raise ConfigError(f"{key} holds a password or a key (not shown here), and {HELP}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -122,9 +119,6 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 def from_flat(flat: Mapping[str, Any]) -> Config:
     """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
     changes = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
-    if "tokens.order" in changes:  # written before it became a field of the protocol
-        order = changes.pop("tokens.order")
-        changes["protocol.order"] = None if order == "protocol" else order
     return replace(Config(), changes)
 
 

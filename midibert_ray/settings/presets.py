@@ -2,68 +2,55 @@
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
 from midibert_ray.music.tasks import PAPER_TASKS
-from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 
 _PAPER_TASKS = tuple(task.name for task in PAPER_TASKS)
 
 
-def debug() -> Config:
-    """Everything end to end on the sample music, on two CPU cores, in a few minutes.
-
-    Rates and epochs are larger than the paper's, as the model and the music are tiny.
-    """
-    return replace(
-        Config(),
-        {
-            "corpora.names": ("sample",),
-            "model.layers": 2,
-            "model.hidden": 96,
-            "model.heads": 4,
-            "model.feed_forward": 384,
-            "optimizer.lr": 2e-3,
-            "optimizer.schedule": "cosine",
-            "optimizer.warmup_steps": 10,
-            "pretrain.epochs": 12,
-            "pretrain.valid_every": 4,
-            "finetune.corpus": "sample",
-            "finetune.lr": 1e-3,
-            "finetune.epochs": 8,
-            "compute.workers": 2,
-            "compute.max_concurrent_trials": 2,
-        },
-    )
-
-
-def small() -> Config:
-    """Four layers of 256 on all five corpora: hours on a CPU, minutes on a GPU."""
-    return replace(
-        Config(),
-        {
-            "model.layers": 4,
-            "model.hidden": 256,
-            "model.heads": 4,
-            "model.feed_forward": 1024,
-            "optimizer.lr": 3e-4,
-            "optimizer.schedule": "linear",
-            "optimizer.warmup_steps": 200,
-            "pretrain.epochs": 10,
-            "finetune.lr": 1e-4,
-            "study.tasks": _PAPER_TASKS,
-            "compute.workers": 2,
-        },
-    )
-
-
-def base() -> Config:
-    """The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B)."""
-    return replace(Config(), {"study.tasks": _PAPER_TASKS})
-
+PRESETS: dict[str, dict[str, Any]] = {
+    # Everything end to end on the sample music, on two CPU cores, in a few minutes. Rates and epochs are larger than
+    # the paper's, as the model and the music are tiny.
+    "debug": {
+        "corpora.names": ("sample",),
+        "model.layers": 2,
+        "model.hidden": 96,
+        "model.heads": 4,
+        "model.feed_forward": 384,
+        "optimizer.lr": 2e-3,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_steps": 10,
+        "pretrain.epochs": 12,
+        "pretrain.valid_every": 4,
+        "finetune.corpus": "sample",
+        "finetune.lr": 1e-3,
+        "finetune.epochs": 8,
+        "compute.workers": 2,
+        "compute.max_concurrent_trials": 2,
+    },
+    # Four layers of 256 on all five corpora: hours on a CPU, minutes on a GPU.
+    "small": {
+        "model.layers": 4,
+        "model.hidden": 256,
+        "model.heads": 4,
+        "model.feed_forward": 1024,
+        "optimizer.lr": 3e-4,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_steps": 200,
+        "pretrain.epochs": 10,
+        "finetune.lr": 1e-4,
+        "study.tasks": _PAPER_TASKS,
+        "compute.workers": 2,
+    },
+    # The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B).
+    "base": {"study.tasks": _PAPER_TASKS},
+}
+"""What each named configuration changes in `Config()`."""
 
 STUDIES: dict[str, dict[str, object]] = {
     "paper": {
@@ -77,28 +64,29 @@ STUDIES: dict[str, dict[str, object]] = {
 }
 """Settings that a study of some name changes in a preset; the command line overrules them."""
 
-PRESETS: dict[str, Callable[[], Config]] = {"debug": debug, "small": small, "base": base}
-
 
 def preset(name: str) -> Config:
-    """The configuration of a preset.
+    """The configuration of one of `PRESETS`."""
+    return replace(Config(), PRESETS[name])
 
-    Raises:
-        ConfigError: for an unknown name.
+
+def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
+    """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
+
+    Args:
+        job: its name.
+        config: what it shall be started with.
+        words: what stands before the settings.
+        only: keys that the job reads, of those that differ; none: all.
+        also: keys that are named even where they do not differ, beside `storage.root`.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"--preset {name!r} is not known; use one of {', '.join(PRESETS)}")
-    return PRESETS[name]()
-
-
-def command_line(job: str, config: Config, *keys: str) -> str:
-    """The command that runs a job, quoted for a shell: the nearest preset, what differs from it, and `keys`."""
     settings = flatten(config)
-    presets = {name: flatten(make()) for name, make in PRESETS.items()}
+    presets = {name: flatten(preset(name)) for name in PRESETS}
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
-    changed = [key for key, value in presets[name].items() if settings[key] != value or key in ("storage.root", *keys)]
+    changed = [key for key, value in presets[name].items() if settings[key] != value and (not only or key in only)]
+    keys = [key for key in settings if key in changed or key == "storage.root" or key in also]
     program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
-    return shlex.join([*program, "--preset", name, *(f"{key}={_text(settings[key])}" for key in changed)])
+    return shlex.join([*program, *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The checks of settings, and the error that they raise."""
+"""The checks of settings. Each raises a ConfigError that names the key, the value and what is allowed."""
 
 import difflib
 import re
@@ -41,11 +41,7 @@ def runtime(default: Any) -> Any:
 
 
 def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    """Refuse a list that is empty, names something twice, or names what is not allowed.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
+    """Refuse a list that is empty, names something twice, or names what is not allowed."""
     require(len(values) > 0, key, values, f"at least one of {', '.join(allowed)}")
     require(len(set(values)) == len(values), key, values, "each value once")
     for value in values:
@@ -53,11 +49,7 @@ def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...])
 
 
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a name that is not allowed.
-
-    Raises:
-        ConfigError: naming the key, the value, what is allowed and the nearest of it.
-    """
+    """Refuse a name that is not allowed."""
     require(value in allowed, key, value, f"one of {', '.join(allowed)}{_nearest(value, allowed)}")
 
 
@@ -67,33 +59,25 @@ def _nearest(value: str, allowed: tuple[str, ...]) -> str:
 
 
 def require(condition: bool, key: str, value: object, allowed: str) -> None:
-    """Refuse a value that is not allowed.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
+    """Refuse a value that is not allowed."""
     if not condition:
         raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
 
 
 def require_positive(section: Any, prefix: str, *names: str) -> None:
-    """Refuse fields of a section that are not above 0; raises as `require`."""
+    """Refuse fields of a section that are not above 0."""
     for name in names:
         require(getattr(section, name) > 0, prefix + name, getattr(section, name), "a positive number")
 
 
 def require_not_negative(section: Any, prefix: str, *names: str) -> None:
-    """Refuse fields of a section below 0; raises as `require`."""
+    """Refuse fields of a section below 0."""
     for name in names:
         require(getattr(section, name) >= 0, prefix + name, getattr(section, name), "0 or more")
 
 
 def require_name(key: str, name: str) -> None:
-    """Refuse a user's name that could not stand in a path.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
+    """Refuse a user's name that could not stand in a path."""
     allowed = "letters, digits and . _ = , + - (128 at most, a letter or digit first, no two dots in a row)"
     require(bool(_NAME.fullmatch(name)) and ".." not in name, key, name, allowed)
 
@@ -101,9 +85,6 @@ def require_name(key: str, name: str) -> None:
 def require_corpora(key: str, names: tuple[str, ...]) -> None:
     """Refuse a list of corpora that is empty, names one twice, or has one of the user's (`folder:ADDRESS`) whose
     address is not plain. Whether a corpus exists is checked where it is opened.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
     """
     require(len(names) > 0, key, names, "at least one corpus")
     require(len({name.rstrip("/") for name in names}) == len(names), key, names, "each corpus once")
@@ -113,11 +94,7 @@ def require_corpora(key: str, names: tuple[str, ...]) -> None:
 
 
 def require_folder(key: str, path: str) -> None:
-    """Refuse all but a path of a local folder.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
-    """
+    """Refuse all but a path of a local folder."""
     require(not _CONTROL.search(path), key, path, "a path without control characters")
     require("://" not in path and not _SLIP.match(path), key, path, "a folder of the machine itself")
 
@@ -126,9 +103,6 @@ def require_address(key: str, address: str) -> None:
     """Refuse all but a path, or `s3://bucket/prefix` or `gs://bucket/prefix` with a plain bucket and prefix.
 
     The message repeats neither a query nor an odd bucket, as both may hold a key.
-
-    Raises:
-        ConfigError: naming the key, the value and what is allowed.
     """
     require(not _CONTROL.search(address), key, address, "an address without control characters")
     require(not _SLIP.match(address), key, address, "two slashes behind the colon, as in s3://bucket/prefix")

@@ -1,19 +1,20 @@
 """How long a study would take: every kind of step is measured here and now, then counted."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
 from midibert_ray.data.masking import mask_batch, row_keys
-from midibert_ray.data.store import open_store
+from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
-from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, TrialSpec
-from midibert_ray.studies.trial import own_device
+from midibert_ray.studies.plan import PretrainingSpec, TrialSpec
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
@@ -22,8 +23,21 @@ from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
 """Segments of the step that is measured."""
+BYTES_A_NOTE, NOTES_A_BAR = 7.5, 16
+"""What a note takes of a MIDI file, and a bar has of notes, in the music that ships with the project."""
 FORWARD = 1 / 3
 """What a segment costs that is only scored, beside one that is learned from."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """A corpus before it is tokenized."""
+
+    corpus: str
+    pieces: Sequence[tuple[str, str, str | None]]
+    """Id, split and label of each."""
+    sizes: Sequence[int]
+    """Bytes of each piece's MIDI file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,43 +48,59 @@ class Estimate:
     trials: Mapping[str, float]
     """Both by key."""
     device: str
+    guessed: tuple[str, ...] = ()
+    """Corpora whose tokens are not there yet: their notes follow from the sizes of their files."""
 
     def __str__(self) -> str:
         runs, trials = sum(self.pretraining.values()), sum(self.trials.values())
+        guess = f" and the sizes of the files of {', '.join(self.guessed)} (no tokens yet)" if self.guessed else ""
         return (
             f"{runs + trials:,.2f} device-hours at most ({len(self.pretraining)} pre-trainings {runs:,.2f}, "
-            f"{len(self.trials)} trials {trials:,.2f}), by a step measured on {self.device}"
+            f"{len(self.trials)} trials {trials:,.2f}), by a step measured on {self.device}{guess}"
         )
 
 
-def estimate(plan: StudyPlan) -> Estimate:
+def estimate(
+    pretrainings: Mapping[str, PretrainingSpec],
+    trials: Mapping[str, TrialSpec],
+    corpora: Mapping[str, Files],
+    *,
+    threads: int,
+) -> Estimate:
     """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
 
-    Raises:
-        FileNotFoundError: where a token store has not been made.
+    Args:
+        pretrainings: by key.
+        trials: by key.
+        corpora: by address of their token stores; of those that are not there yet, the sizes of files are counted.
+        threads: of a CPU, where there is no GPU.
     """
-    device = own_device(plan.config)
-    meter = _Meter(device)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, threads))
+    meter = _Meter(device, corpora)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return Estimate(
-        pretraining={key: meter.pretraining(run) / 3600 for key, run in plan.pretrainings.items()},
-        trials={key: meter.trial(entry) / 3600 for key, entry in plan.trials.items()},
+        pretraining={key: meter.pretraining(run) / 3600 for key, run in pretrainings.items()},
+        trials={key: meter.trial(entry) / 3600 for key, entry in trials.items()},
         device=name,
+        guessed=tuple(sorted(meter.guessed)),
     )
 
 
 class _Meter:
     """Seconds of runs and trials; each kind of step is measured once."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, corpora: Mapping[str, Files]) -> None:
+        self.device, self.corpora = device, corpora
+        self.guessed: set[str] = set()
         self._seconds: dict[tuple[object, ...], float] = {}
         self._data: dict[tuple[object, ...], TaskData] = {}
 
     def pretraining(self, run: PretrainingSpec) -> float:
         """Seconds of a pre-training on one device."""
         config = run.config
-        data = PretrainData(config, [open_store(store, config.storage) for store in run.stores])
+        data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
         kind = ("pretrain", config.model, config.tokens, config.compute.precision)
         a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
         validations = config.pretrain.epochs / config.pretrain.valid_every
@@ -81,7 +111,7 @@ class _Meter:
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, open_store(entry.store, config.storage))
+            self._data[source] = TaskData(config, self._open(entry.store, config.storage))
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
@@ -89,6 +119,12 @@ class _Meter:
         epochs = recipe(config).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
         return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
+
+    def _open(self, uri: str, config: StorageConfig) -> TokenStore:
+        if uri not in self.corpora or find_manifest(uri) is not None:
+            return open_store(uri, config)
+        self.guessed.add(self.corpora[uri].corpus)
+        return _GuessedStore(uri, self.corpora[uri])
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
@@ -99,6 +135,20 @@ class _Meter:
                     torch.cuda.synchronize(self.device)
                 self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
         return self._seconds[kind]
+
+
+class _GuessedStore(TokenStore):
+    """What a corpus will be like once it is tokenized: its pieces, and about as many notes."""
+
+    def __init__(self, uri: str, files: Files) -> None:
+        self.uri, self.manifest = uri, {"corpus": files.corpus}
+        notes = [max(1, int(size / BYTES_A_NOTE)) for size in files.sizes]
+        self.offsets = np.concatenate([[0], np.cumsum(notes)])
+        self.bars = np.array([-(-count // NOTES_A_BAR) for count in notes], np.int32)
+        total = int(self.offsets[-1])
+        self.tokens, self.onset = np.zeros((total, 4), np.uint8), np.zeros(total, np.int32)
+        self.velocity, self.part = np.full(total, 64, np.uint8), np.ones(total, np.uint8)
+        self._pieces = pa.table(list(map(list, zip(*files.pieces, strict=True))), schema=PIECE_SCHEMA)
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:

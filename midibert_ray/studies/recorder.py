@@ -154,7 +154,7 @@ class Recorder(tune.Callback):
         if found is None:
             return None
         result, checkpoint = found
-        here, mark = self._recorded.setdefault(self.log.tracker.where.uri, {}), digest(result.to_json())
+        here, mark = self._recorded.setdefault(self.log.tracker.address.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
             predictions = storage.read_bytes(storage.join(checkpoint, outcome.PREDICTIONS))
             self.log.complete(self.log.trial(key), result, predictions)

@@ -65,6 +65,11 @@ class CorpusPlan:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
+    @property
+    def there(self) -> list[Piece]:
+        """The pieces whose MIDI file is there."""
+        return [piece for piece in self.pieces if piece.files[0] in self.files]
+
     @functools.cached_property
     def duplicates(self) -> dict[str, str]:
         """Files of a user's folder with the same bytes as another: name -> that one. Reads files.

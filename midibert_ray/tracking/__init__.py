@@ -1,18 +1,24 @@
 """MLflow: experiments, parent and child runs, and curves without gaps or duplicates.
 
 Only controllers and drivers write here; training loops report to Ray and know nothing of MLflow. A run is found again
-by its key (the tag `midibert.run_key`), so a job that is started again after a failure goes on in the same run.
+by its key (the tag `midibert.run_key`), so a job that is started again goes on in the same run.
 
-A database (sqlite below the storage root, where nothing else is said) takes records at once. A server may be away:
-records for it are written into a spool below the storage root first, and the driver of the job sends them from there
-while `recording` is open. Work goes on when the server does not answer; what is not sent when a job ends is sent by
-the next one, or by `flush`.
+A `RunLog` makes records. Where a database keeps the runs (sqlite below the storage root, if nothing else is set), a
+`Writer` carries them out at once. A server may be away: records for it are written into a `Spool` below the storage
+root, and the `Sender` of some job hands them to its `Writer` while `recording` is open. Work goes on when the server
+does not answer; records that a job leaves behind are sent by the next one, or by `flush`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from midibert_ray.tracking.address import Address, address
-from midibert_ray.tracking.client import PARENT, RUN_KEY, Run
-from midibert_ray.tracking.delivery import amount, caught_up, flush, flush_command, recording
-from midibert_ray.tracking.runs import PRETRAINING, RunLog, Tracker, study_experiment
+from midibert_ray.tracking.runs import PARENT, PRETRAINING, RUN_KEY, RunLog, study_experiment
+from midibert_ray.tracking.spool import UnreachableError
+
+if TYPE_CHECKING:
+    from midibert_ray.tracking.delivery import amount, caught_up, flush, flush_command, recording
+    from midibert_ray.tracking.tracker import Run, Tracker
 
 __all__ = [
     "PARENT",
@@ -22,6 +28,7 @@ __all__ = [
     "Run",
     "RunLog",
     "Tracker",
+    "UnreachableError",
     "address",
     "amount",
     "caught_up",
@@ -30,3 +37,11 @@ __all__ = [
     "recording",
     "study_experiment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs MLflow when it is first used: that takes a second, and most processes of a job never use it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "tracker" if name in ("Run", "Tracker") else "delivery"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -1,4 +1,4 @@
-"""MLflow's own client: opened, asked for runs, and its errors understood."""
+"""MLflow's client: opened, searched for runs, and its errors translated."""
 
 import fcntl
 import logging
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from midibert_ray.tracking.address import SQLITE, Address, is_server
+from midibert_ray.settings.secrets import is_server
+from midibert_ray.tracking.address import SQLITE, Address
+from midibert_ray.tracking.runs import RUN_KEY
 from midibert_ray.tracking.spool import RejectedError, UnreachableError
 
 # MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run.
@@ -25,70 +27,78 @@ from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException, RestException
 
-RUN_KEY = "midibert.run_key"
-PARENT = "mlflow.parentRunId"
-
-_PASSING = (408, 429, 499)
-"""HTTP statuses that are no fault of what was asked, though they begin with a 4."""
+PASSING = (408, 429, 499)
+"""HTTP statuses that pass of themselves, though they begin with a 4."""
 
 
-def connect(where: Address) -> MlflowClient:
+def connect(address: Address) -> MlflowClient:
     """A client for an address; asks nothing of a server, and makes a sqlite database that is not there."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else it has a line for every retry
-    if where.uri.startswith(SQLITE):
-        _make_database(Path(where.uri.removeprefix(SQLITE)))
-    return MlflowClient(tracking_uri=where.uri)
+    if address.uri.startswith(SQLITE):
+        _make_database(Path(address.uri.removeprefix(SQLITE)))
+    return MlflowClient(tracking_uri=address.uri)
 
 
 def _make_database(path: Path) -> None:
-    """Make MLflow's sqlite database where there is none, whole or not at all.
+    """Make MLflow's sqlite database where there is none, whole or not at all, for its owner alone.
 
     MLflow lays out its tables in dozens of steps, and cannot open a database in which a killed process left some out.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    guard = path.with_name(f".{path.name}.lock")
+    guard.touch(mode=0o600)
+    with guard.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it when its holder dies
         if path.exists():
             return
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             made = Path(scratch, path.name)
             MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments()
+            made.chmod(0o600)  # sqlite gives its journals the mode of their database
             made.replace(path)
 
 
-def search(client: MlflowClient, experiment: str, condition: str) -> Iterator[Run]:
+def search(
+    client: MlflowClient, experiment: str, condition: str = "", view: int = ViewType.ACTIVE_ONLY
+) -> Iterator[Run]:
     """The runs of an experiment that fulfil a condition in MLflow's search language; empty: all."""
     known = client.get_experiment_by_name(experiment)
     token: str | None = None
     while known:
-        page = client.search_runs([known.experiment_id], condition, ViewType.ACTIVE_ONLY, page_token=token)
+        page = client.search_runs([known.experiment_id], condition, view, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
 
 
-def of_key(client: MlflowClient, experiment: str, key: str) -> list[Run]:
+def find(client: MlflowClient, experiment: str, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """The run of a key, if there is one; `writer.py` says how a second, empty one may come to stand behind it."""
-    runs = search(client, experiment, f"tags.`{RUN_KEY}` = '{key}'")
+    runs = search(client, experiment, f"tags.`{RUN_KEY}` = '{key}'", view)
     return sorted(runs, key=lambda run: -len(run.data.params) - len(run.data.metrics))
 
 
 @contextmanager
-def answers(where: Address) -> Iterator[None]:
-    """Where a server is asked: its errors become ours. Those of a database stay as they are.
+def answers(uri: str) -> Iterator[None]:
+    """Translate the errors of a server that is asked something; those of a database stay as they are.
 
     Raises:
         UnreachableError: where it does not answer, not now, or not to this account.
-        RejectedError: where it will never take what was asked.
+        RejectedError: where it will never take the request.
     """
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        if not is_server(where.uri):
+        if not is_server(uri):
             raise
-        raise _meaning(where.uri, error) from error
+        raise _meaning(uri, error) from error
+    except (UnreachableError, RejectedError, OSError):
+        raise
+    except Exception as error:  # such as a library that an artifact store needs and that is not there
+        if not is_server(uri):
+            raise
+        raise RejectedError(f"{type(error).__name__}: {error}") from error
 
 
 def _meaning(uri: str, error: Exception) -> UnreachableError | RejectedError:
@@ -99,9 +109,9 @@ def _meaning(uri: str, error: Exception) -> UnreachableError | RejectedError:
             "MLFLOW_TRACKING_PASSWORD in the environment of every node",
             refused=True,
         )
-    # A proxy before the server has pages of its own; only the server's own words are about what was asked.
+    # A proxy before the server has pages of its own; only the server's own words are about the request.
     own_words = isinstance(error, RestException) or getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
-    if (own_words or isinstance(error, requests.HTTPError)) and 400 <= status < 500 and status not in _PASSING:
+    if (own_words or isinstance(error, requests.HTTPError)) and 400 <= status < 500 and status not in PASSING:
         return RejectedError(_reason(error))
     return UnreachableError(f"tracking.uri={uri} does not answer ({_reason(error)})")
 
@@ -115,7 +125,7 @@ def _status(error: Exception) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What is at the bottom of an error, in a line."""
+    """The error at the bottom of an error, in a line."""
     while inner := error.__cause__ or error.__context__ or _within(error):
         error = inner
     text = " ".join(str(error).split())
@@ -125,4 +135,4 @@ def _reason(error: BaseException) -> str:
 
 def _within(error: BaseException) -> BaseException | None:
     """The error that urllib3 hands on as an argument of its own."""
-    return next((part for part in error.args if isinstance(part, BaseException)), None)
+    return next((value for value in error.args if isinstance(value, BaseException)), None)

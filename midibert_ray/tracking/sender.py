@@ -1,12 +1,11 @@
-"""One process sends what lies in a spool, in order, for as long as there is a server that takes it.
+"""One process sends the records of a spool, in order, as long as there is a server that takes them.
 
-Who sends is said by a file in the spool that the sender writes anew every few seconds. Another process takes over when
+The sender names itself in a file of the spool, which it writes anew every few seconds. Another process takes over when
 it has seen no change for a while: that needs neither locks, which object stores and some network file systems lack,
 nor clocks that agree. Should two processes ever send for a moment, they send the same records, each of which may
 arrive twice without harm.
 """
 
-import itertools
 import logging
 import os
 import socket
@@ -21,27 +20,27 @@ from midibert_ray.tracking.spool import REFUSED, Record, RejectedError, Spool, U
 logger = logging.getLogger(__name__)
 
 STALE_S = 20.0
-"""A sender that has not been heard of for so long is taken to be dead."""
+"""Time without a sign of life after which a sender is taken to be dead."""
 
 BEAT_S = 4.0
 """Time between two signs of life of a sender."""
 
 SETTLE_S = 1.0
-"""How long it takes to see whether another process took the spool at the same moment."""
+"""Time to see whether another process took the lease at the same moment."""
 
 POLL_S = 2.0
-"""Time between two looks into the spool, each of which is a request where it lies in a bucket; after a failure it
-doubles, up to `LONGEST_PAUSE_S`."""
+"""Time between two looks into the spool, each of which is a request where it lies in a bucket."""
 
 LONGEST_PAUSE_S = 10.0
+"""The same during an outage."""
 
 PATIENCE_S = 30.0
-"""How long the end of a job waits while nothing can be sent; longer than `STALE_S`."""
+"""Time that the end of a job waits without progress; longer than `STALE_S`."""
 
 Send = Callable[[Sequence[Record]], None]
 """Writes records to a server: either several that are points of one run, or a single one.
 
-Raises UnreachableError where it should be tried again, RejectedError where that is of no use.
+Raises UnreachableError where it should be tried again, RejectedError where that would be of no use.
 """
 
 
@@ -52,8 +51,7 @@ class Lease:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._name = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex[:8]}"
-        self._beats = itertools.count()
+        self._name = f"process {os.getpid()} on {socket.gethostname()}"
         self._mine = b""
         self._seen: bytes | None = None
         self._since = 0.0
@@ -63,11 +61,11 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this process has it."""
+        """Whether this process has the lease."""
         return self._held.is_set()
 
     def take(self) -> bool:
-        """Have it, if nobody else has; takes a second where it was free."""
+        """Take the lease, if nobody else has it; lasts `SETTLE_S` where it was free."""
         if self.held:
             return True
         content = self._spool.get(self._FILE)
@@ -84,7 +82,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Leave it to others, at once."""
+        """Leave the lease to others, at once."""
         self._stop.set()
         if self._thread:
             self._thread.join()
@@ -98,11 +96,11 @@ class Lease:
         return time.monotonic() - self._since >= STALE_S
 
     def _beat(self) -> None:
-        self._mine = f"{self._name}, {next(self._beats)}".encode()
+        self._mine = f"{self._name}, {uuid.uuid4().hex}".encode()
         self._spool.put(self._FILE, self._mine)
 
     def _keep(self) -> None:
-        """Give signs of life, until it is released or another process thinks this one dead."""
+        """Give signs of life, until the lease is released or another process thinks this one dead."""
         with suppress(OSError):  # it must not send when it cannot say that it does
             while not self._stop.wait(BEAT_S) and self._spool.get(self._FILE) == self._mine:
                 self._beat()
@@ -110,30 +108,31 @@ class Lease:
 
 
 class Sender:
-    """Sends what lies in a spool; one line says that an outage has begun, and one that it is over."""
+    """Sends the records of a spool; one line says that an outage has begun, and one that it is over."""
 
     def __init__(self, spool: Spool, connect: Callable[[], Send], server: str) -> None:
         """Nothing is sent yet.
 
         Args:
-            spool: where the records lie.
-            connect: gives a function that sends; a new one is asked for whenever something may have been sent that it
-                does not know of.
-            server: what it is called in messages.
+            spool: of the records.
+            connect: makes a function that sends; a new one is made whenever something may have been sent that the old
+                one does not know of.
+            server: its name in messages.
         """
         self.spool = spool
         self._lease = Lease(spool)
         self._connect = connect
         self._server = server
         self._send: Send | None = None
-        self._trouble: UnreachableError | None = None
-        self._failures = 0
+        self._problem: UnreachableError | None = None
+        self._since = 0.0
+        """When the outage began, if there is one."""
         self._late = 0
         self._rejected: set[str] = set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While it is open, a thread sends."""
+        """Send in a thread while the context is open."""
         stop = threading.Event()
         thread = threading.Thread(target=self._follow, args=(stop,), name="tracking", daemon=True)
         thread.start()
@@ -144,12 +143,15 @@ class Sender:
             thread.join()
 
     def drain(self, patience_s: float) -> list[str]:
-        """Send what is there now, until for so long nothing of it has gone, be it from here or from another process.
+        """Send all records now in the spool; give up after `patience_s` seconds without progress.
+
+        Progress is a record that has gone, be it sent from here or from another process. An outage that has lasted so
+        long already is given one more try.
 
         Returns:
-            names of the records that are left of it.
+            names of the records that are left.
         """
-        left, since = self.spool.names(), time.monotonic()
+        left, since = self.spool.names(), self._since if self._problem else time.monotonic()
         while left and not self.step():
             fewer = sorted(set(left) & set(self.spool.names()))
             if len(fewer) < len(left):
@@ -160,11 +162,11 @@ class Sender:
         return []
 
     def close(self) -> None:
-        """Leave the sending to others."""
+        """Leave the sending to other processes."""
         self._lease.release()
 
     def step(self) -> bool:
-        """Send what is there now, if no other process does; whether it has all arrived."""
+        """Send all records now in the spool, if no other process does; returns whether all have arrived."""
         try:
             done = self._round()
         except UnreachableError as error:
@@ -173,19 +175,19 @@ class Sender:
         except OSError as error:
             self.fail(UnreachableError(f"records cannot be read or removed: {error}"))
             return False
-        if done:
-            self._recover()
+        if done and self._problem:
+            logger.warning("%s answers again: %s points arrived late", self._server, f"{self._late:,}")
+            self._problem = None
         return done
 
     def fail(self, error: UnreachableError) -> None:
-        """Take note that the server cannot be reached, and say so if that is news."""
+        """Note that the server cannot be reached, and say so if that is news."""
         self._send = None
-        self._failures += 1
-        if self._trouble is None or self._trouble.refused != error.refused:
-            logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.place)
-        if self._trouble is None:
-            self._late = 0
-        self._trouble = error
+        if self._problem is None or self._problem.refused != error.refused:
+            logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.uri)
+        if self._problem is None:
+            self._late, self._since = 0, time.monotonic()
+        self._problem = error
 
     def _round(self) -> bool:
         names = self.spool.names()
@@ -200,17 +202,12 @@ class Sender:
             self._deliver(self.spool.read(batch))
         return True
 
-    def _recover(self) -> None:
-        if self._trouble:
-            logger.warning("%s answers again: %s points arrived late", self._server, f"{self._late:,}")
-        self._trouble, self._failures = None, 0
-
     def _follow(self, stop: threading.Event) -> None:
-        while not stop.wait(min(POLL_S * 2 ** min(self._failures, 10), LONGEST_PAUSE_S)):
+        while not stop.wait(LONGEST_PAUSE_S if self._problem else POLL_S):
             self.step()
 
     def _deliver(self, records: Mapping[str, Record]) -> None:
-        """Send records that go together, and take them away, or set aside what the server will not take."""
+        """Send records that go together, and remove them, or set aside those that the server will not take."""
         if not records:
             return
         self._send = self._send or self._connect()
@@ -228,9 +225,9 @@ class Sender:
             self.spool.remove(name)
 
     def _set_aside(self, name: str, record: Record, error: RejectedError) -> None:
-        """Out of the way of other records; said once a run, as the rest of it may fare the same."""
+        """Move a record out of the way of others; said once a run, as the rest of it may fare the same."""
         if record.run not in self._rejected:
             self._rejected.add(record.run)
-            place = f"{self.spool.place}/{REFUSED}"
-            logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, place, error)
+            kept = f"{self.spool.uri}/{REFUSED}"
+            logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, kept, error)
         self.spool.set_aside(name)

@@ -1,10 +1,10 @@
-"""Records on their way to a server: written down first, sent in order, removed when they have arrived.
+"""Records on their way to a server: written first, sent in order, removed when they have arrived.
 
-    {place}/NUMBER-POINTS-RUN-ID.json     one record; names sort in the order in which records were written
-    {place}/sender                        which process sends them, one at a time: see `sender.py`
-    {place}/refused/                      records that the server would not take as they are
+    {uri}/NUMBER-POINTS-RUN-ID.json     one record; names sort in the order in which records were written
+    {uri}/sender                        the process that sends them, one at a time: see `sender.py`
+    {uri}/refused/                      records that the server would not take as they are
 
-Whatever sees the folder may write to it, and what a killed process has left is sent by the next one that comes. The
+Any process that sees the folder may write to it, and the records of a killed process are sent by the next one. The
 folder may be on a disk, a network file system or an object store: nothing here needs locks, or files that grow.
 """
 
@@ -27,7 +27,7 @@ _NAME = re.compile(r"\d{20}-\d+-[0-9a-f]{16}-[0-9a-f]{8}\.json")
 
 
 class UnreachableError(Exception):
-    """A server does not answer, or not now, or not to this account; nothing is wrong with what it was asked."""
+    """A server does not answer, or not now, or not to this account; nothing is wrong with the request."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -41,27 +41,27 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class Record:
-    """Something that a server is to hold; sending it twice must change nothing more."""
+    """A change to a run that a server is to hold; sending it twice must change nothing more."""
 
     run: str
-    """Whose it is: records of one run are sent in the order in which they were written."""
+    """The run: its records are sent in the order in which they were written."""
 
     points: int
-    """How many points of curves it holds; 0 where it is something else."""
+    """Number of points of curves in it; 0 for every other kind of change."""
 
     content: Mapping[str, Any]
-    """What it says, for whoever sends it; must fit into JSON."""
+    """The change itself, which the writer understands; must fit into JSON."""
 
 
 class Spool:
     """A folder of records."""
 
-    def __init__(self, place: str) -> None:
-        self.place = place
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
         self._last = 0
 
     def append(self, record: Record) -> None:
-        """Write a record down, behind all that lie there when this process writes its first one.
+        """Write a record, behind all that lie there when this process writes its first one.
 
         Raises:
             OSError: where the storage fails.
@@ -76,10 +76,10 @@ class Spool:
 
     def names(self) -> list[str]:
         """Names of the records, in the order in which they were written."""
-        return list(filter(_NAME.fullmatch, storage.names(self.place)))
+        return list(filter(_NAME.fullmatch, storage.names(self.uri)))
 
     def read(self, names: Iterable[str]) -> dict[str, Record]:
-        """The records of some names, without those that have been removed; what is no record is set aside."""
+        """The records of some names, without those that have been removed; other content is set aside."""
         found = {}
         for name in names:
             content = self.get(name)
@@ -92,7 +92,7 @@ class Spool:
         return found
 
     def remove(self, name: str) -> None:
-        """Take a record away that has arrived."""
+        """Remove a record that has arrived."""
         storage.remove(self._at(name))
 
     def set_aside(self, name: str) -> None:
@@ -100,7 +100,7 @@ class Spool:
         self._move(self._at(name), self._at(REFUSED, name))
 
     def bring_back(self) -> None:
-        """Put what was set aside into its place again, for another try."""
+        """Put the records that were set aside back among the others, for another try."""
         for name in filter(_NAME.fullmatch, storage.names(self._at(REFUSED))):
             self._move(self._at(REFUSED, name), self._at(name))
 
@@ -113,13 +113,13 @@ class Spool:
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file of the spool in place, as an object store does of itself."""
-        if storage.is_local(self.place):
+        if storage.is_local(self.uri):
             Path(storage.resolve(self._at(name))).write_bytes(content)
         else:
             storage.write_bytes(self._at(name), content)
 
     def _at(self, *names: str) -> str:
-        return storage.join(self.place, *names)
+        return storage.join(self.uri, *names)
 
     def _move(self, source: str, target: str) -> None:
         storage.write_bytes(target, storage.read_bytes(source))
@@ -127,7 +127,7 @@ class Spool:
 
 
 def points(names: Iterable[str]) -> int:
-    """How many points of curves the records of some names hold."""
+    """The number of points of curves in the records of some names."""
     return sum(int(name.split("-")[1]) for name in names)
 
 

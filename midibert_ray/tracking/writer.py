@@ -1,46 +1,41 @@
 """Records of runs, carried out on MLflow; carrying one out again changes nothing more."""
 
 import base64
+import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from midibert_ray.tracking.client import PARENT, RUN_KEY, of_key
+from midibert_ray.tracking.address import Address
+from midibert_ray.tracking.client import answers, connect, find
+from midibert_ray.tracking.runs import PARENT, RUN_KEY
 from midibert_ray.tracking.spool import Record, RejectedError
+
+logger = logging.getLogger(__name__)
 
 Content = Mapping[str, Any]
 
 
-@dataclass
-class _Run:
-    """A run as far as this writer knows it."""
-
-    id: str
-    new: bool
-    """Made by this writer, so that there are no points but its own."""
-
-    last: dict[str, int] = field(default_factory=dict)
-    """Curve -> its last step."""
-
-
 class Writer:
-    """Knows runs by experiment and key, and which points of their curves are there.
+    """Knows runs by experiment and key, and the last step of their curves.
 
-    One that has met an error is to be replaced: what it asked for may have been done all the same.
+    One that has met an error is to be replaced: the request may have been carried out all the same.
     """
 
-    def __init__(self, client: MlflowClient, artifacts: str) -> None:
-        """With the folder or URI for the artifacts of new experiments; empty leaves it to the server."""
-        self._client = client
-        self._artifacts = artifacts
-        self._runs: dict[tuple[str, str], _Run] = {}
-        self._kinds: dict[str, Callable[[Content], None]] = {
+    def __init__(self, address: Address) -> None:
+        """Connect; nothing is asked yet."""
+        self._address = address
+        self._client = connect(address)
+        self._ids: dict[tuple[str, str], str] = {}
+        self._new: set[str] = set()
+        """Ids of the runs that this writer made, whose curves hold no points but its own."""
+        self._last: dict[tuple[str, str], int] = {}
+        """Id of a run, curve -> its last step."""
+        self._kinds = {
             "open": self._open,
             "tags": self._tags,
             "extend": self._extend,
@@ -52,36 +47,51 @@ class Writer:
         """Carry out several records of points of one run, or a single one of another kind.
 
         Raises:
-            RejectedError: where it belongs to no run, or is of an unknown kind.
+            UnreachableError: where a server does not answer.
+            RejectedError: where a record belongs to no run, is of an unknown kind, or is not taken by a server.
         """
         content = records[0].content
-        if content["kind"] == "points":
-            self._points([record.content for record in records])
-        elif content["kind"] in self._kinds:
-            self._kinds[content["kind"]](content)
-        else:
-            raise RejectedError(f"a record of the unknown kind {content['kind']!r}")
+        with answers(self._address.uri):
+            if content["kind"] == "points":
+                self._points([record.content for record in records])
+            elif content["kind"] in self._kinds:
+                self._kinds[content["kind"]](content)
+            else:
+                raise RejectedError(f"a record of the unknown kind {content['kind']!r}")
 
     def _open(self, content: Content) -> None:
         """Make the run, or set the one that is there to running; parameters that are there stay as they were."""
         experiment, key = content["experiment"], content["key"]
-        found = self._only(experiment, key)
+        experiment_id = self._experiment(experiment)
+        found = self._only(experiment, key) or self._restored(experiment, key)
         if found:
             self._client.update_run(found.info.run_id, status="RUNNING")
-            run, there = _Run(found.info.run_id, new=False), set(found.data.params)
         else:
-            parent = {PARENT: self._run(experiment, content["parent"]).id} if content["parent"] else {}
-            made = self._client.create_run(
-                self._experiment(experiment),
-                start_time=content["at"],
-                tags={RUN_KEY: key} | parent | content["tags"],
-                run_name=content["name"],
-            )
-            run, there = _Run(made.info.run_id, new=True), set()
-        self._runs[experiment, key] = run
-        fresh = [Param(name, value) for name, value in content["params"].items() if name not in there]
+            parent = {PARENT: self._id(experiment, content["parent"])} if content["parent"] else {}
+            tags = {RUN_KEY: key} | parent | content["tags"]
+            found = self._client.create_run(experiment_id, content["at"], tags, content["name"])
+            self._new.add(found.info.run_id)
+        self._ids[experiment, key] = found.info.run_id
+        fresh = [Param(name, value) for name, value in content["params"].items() if name not in found.data.params]
         for start in range(0, len(fresh), 100):  # MLflow takes 100 params a call
-            self._client.log_batch(run.id, params=fresh[start : start + 100])
+            self._client.log_batch(found.info.run_id, params=fresh[start : start + 100])
+
+    def _experiment(self, name: str) -> str:
+        """The id of an experiment, made if there is none; MLflow keeps the name of a deleted one, which is restored."""
+        known = self._client.get_experiment_by_name(name)
+        if known and known.lifecycle_stage == "deleted":
+            logger.warning("the experiment %s was deleted in MLflow; it is restored with its runs", name)
+            self._client.restore_experiment(known.experiment_id)
+        if known:
+            return str(known.experiment_id)
+        # Without an explicit root sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
+        root = f"{self._address.artifacts}/{name}" if self._address.artifacts else None
+        try:
+            return str(self._client.create_experiment(name, artifact_location=root))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment(name)
 
     def _only(self, experiment: str, key: str) -> Run | None:
         """The one run of a key, or None.
@@ -89,40 +99,58 @@ class Writer:
         A server that hangs may carry out a request to make a run long after we have given it up and repeated it. The
         run that comes of it is empty, stands beside ours, and is deleted here.
         """
-        found = of_key(self._client, experiment, key)
-        known = self._runs.get((experiment, key))
-        found.sort(key=lambda run: known is None or run.info.run_id != known.id)
+        found = find(self._client, experiment, key)
+        known = self._ids.get((experiment, key))
+        found.sort(key=lambda run: run.info.run_id != known)
         for twin in found[1:]:
             if not twin.data.params and not twin.data.metrics:
                 self._client.delete_run(twin.info.run_id)
         return found[0] if found else None
 
+    def _restored(self, experiment: str, key: str) -> Run | None:
+        """The run of a key that somebody deleted, active again: a resumed job would leave a gap in a new one."""
+        deleted = find(self._client, experiment, key, ViewType.DELETED_ONLY)
+        if not deleted:
+            return None
+        logger.warning("the run %s of %s was deleted in MLflow; it is restored", key, experiment)
+        self._client.restore_run(deleted[0].info.run_id)
+        return deleted[0]
+
+    def _id(self, experiment: str, key: str) -> str:
+        """The id of a run that has been opened."""
+        if (experiment, key) not in self._ids:
+            found = find(self._client, experiment, key)
+            if not found:
+                raise RejectedError(f"MLflow has no run {key} in {experiment}; it may have been deleted there")
+            self._ids[experiment, key] = found[0].info.run_id
+        return self._ids[experiment, key]
+
     def _points(self, contents: Sequence[Content]) -> None:
         """Add the points that a curve does not have yet: those behind its last step."""
-        run, fresh = self._run(contents[0]["experiment"], contents[0]["key"]), []
-        last: dict[str, int] = {}
+        run, fresh = self._id(contents[0]["experiment"], contents[0]["key"]), []
+        last: dict[tuple[str, str], int] = {}
         for content in contents:
-            step = content["step"]
             for name, value in content["metrics"].items():
-                if step > last.get(name, self._last(run, name)):
-                    last[name] = step
-                    fresh.append(Metric(name, value, content["at"], step))
+                if content["step"] > last.get((run, name), self._last_step(run, name)):
+                    last[run, name] = content["step"]
+                    fresh.append(Metric(name, value, content["at"], content["step"]))
         for start in range(0, len(fresh), 1000):  # MLflow takes 1,000 points a call
-            self._client.log_batch(run.id, metrics=fresh[start : start + 1000])
-        run.last |= last
+            self._client.log_batch(run, metrics=fresh[start : start + 1000])
+        self._last |= last
 
-    def _last(self, run: _Run, name: str) -> int:
-        if name not in run.last:
-            history = [] if run.new else self._client.get_metric_history(run.id, name)
-            run.last[name] = max((point.step for point in history), default=-1)
-        return run.last[name]
+    def _last_step(self, run: str, name: str) -> int:
+        if (run, name) not in self._last:
+            history = [] if run in self._new else self._client.get_metric_history(run, name)
+            self._last[run, name] = max((point.step for point in history), default=-1)
+        return self._last[run, name]
 
     def _tags(self, content: Content) -> None:
-        self._client.log_batch(self._id(content), tags=[RunTag(name, text) for name, text in content["tags"].items()])
+        tags = [RunTag(name, text) for name, text in content["tags"].items()]
+        self._client.log_batch(self._id(content["experiment"], content["key"]), tags=tags)
 
     def _extend(self, content: Content) -> None:
-        """Tags that are lists: add what is not in them."""
-        run = self._id(content)
+        """Add to tags that are lists the values that are not in them."""
+        run = self._id(content["experiment"], content["key"])
         known = self._client.get_run(run).data.tags
         tags = []
         for name, values in content["tags"].items():
@@ -135,33 +163,10 @@ class Writer:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, base)
             path.write_bytes(base64.b64decode(content["content"]))
-            self._client.log_artifact(self._id(content), str(path), folder or None)
+            run = self._id(content["experiment"], content["key"])
+            self._client.log_artifact(run, str(path), folder or None)
 
     def _end(self, content: Content) -> None:
-        run = self._id(content)
+        run = self._id(content["experiment"], content["key"])
         self._only(content["experiment"], content["key"])
         self._client.set_terminated(run, content["status"], content["at"])
-
-    def _id(self, content: Content) -> str:
-        return self._run(content["experiment"], content["key"]).id
-
-    def _run(self, experiment: str, key: str) -> _Run:
-        if (experiment, key) not in self._runs:
-            found = of_key(self._client, experiment, key)
-            if not found:
-                raise RejectedError(f"MLflow has no run {key} in {experiment}; it may have been deleted there")
-            self._runs[experiment, key] = _Run(found[0].info.run_id, new=False)
-        return self._runs[experiment, key]
-
-    def _experiment(self, name: str) -> str:
-        known = self._client.get_experiment_by_name(name)
-        if known:
-            return str(known.experiment_id)
-        # Without an explicit place sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
-        place = f"{self._artifacts}/{name}" if self._artifacts else None
-        try:
-            return str(self._client.create_experiment(name, artifact_location=place))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return self._experiment(name)

@@ -1,6 +1,7 @@
 """What a labelled task's corpus is under each protocol: segments, their labels, and what a model sees of them."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,34 @@ class Batch:
     """How the segments share rows; None where each has its own."""
 
 
+def require_splits(task: Task, corpus: str, splits: Collection[str]) -> None:
+    """Refuse a corpus that is not divided for fine-tuning.
+
+    Raises:
+        ValueError: naming the splits that it lacks.
+    """
+    missing = {"train", "valid", "test"} - set(splits)
+    if missing:
+        raise ValueError(
+            f"task {task.name} needs the splits train, valid and test, but the token store of {corpus} "
+            f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
+        )
+
+
+def require_labels(task: Task, corpus: str, labels: Collection[str | None]) -> None:
+    """Refuse a corpus whose pieces do not all have a label of a sequence-level task.
+
+    Raises:
+        ValueError: naming a label that is none of the task's.
+    """
+    unknown = set(labels) - set(task.classes)
+    if unknown:
+        raise ValueError(
+            f"task {task.name} needs the labels {', '.join(task.classes)}, but pieces of {corpus} "
+            f"are labelled {sorted(map(str, unknown))[0]!r}; set finetune.corpus={task.corpus}"
+        )
+
+
 class TaskData:
     """The segments and labels of one task's corpus under one protocol."""
 
@@ -59,31 +88,18 @@ class TaskData:
             representation=config.model.representation,
             drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
         )
-        missing = {"train", "valid", "test"} - store.splits
-        if missing:
-            raise ValueError(
-                f"task {self.task.name} needs the splits train, valid and test, but the token store of {store.corpus} "
-                f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
-            )
+        require_splits(self.task, store.corpus, store.splits)
         self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
         self.learned = self._learned(config.finetune.train_segments)
         """int64 [k], the segments of the training split that are learned from, ascending."""
         if self.task.level == "sequence":
-            self._check_labels(store)
+            require_labels(self.task, store.corpus, {store.label(piece) for piece in range(len(store))})
 
     def _learned(self, limit: int) -> NDArray[np.int64]:
         count = len(self.splits["train"])
         if not 0 < limit < count:
             return np.arange(count)
         return np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
-
-    def _check_labels(self, store: TokenStore) -> None:
-        unknown = {store.label(piece) for piece in range(len(store))} - set(self.task.classes)
-        if unknown:
-            raise ValueError(
-                f"task {self.task.name} needs the labels {', '.join(self.task.classes)}, but pieces of {store.corpus} "
-                f"are labelled {sorted(map(str, unknown))[0]!r}; set finetune.corpus={self.task.corpus}"
-            )
 
     def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
         """Some segments of a split as the model's input, and as they lie in the store."""

@@ -1,6 +1,7 @@
 """What is sent to a cluster: the code, and none of the secrets that lie about in a checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -124,13 +125,21 @@ def test_the_same_code_gives_the_same_archive(tmp_path: Path) -> None:
         assert packed.read("jobs/pipeline.py") == (ROOT / "jobs/pipeline.py").read_bytes()
 
 
-def test_too_much_is_refused_with_the_largest_files(tmp_path: Path) -> None:
-    checkout(tmp_path, *(f"midibert_ray/{number}.py" for number in range(12)))
-    for number in range(12):
-        (tmp_path / f"midibert_ray/{number}.py").write_bytes(bytes(number << 16))
-    paths = workdir.files(tmp_path)
-    workdir.check_size(tmp_path, paths, 5)
-    with pytest.raises(ConfigError, match=r"4\.1 MiB of files along, more than --limit-mib 2") as error:
-        workdir.check_size(tmp_path, paths, 2)
-    lines = str(error.value).splitlines()[1:]
-    assert [line.split()[-1] for line in lines] == [f"midibert_ray/{number}.py" for number in range(11, 1, -1)]
+def test_dockerignore_is_made_from_the_same_list_and_keeps_secrets_out(planted: tuple[Path, list[str]]) -> None:
+    root, code = planted
+    text = (ROOT / "cluster/Dockerfile.dockerignore").read_text()
+    assert text == workdir.dockerignore(), "python -m midibert_ray.cli.workdir docker > cluster/Dockerfile.dockerignore"
+    names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    rules = [line for line in text.splitlines() if not line.startswith("#")]
+    assert sorted(name for name in names if not ignored(name, rules)) == code
+
+
+def ignored(name: str, rules: list[str]) -> bool:
+    """Whether Docker leaves a file out: the last rule counts that fits it or a folder that it is in."""
+    out, parents = False, [name, *map(str, Path(name).parents[:-1])]
+    for rule in rules:
+        pattern = re.escape(rule.lstrip("!")).replace(r"\*\*/", "(?:.*/)?").replace(r"\*", "[^/]*")
+        pattern = pattern.replace(r"\[0\-9\]", "[0-9]")
+        if any(re.fullmatch(pattern, parent) for parent in parents):
+            out = not rule.startswith("!")
+    return out

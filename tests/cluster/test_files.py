@@ -137,7 +137,7 @@ def test_the_image_has_the_package_and_no_development_tools(tmp_path: Path) -> N
     assert python == [("3", "11")]
     for source in re.findall(r"^COPY --chown=1000:100 (\S+)", text, re.M):
         assert (ROOT / source).exists()
-        assert f"!{source}\n" in (CLUSTER / "Dockerfile.dockerignore").read_text()
+        assert f"\n!{source}" in (CLUSTER / "Dockerfile.dockerignore").read_text()
     assert text.rstrip().endswith("USER 1000")
     assert "RAY_AUTH_MODE=token" in text
     (filtered,) = re.findall(r"sed '([^']+)' requirements.txt", text)
@@ -170,6 +170,7 @@ def test_the_tracking_server_listens_on_loopback_and_is_watched() -> None:
     ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert ports == {"mlflow": ["${MLFLOW_BIND:-127.0.0.1}:5000:5000"]}
     assert "--app-name basic-auth" in services["mlflow"]["command"]
+    assert services["mlflow"]["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false", "no job runners"
     assert "--web.listen-address=127.0.0.1:9090" in services["prometheus"]["command"]
     assert services["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
     assert {name for name, service in services.items() if "network_mode" in service} == {"prometheus", "grafana"}

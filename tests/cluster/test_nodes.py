@@ -124,33 +124,26 @@ def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, tokenized: Path, di
     assert sum(made["nodes"].values()) == made["counts"]["pieces"] == COPIES * 32
 
 
-def test_tokenizing_outlives_a_lost_node(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
-    job = tokenizing_half_way(cluster, music, tmp_path)
+def test_tokenizing_outlives_a_lost_node_and_a_pulled_cable(
+    cluster: Cluster, music: str, digest: str, tmp_path: Path
+) -> None:
+    def made() -> int:
+        return len(list(tmp_path.glob("root/tokens/*/part-*.parquet")))
+
+    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
+    job.until(lambda: made() >= 3)
     cluster.kill("1")
+    cluster.join("1")
+    before = made()
+    job.until(lambda: made() > before)
+    cluster.cut("2")
     assert not list(tmp_path.glob("root/tokens/*/manifest.json"))
-    cluster.join("1")
-    check_tokens(job, tmp_path, digest)
-
-
-def test_tokenizing_outlives_a_pulled_cable(cluster: Cluster, music: str, digest: str, tmp_path: Path) -> None:
-    job = tokenizing_half_way(cluster, music, tmp_path)
-    cluster.cut("1")
     time.sleep(CUT_S)
-    cluster.join("1")
-    check_tokens(job, tmp_path, digest)
-
-
-def tokenizing_half_way(cluster: Cluster, music: str, root: Path) -> Job:
-    job = Job(cluster, "tokenize", tokenizing(root, music))
-    job.until(lambda: len(list(root.glob("root/tokens/*/part-*.parquet"))) >= 4)
-    return job
-
-
-def check_tokens(job: Job, root: Path, digest: str) -> None:
+    cluster.join("2")
     job.wait()
-    made = manifest(root)
-    assert made["digest"] == digest
-    assert sum(made["nodes"].values()) == COPIES * 32
+    content = manifest(tmp_path)
+    assert content["digest"] == digest
+    assert sum(content["nodes"].values()) == COPIES * 32
 
 
 # ------------------------------------------------------------------------------------------- pre-training

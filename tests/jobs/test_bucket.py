@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from midibert_ray import storage, tracking
-from midibert_ray.corpora.catalogue import CORPORA
-from midibert_ray.data.format import read_manifest
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
@@ -126,16 +124,3 @@ def check_export(config: Config) -> None:
     with weights(place) as folder:
         exported = load_checkpoint(folder).state_dict()
     assert all(torch.equal(tensor, tensors(config)[name]) for name, tensor in exported.items())
-
-
-def test_corpora_are_read_from_a_bucket(no_ray: None, bucket: Config) -> None:
-    sample = Path(CORPORA["sample"].folder)
-    corpora = storage.join(storage.join(bucket.storage.root, "corpora"), "POP909")
-    for path in sample.rglob("*.*"):
-        storage.write_bytes(storage.join(corpora, path.relative_to(sample).as_posix()), path.read_bytes())
-    there = replace(
-        bucket, {"corpora.names": ("pop909",), "corpora.root": storage.join(bucket.storage.root, "corpora")}
-    )
-    code, said = run(there, job="tokenize")
-    assert code == 0 and re.search(r"pop909\s+32\s", said), said
-    assert read_manifest(only(there, "tokens"))["counts"]["files"] == 865

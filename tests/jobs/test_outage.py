@@ -22,7 +22,8 @@ from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, serving
 
 @pytest.fixture
 def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
-    for name, value in ACCOUNT.items():
+    quick = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    for name, value in (ACCOUNT | quick).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "server").mkdir()
     with serving(tmp_path / "server") as server:

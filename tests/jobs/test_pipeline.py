@@ -153,6 +153,7 @@ def test_a_pipeline_killed_at_every_point_ends_as_an_undisturbed_one(
     assert len(after) == len(came_to(config)["trials"]) == 4
     assert runs(config) == runs(undisturbed), "no curve has a gap, or a point that it has not"
     check_mlflow(config)
+    assert [path for path in root.rglob("*") if path.stat().st_mode & 0o077] == [], "results are their owner's alone"
     reports = list(root.glob("reports/*/report.html"))
     assert len(reports) == 1
     assert reports[0].read_text().count("data:image/png") >= 6

@@ -128,10 +128,6 @@ def test_names_are_those_from_before_the_order_was_a_field_of_the_protocol() -> 
     assert identity(by_pitch, ("tokens",)) == digest(
         {"fields": {"tokens.protocol": "paper", "tokens.order": "pitch", "tokens.segment": 512}, "inputs": {}}
     )
-    assert (
-        from_flat({"tokens.order": "pitch", "tokens.protocol": "paper"}).protocol_in_force == by_pitch.protocol_in_force
-    )
-    assert from_flat({"tokens.order": "protocol"}) == Config()
 
 
 def test_batch_arithmetic() -> None:

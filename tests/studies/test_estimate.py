@@ -24,12 +24,12 @@ def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenSto
 
     config = tiny_study(tmp_path, study__variants=("pretrained", "scratch", "rnn"), rnn__epochs=2)
     plan = make(config, locate)
-    found = estimate(plan)
+    found = estimate(plan.pretrainings, plan.trials, {}, threads=1)
     assert found.pretraining.keys() == plan.pretrainings.keys() and found.trials.keys() == plan.trials.keys()
     assert all(hours > 0 for hours in (*found.pretraining.values(), *found.trials.values()))
     assert "device-hours at most (1 pre-trainings" in str(found) and "3 trials" in str(found)
 
-    meter = _Meter(torch.device("cpu"))
+    meter = _Meter(torch.device("cpu"), {})
     (run,) = plan.pretrainings.values()
     (longer,) = make(replace(config, {"pretrain.epochs": 24}), locate).pretrainings.values()
     assert meter.pretraining(longer) == pytest.approx(2 * meter.pretraining(run)), "one step is measured for both"
@@ -40,5 +40,6 @@ def test_a_dry_run_tells_of_a_paper_study_before_there_are_tokens(tmp_path: Path
     told = dry_run.describe_plan(pipeline.plan(config, study=True))
     assert "pre-trainings   2" in told and "trials          10, 10 of them open" in told
     assert "open  for 3 trials: CP, sample, all splits, protocol paper" in told
-    assert "not before the tokens are there" in told
+    assert "device-hours at most (2 pre-trainings" in told
+    assert told.count("and the sizes of the files of sample (no tokens yet)") == 1
     assert not (tmp_path / "root").exists(), "a dry run writes nothing"

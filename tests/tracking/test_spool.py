@@ -115,7 +115,7 @@ def test_an_outage_is_said_once_and_so_is_its_end(box: Spool, caplog: pytest.Log
     assert desk.taken == list(range(21))
     lines = [line.message for line in caplog.records]
     assert lines == [
-        f"the desk is closed; what is recorded waits in {box.place}, and work goes on",
+        f"the desk is closed; what is recorded waits in {box.uri}, and work goes on",
         "the desk answers again: 60 points arrived late",
     ]
 
@@ -128,7 +128,7 @@ def test_what_is_refused_does_not_hold_up_the_rest(box: Spool, caplog: pytest.Lo
     one = desk.sender(box)
     assert one.step()
     assert desk.taken == [number for number in range(12) if number not in desk.poison]
-    place = f"{box.place}/refused"
+    place = f"{box.uri}/refused"
     assert [line.message for line in caplog.records] == [
         f"a record of {run} was not taken, and is kept in {place}: no such curve" for run in ("a", "b")
     ]
@@ -191,6 +191,21 @@ def test_waiting_for_another_process_ends(box: Spool) -> None:
     assert one.drain(patience_s=0.1) == box.names() != []
     one.close()
     assert box.get("sender") == b"nobody"
+
+
+def test_an_outage_that_has_lasted_long_enough_is_not_waited_for(box: Spool, caplog: pytest.LogCaptureFixture) -> None:
+    desk = Desk()
+    one = desk.sender(box)
+    desk.trouble = UnreachableError("closed")
+    box.append(record(1))
+    assert not one.step()
+    one._since -= 60  # as if that was a minute ago
+    began = time.monotonic()
+    assert one.drain(patience_s=50) == box.names() != []
+    assert desk.calls == 2 and time.monotonic() - began < 40
+    desk.trouble = None
+    assert one.drain(patience_s=50) == []
+    one.close()
 
 
 def test_nobody_waits_for_what_others_write_in_the_meantime(box: Spool) -> None:

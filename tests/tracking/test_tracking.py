@@ -1,5 +1,6 @@
 """Curves without gaps or duplicates, on a real MLflow over sqlite."""
 
+import logging
 import shlex
 import shutil
 import subprocess
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from midibert_ray import tracking
+from midibert_ray import storage, tracking
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, replace
+
+STUDY = tracking.study_experiment("s")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,8 @@ def test_a_database_appears_whole_although_its_maker_is_killed(tmp_path: Path) -
 def test_an_address_makes_nothing_and_its_command_can_be_pasted(tmp_path: Path) -> None:
     place = tracking.address(replace(Config(), {"storage.root": str(tmp_path / "a b")}))
     assert not list(tmp_path.iterdir())
-    words = shlex.split(place.command())
+    setting, *words = shlex.split(place.command())
+    assert setting == "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
     assert words[1:] == ["ui", "--backend-store-uri", f"sqlite:///{tmp_path}/a b/mlflow.db"]
     assert shutil.which(words[0])
     database = tracking.address(replace(Config(), {"tracking.uri": "postgresql+psycopg2://u@host/db"}))
@@ -125,6 +129,85 @@ def test_the_command_that_sends_what_is_left_can_be_pasted(tmp_path: Path) -> No
     changes = {"storage.root": "s3://bucket/x?endpoint_override=h:1&scheme=http", "tracking.uri": "http://host:5000"}
     words = shlex.split(tracking.flush_command(replace(Config(), changes), "ablation"))
     assert words == [
-        *("python", "jobs/report.py", "ablation", "--flush"),
+        *("python", "jobs/report.py", "ablation", "--flush", "--preset", "base"),
         *(f"{name}={value}" for name, value in changes.items()),
     ]
+
+
+def study(config: Config, steps: range) -> tracking.Tracker:
+    """A study of one trial, as each start of its job opens it."""
+    tracker = tracking.Tracker(tracking.address(config))
+    tracker.open(STUDY, "s-1", "s-1", params=flatten(config), tags={"stage": "study"})
+    trial = tracker.open(STUDY, "s-1/a", "a", params={"lr": 1}, tags={"task": "melody"}, parent="s-1")
+    for step in steps:
+        trial.log({"loss": step}, step)
+    return tracker
+
+
+@pytest.mark.parametrize("deleted", ["parent", "trial", "both", "experiment"])
+def test_runs_that_were_deleted_are_restored_at_the_next_start(
+    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    tracker = study(config, range(3))
+    (parent,) = tracker.parents(STUDY)
+    (trial,) = tracker.children(STUDY, parent.info.run_id)
+    if deleted == "experiment":
+        tracker._client.delete_experiment(parent.info.experiment_id)
+    for run in (parent, trial):
+        if deleted in ("both", "parent" if run is parent else "trial"):
+            tracker._client.delete_run(run.info.run_id)
+
+    tracker = study(config, range(1, 5))
+    (again,) = tracker.parents(STUDY)
+    (child,) = tracker.children(STUDY, again.info.run_id)
+    assert (again.info.run_id, child.info.run_id) == (parent.info.run_id, trial.info.run_id)
+    assert tracker.curve(child.info.run_id, "loss") == [(step, step) for step in range(5)], "no gap"
+    said = {
+        "parent": ["run s-1"],
+        "trial": ["run s-1/a"],
+        "both": ["run s-1", "run s-1/a"],
+        "experiment": ["experiment"],
+    }
+    warnings = [line.message for line in caplog.records if line.levelno >= logging.WARNING]
+    for message, words in zip(warnings, said[deleted], strict=True):
+        assert f"the {words} " in message and "was deleted in MLflow; it is restored" in message
+
+
+def test_a_run_that_was_deleted_for_good_is_made_anew(tmp_path: Path) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    tracker = study(config, range(3))
+    (parent,) = tracker.parents(STUDY)
+    for run in (parent, *tracker.children(STUDY, parent.info.run_id)):
+        tracker._client._tracking_client.store._hard_delete_run(run.info.run_id)  # as `mlflow gc` does
+    tracker = study(config, range(1, 5))
+    (again,) = tracker.parents(STUDY)
+    (child,) = tracker.children(STUDY, again.info.run_id)
+    assert again.info.run_id != parent.info.run_id
+    assert [step for step, _ in tracker.curve(child.info.run_id, "loss")] == [1, 2, 3, 4]
+
+
+def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
+    for path in (tmp_path / "root/mlflow.db", tmp_path / "elsewhere/runs.db"):
+        config = replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"})
+        study(config, range(1))
+        assert [item for item in path.parent.glob("*.db*") if item.stat().st_mode & 0o777 != 0o600] == []
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_processes_that_only_report_do_not_import_mlflow() -> None:
+    code = "import sys; from midibert_ray import tracking; tracking.RunLog; assert 'mlflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_job_leaves_is_its_owners_alone(tmp_path: Path) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    with tracking.recording(config):
+        study(config, range(1)).log(STUDY, "s-1").text("a", "folder/a.txt")
+        storage.write_bytes(f"{config.storage.root}/runs/a/result.json", b"{}")
+        subprocess.run(["touch", tmp_path / "root/by-a-process"], check=True)
+    (tmp_path / "after").touch()
+    made = [path for path in tmp_path.rglob("*") if path.name != "after"]
+    assert {"mlflow.db", "a.txt", "result.json", "by-a-process"} <= {path.name for path in made}
+    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    assert (tmp_path / "after").stat().st_mode & 0o044, "the process is as it was before"

@@ -11,17 +11,17 @@ The same command again goes on from the last checkpoint, or does nothing where t
 from midibert_ray import pipeline, tracking
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
-from midibert_ray.cli.driver import start_ray
+from midibert_ray.cli.driver import at_work
 
 
 def run(args: Args) -> None:
-    plan = pipeline.plan(args.config)
-    described = dry_run.describe_plan(plan, "pretrain")
+    config, plan = args.config, pipeline.plan(args.config)
+    described = dry_run.describe_plan(plan, "pretrain", estimates=args.dry_run)
     if args.dry_run:
         print(described)
         return
-    with tracking.recording(args.config):
-        start_ray()
+    pipeline.require_tokens(plan)
+    with at_work(config, dry_run.requests(plan, config.compute)):
         run = pipeline.pretrain(plan)
     print(f"best valid/loss {run.metrics['valid/loss']:.4f} at step {run.step}")
-    print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(args.config).command()}")
+    print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(config).command()}")

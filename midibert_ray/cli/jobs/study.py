@@ -11,10 +11,10 @@ validation and prints the best as they stand on the command line of another stud
 is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial failed.
 """
 
-from midibert_ray import pipeline, tracking
+from midibert_ray import pipeline
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
-from midibert_ray.cli.driver import start_ray
+from midibert_ray.cli.driver import at_work
 from midibert_ray.settings.overrides import replace
 from midibert_ray.tokenizing.tokenize import Summary
 
@@ -31,8 +31,7 @@ def run(args: Args) -> int:
 
 def carry_out(plan: pipeline.JobPlan) -> int:
     """Write the tokens of a study, run it and print its outcome; gives exit code 1 if a trial failed."""
-    with tracking.recording(plan.config):
-        start_ray()
+    with at_work(plan.config, dry_run.requests(plan, plan.config.compute)):
         print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
         print(pipeline.outcome(plan.config, result))

@@ -42,7 +42,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = Parser(find("submit"), usage="%(prog)s [options] (JOB [its command line] | --attach ID | --stop ID)")
     parser.add_argument("-h", "--help", action="help", help="show this; for a job's own help: submit JOB --help")
     parser.add_argument("--address", help=f"dashboard of the cluster (default: RAY_API_SERVER_ADDRESS, or {ADDRESS})")
-    parser.add_argument("--limit-mib", type=float, default=20, help="refuse to send more than this (default: 20)")
     parser.add_argument("--no-wait", action="store_true", help="do not follow the log")
     parser.add_argument("--dry-run", action="store_true", help="say what would be sent and started, and stop")
     running = parser.add_mutually_exclusive_group()
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
         return _follow(cluster.connect(address), args.attach, again)
     submitted = args.submission
     paths = workdir.files(submission.ROOT)
-    workdir.check_size(submission.ROOT, paths, args.limit_mib)
-    logger.info("sending   %d files, %.1f MiB, to %s", len(paths), workdir.size(paths) / (1 << 20), address)
+    logger.info("sending   %d files of code to %s", len(paths), address)
     if args.dry_run:
         logger.info("job       %s: %s", submitted.id, submitted.entrypoint)
         return 0

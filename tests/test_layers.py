@@ -23,10 +23,10 @@ UPON: dict[str, set[str]] = {
     "tracking": {"storage"},
     "tokenizing": {"corpora", "data"},
     "training": {"data", "model", "tracking"},
-    "studies": {"training"},
-    "report": {"studies", "corpora"},
-    "export": {"studies", "corpora"},
-    "pipeline": {"tokenizing", "report", "export"},
+    "studies": {"training", "tokenizing"},
+    "report": {"studies"},
+    "export": {"studies"},
+    "pipeline": {"report", "export"},
     "cli": {"pipeline"},
 }
 """Room -> the rooms that it stands upon; it may use these, and whatever they stand upon."""

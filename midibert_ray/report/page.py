@@ -28,19 +28,18 @@ class Section(NamedTuple):
     """The macro's argument; a section without it is left out."""
 
 
-def document(
-    title: str, sections: Sequence[Section], *, facts: Mapping[str, str] | None = None, sentences: Sequence[str] = ()
-) -> str:
+def document(title: str, sections: Sequence[Section], facts: Mapping[str, str], sentences: Sequence[str] = ()) -> str:
     """A page; facts and sentences stand in its head."""
     shown = [section for section in sections if section.data]
-    template = _environment().get_template("page.html")
-    return template.render(title=title, facts=facts or {}, sentences=sentences, sections=shown)
+    return (
+        _environment().get_template("page.html").render(title=title, facts=facts, sentences=sentences, sections=shown)
+    )
 
 
 def to_html(tables: Sequence[ResultTable], sentences: Sequence[str] = ()) -> str:
     """The tables of a study alone, as a page."""
     sections = [Section(table.title, "table", table) for table in tables]
-    return document("Results", [*sections, Section("How to read them", "prose", STATISTICS)], sentences=sentences)
+    return document("Results", [*sections, Section("How to read them", "prose", STATISTICS)], {}, sentences)
 
 
 def picture(figure: Figure, alt: str) -> Markup:

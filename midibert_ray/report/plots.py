@@ -41,7 +41,7 @@ def _figure(
     return figure, panels
 
 
-def _label(axes: Any, title: str = "", *, x: str = "", y: str = "") -> None:
+def _label(axes: Any, title: str, *, x: str = "", y: str = "") -> None:
     axes.set_title(title, fontsize=9, color=INK, loc="left")
     axes.set_xlabel(x, fontsize=8, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)

@@ -5,7 +5,7 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 
 from midibert_ray import storage
@@ -30,23 +30,23 @@ PUBLISHED = "published.json"
 def publish(plan: StudyPlan, result: StudyResult) -> None:
     """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
     outcomes = [*result.outcomes, *_earlier_results(plan)]
-    book = _Book.of(plan, result, outcomes)
-    tables = table.build(outcomes, book.failed, book.baselines, book.tables)
-    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, book.baselines, tables)
+    names, trivial, failed = _add_to_book(plan, result, outcomes)
+    tables = table.build(outcomes, failed, trivial, names)
+    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
     run = StudyLog(plan).parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, leaks, melody), "results.md")
     run.text(page.to_html(tables, leaks), "results.html")
-    run.json([json.loads(item.to_json()) for item in outcomes], "results.json")
-    run.json({trial.name: reason for trial, reason in book.failed.items()}, "failed.json")
-    run.json([asdict(item) for item in book.baselines], BASELINES)
+    run.json([asdict(item) for item in outcomes], "results.json")
+    run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
+    run.json([asdict(item) for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
-    run.finish("FAILED" if book.failed else "FINISHED")
+    run.finish("FAILED" if failed else "FINISHED")
 
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
@@ -57,39 +57,29 @@ def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
     return [item[0] for item in found if item and item[0].trial not in asked]
 
 
-@dataclass(frozen=True)
-class _Book:
-    """What the starts of a study have asked for and found beside the trials' results."""
-
-    tables: list[str]
-    baselines: list[Baseline]
-    failed: dict[Trial, str]
-
-    @classmethod
-    def of(cls, plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]) -> "_Book":
-        """Add what this start brings to the book of the earlier ones, and write it again."""
-        place = plan.address(PUBLISHED)
-        before = storage.find_json(place) or {}
-        trivial = [] if plan.config.study.draws else study_baselines(plan)
-        known = {(item.protocol, item.task) for item in trivial}
-        earlier = (Baseline(**item) for item in before.get("baselines", ()))
-        settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
-        failures = ((Trial.of(item["trial"]), item["reason"]) for item in before.get("failed", ()))
-        book = cls(
-            tables=list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables))),
-            baselines=[*trivial, *(item for item in earlier if (item.protocol, item.task) not in known)],
-            failed=result.failed | {trial: reason for trial, reason in failures if trial.name not in settled},
-        )
-        content = {
-            "tables": book.tables,
-            "baselines": [asdict(item) for item in book.baselines],
-            "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in book.failed.items()],
-        }
-        storage.write_bytes(place, json.dumps(content, indent=1).encode())
-        return book
+def _add_to_book(
+    plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]
+) -> tuple[list[str], list[Baseline], dict[Trial, str]]:
+    """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
+    before = storage.find_json(plan.address(PUBLISHED)) or {}
+    tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
+    trivial = [] if plan.config.study.draws else _baselines(plan)
+    known = {(item.protocol, item.task) for item in trivial}
+    earlier = (Baseline(**item) for item in before.get("baselines", ()))
+    trivial += [item for item in earlier if (item.protocol, item.task) not in known]
+    settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
+    failures = {Trial.of(item["trial"]): item["reason"] for item in before.get("failed", ())}
+    failed = result.failed | {trial: reason for trial, reason in failures.items() if trial.name not in settled}
+    content = {
+        "tables": tables,
+        "baselines": [asdict(item) for item in trivial],
+        "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
+    }
+    storage.write_bytes(plan.address(PUBLISHED), json.dumps(content, indent=1).encode())
+    return tables, trivial, failed
 
 
-def study_baselines(plan: StudyPlan) -> list[Baseline]:
+def _baselines(plan: StudyPlan) -> list[Baseline]:
     """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
     chosen: dict[tuple[str, str], TrialSpec] = {}
     for entry in plan.trials.values():

@@ -38,14 +38,10 @@ def uri(config: Config, key: str) -> str:
 
 def render(source: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
-    return document(source.key, all_sections(source), facts=_facts(source))
-
-
-def _facts(source: LoadedStudy) -> dict[str, str]:
     params = source.parent.data.params
     hours = sum(score.device_hours for score in table.scores(source.tables).values())
     started = datetime.fromtimestamp(source.parent.info.start_time / 1000, UTC)
-    return {
+    facts = {
         "protocol": source.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
         "pre-trained on": params["corpora.names"].replace(",", ", "),
@@ -53,3 +49,4 @@ def _facts(source: LoadedStudy) -> dict[str, str]:
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
+    return document(source.key, all_sections(source), facts)

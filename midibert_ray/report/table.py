@@ -109,7 +109,7 @@ class Cell:
     printed: float | None = None
     """The paper's accuracy in %."""
     p: float | None = None
-    """That the row and the one it is tested against are alike; None where there is no test."""
+    """That the row and the one it is tested against are alike."""
 
     @property
     def difference(self) -> float | None:

@@ -64,7 +64,6 @@ class CorpusRow:
 
     @property
     def mean_thirty_seconds(self) -> float:
-        """The mean duration in thirty-seconds of a whole note."""
         return self.mean_duration + 1
 
 
@@ -83,19 +82,12 @@ def describe(store: TokenStore) -> CorpusRow:
 
 
 def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
-    """Table I, a dict for each row: our numbers, the paper's (`printed`), and why they differ (`note`).
-
-    Corpora that are not the paper's have nothing `printed`, and an empty `note`.
-    """
-    return [
-        {
-            **asdict(row),
-            "mean_thirty_seconds": row.mean_thirty_seconds,
-            "printed": PRINTED.get(row.corpus, {}),
-            "note": NOTES.get(row.corpus, ""),
-        }
-        for row in rows
-    ]
+    """Table I, a dict for each row: our numbers, the paper's (`printed`), and why they differ (`note`), if known."""
+    lines = []
+    for row in rows:
+        paper = {"printed": PRINTED.get(row.corpus, {}), "note": NOTES.get(row.corpus, "")}
+        lines.append(asdict(row) | {"mean_thirty_seconds": row.mean_thirty_seconds} | paper)
+    return lines
 
 
 def grid(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:

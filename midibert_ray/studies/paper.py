@@ -13,7 +13,7 @@ class Row:
     label: str
     """As the paper has it."""
     variant: str
-    """Key of `trials.VARIANTS`, for a configuration whose representation is CP."""
+    """Key of `trials.VARIANTS`."""
     printed: Mapping[str, float]
     """Task -> the paper's test accuracy in %; empty where the paper has none."""
     baseline: str = ""
@@ -86,12 +86,9 @@ TABLES: dict[str, PaperTable] = {
 
 MELODY_OR_NOT = {"pretrained": 97.09, "skyline": 78.54}
 """Accuracy in % of telling melody from the two other classes (paper, §VIII-A1)."""
-
 CONFUSIONS = {"melody": "Fig. 3", "velocity": "Fig. 5", "composer": "Fig. 6", "emotion": "Fig. 7"}
 """Where the paper shows confusion matrices, of these two variants:"""
-
 CONFUSED = ("rnn", "pretrained")
-
 ROLL = "343"
 """The test piece of the paper's Fig. 4."""
 

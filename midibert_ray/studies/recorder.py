@@ -86,12 +86,9 @@ class Recorder(tune.Callback):
 
     @cached_property
     def log(self) -> StudyLog:
-        """The study's runs."""
         return StudyLog(self.plan, self.picture)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Log an epoch's figures and print a line; pre-trainings are logged by their own controllers."""
         spec: Spec = trial.config["spec"]
         if isinstance(spec, PretrainingSpec):

@@ -43,12 +43,10 @@ class Record:
     """Values that are kept as JSON."""
 
     def to_json(self) -> str:
-        """The values as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The values that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
@@ -138,7 +136,7 @@ def _epoch(system: fs.FileSystem, folder: str) -> int:
 
 
 def stop(address: str, figures: Mapping[str, float]) -> None:
-    """Note that a sweep has stopped the trial in a folder, so that it is not run again."""
+    """Note that a sweep has stopped the trial in a folder."""
     storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
 
 

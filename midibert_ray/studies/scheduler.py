@@ -18,8 +18,6 @@ FAILURE = "failure"
 ENCODER = "encoder"
 """Key of a pre-training's last report: the address of its checkpoint."""
 
-Resources = Mapping[str, float]
-
 
 def given_up(encoder: str, reason: str) -> str:
     """The reason of a trial that is not begun, as its pre-training has failed."""
@@ -34,7 +32,7 @@ class StudyScheduler(Searcher):
         specs: Sequence[Spec],
         *,
         encoders: Mapping[str, str],
-        cluster: Callable[[], Resources],
+        cluster: Callable[[], Mapping[str, float]],
         slots: int = 0,
     ) -> None:
         """Take in the specs, the preferred ones first.
@@ -89,7 +87,7 @@ class StudyScheduler(Searcher):
         return alone or fits or (never and not self._starting)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A report: workers that report have started."""
+        """Workers that report have started."""
         self._starting.discard(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -104,7 +102,6 @@ class StudyScheduler(Searcher):
             self.failed[spec.key] = str((result or {}).get(FAILURE) or "its process died")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: what is done is read from the trials' own folders when a study starts again."""
+        """Nothing: what is done is read from the trials' own folders when a study starts again."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+    restore = save

@@ -90,10 +90,7 @@ class JobPlan:
     @property
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
-        if self.study is None:
-            group = self.corpora.of(self.config)
-            return [{name: group[name] for name in self.config.corpora.names}]
-        groups, needed = self.corpora.plans.values(), set(self.study.stores)
+        groups, needed = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
         chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
@@ -105,7 +102,7 @@ class JobPlan:
 
     @property
     def pretrainings(self) -> Mapping[str, PretrainingSpec]:
-        """The pre-trainings that the job needs, by key."""
+        """Those that the job needs, by key."""
         return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
 
     @property

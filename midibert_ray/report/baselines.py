@@ -19,20 +19,18 @@ from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.music.vocabulary import PITCH_LOW
 from midibert_ray.settings.config import Config
-from midibert_ray.studies.result import Record
 
 MAJORITY = "majority class"
 SKYLINE = "skyline"
 NO_MELODY = "no melody at all"
 SONG = "label of the song"
 """Names of baselines."""
-
 QUADRANTS = ("TP", "FP", "FN", "TN")
 """Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline(Record):
+class Baseline:
     """A trivial answer to a task, scored on the test split."""
 
     protocol: str
@@ -48,7 +46,6 @@ class Baseline(Record):
 
     @property
     def accuracy(self) -> float:
-        """Share that is answered rightly."""
         return self.correct / self.scored
 
 

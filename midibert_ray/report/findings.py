@@ -26,22 +26,20 @@ def leaks(tables: Sequence[ResultTable]) -> list[str]:
 
 def _order(found: Mapping[Key, Score], task: str) -> str:
     """The accuracy that the order of notes within an onset gives away, by models that differ in nothing else."""
-    pairs = [
-        (model, track, pitch)
-        for variant, model in MODELS.items()
-        if (track := found.get(Key("paper", task, variant)))
-        and (pitch := found.get(Key("paper", task, variant + BY_PITCH)))
-    ]
-    if not pairs:
+    worth = {}
+    for variant, model in MODELS.items():
+        track, pitch = (found.get(Key("paper", task, variant + end)) for end in ("", BY_PITCH))
+        if track and pitch:
+            worth[model] = track, pitch, statistics.difference(*tallies(track, pitch), paired=True)
+    if not worth:
         return ""
-    worth = [(track, pitch, statistics.difference(*tallies(track, pitch), paired=True)) for _, track, pitch in pairs]
-    model, track, pitch = pairs[0]
-    gives = "gives" if worth[0][2][0] > 0 else "does not measurably give"
-    rest = (f"; {_points(*each)} for {model}" for (model, *_), each in zip(pairs[1:], worth[1:], strict=True))
+    (model, (track, pitch, interval)), *others = worth.items()
+    gives = "gives" if interval[0] > 0 else "does not measurably give"
+    rest = (f"; {_points(*each)} for {other}" for other, each in others)
     return (
         f"Under protocol paper the order of notes {gives} the {task} away: {model} scores {_percent(track)} with notes "
         f"track by track and {_percent(pitch)} with notes by pitch, all else equal: the leak is worth "
-        f"{_points(*worth[0])}{''.join(rest)}."
+        f"{_points(track, pitch, interval)}{''.join(rest)}."
     )
 
 

@@ -18,7 +18,6 @@ FIELDS = (
     *("device_hours", "printed", "difference", "p", "failed"),
 )
 """Columns of the CSV: shares from 0 to 1, but `printed` and `difference`, which are the paper's percents."""
-
 NONE_FINISHED = "No trial has finished."
 
 

@@ -17,7 +17,6 @@ from midibert_ray.tracking import Run, Tracker
 
 BASELINES = "baselines.json"
 """Artifact of the parent run: a list of `Baseline`."""
-
 CORPORA = "corpora.json"
 """Artifact of the parent run: what `corpora.table` gives."""
 

@@ -21,7 +21,6 @@ COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8
 OF_PROTOCOL = {"paper": "#d1603d", "clean": "#2a6f97"}
 MELODY, REST = "#d1603d", "#a9bccb"
 FAILED = "#b3261e"
-
 LONG = 20
 """Points up to which a curve shows each; beside longer ones, epochs are drawn on a logarithmic axis, as some models
 train for ten and others for hundreds."""
@@ -71,8 +70,7 @@ def accuracies(table: ResultTable) -> Figure:
 
 def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
     for number, protocol in enumerate(table.protocols):
-        shift = 0.24 * (number - (len(table.protocols) - 1) / 2)
-        colour = OF_PROTOCOL[protocol]
+        shift, colour = 0.24 * (number - (len(table.protocols) - 1) / 2), OF_PROTOCOL[protocol]
         for place, row in enumerate(table.rows):
             cell = table.cells.get(Key(protocol, task, row.variant))
             if cell and cell.score:

@@ -26,7 +26,6 @@ from midibert_ray.tracking import Run
 
 BARS = 32
 """Bars of a piano roll."""
-
 Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
@@ -47,9 +46,6 @@ def all_sections(source: LoadedStudy) -> list[Section]:
         Section("Failed trials", "failures", source.failed),
         Section("Settings", "settings", source),
     ]
-
-
-# ------------------------------------------------------------------------------------ accuracy, and beside it
 
 
 def _results(source: LoadedStudy) -> dict[str, Any]:
@@ -85,9 +81,6 @@ def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
     return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
-
-
-# ------------------------------------------------------------------------------------ what models answer
 
 
 def piano_roll(source: LoadedStudy) -> dict[str, Any]:
@@ -139,9 +132,6 @@ def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
 
 
-# ------------------------------------------------------------------------------------ corpora and training
-
-
 def pretraining(source: LoadedStudy) -> dict[str, Any]:
     """Curves of the encoders: several side by side, or one with its losses and token types."""
     names = encoder_names(source.encoders)
@@ -184,9 +174,7 @@ def _told(params: dict[str, str]) -> list[str]:
         params.get("model.representation", "").upper(),
         " + ".join(corpora) if len(corpora) < 3 else f"{len(corpora)} corpora",
         {"train": "train splits"}.get(params.get("pretrain.splits", ""), "all splits"),
-        {"pitch": "notes by pitch"}.get(
-            params.get("protocol.order", params.get("tokens.order", "")), "the protocol's order"
-        ),
+        {"pitch": "notes by pitch"}.get(params.get("protocol.order", ""), "the protocol's order"),
         f"protocol {params.get('tokens.protocol', '')}",
     ]
 

@@ -19,11 +19,9 @@ from scipy import stats
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
-
 LEVEL = 0.95
 DRAWS = 10_000
 """Resamples of a bootstrap, and of a test that cannot try everything."""
-
 EXACT = 12
 """Most pieces for which a test tries every exchange (4,096)."""
 SEED = 2021

@@ -85,7 +85,6 @@ class _Meter:
         self._data: dict[tuple[object, ...], TaskData] = {}
 
     def pretraining(self, run: PretrainingSpec) -> float:
-        """Seconds of a pre-training on one device."""
         config = run.config
         data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
         kind = ("pretrain", config.model, config.tokens, config.compute.precision)

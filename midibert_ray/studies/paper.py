@@ -83,7 +83,6 @@ TABLES: dict[str, PaperTable] = {
     ),
 }
 """By name, as in `study.tables`. Table I describes corpora and has no trials."""
-
 MELODY_OR_NOT = {"pretrained": 97.09, "skyline": 78.54}
 """Accuracy in % of telling melody from the two other classes (paper, §VIII-A1)."""
 CONFUSIONS = {"melody": "Fig. 3", "velocity": "Fig. 5", "composer": "Fig. 6", "emotion": "Fig. 7"}

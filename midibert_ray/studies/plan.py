@@ -14,7 +14,6 @@ from midibert_ray.training.runs import run_key
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
 """What makes one study differ from another of the same name; which of its cells are computed does not."""
-
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
 
 Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]

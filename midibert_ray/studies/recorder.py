@@ -20,10 +20,8 @@ from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.scheduler import FAILURE
 
 logger = logging.getLogger(__name__)
-
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
-
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
 

@@ -25,16 +25,13 @@ from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
-
 OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
 ORIGIN = "trial.json"
 EPOCH = "epoch.json"
 STOPPED = "stopped.json"
-
 CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
-
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 

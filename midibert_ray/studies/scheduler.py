@@ -14,7 +14,6 @@ from midibert_ray.studies.plan import PretrainingSpec, Spec
 
 FAILURE = "failure"
 """Key of a trial's last report where it cannot go on, and would not if it were started again: the reason."""
-
 ENCODER = "encoder"
 """Key of a pre-training's last report: the address of its checkpoint."""
 

@@ -20,7 +20,6 @@ from midibert_ray.studies.result import TrialResult
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)
 HEADS = ("paper", "linear")
-
 METRIC = "valid/best"
 """What draws are compared by: the best validation accuracy so far."""
 

@@ -35,7 +35,7 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> No
     would only try again.
 
     Args:
-        space: what `StudyScheduler` hands out: a spec, and the address of its encoder.
+        space: a spec and the address of its encoder, from `StudyScheduler`.
         study: key.
         folder: address of the study.
         sink: takes progress lines of a pre-training; see `training.console`.
@@ -59,14 +59,7 @@ def _reason(error: Exception) -> str:
 
 
 def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune from the checkpoint `encoder`, if any, score the test split, report to Tune.
-
-    Args:
-        spec: the trial.
-        encoder: address of a checkpoint.
-        study: key.
-        address: the trial's own folder.
-    """
+    """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
     if done := outcome.find(address):
         tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
         return
@@ -102,22 +95,19 @@ def own_device(config: Config) -> torch.device:
 
 
 def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
-    config, trial, segments = job.config, spec.trial, job.data.splits[split]
+    compute = job.config.compute
     return TrialResult(
-        trial=trial.name,
-        task=trial.task,
-        variant=trial.variant,
-        protocol=trial.protocol,
-        seed=trial.seed,
-        draw=trial.draw,
+        trial=spec.trial.name,
+        **spec.trial.tags,
+        draw=spec.trial.draw,
         split=split,
         epoch=job.progress.epoch,
         figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
-        pieces=predictions.by_piece(segments.piece_id),
+        pieces=predictions.by_piece(job.data.splits[split].piece_id),
         seconds=job.progress.seconds,
-        devices=config.compute.gpus_per_trial or config.compute.cpus_per_trial,
+        devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )
 
 

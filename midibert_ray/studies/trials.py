@@ -30,7 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rnn-by-pitch": _RNN | _BY_PITCH,
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
-
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
 """Settings in which trials may differ that share a pre-trained encoder."""
 

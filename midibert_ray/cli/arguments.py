@@ -124,8 +124,9 @@ def _epilog(command: Command, *, everything: bool) -> str:
     lines += [""] if lines else []
     lines.append("settings (default in brackets; * never changes a result or a name):")
     runtime, hidden = runtime_keys(), 0
-    sections = {name: kind for name, kind in typing.get_type_hints(Config).items() if is_dataclass(kind)}
-    for section, kind in ({"": Config} | sections).items():
+    sections: dict[str, Any] = {"": Config}
+    sections |= {name: kind for name, kind in typing.get_type_hints(Config).items() if is_dataclass(kind)}
+    for section, kind in sections.items():
         every = [item for item in fields(kind) if not is_dataclass(item.type)]
         shown = [item for item in every if everything or _reads(command, section, item.name)]
         hidden += len(every) - len(shown)

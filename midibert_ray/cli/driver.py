@@ -67,10 +67,17 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
     Raises:
         ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
     """
-    _require_database(tracking.address(config).uri)
-    with tracking.recording(config):
-        start_ray(wanted)
-        yield
+    uri = tracking.address(config).uri
+    storage.root.require_writable(config.storage.root)
+    _require_database(uri)
+    try:
+        with tracking.recording(config):
+            start_ray(wanted)
+            yield
+    except Exception as error:  # MLflow's, which wraps SQLAlchemy's, which wraps sqlite's
+        if problem := re.search(r"\(sqlite3\.\w+\) (.+)", str(error)):
+            raise _database_error(uri, problem[1]) from error
+        raise
 
 
 def _require_database(uri: str) -> None:
@@ -83,20 +90,21 @@ def _require_database(uri: str) -> None:
             database.execute("BEGIN IMMEDIATE")
             database.rollback()
     except sqlite3.DatabaseError as error:
-        raise ConfigError(
-            f"the tracking database {path} cannot be written to: {error}; end the program that holds it, see to its "
-            "rights and the room on its disk, or name another (tracking.uri=sqlite:////FOLDER/mlflow.db)"
-        ) from error
+        raise _database_error(uri, str(error)) from error
+
+
+def _database_error(uri: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"the tracking database {uri.removeprefix(SQLITE)} cannot be written to: {problem}; end the program that holds "
+        "it, see to its rights and the room on its disk, or name another (tracking.uri=sqlite:////FOLDER/mlflow.db)"
+    )
 
 
 def start_ray(wanted: Sequence[Request] = ()) -> None:
     """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine.
 
-    Args:
-        wanted: what the job asks for.
-
     Raises:
-        ConfigError: where no Ray answers or can start, and where it can never give what is asked for.
+        ConfigError: where no Ray answers or can start, and where it can never give what is wanted.
     """
     import ray  # here, as not every job needs it
 
@@ -112,7 +120,10 @@ def start_ray(wanted: Sequence[Request] = ()) -> None:
             ray.init(address="local", num_cpus=resources.LOCAL_CPUS, **quiet)
     else:
         _require_answer(address)
-        ray.init(**quiet)
+        try:
+            ray.init(**quiet)
+        except ConnectionError as error:
+            raise _no_ray(address, error) from None
     signals.pass_on_sigterm()
     resources.require(wanted, local=local)
 
@@ -150,7 +161,11 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((found[1] or found[2], int(found[3])), timeout=5).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray answers at RAY_ADDRESS={address} ({error}); give HOST:PORT of the head of a running cluster, or "
-            "unset it to start Ray on this machine"
-        ) from None
+        raise _no_ray(address, error) from None
+
+
+def _no_ray(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"no Ray answers at RAY_ADDRESS={address} ({error}); give HOST:PORT of the head of a running cluster, or unset "
+        "it to start Ray on this machine"
+    )

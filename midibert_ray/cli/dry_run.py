@@ -22,12 +22,9 @@ Stage = Literal["tokenize", "pretrain"]
 
 
 def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
-    """What a job would do: the configuration, addresses, batch arithmetic, parameters and trials.
+    """What a job would do in some stages and its study: settings, addresses, batch arithmetic, parameters and trials.
 
-    Args:
-        plan: what it is going to do.
-        stages: those before the study, if one follows, that are told of.
-        estimates: whether to measure a step, and say what the study will take.
+    With `estimates` a step is measured, and it is said how long all will take, and what this machine lacks for it.
 
     Raises:
         ConfigError: where the batch cannot be divided over the workers.

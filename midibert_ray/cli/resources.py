@@ -79,11 +79,7 @@ def _words(amounts: Resources) -> str:
 
 
 def require(wanted: Sequence[Request], *, local: bool) -> None:
-    """See that the nodes of Ray, which has been started, can hold what is asked for, or that more may come.
-
-    Args:
-        wanted: what is asked for.
-        local: Ray was started here, and no other node can join it.
+    """See that the nodes of Ray, which has been started, can hold what is wanted, or that more may come.
 
     Raises:
         ConfigError: where something does not fit, and no autoscaler can bring it.

@@ -118,8 +118,7 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 def from_flat(flat: Mapping[str, Any]) -> Config:
     """The configuration that `flatten` (or a `config.json`) describes; absent keys keep their default."""
-    changes = {key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()}
-    return replace(Config(), changes)
+    return replace(Config(), flat)
 
 
 def _unknown_key(key: str, known: Mapping[str, Any]) -> str:

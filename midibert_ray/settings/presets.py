@@ -73,12 +73,7 @@ def preset(name: str) -> Config:
 def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
     """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
 
-    Args:
-        job: its name.
-        config: what it shall be started with.
-        words: what stands before the settings.
-        only: keys that the job reads, of those that differ; none: all.
-        also: keys that are named even where they do not differ, beside `storage.root`.
+    `words` stand before the settings; of these `only` and storage.root are given, if it names any, and `also` in any case.
     """
     settings = flatten(config)
     presets = {name: flatten(preset(name)) for name in PRESETS}

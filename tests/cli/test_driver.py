@@ -4,10 +4,12 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from midibert_ray import pipeline
 from midibert_ray.cli import driver, dry_run, resources
@@ -53,6 +55,41 @@ def test_what_is_asked_for_stands_beside_what_there_is() -> None:
     )
     assert resources.shortage(wanted[1:], [GPU_NODE]) == ""
     assert resources.requests(compute, pretraining=False) == []
+
+
+@pytest.mark.parametrize(
+    ("kinds", "grows"), [({"node_8d7e08"}, False), ({"ray.head.default"}, True), ({"head", "node_8d7e08"}, True)]
+)
+def test_an_autoscaler_is_known_by_its_kinds_of_nodes(
+    kinds: set[str], grows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "_kinds", lambda: kinds)
+    assert resources._may_grow() is grows
+    monkeypatch.setattr(resources, "MONITOR_S", 0.0)
+    monkeypatch.setattr(resources, "_kinds", set)
+    assert resources._may_grow(), "nobody says that there is none"
+
+
+def test_a_job_waits_for_nodes_with_a_line_a_minute_or_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = [resources.Request("pre-training", 5, {"CPU": 1.0, "GPU": 0.0})]
+    seen = iter([[CPU_NODE], [CPU_NODE], [CPU_NODE], [CPU_NODE, CPU_NODE]])
+    monkeypatch.setattr(resources, "_nodes", lambda: next(seen))
+    monkeypatch.setattr(resources, "_may_grow", lambda: True)
+    monkeypatch.setattr(resources, "REMIND_S", 0.0)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    resources.require(wanted, local=False)
+    for thread in threading.enumerate():
+        if getattr(thread, "_target", None) is resources._remind:
+            thread.join(timeout=60)
+    assert caplog.messages == ["waiting for nodes: " + resources.shortage(wanted, [CPU_NODE])] * 2
+    monkeypatch.setattr(resources, "_nodes", lambda: [CPU_NODE])
+    with pytest.raises(ConfigError, match=r"asks for 5 x .* there are 4 CPUs, 0 GPUs on 1 node, and no more can come"):
+        resources.require(wanted, local=True)
+    monkeypatch.setattr(resources, "_may_grow", lambda: False)
+    with pytest.raises(ConfigError, match="no more can come"):
+        resources.require(wanted, local=False)
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +150,28 @@ def test_a_locked_or_broken_database_is_refused(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(b"no database" * 100)
     with pytest.raises(ConfigError, match="file is not a database"):
         driver._require_database(f"sqlite:///{path}")
+
+
+def test_a_database_that_fills_its_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "start_ray", lambda wanted: None)
+    config = replace(preset("debug"), {"storage.root": str(tmp_path / "root")})
+    full = MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]")
+    said = r"root/mlflow\.db cannot be written to: database or disk is full; end"
+    with pytest.raises(ConfigError, match=said), driver.at_work(config, []):
+        raise full
+    with pytest.raises(MlflowException, match="something else"), driver.at_work(config, []):
+        raise MlflowException("something else")
+
+
+@pytest.mark.parametrize("job", ["tokenize", "study"])
+def test_a_root_that_cannot_be_written_to_ends_a_job_before_ray(job: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = run(
+        sys.executable, f"jobs/{job}.py", "--preset", "debug", f"storage.root={tmp_path}/file/root", RAY_ADDRESS=""
+    )
+    assert said.returncode == 2
+    (line,) = said.stderr.splitlines()
+    assert line.startswith(f"error: storage.root={tmp_path}/file/root cannot be written to: ")
 
 
 def test_a_report_without_a_database_makes_none(tmp_path: Path) -> None:

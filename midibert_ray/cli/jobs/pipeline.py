@@ -9,16 +9,9 @@ Stages that are done are found again, so the same command goes on where a killed
 Exit code 1 if a trial failed.
 """
 
-from midibert_ray import pipeline
-from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.jobs.study import carry_out
 
 
 def run(args: Args) -> int:
-    plan = pipeline.plan(args.config, study=True)
-    described = dry_run.describe_plan(plan, "tokenize", "pretrain", estimates=args.dry_run)
-    if args.dry_run:
-        print(described)
-        return 0
-    return carry_out(plan)
+    return carry_out(args.config, "tokenize", "pretrain", dry=args.dry_run)

@@ -11,7 +11,7 @@ and the reports of all studies that waited for the server.
 from midibert_ray import pipeline, tracking
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
-from midibert_ray.report import report as reports
+from midibert_ray.report import report
 from midibert_ray.settings.config import ConfigError
 
 
@@ -20,7 +20,7 @@ def run(args: Args) -> None:
     if len(args.words) > 1 or not (args.words or args.flags):
         raise ConfigError("name one study, such as: midibert report ablation (and quote a path that has a space in it)")
     if args.dry_run:
-        print(dry_run.describe_flush(config) if args.flags else reports.uri(config, *args.words))
+        print(dry_run.describe_flush(config) if args.flags else report.uri(config, *args.words))
     elif args.flags:
         for page in pipeline.flush(config, *args.words):
             print(page)

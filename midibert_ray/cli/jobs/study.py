@@ -15,24 +15,25 @@ from midibert_ray import pipeline
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.driver import at_work
+from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.tokenizing.tokenize import Summary
 
 
 def run(args: Args) -> int:
-    config = replace(args.config, {"study.tasks": task} if (task := args.extra.get("task")) else {})
+    task = args.extra.get("task")
+    return carry_out(replace(args.config, {"study.tasks": task} if task else {}), dry=args.dry_run)
+
+
+def carry_out(config: Config, *stages: dry_run.Stage, dry: bool) -> int:
+    """Write the tokens of a study, run it and print its outcome; gives exit code 1 if a trial failed."""
     plan = pipeline.plan(config, study=True)
-    described = dry_run.describe_plan(plan, estimates=args.dry_run)
-    if args.dry_run:
+    described = dry_run.describe_plan(plan, *stages, estimates=dry)
+    if dry:
         print(described)
         return 0
-    return carry_out(plan)
-
-
-def carry_out(plan: pipeline.JobPlan) -> int:
-    """Write the tokens of a study, run it and print its outcome; gives exit code 1 if a trial failed."""
-    with at_work(plan.config, dry_run.requests(plan, plan.config.compute)):
+    with at_work(config, dry_run.requests(plan, config.compute)):
         print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
-        print(pipeline.outcome(plan.config, result))
+        print(pipeline.outcome(config, result))
     return int(bool(result.failed))

@@ -8,7 +8,7 @@
 Files that cannot be read are quarantined with a reason and end nothing; `--dry-run` prints the addresses.
 """
 
-from midibert_ray import pipeline
+from midibert_ray import pipeline, storage
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.driver import start_ray
@@ -20,5 +20,6 @@ def run(args: Args) -> None:
     if args.dry_run:
         print(dry_run.describe_plan(plan, "tokenize"))
         return
+    storage.root.require_writable(args.config.storage.root)
     start_ray()
     print(Summary.table(pipeline.tokenize(plan)))

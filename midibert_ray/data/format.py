@@ -77,8 +77,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if no finished store stands there.
-        DamagedError: if it is empty or cut.
-        ValueError: if it was written in a format that this version does not read.
+        ValueError: if it has a format that this version does not read, or is empty or cut (DamagedError).
     """
     try:
         manifest = storage.read_json(storage.join(uri, MANIFEST))

@@ -30,22 +30,16 @@ class MaskedBatch:
 
     inputs: Tensor
     """The tokens that the model sees."""
-
     targets: Tensor
     """The original tokens; only those at `where` are scored."""
-
     where: Tensor
     """bool [b, t]: the chosen positions."""
-
     attention_mask: Tensor
     """bool [b, t]: the positions that may be attended."""
 
 
 def row_keys(seed: int, epoch: int, step: int, rows: Tensor) -> Tensor:
-    """Keys int64 [b] of the random decisions about rows of a global batch.
-
-    rows: int64 [b], their indices in the global batch. One key for every (seed, epoch, step, row).
-    """
+    """Keys int64 [b] of the random decisions about rows of a global batch (int64 [b], their indices in it)."""
     key = torch.full_like(rows, _STEP)
     for value in (seed, epoch, step, rows):
         key = _mix(key + value)
@@ -57,7 +51,6 @@ def masked_count(length: Tensor, *, protocol: Protocol, segment: int, fraction: 
 
     With `masks_padding` round(segment * fraction) whatever the row holds (reference behaviour: 77 of 512), else
     round(length * fraction), at least 1 in a row with notes.
-    Raises ValueError on a fraction that is no share.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"mask fraction {fraction!r} is not possible; allowed: above 0 and below 1")
@@ -76,7 +69,6 @@ def mask_batch(
     Under PAPER (reference behaviour) of 512 positions, PAD included, 77 are chosen: 62 MASK, 8 random over all ids of
     each token type, PAD and MASK among them, 7 unchanged. Under CLEAN 15 % of the real tokens: 80 / 10 / 10 decided
     position by position, random over real ids.
-    Raises ValueError on a fraction that is no share.
     """
     segment = tokens.shape[1]
     count = masked_count(length, protocol=protocol, segment=segment, fraction=fraction)[:, None]

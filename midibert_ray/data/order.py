@@ -32,11 +32,7 @@ class Permutation:
     """
 
     def __init__(self, n: int, key: tuple[int | str, ...]) -> None:
-        """The permutation of n numbers that belongs to a key.
-
-        Raises:
-            ValueError: if n is not positive.
-        """
+        """The permutation of n numbers, at least one, that belongs to a key."""
         if n < 1:
             raise ValueError(f"a permutation needs at least one element, got n={n}")
         self.n = n
@@ -46,11 +42,7 @@ class Permutation:
         self._keys = [np.uint64(keyed_hash("permutation", n, *key, turn)) for turn in range(_ROUNDS)]
 
     def __call__(self, index: Indices) -> Indices:
-        """Where each index (int64, any shape, all in [0, n)) is sent; int64 of the same shape.
-
-        Raises:
-            IndexError: if an index lies outside [0, n).
-        """
+        """Where each index (int64, any shape, all in [0, n), else IndexError) is sent; int64 of the same shape."""
         index = np.asarray(index, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.n):
             raise IndexError(f"index outside [0, {self.n}): {index.min()}..{index.max()}")
@@ -77,13 +69,10 @@ class BatchOrder:
 
     n: int
     """Number of segments, at least 1."""
-
     batch_size: int
     """Segments of a global batch, over all workers."""
-
     seed: int
     """Every epoch has its own permutation, drawn from (seed, epoch)."""
-
     drop_last: bool = True
     """True: every batch is full; what is left of an epoch is left out, others in each epoch, and where
     n < batch_size the one batch repeats segments. False: each segment once, and a shorter last batch."""
@@ -101,11 +90,7 @@ class BatchOrder:
         return -(-self.n // self.batch_size)
 
     def indices(self, epoch: int, k: int) -> Indices:
-        """The segments of batch k of an epoch: int64[batch_size] (shorter at the end without drop_last).
-
-        Raises:
-            IndexError: if the epoch is negative or has no batch k.
-        """
+        """The segments of batch k of an epoch: int64[batch_size] (shorter at the end without drop_last)."""
         if epoch < 0 or not 0 <= k < self.batches_per_epoch:
             raise IndexError(f"no batch {k} in epoch {epoch}: an epoch has {self.batches_per_epoch} batches")
         place = np.arange(k * self.batch_size, (k + 1) * self.batch_size, dtype=np.int64)

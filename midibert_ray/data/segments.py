@@ -25,22 +25,16 @@ class SegmentBatch:
 
     tokens: NDArray[np.uint8]
     """[k, length, 4] CP ids, or [k, length] REMI ids; PAD rows beyond a segment's end."""
-
     length: Indices
     """int64[k], time steps that are not padding."""
-
     piece: Indices
     """int64[k], the piece of each segment: `Segments.piece_id(piece)`, `Segments.label(piece)`."""
-
     start: Indices
     """int64[k], time step of the piece with which the segment starts."""
-
     note: Indices
     """int64[k, length], the note of its store; -1 for padding and, in REMI, all but Pitch tokens."""
-
     velocity: NDArray[np.uint8]
     """[k, length]; in REMI it stands on the Pitch tokens. 0 elsewhere."""
-
     part: NDArray[np.uint8]
     """[k, length]; in REMI it stands on the Pitch tokens. 0 elsewhere."""
 
@@ -57,22 +51,20 @@ class Segments:
         representation: Representation = "cp",
         drop_short_last: bool = False,
         keep: Callable[[str, str], bool] | None = None,
-        piece_order: Sequence[str] | None = None,
     ) -> None:
         """Lay the segments out; the tokens stay on disk, a few numbers a piece are held in memory.
 
         Args:
             stores: their pieces follow one another in this order.
-            splits: only pieces of these splits, or all.
+            splits: only pieces of these, or all.
             length: time steps of a segment.
             representation: `cp`, or `remi`, which is expanded from CP when a segment is gathered.
             drop_short_last: leave out a last segment shorter than half of `length` (the authors' rule
                 in the composer task; a piece shorter than that disappears).
             keep: (corpus, piece) -> whether the piece takes part; see `order.holdout_piece`.
-            piece_order: exactly these pieces, in this order, instead of the stores' order (by id).
 
         Raises:
-            ValueError: if no segment is left, or `piece_order` names a piece that is not there.
+            ValueError: if no segment is left.
         """
         if representation not in ("cp", "remi"):
             raise ValueError(f"representation must be 'cp' or 'remi', got {representation!r}")
@@ -81,16 +73,16 @@ class Segments:
         self._store = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
         self._row = np.concatenate([np.zeros(0, np.int64), *chosen])
         if keep is not None:
-            kept = [keep(self.corpus(piece), self.piece_id(piece)) for piece in range(self.pieces)]
-            self._take(np.flatnonzero(kept))
-        if piece_order is not None:
-            self._take(self._positions(piece_order))
+            kept = np.flatnonzero([keep(self.corpus(piece), self.piece_id(piece)) for piece in range(self.pieces)])
+            self._store, self._row = self._store[kept], self._row[kept]
         self._steps = self._count_steps()
         full, rest = np.divmod(self._steps, length)
         segments = full + (rest > 0 if not drop_short_last else rest >= length / 2)
         self._first = np.concatenate([[0], np.cumsum(segments)])
         if not len(self):
-            raise ValueError(self._emptiness(splits))
+            expected = "any split" if splits is None else f"splits {sorted(splits)}"
+            known = {store.corpus: sorted(store.splits) for store in self.stores}
+            raise ValueError(f"no segment of {length} time steps is left of {expected}; there are {known}")
 
     def __len__(self) -> int:
         """Number of segments."""
@@ -180,24 +172,3 @@ class Segments:
             notes = store.offsets[rows + 1] - store.offsets[rows]
             steps[mine] = notes if self.representation == "cp" else 3 * notes + store.bars[rows]
         return steps
-
-    def _emptiness(self, splits: AbstractSet[str] | None) -> str:
-        expected = "any split" if splits is None else f"splits {sorted(splits)}"
-        known = {store.corpus: sorted(store.splits) for store in self.stores}
-        return f"no segment of {self.length} time steps is left of {expected}; there are {known}"
-
-    def _take(self, positions: Indices) -> None:
-        self._store, self._row = self._store[positions], self._row[positions]
-
-    def _positions(self, order: Sequence[str]) -> Indices:
-        """Where the pieces of `order` stand among those chosen."""
-        known: dict[str, int] = {}
-        for position in range(len(self._row)):
-            piece = self.piece_id(position)
-            if piece in known:
-                raise ValueError(f"piece_order is ambiguous: two of the stores have a piece {piece!r}")
-            known[piece] = position
-        missing = [piece for piece in order if piece not in known]
-        if missing:
-            raise ValueError(f"piece_order names {len(missing)} absent pieces, the first is {missing[0]!r}")
-        return np.array([known[piece] for piece in order], dtype=np.int64)

@@ -40,12 +40,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
-        """Open the store at a URI; the first process of a node copies it to the node's cache.
-
-        Args:
-            uri: of the store.
-            cache_dir: folder of the node's copies of stores, on a disk of its own.
-            cache_gib: GiB that these may take together; 0: as much as the disk holds.
+        """Open the store at a URI; the first process of a node copies it to the node's cache (see `NodeCache`).
 
         Raises:
             FileNotFoundError: if no finished store stands there.

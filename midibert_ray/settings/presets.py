@@ -73,7 +73,7 @@ def preset(name: str) -> Config:
 def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
     """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
 
-    `words` stand before the settings; of these `only` and storage.root are given, if it names any, and `also` in any case.
+    `words` stand before the settings; of these `only` and storage.root are given, if it names any; `also` always.
     """
     settings = flatten(config)
     presets = {name: flatten(preset(name)) for name in PRESETS}

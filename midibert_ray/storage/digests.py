@@ -13,7 +13,6 @@ from midibert_ray.storage.files import DamagedError
 Digest = dict[str, Any]
 """Of one file: `size`, bytes, and `sha256`, hexadecimal."""
 
-
 _CHUNK = 4 << 20  # a bucket is asked once for so many bytes
 
 
@@ -33,13 +32,7 @@ def of_folder(folder: Path) -> dict[str, Digest]:
 def compare(
     system: fs.FileSystem, path: str, digests: Mapping[str, Digest], only: Collection[str] | None = None
 ) -> None:
-    """Compare the files of a folder with their digests: sizes first, then contents, which means to read all of them.
-
-    Args:
-        system: where the folder lies.
-        path: the folder; files without a digest may lie there, too.
-        digests: of its files.
-        only: names of the files whose contents are compared; None: all.
+    """Compare the files of a folder with their digests: all sizes, then the contents of all, or of `only` some.
 
     Raises:
         FileNotFoundError: naming the first file that is missing.

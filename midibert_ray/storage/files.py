@@ -83,8 +83,7 @@ def require_bucket(key: str, uri: str) -> None:
     """
     if is_local(uri):
         return
-    reason = _problem(*filesystem(uri))
-    if reason:
+    if reason := _problem(*filesystem(uri)):
         raise ConfigError(
             f"{key}={without_query(uri)} cannot be used: {reason}; check the bucket's name, its server "
             "(?endpoint_override=HOST:PORT&scheme=http for one of your own) and the keys in the environment "
@@ -125,11 +124,7 @@ def sizes(uri: str) -> dict[str, int]:
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole content of a file.
-
-    Raises:
-        FileNotFoundError: where there is none.
-    """
+    """The whole content of a file; FileNotFoundError where there is none."""
     system, path = filesystem(uri)
     with system.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
@@ -172,12 +167,12 @@ def remove(uri: str) -> None:
 
 
 def write_bytes(uri: str, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or nothing (temporary name, then rename).
-
-    Object stores show an object only once it is complete, so they need no temporary name.
-    """
+    """Write a file so that a reader sees all of it or nothing: by a temporary name on a disk, a bucket by itself."""
     if not is_local(uri):
-        _put(uri, content)
+        buffer = pa.py_buffer(content)  # fails before there is a stream, whose end would make an empty object
+        system, path = filesystem(uri)
+        with system.open_output_stream(path) as stream:
+            stream.write(buffer)
         return
     target = Path(resolve(uri))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -205,25 +200,13 @@ def whole_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(making, ignore_errors=True)
 
 
-def _put(uri: str, content: bytes) -> None:
-    buffer = pa.py_buffer(content)  # fails before there is a stream, whose end would make an empty object
-    system, path = filesystem(uri)
-    with system.open_output_stream(path) as stream:
-        stream.write(buffer)
-
-
 def upload(folder: Path, uri: str, files: Sequence[str]) -> None:
-    """Copy files of a local folder to a URI, one after the other: the last says that the others are there.
-
-    Args:
-        folder: where they are.
-        uri: what stands there under the same names is overwritten.
-        files: their names below the folder, in the order in which they are copied.
+    """Copy files of a local folder to a URI, in their order: the last says that the others are there.
 
     Raises:
-        OSError: where one could not be written. (`pyarrow.fs.copy_files` would not tell: it drops the errors of S3
-            that come with the end of a file.)
+        OSError: where one could not be written.
     """
+    # Not by `pyarrow.fs.copy_files`, which drops the errors of S3 that come with the end of a file.
     system, path = filesystem(uri)
     for name in files:
         if is_local(uri):
@@ -235,11 +218,7 @@ def upload(folder: Path, uri: str, files: Sequence[str]) -> None:
 
 
 def download(uri: str, folder: Path, files: Sequence[str]) -> None:
-    """Copy files at a URI into a local folder.
-
-    Raises:
-        OSError: where one could not be read or written.
-    """
+    """Copy files at a URI into a local folder."""
     system, path = filesystem(uri)
     for name in files:
         with system.open_input_stream(f"{path}/{name}", compression=None) as source, (folder / name).open("wb") as sink:

@@ -1,6 +1,6 @@
 """Leases: of all processes on all nodes, one at a time works on a folder, on a disk or in a bucket.
 
-    {folder}/lease.<host>-<pid>-<id>     a claim, which tells when it was made; its holder touches it every `BEAT_S`
+    {folder}/lease.<host>-<pid>-<id>    a claim, which tells when it was made; its holder touches it every `BEAT_S`
 
 Who wants a folder writes a claim and then lists the claims there. Alone, it holds the lease; if not, it withdraws and
 tries again later. Of two, the later writer lists the claim of the earlier one, so that no two hold a lease at once
@@ -40,7 +40,7 @@ LOOK_S = 1.0
 SAY_S = 60.0
 """Seconds between two reports of whoever waits."""
 
-_CLAIM = re.compile(r"lease\.(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{8}")
+_CLAIM = re.compile(r"lease\.(?P<host>.+)-[0-9a-f]{8}-(?P<pid>\d+)-[0-9a-f]{8}")
 _FORGOTTEN = timedelta(days=1)  # more than two clocks differ
 _BOOT, _PROCESSES = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 
@@ -79,7 +79,7 @@ class Lease:
                     return
                 if files.is_local(self.claim):
                     os.utime(files.resolve(self.claim))
-                else:
+                else:  # one that is removed at this very moment is made again
                     files.write_bytes(self.claim, files.read_bytes(self.claim))
 
 
@@ -97,7 +97,7 @@ def lease(uri: str, *, what: str, report: Callable[[str], None]) -> Iterator[Lea
     Raises:
         OSError: where the folder cannot be listed or written to.
     """
-    held = _acquire(uri, _Waiter(what, report))
+    held = _acquire(uri, _Watch(what, report))
     end = threading.Event()
     beating = threading.Thread(target=held.beat, args=(end,), daemon=True)
     beating.start()
@@ -109,68 +109,27 @@ def lease(uri: str, *, what: str, report: Callable[[str], None]) -> Iterator[Lea
         _withdraw(held)
 
 
-def is_held(uri: str) -> bool:
-    """Whether somebody claims a folder who is not known to be gone."""
-    return any(not _is_gone(info) for info in _claims(uri))
-
-
 def abandoned(parent: str) -> list[str]:
-    """URIs of the folders directly below one in which somebody who is gone has left a claim."""
+    """URIs of the folders directly below one in which only processes that are gone have left claims."""
     system, path = files.filesystem(parent)
     infos = system.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    claimed = {info.path[len(path) :].strip("/").rpartition("/")[0] for info in infos if _is_claim(info)}
-    uris = [files.join(parent, name) for name in sorted(claimed)]
-    return [uri for uri in uris if not is_held(uri)]
+    claims = [(info.path[len(path) :].strip("/").rpartition("/")[0], info) for info in infos if _is_claim(info)]
+    held = {folder for folder, info in claims if not _is_gone(info)}
+    return [files.join(parent, folder) for folder in sorted({folder for folder, _ in claims} - held)]
 
 
-@dataclass
-class _Waiter:
-    """What somebody who waits has seen of others' claims, and has said."""
-
-    what: str
-    report: Callable[[str], None]
-    seen: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """By claim: when it was touched by the storage's clock, nanoseconds, and when that was seen by this clock."""
-    said: float = float("-inf")
-
-    def removes(self, info: fs.FileInfo) -> bool:
-        """Whether a claim is void."""
-        now = time.monotonic()
-        if self.seen.get(info.base_name, (None, now))[0] != info.mtime_ns:
-            self.seen[info.base_name] = info.mtime_ns, now
-        gone = _is_gone(info) or now - self.seen[info.base_name][1] > GONE_S
-        if gone:
-            self.report(f"{self.what}: {_holder(info)} has ended without a word, taking over")
-        return gone
-
-    def waits(self, uri: str, info: fs.FileInfo) -> None:
-        """Say for whom, once in a while, and wait a little."""
-        if time.monotonic() - self.said > SAY_S:
-            self.said = time.monotonic()
-            age = max(0.0, (datetime.now(UTC) - info.mtime).total_seconds())
-            since = ""
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                since = f"since {files.read_bytes(files.join(uri, info.base_name)).decode()} UTC, "
-            self.report(f"{self.what}: held by {_holder(info)} {since}last sign {age:.0f} s ago; waiting for its end")
-        time.sleep(LOOK_S)
-
-
-def _acquire(uri: str, waiter: _Waiter) -> Lease:
+def _acquire(uri: str, watch: "_Watch") -> Lease:
     while True:
         standing = _claims(uri)
-        for info in standing:
-            if waiter.removes(info):
-                files.remove(files.join(uri, info.base_name))
-                break
+        if void := next(filter(watch.finds_void, standing), None):
+            files.remove(files.join(uri, void.base_name))
+        elif standing:
+            watch.tell(uri, standing[0])
+            time.sleep(LOOK_S)
         else:
-            if standing:
-                waiter.waits(uri, standing[0])
-                continue
             mine = Lease(uri, f"{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
-            try:
+            with contextlib.suppress(FileNotFoundError):  # the last holder has just removed the empty folder
                 files.write_bytes(mine.claim, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}".encode())
-            except FileNotFoundError:  # the last holder has just removed the empty folder
-                continue
             if [info.base_name for info in _claims(uri)] == [files.basename(mine.claim)]:
                 return mine
             _withdraw(mine)
@@ -184,6 +143,37 @@ def _withdraw(mine: Lease) -> None:
             Path(files.resolve(mine.uri)).rmdir()
 
 
+@dataclass
+class _Watch:
+    """What somebody who waits has seen of others' claims, and has said."""
+
+    what: str
+    report: Callable[[str], None]
+    seen: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By claim: when it was touched by the storage's clock, nanoseconds, and when that was seen by this clock."""
+    said: float = float("-inf")
+
+    def finds_void(self, info: fs.FileInfo) -> bool:
+        """Whether the holder of a claim is gone."""
+        now = time.monotonic()
+        if self.seen.get(info.base_name, (None, now))[0] != info.mtime_ns:
+            self.seen[info.base_name] = info.mtime_ns, now
+        gone = _is_gone(info) or now - self.seen[info.base_name][1] > GONE_S
+        if gone:
+            self.report(f"{self.what}: {_holder(info)} has ended without a word, taking over")
+        return gone
+
+    def tell(self, uri: str, info: fs.FileInfo) -> None:
+        """Say once in a while who holds the lease."""
+        if time.monotonic() - self.said <= SAY_S:
+            return
+        self.said, since = time.monotonic(), ""
+        with contextlib.suppress(OSError):  # it has just ended
+            since = f"since {files.read_bytes(files.join(uri, info.base_name)).decode(errors='replace')} UTC, "
+        age = max(0.0, (datetime.now(UTC) - info.mtime).total_seconds())
+        self.report(f"{self.what}: held by {_holder(info)} {since}last sign {age:.0f} s ago; waiting for its end")
+
+
 def _claims(uri: str) -> list[fs.FileInfo]:
     system, path = files.filesystem(uri)
     infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
@@ -194,27 +184,20 @@ def _is_claim(info: fs.FileInfo) -> bool:
     return info.is_file and _CLAIM.fullmatch(info.base_name) is not None
 
 
-def _parts(info: fs.FileInfo) -> tuple[str, int]:
-    found = _CLAIM.fullmatch(info.base_name)
-    assert found is not None
-    return found["host"], int(found["pid"])
-
-
 def _holder(info: fs.FileInfo) -> str:
-    machine, pid = _parts(info)
-    return f"{machine.rpartition('-')[0]}:{pid}"
+    return _CLAIM.sub(r"\g<host>:\g<pid>", info.base_name)
 
 
 def _is_gone(info: fs.FileInfo) -> bool:
     """Whether the process of a claim is known to have ended; False where it may be at work."""
-    machine, pid = _parts(info)
-    if machine == _machine():
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # somebody else's process
-            return False
+    machine, pid, _ = info.base_name.removeprefix("lease.").rsplit("-", 2)
+    try:
+        if machine == _machine():
+            os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's process
+        return False
     return bool(datetime.now(UTC) - info.mtime > _FORGOTTEN)
 
 

@@ -38,13 +38,12 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Copy:
-    """A copy that is there, and stays until `close` is called or this object is gone."""
+    """A copy that is there, and stays until `close` is called or this object is gone; `NodeCache.get` makes one."""
 
     def __init__(self, folder: Path, handle: int) -> None:
-        """Take over the handle of a folder that holds its lock; use `NodeCache.get`."""
+        """Take over the handle of a folder that holds its lock."""
         self.folder = folder
         self.close = weakref.finalize(self, os.close, handle)
-        """Let go of the copy."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,15 @@ class NodeCache:
     """GiB that copies may take together; 0: as much as the disk holds."""
 
     def get(self, name: str, size: int, build: Callable[[Path], None]) -> Copy:
-        """The copy of a name; made first where there is none, and made again where it is damaged.
+        """The copy of a name, which names its content; made where there is none, and again where it is damaged.
 
         Args:
-            name: it names the content: what is there under it need not be made.
+            name: of the copy's folder.
             size: bytes that the copy will take, roughly.
-            build: writes the files into an empty folder.
+            build: writes the files into an empty folder; what it raises is passed on.
 
         Raises:
-            OSError: where the disk is full, or nothing can be written there; and whatever `build` raises.
+            OSError: where the disk is full, or nothing can be written there.
         """
         copy = self._open(name)
         if copy is None or not _is_compared(copy.folder):
@@ -114,7 +113,6 @@ class NodeCache:
         storage.write_bytes(str(folder / COMPARED), json.dumps(_state(folder)).encode())
 
     def _make(self, folder: Path, size: int, build: Callable[[Path], None]) -> None:
-        """Make a copy; needs the lock."""
         try:
             with storage.whole_folder(folder) as building:
                 build(building)
@@ -138,21 +136,19 @@ class NodeCache:
         )
         sizes = {copy: sum(path.stat().st_size for path in copy.iterdir()) for copy in copies}
         for copy in copies:
-            if self._fits(sum(sizes.values()) + size) and shutil.disk_usage(self.folder).free >= size:
+            fits = not self.gib or sum(sizes.values()) + size <= self.gib * 2**30
+            if fits and shutil.disk_usage(self.folder).free >= size:
                 return
             if self._evict(copy):
                 del sizes[copy]
         total = sum(sizes.values()) + size
-        if not self._fits(total):
+        if self.gib and total > self.gib * 2**30:
             logger.warning(
                 "the copies of token stores in %s will take %.2f GiB, more than storage.cache_gib=%g: %s; raise it, if "
                 "the disk is larger",
                 *(self.folder, total / 2**30, self.gib),
                 "those in use stay" if sizes else "this one alone is larger",
             )
-
-    def _fits(self, total: int) -> bool:
-        return not self.gib or total <= self.gib * 2**30
 
     def _evict(self, copy: Path) -> bool:
         """Remove a copy unless it is in use."""
@@ -168,9 +164,8 @@ class NodeCache:
         return True
 
     def _remove(self, copy: Path) -> None:
-        """Remove a copy; who has it mapped keeps what it has."""
         gone = copy.with_name(f".{copy.name}{_REMOVING}")
-        copy.rename(gone)
+        copy.rename(gone)  # who has it mapped keeps what it has
         shutil.rmtree(gone)
 
 

@@ -41,7 +41,6 @@ class Listing:
 
     files: Mapping[str, File] = field(repr=False)
     """By name; a byte that is not UTF-8 is spelled `\\xe9` in it."""
-
     unlisted: Mapping[str, str]
     """Folders (their names end in a slash) and files that could not be looked at, with the reason."""
 

@@ -30,19 +30,14 @@ class CorpusPlan:
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
     root: str
     """`corpora.root`, absolute."""
-
     pieces: tuple[Piece, ...] = field(repr=False)
     """Sorted by id."""
-
     files: Mapping[str, File] = field(repr=False)
     """The pieces' files by name below the corpus folder; absent files are missing."""
-
     unlisted: Mapping[str, str]
     """Folders (with a slash at the end) and MIDI files that could not be looked at, with the reason."""
-
     storage_root: str
 
     @property
@@ -164,7 +159,6 @@ class CorpusFiles:
     corpus: Corpus
     root: str
     """`corpora.root`, absolute."""
-
     listing: Listing = field(repr=False)
 
 
@@ -178,7 +172,14 @@ def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
     """
     chosen, root = _corpus(name), storage.resolve(corpora_root)
     hint = "" if chosen.absolute else f"; set corpora.root (now {corpora_root!r}) to where {chosen.folder} lies"
-    return CorpusFiles(chosen, root, _listing(name, chosen.location(root), hint))
+    uri = chosen.location(root)
+    system, path = storage.filesystem(uri)
+    if system.get_file_info(path).type is not fs.FileType.Directory:
+        raise FileNotFoundError(f"corpus {name}: there is no folder {uri}{hint}")
+    try:
+        return CorpusFiles(chosen, root, list_files(uri))
+    except PermissionError as error:
+        raise PermissionError(f"corpus {name}: no permission to list {uri}; grant it, or name another") from error
 
 
 def plan_corpus(
@@ -193,9 +194,7 @@ def plan_corpus(
     """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
-        ValueError: for an unknown corpus, or a folder without MIDI files of the corpus.
-        FileNotFoundError: if the corpus folder is not there.
-        PermissionError: if it may not be listed.
+        ValueError: for a folder without MIDI files of the corpus; and whatever `list_corpus` raises.
     """
     found = found or list_corpus(name, corpora_root)
     chosen, root, listing = found.corpus, found.root, found.listing
@@ -204,7 +203,13 @@ def plan_corpus(
     pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
         expected = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
-        raise ValueError(f"corpus {name}: its MIDI files ({expected}) are not below {uri}{_closed(listing)}")
+        first = min(listing.unlisted.items(), default=None)
+        hint = (
+            f"; places that could not be looked at: {len(listing.unlisted):,}, first {': '.join(first)}"
+            if first
+            else ""
+        )
+        raise ValueError(f"corpus {name}: its MIDI files ({expected}) are not below {uri}{hint}")
     return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
@@ -215,23 +220,6 @@ def plan_corpus(
         unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MIDI_SUFFIXES))},
         storage_root=storage.resolve(storage_root),
     )
-
-
-def _listing(name: str, uri: str, hint: str) -> Listing:
-    system, path = storage.filesystem(uri)
-    if system.get_file_info(path).type is not fs.FileType.Directory:
-        raise FileNotFoundError(f"corpus {name}: there is no folder {uri}{hint}")
-    try:
-        return list_files(uri)
-    except PermissionError as error:
-        raise PermissionError(f"corpus {name}: no permission to list {uri}; grant it, or name another") from error
-
-
-def _closed(listing: Listing) -> str:
-    """What could not be listed, as the end of a message."""
-    for name, reason in sorted(listing.unlisted.items()):
-        return f"; places that could not be looked at: {len(listing.unlisted):,}, first {name}: {reason}"
-    return ""
 
 
 def _corpus(name: str) -> Corpus:

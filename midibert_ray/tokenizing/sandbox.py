@@ -1,8 +1,7 @@
 """Tokenize pieces in a child process, because a reader written in C++ may crash, hang or take all memory.
 
-A `Sandbox` owns one child (`python -m midibert_ray.tokenizing.sandbox`), sends it the bytes of piece after piece
-and takes token columns, or a reason, back. A child that a bad file kills is replaced, and the file gets a
-reason.
+A `Sandbox` owns one child (`python -m midibert_ray.tokenizing.sandbox`), sends it the bytes of one piece at a time
+and takes token columns, or a reason, back. A child that a bad file kills is replaced, and the file gets a reason.
 
 The wire, both ways: a message with a JSON header, then as many messages of bytes as it says. No pickles: what a
 malformed file makes of the child must not reach further than the child, which is also given nothing of this process's
@@ -12,7 +11,6 @@ The child dies with its parent: it ends when the wire is closed, and one that ha
 cannot look after itself, is ended by the kernel's alarm clock.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +19,6 @@ import json
 import logging
 import math
 import os
-import queue
 import resource
 import signal
 import socket
@@ -29,10 +26,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import IO, Any
@@ -50,10 +45,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_LIMIT = 4 << 30
 """Address space of a child, bytes."""
-
 TIME_LIMIT_S = 20.0
 """Wall time for one piece, seconds."""
-
 HANDLER = "midibert_ray.corpora.tokens:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
@@ -62,11 +55,7 @@ Handler = Callable[[Corpus, Piece, Sequence[bytes], Protocol], Tokens]
 _START_LIMIT_S = 120.0  # importing the readers on a busy machine
 _ALARM_MARGIN_S = 1  # the child's own alarm is for a child whose parent is gone
 _OUT_OF_MEMORY = f"out of memory (limit {MEMORY_LIMIT / 2**30:g} GiB)"
-_AHEAD = 16  # pieces on their way to the child while it works on the first
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
-
-Messages = Sequence[bytes]
-"""A JSON header, and as many blobs as it says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +74,8 @@ class Answer:
     """What became of a piece: its columns, or the reason why there are none."""
 
     reason: str | None
+    may_pass: bool = False
+    """Whether the reason lies with the storage: the next run tries again."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Notes left out, by reason."""
     remarks: dict[str, int] = field(default_factory=dict)
@@ -113,50 +104,23 @@ class Sandbox:
             self._child.kill()
             self._child = None
 
-    def tokenize(self, requests: Iterable[Request]) -> Iterator[Answer]:
-        """The answers to requests, in their order; requests are taken a few ahead of the answers.
+    def tokenize(self, request: Request) -> Answer:
+        """The answer to a request; a child that fails to give one is buried.
 
         Raises:
             RuntimeError: if a child cannot be started at all. No file is to blame for that.
         """
-        source = iter(requests)
-        waiting: deque[Messages] = deque()
-        try:
-            while True:
-                child = self.start()
-                while len(waiting) < _AHEAD and (request := next(source, None)) is not None:
-                    waiting.append(_pack_request(request))
-                    child.send(waiting[-1])
-                if not waiting:
-                    return
-                answer = self._answer(child)
-                waiting.popleft()
-                if self._child is None:
-                    child = self.start()
-                    for messages in waiting:
-                        child.send(messages)
-                yield answer
-        finally:
-            if waiting:  # left before its end: nobody must mistake these answers for others
-                self.close()
-
-    def _answer(self, child: "_Child") -> Answer:
-        """The answer to the oldest request; a child that fails to give one is buried."""
+        child = self.start()
         try:
             child.wait_until_ready()
+            child.send(_pack_request(request))
             return _unpack_answer(*child.receive(self._time_limit_s))
-        except (
-            _ChildDiedError,
-            TimeoutError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:  # the latter: it talks nonsense
+        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # it is dead, late, or talks nonsense
             status, stderr = child.kill()
             self._child = None
             if not child.ready:
                 raise RuntimeError(f"the reader's process does not start ({status}): {stderr}") from error
-            reason = self._reason(status, stderr, timed_out=isinstance(error, TimeoutError))
+            reason = self._reason(status, stderr, timed_out=isinstance(error, TimeoutError | BlockingIOError))
             logger.warning("%s %s", reason, stderr[-500:])
             return Answer(reason=reason)
 
@@ -177,10 +141,6 @@ def process_sandbox() -> Sandbox:
     return Sandbox()
 
 
-class _ChildDiedError(Exception):
-    pass
-
-
 class _Child:
     """The parent's end of one child."""
 
@@ -188,17 +148,12 @@ class _Child:
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         ours, theirs = socket.socketpair()
         # A child that stops in the middle of a message keeps its parent for no longer than one that sends none.
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", math.ceil(time_limit_s), 0))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", math.ceil(time_limit_s), 0))
+        words = [str(theirs.fileno()), handler, str(time_limit_s)]
         with theirs:
             self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "midibert_ray.tokenizing.sandbox",
-                    str(theirs.fileno()),
-                    handler,
-                    str(time_limit_s),
-                ],
+                [sys.executable, "-m", "midibert_ray.tokenizing.sandbox", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=self._stderr,
                 stderr=self._stderr,
@@ -206,21 +161,11 @@ class _Child:
                 env=_environment(),
             )
         self._wire = Connection(ours.detach())
-        self._outgoing: queue.SimpleQueue[Messages | None] = queue.SimpleQueue()
-        # Questions leave in a thread, as the child reads the next one only when its last answer was taken.
-        self._sender = threading.Thread(target=self._send_all, daemon=True)
-        self._sender.start()
         self.ready = False
 
-    def send(self, messages: Messages) -> None:
-        """Put a question in the queue; it leaves while answers are awaited."""
-        self._outgoing.put(messages)
-
-    def _send_all(self) -> None:
-        with contextlib.suppress(OSError):  # the child is dead, but what it answered before may still be read
-            while (messages := self._outgoing.get()) is not None:
-                for message in messages:
-                    self._wire.send_bytes(message)
+    def send(self, messages: Sequence[bytes]) -> None:
+        for message in messages:
+            self._wire.send_bytes(message)
 
     def wait_until_ready(self) -> None:
         """Wait for the child's first word, once: starting up is not the first piece's time."""
@@ -229,26 +174,22 @@ class _Child:
             self.ready = True
 
     def receive(self, limit_s: float) -> tuple[dict[str, Any], list[bytes]]:
-        """The next answer: header and blobs.
+        """The next answer, header and blobs, within so many seconds.
 
         Raises:
-            TimeoutError: if it takes longer than `limit_s` seconds.
-            _ChildDiedError: if the child ended before it was complete.
+            TimeoutError, BlockingIOError: if it takes longer.
+            EOFError, OSError: if the child ended before it was complete.
             ValueError, KeyError, TypeError: if it is no answer.
         """
         deadline = time.monotonic() + limit_s
-        try:
-            return _receive(lambda: self._message(deadline))
-        except (BlockingIOError, TimeoutError) as error:
-            raise TimeoutError from error
-        except (EOFError, OSError) as error:
-            raise _ChildDiedError from error
 
-    def _message(self, deadline: float) -> bytes:
-        # looks at the wire first: an answer that came while the parent was away is in time
-        if not self._wire.poll(max(0.0, deadline - time.monotonic())):
-            raise TimeoutError
-        return self._wire.recv_bytes(MEMORY_LIMIT)
+        def message() -> bytes:
+            # looks at the wire first: an answer that came while the parent was away is in time
+            if not self._wire.poll(max(0.0, deadline - time.monotonic())):
+                raise TimeoutError
+            return self._wire.recv_bytes(MEMORY_LIMIT)
+
+        return _receive(message)
 
     def kill(self) -> tuple[int, str]:
         """End the child; its exit status (negative: the signal that ended it) and its last words."""
@@ -257,8 +198,6 @@ class _Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
         status = self._process.wait()
-        self._outgoing.put(None)
-        self._sender.join()
         self._wire.close()
         self._stderr.seek(max(0, self._stderr.seek(0, os.SEEK_END) - 2000))
         stderr = self._stderr.read().decode(errors="replace").strip()
@@ -274,7 +213,7 @@ def _environment() -> dict[str, str]:
     return {**kept, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def _pack(header: dict[str, Any], blobs: Sequence[bytes]) -> Messages:
+def _pack(header: dict[str, Any], blobs: Sequence[bytes]) -> list[bytes]:
     return [json.dumps({**header, "blobs": len(blobs)}).encode(), *blobs]
 
 
@@ -283,10 +222,9 @@ def _receive(message: Callable[[], bytes]) -> tuple[dict[str, Any], list[bytes]]
     return header, [message() for _ in range(header["blobs"])]
 
 
-def _pack_request(request: Request) -> Messages:
-    piece = dataclasses.asdict(request.piece)
+def _pack_request(request: Request) -> list[bytes]:
     protocol = {"name": request.protocol.name, "switched": request.protocol.switched()}
-    header = {"corpus": request.corpus, "protocol": protocol, "piece": piece}
+    header = {"corpus": request.corpus, "protocol": protocol, "piece": dataclasses.asdict(request.piece)}
     return _pack(header, request.contents)
 
 
@@ -300,23 +238,19 @@ def _unpack_answer(header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
 
 def main() -> None:
     """Answer requests until the parent's end of the wire is closed."""
-    parser = argparse.ArgumentParser(description="The child of a Sandbox; it is not for use by hand.")
-    parser.add_argument("wire", type=int)
-    parser.add_argument("handler")
-    parser.add_argument("time_limit_s", type=float)
-    options = parser.parse_args()
+    wire_number, handler_name, time_limit_s = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    module, _, function = options.handler.partition(":")
+    module, _, function = handler_name.partition(":")
     handler: Handler = getattr(importlib.import_module(module), function)
     _limit(resource.RLIMIT_AS, MEMORY_LIMIT)
     _limit(resource.RLIMIT_CORE, 0)
-    with Connection(options.wire) as wire, contextlib.suppress(EOFError, ConnectionError):
+    with Connection(int(wire_number)) as wire, contextlib.suppress(EOFError, ConnectionError):
         answer = _pack({}, [])
         while True:
             for message in answer:
                 wire.send_bytes(message)
             request = _unpack_request(*_receive(wire.recv_bytes))
-            signal.alarm(math.ceil(options.time_limit_s) + _ALARM_MARGIN_S)
+            signal.alarm(math.ceil(float(time_limit_s)) + _ALARM_MARGIN_S)
             answer = _respond(handler, request)
             signal.alarm(0)
 
@@ -329,15 +263,11 @@ def _limit(what: int, value: int) -> None:
 
 def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
     piece = Piece(**{**header["piece"], "files": tuple(header["piece"]["files"])})
-    return Request(
-        corpus=header["corpus"],
-        piece=piece,
-        protocol=PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"]),
-        contents=tuple(blobs),
-    )
+    protocol = PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"])
+    return Request(corpus=header["corpus"], piece=piece, protocol=protocol, contents=tuple(blobs))
 
 
-def _respond(handler: Handler, request: Request) -> Messages:
+def _respond(handler: Handler, request: Request) -> list[bytes]:
     """The answer to one request; whatever goes wrong with a file is its reason."""
     try:
         tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)

@@ -4,9 +4,7 @@ A task that is repeated, because its node was lost, overwrites what it wrote wit
 """
 
 import json
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -26,10 +24,6 @@ from midibert_ray.tokenizing.sandbox import Answer, Request, process_sandbox
 FILE_LIMIT = 32 << 20
 """Bytes; a larger file is quarantined unread. The largest of the five corpora has 0.3 MB."""
 
-_READ_AHEAD = 16  # pieces whose files are read while others are tokenized; hides an object store's latency
-
-Contents = tuple[bytes, ...]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -38,18 +32,14 @@ class Shard:
     corpus: str
     root: str
     """`corpora.root`, absolute."""
-
     protocol: Protocol
     segment: int
     """Time steps of a segment; only counted with."""
-
     pieces: tuple[Piece, ...] = field(repr=False)
     files: dict[str, File] = field(repr=False)
     """The pieces' files by name; absent files are missing."""
-
     store: str
     """URI of the store."""
-
     name: str
     """Of the file that is written there."""
 
@@ -69,7 +59,6 @@ class Report(TypedDict):
     """JSON, counts by remark."""
     reason: str
     """Why the piece is quarantined."""
-
     unread: bool
     """Whether the reason lies with the storage and may pass: the next run tries again."""
 
@@ -87,50 +76,25 @@ def make_shard(shard: Shard) -> list[Report]:
     for what, folder in (("corpora.root", uri), ("storage.root", shard.store)):
         if storage.is_local(folder) and not Path(folder).is_dir():
             raise FileNotFoundError(f"{folder} is not on this node; {what} must be visible from every node")
-    answers: dict[str, Answer] = {}
-    unread: set[str] = set()
-    sent: deque[str] = deque()
 
-    def requests() -> Iterator[Request]:
-        for piece, contents in _read_ahead(uri, shard):
-            if isinstance(contents, _UnusableError):
-                answers[piece.piece] = Answer(reason=str(contents))
-                if contents.may_pass:
-                    unread.add(piece.piece)
-                continue
-            sent.append(piece.piece)
-            yield Request(corpus=shard.corpus, piece=piece, protocol=shard.protocol, contents=contents)
+    def read(piece: Piece) -> Request | Answer:
+        try:
+            contents = tuple(_read(uri, name, shard.files.get(name)) for name in piece.files)
+        except _UnusableError as error:
+            return Answer(reason=str(error), may_pass=error.may_pass)
+        return Request(corpus=shard.corpus, piece=piece, protocol=shard.protocol, contents=contents)
 
-    for answer in sandbox.tokenize(requests()):
-        answers[sent.popleft()] = answer
+    with ThreadPoolExecutor(max_workers=4) as pool:  # files are read while others are tokenized; a shard's are few MiB
+        found = pool.map(read, shard.pieces)
+        answers = [item if isinstance(item, Answer) else sandbox.tokenize(item) for item in found]
     _write(shard, answers)
-    return [_report(shard, piece, answers[piece.piece], piece.piece in unread) for piece in shard.pieces]
+    return [_report(shard, piece, answer) for piece, answer in zip(shard.pieces, answers, strict=True)]
 
 
 class _UnusableError(Exception):
     def __init__(self, reason: str, *, may_pass: bool = False) -> None:
         super().__init__(reason)
         self.may_pass = may_pass
-
-
-def _read_ahead(uri: str, shard: Shard) -> Iterator[tuple[Piece, Contents | _UnusableError]]:
-    """Every piece with the bytes of its files, or with the reason why they cannot be had."""
-
-    def read(piece: Piece) -> Contents | _UnusableError:
-        try:
-            return tuple(_read(uri, name, shard.files.get(name)) for name in piece.files)
-        except _UnusableError as error:
-            return error
-
-    waiting: deque[tuple[Piece, Future[Contents | _UnusableError]]] = deque()
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        for piece in shard.pieces:
-            waiting.append((piece, pool.submit(read, piece)))
-            if len(waiting) > _READ_AHEAD:
-                piece, future = waiting.popleft()
-                yield piece, future.result()
-        for piece, future in waiting:
-            yield piece, future.result()
 
 
 def _read(uri: str, name: str, file: File | None) -> bytes:
@@ -153,15 +117,15 @@ def _read(uri: str, name: str, file: File | None) -> bytes:
         raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
 
 
-def _write(shard: Shard, answers: dict[str, Answer]) -> None:
+def _write(shard: Shard, answers: list[Answer]) -> None:
     """Write the pieces that have tokens as one Parquet file."""
-    usable = [piece for piece in shard.pieces if answers[piece.piece].reason is None]
+    usable = [(piece, answer) for piece, answer in zip(shard.pieces, answers, strict=True) if answer.reason is None]
     arrays: dict[str, pa.Array] = {
-        name: pa.array([getattr(piece, name) for piece in usable], SCHEMA.field(name).type)
+        name: pa.array([getattr(piece, name) for piece, _ in usable], SCHEMA.field(name).type)
         for name in PIECE_SCHEMA.names
     }
     for name, (dtype, _) in COLUMNS.items():
-        values = [np.frombuffer(answers[piece.piece].columns[name], dtype) for piece in usable]
+        values = [np.frombuffer(answer.columns[name], dtype) for _, answer in usable]
         offsets = np.cumsum([0, *map(len, values)]).astype(np.int32)
         arrays[name] = pa.ListArray.from_arrays(
             offsets, np.concatenate([np.zeros(0, dtype), *values]), type=SCHEMA.field(name).type
@@ -171,7 +135,7 @@ def _write(shard: Shard, answers: dict[str, Answer]) -> None:
     storage.write_bytes(storage.join(shard.store, shard.name), sink.getvalue().to_pybytes())
 
 
-def _report(shard: Shard, piece: Piece, answer: Answer, unread: bool) -> Report:
+def _report(shard: Shard, piece: Piece, answer: Answer) -> Report:
     notes = len(answer.columns.get("velocity", b""))
     digest = piece_digest(piece.piece, piece.split, piece.label, answer.columns.values()) if notes else ""
     return Report(
@@ -184,5 +148,5 @@ def _report(shard: Shard, piece: Piece, answer: Answer, unread: bool) -> Report:
         dropped=json.dumps(answer.dropped),
         remarks=json.dumps(answer.remarks),
         reason=answer.reason or "",
-        unread=unread,
+        unread=answer.may_pass,
     )

@@ -51,6 +51,12 @@ class Summary:
     found: bool
     """Whether it was there already."""
 
+    @classmethod
+    def standing(cls, uri: str) -> "Summary | None":
+        """The store at a URI, if a whole one stands there; needs no Ray."""
+        manifest = find_manifest(uri)
+        return cls(uri=uri, manifest=manifest, found=True) if manifest else None
+
     @staticmethod
     def table(summaries: Sequence["Summary"]) -> str:
         """Stores side by side as text, with the reasons of what is missing below.
@@ -64,15 +70,10 @@ class Summary:
 
     def _row(self) -> tuple[str, ...]:
         manifest, counts = self.manifest, self.manifest["counts"]
-        numbers = (
-            counts["pieces"],
-            counts["segments"],
-            counts["notes"],
-            sum(manifest["dropped_notes"].values()),
-        )
+        dropped, quarantined = sum(manifest["dropped_notes"].values()), len(manifest["quarantined"])
+        numbers = (counts["pieces"], counts["segments"], counts["notes"], dropped, quarantined)
         seconds = "found" if self.found else f"{manifest['seconds']:.1f}"
-        quarantined = f"{len(manifest['quarantined']):,}"
-        return (manifest["corpus"], *(f"{number:,}" for number in numbers), quarantined, seconds)
+        return (manifest["corpus"], *(f"{number:,}" for number in numbers), seconds)
 
     def notes(self, most: int = 10) -> Iterator[str]:
         """Lines: the store's URI, its dropped notes by reason, remarks, duplicates, and its first quarantined files."""
@@ -172,6 +173,7 @@ class _Ledger:
         """
         earlier = [listing for listing in standing["checked"]["listings"] if listing != self.plan.listing]
         listings = [*earlier, self.plan.listing][-_KEPT_LISTINGS:]
+        self._held.check()
         write_manifest(self.plan.uri, {**standing, "checked": {**checked, "listings": listings}})
 
     def _manifest(self) -> dict[str, Any]:
@@ -280,11 +282,6 @@ class _Progress:
             return
         self._last = now
         rate = self._done / (now - self._started)
-        logger.info(
-            "tokenize %s/%s pieces (%d %%), %.0f pieces/s, eta %.0f s",
-            f"{self._done:,}",
-            f"{self._total:,}",
-            100 * self._done // self._total,
-            rate,
-            (self._total - self._done) / rate,
-        )
+        share, left = 100 * self._done // self._total, (self._total - self._done) / rate
+        done = f"{self._done:,}/{self._total:,}"
+        logger.info("tokenize %s pieces (%d %%), %.0f pieces/s, eta %.0f s", done, share, rate, left)

@@ -182,7 +182,7 @@ def test_gather_equals_naive_slicing(
 
 @QUICK
 @given(data=st.data())
-def test_several_stores_splits_and_orders(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_several_stores_and_splits(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     sizes = data.draw(st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=3))
     length, remi = data.draw(st.integers(2, 16)), data.draw(st.booleans())
     folder = tmp_path_factory.mktemp("stores")
@@ -202,13 +202,12 @@ def test_several_stores_splits_and_orders(data: st.DataObject, tmp_path_factory:
         with pytest.raises(ValueError, match="no segment"):
             Segments(stores, splits={"train"}, **shape)
         return
-    order = data.draw(st.permutations(chosen))
-    segments = Segments(stores, splits={"train"}, piece_order=[piece[0] for piece in order], **shape)
+    segments = Segments(stores, splits={"train"}, **shape)
     batch = segments.gather(np.arange(len(segments)))
-    for name, values in naive(order, length, shape["representation"], drop=False).items():
+    for name, values in naive(chosen, length, shape["representation"], drop=False).items():
         np.testing.assert_array_equal(getattr(batch, name), values)
-    assert [segments.piece_id(i) for i in np.unique(batch.piece)] == [piece[0] for piece in order]
-    assert [segments.label(i) for i in range(segments.pieces)] == [piece[2] for piece in order]
+    assert [segments.piece_id(i) for i in np.unique(batch.piece)] == [piece[0] for piece in chosen]
+    assert [segments.label(i) for i in range(segments.pieces)] == [piece[2] for piece in chosen]
     assert (batch.start % length == 0).all()
 
 
@@ -236,7 +235,6 @@ def test_keep_selects_pieces_by_their_ids(sample_store: TokenStore) -> None:
     ("settings_", "message"),
     [
         ({"splits": {"valdi"}}, r"splits \['valdi'\]; there are"),
-        ({"piece_order": ["042", "nowhere"]}, "1 absent pieces, the first is 'nowhere'"),
         ({"representation": "midi"}, "'cp' or 'remi', got 'midi'"),
     ],
 )

@@ -177,7 +177,7 @@ def words(config: Config) -> list[str]:
 @pytest.fixture(scope="module")
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
-    key = run_key(config, [each.address for each in pipeline.plan(config).tokens[0].values()])
+    key = run_key(config, [each.uri for each in pipeline.plan(config).tokens[0].values()])
     tracker = tracking.Tracker(tracking.address(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_address(config, key)

@@ -261,7 +261,8 @@ def test_who_comes_second_waits_and_finds(
     """The same command twice at the same time: one store, made once, and one line that says so."""
     monkeypatch.setattr(lease, "LOOK_S", 0.01)
     caplog.set_level("INFO")
-    inner, entered, summaries = tokenize._stream, threading.Event(), {}
+    summaries: dict[str, Summary] = {}
+    inner, entered = tokenize._stream, threading.Event()
 
     def stream(shards: Sequence[shard.Shard]) -> Iterator[list[dict[str, Any]]]:
         entered.set()
@@ -357,7 +358,10 @@ def test_remarks_reach_the_manifest_and_the_table(folder: Path) -> None:
         ": 1 pieces off the grid: share of onsets further than a 32nd triplet from the nearest sixteenth 0.25 or more"
     )
     assert told in Summary.table([summary])
-    assert list(dataclasses.replace(summary, found=True).notes())[1].endswith("; by chance 1/3")
+    standing = Summary.standing(summary.uri)
+    assert standing and standing == dataclasses.replace(summary, found=True)
+    assert list(standing.notes())[1].endswith("; by chance 1/3")
+    assert Summary.standing(summary.uri + "x") is None
 
 
 def performance() -> bytes:

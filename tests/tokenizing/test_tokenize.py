@@ -166,7 +166,11 @@ def test_what_dead_jobs_left_goes_and_others_stay(tmp_path: Path) -> None:
     dead.wait()
     here = f"{_machine()}-{dead.pid}-01234567"
     killed, forgotten, elsewhere, copied = (tmp_path / "tokens" / f"{name}-0" for name in ("a", "b", "c", "d"))
-    for store, mark in ((killed, here), (forgotten, "other-7-01234567"), (elsewhere, "other-8-01234567")):
+    for store, mark in (
+        (killed, here),
+        (forgotten, "other-01234567-7-01234567"),
+        (elsewhere, "other-01234567-8-01234567"),
+    ):
         store.mkdir(parents=True)
         for name in (f"lease.{mark}", shard_name(0, mark), f".{shard_name(1, mark)}.0123abcd"):
             (store / name).write_bytes(b"x")

@@ -19,6 +19,7 @@ from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.music.vocabulary import PITCH_LOW
 from midibert_ray.settings.config import Config
+from midibert_ray.studies.result import Record
 
 MAJORITY = "majority class"
 SKYLINE = "skyline"
@@ -30,7 +31,7 @@ QUADRANTS = ("TP", "FP", "FN", "TN")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baseline:
+class Baseline(Record):
     """A trivial answer to a task, scored on the test split."""
 
     protocol: str

@@ -47,7 +47,7 @@ class Corpus:
     parts: tuple[str, ...] = ()
     """Names of the tracks that are melody, bridge and accompaniment."""
     merged: bool = False
-    """Whether the published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
+    """The published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     four_four: bool = False
     """Whether all of it counts as 4/4 from the first tick, as the paper has it, whatever time signatures say."""
     absolute: bool = False
@@ -148,11 +148,10 @@ CORPORA: dict[str, Corpus] = {
 
 
 def corpus(name: str) -> Corpus:
-    """The corpus of this name: pop909, pop1k7, asap, pianist8, emopia, sample, or ``folder:<path or URI>``.
+    """The corpus of this name: one of `CORPORA`, or ``folder:<path or URI>``.
 
     A folder corpus is every ``.mid`` and ``.midi`` file below the folder, however deep; the piece id is the
-    path below it. Lists of corpora on the command line are split at commas, so that a folder whose path holds
-    one cannot be named there: rename it, or name a link to it.
+    path below it.
 
     Raises:
         ValueError: no such corpus (the nearest name is given), or a folder without a path.
@@ -173,7 +172,6 @@ def corpus(name: str) -> Corpus:
         return CORPORA[name]
     nearest = difflib.get_close_matches(name.lower(), CORPORA, n=1, cutoff=0.0)[0]
     raise ValueError(
-        f"unknown corpus {name!r}; did you mean {nearest!r}? "
-        f"Known: {', '.join(CORPORA)}, or folder:/path/to/midi for files of your own "
-        "(without a comma in the path, which would end the name: rename or link such a folder)"
+        f"unknown corpus {name!r}; did you mean {nearest!r}? Known: {', '.join(CORPORA)}, or folder:/path/to/midi for "
+        "files of your own (without a comma in the path, which would end the name: rename or link such a folder)"
     )

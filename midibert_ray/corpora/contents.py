@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,22 +58,15 @@ class Difference:
 
 @cache
 def published(name: str) -> Contents:
-    """What the publisher's copy of a corpus contains.
-
-    Raises:
-        KeyError: for a name that is not in `PUBLISHED`.
-    """
+    """What the publisher's copy of a corpus contains, one of `PUBLISHED`."""
     table = json.loads(Path(__file__).with_name("contents.json").read_text(encoding="utf-8"))
     return Contents(**table[name])
 
 
 def measure(corpus: Corpus, folder: Path) -> Contents:
-    """Digests of the files below a corpus's folder that tokenization would read under either protocol.
-
-    Raises:
-        OSError: a file cannot be read.
-    """
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+    """Digests of the files below a corpus's folder that tokenization would read under either protocol."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     pieces = (piece for protocol in PROTOCOLS.values() for piece in list_pieces(corpus, sizes, protocol))
     read = sorted({path for piece in pieces for path in piece.files} & sizes.keys())
     digests = {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in read}
@@ -93,7 +86,3 @@ def compare(expected: Contents, found: Contents) -> Difference:
         changed=tuple(sorted(path for path in both if expected.files[path] != found.files[path])),
         unknown=tuple(sorted(found.files.keys() - both)),
     )
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())

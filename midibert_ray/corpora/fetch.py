@@ -72,11 +72,7 @@ class Remote:
 def probe(url: str, *, record: str = "", patience: Patience = PATIENT) -> Remote:
     """Ask for a file's size and checksum without fetching it.
 
-    Args:
-        url: the file.
-        record: the Zenodo record (JSON) that states size, md5 and licence; without one, or where it cannot be
-            read, the checksum is what the file's own headers state.
-        patience: times and limits.
+    They are those of its Zenodo record (JSON); without one, or where it cannot be read, those of the headers.
 
     Raises:
         PublisherUnreachableError: no connection.
@@ -107,9 +103,7 @@ def fetch(remote: Remote, target: Path, *, patience: Patience = PATIENT) -> None
 
     Raises:
         PublisherUnreachableError: the connection broke too often; what has arrived is kept for the next call.
-        DownloadError: the server refuses, the file is too long, or it is not what the checksums promise (then
-            the part is removed).
-        OSError: the part cannot be written.
+        DownloadError: the server refuses, the file is too long, or not what the checksums promise (then it is removed).
     """
     part = target.with_name(target.name + ".part")
     for attempt in range(1, patience.attempts + 1):
@@ -120,27 +114,23 @@ def fetch(remote: Remote, target: Path, *, patience: Patience = PATIENT) -> None
             kept = f"{megabytes(_size(part))} kept in {part}"
             # A request without an answer has been sent often enough by the session.
             if attempt == patience.attempts or isinstance(error, requests.RequestException):
-                message = f"{remote.url} broke off {attempt} times, at last with: {_reason(error)}"
                 raise PublisherUnreachableError(
-                    f"{message}. {kept}; the same command again goes on from there"
+                    f"{remote.url} broke off {attempt} times, at last with: {_reason(error)}. {kept}; the same command "
+                    "again goes on from there"
                 ) from error
             logger.info("%s broke off (%s), %s", remote.url, _reason(error), kept)
             time.sleep(patience.pause_s * 2 ** (attempt - 1))
     try:
         verify(part, remote.checksums)
     except ArchiveError as error:
-        discard(part)
+        _discard(part)
         raise ArchiveError(f"{error}; what {remote.url} sent was removed, run the same command again") from None
     part.replace(target)
-    discard(part)
+    _discard(part)
 
 
 def verify(file: Path, checksums: Mapping[str, str]) -> None:
-    """Compare a file with its checksums (algorithm -> hexadecimal digest).
-
-    Raises:
-        ArchiveError: it is another file.
-    """
+    """Raise an ArchiveError unless a file has these checksums (algorithm -> hexadecimal digest)."""
     for algorithm, expected in checksums.items():
         with file.open("rb") as stream:
             found = hashlib.file_digest(stream, algorithm).hexdigest()
@@ -149,7 +139,7 @@ def verify(file: Path, checksums: Mapping[str, str]) -> None:
             raise ArchiveError(f"{file} ({size}) has {algorithm} {found}, but the publisher states {expected}")
 
 
-def discard(part: Path) -> None:
+def _discard(part: Path) -> None:
     """Remove a part and its state."""
     part.unlink(missing_ok=True)
     _state(part).unlink(missing_ok=True)
@@ -161,21 +151,7 @@ def _check_url(url: str) -> None:
 
 
 class _Session(requests.Session):
-    """Sends to allowed addresses only, redirects included, and again where a server is busy or does not answer."""
-
-    def __init__(self, patience: Patience) -> None:
-        super().__init__()
-        # Ranges and checksums are of the file's own bytes.
-        self.headers.update({"User-Agent": "midibert-ray", "Accept-Encoding": "identity"})
-        retry = Retry(
-            total=patience.attempts - 1,
-            backoff_factor=patience.pause_s,
-            status_forcelist=_BUSY,
-            raise_on_status=False,
-            retry_after_max=_LONGEST_PAUSE_S,
-        )
-        for scheme in ("https://", "http://"):
-            self.mount(scheme, HTTPAdapter(max_retries=retry))
+    """Sends to allowed addresses only."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send one request; each redirect comes here anew."""
@@ -185,13 +161,22 @@ class _Session(requests.Session):
 
 @contextmanager
 def _request(method: str, url: str, patience: Patience, **headers: str) -> Iterator[requests.Response]:
-    """A response whose body has not been read."""
+    """A response whose body has not been read, asked for again where a server is busy or does not answer."""
     _check_url(url)
-    with (
-        _Session(patience) as session,
-        session.request(method, url, headers=headers, stream=True, timeout=patience.timeout_s) as response,
-    ):
-        yield response
+    retry = Retry(
+        total=patience.attempts - 1,
+        backoff_factor=patience.pause_s,
+        status_forcelist=_BUSY,
+        raise_on_status=False,
+        retry_after_max=_LONGEST_PAUSE_S,
+    )
+    # Ranges and checksums are of the file's own bytes.
+    headers |= {"User-Agent": "midibert-ray", "Accept-Encoding": "identity"}
+    with _Session() as session:
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        with session.request(method, url, headers=headers, stream=True, timeout=patience.timeout_s) as response:
+            yield response
 
 
 def _receive(remote: Remote, part: Path, patience: Patience) -> None:
@@ -206,13 +191,13 @@ def _receive(remote: Remote, part: Path, patience: Patience) -> None:
         continued = have and begins and _validator(response) in ("", validator)
         stale = response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
         if stale or (response.status_code == HTTPStatus.PARTIAL_CONTENT and not continued):
-            discard(part)
+            _discard(part)
             raise ProtocolError("what it sent does not continue what had arrived; beginning again")
         if not response.ok and response.status_code not in _BUSY:
             raise DownloadError(f"{remote.url} is refused: {response.status_code} {response.reason}")
         response.raise_for_status()
         if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-            discard(part)
+            _discard(part)
             have = 0
             _state(part).write_text(json.dumps({"url": remote.url, "validator": _validator(response)}))
         _append(response, part, have, patience)
@@ -220,8 +205,7 @@ def _receive(remote: Remote, part: Path, patience: Patience) -> None:
 
 def _append(response: requests.Response, part: Path, have: int, patience: Patience) -> None:
     """Append a body to a part that has the first `have` bytes."""
-    length, said = _length(response), time.monotonic()
-    size = 0 if length is None else have + length
+    size, said = have + (_length(response) or 0), time.monotonic()
     with part.open("ab") as stream:
         for block in response.raw.stream(_BLOCK, decode_content=False):
             have += len(block)
@@ -231,19 +215,18 @@ def _append(response: requests.Response, part: Path, have: int, patience: Patien
             stream.write(block)
             if time.monotonic() - said > 5:
                 said = time.monotonic()
-                logger.info("  %s of %s", megabytes(have), megabytes(size) if size else "unknown")
+                logger.info("  %s of %s", megabytes(have), megabytes(size) if size > have else "unknown")
 
 
 def _resumable(remote: Remote, part: Path) -> tuple[int, str]:
     """How much of the file is there, and the validator that it was sent with; 0 where it must be begun again."""
     try:
         state = json.loads(_state(part).read_text())
-        url, validator = state["url"], state["validator"]
+        have, url, validator = _size(part), state["url"], str(state["validator"])
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return 0, ""
-    have = _size(part)
-    sound = url == remote.url and validator and isinstance(validator, str)
-    return (have, validator) if sound and (remote.size is None or have <= remote.size) else (0, "")
+    sound = url == remote.url and validator and (remote.size is None or have <= remote.size)
+    return (have, validator) if sound else (0, "")
 
 
 def _validator(response: requests.Response) -> str:
@@ -268,15 +251,9 @@ def _header_checksum(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _with_record(remote: Remote, record: Any) -> Remote:
-    """Add what a Zenodo record says of the file, whose name may hold slashes.
-
-    Raises:
-        LookupError: the record does not list the file.
-    """
+    """Add what a Zenodo record says of the file, whose name may hold slashes; a KeyError where it does not list it."""
     name = unquote(urlsplit(remote.url).path).partition("/files/")[2]
-    entry = next((entry for entry in record["files"] if entry["key"] == name), None)
-    if entry is None:
-        raise LookupError(f"it lists no file {name!r}")
+    entry = {entry["key"]: entry for entry in record["files"]}[name]
     algorithm, _, digest = entry["checksum"].rpartition(":")
     licence = (record.get("metadata", {}).get("license") or {}).get("id", "")
     checksums = dict(remote.checksums) | {algorithm or "md5": str(digest)}

@@ -40,10 +40,6 @@ _QUICK = Patience(timeout_s=10, attempts=2)
 _SPREAD = 4  # small files fill whole blocks, and annotations come along
 
 
-class IncompleteError(DownloadError):
-    """A corpus that lacks files which the paper uses."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One chosen corpus: its source, its target, and the size that its server states."""
@@ -56,16 +52,12 @@ class Item:
     """Why its server did not answer."""
 
     @property
-    def name(self) -> str:
-        return self.source.corpus
-
-    @property
     def corpus(self) -> Corpus:
-        return CORPORA[self.name]
+        return CORPORA[self.source.corpus]
 
     @property
     def contents(self) -> Contents:
-        return self.source.contents or published(self.name)
+        return self.source.contents or published(self.source.corpus)
 
     @property
     def target(self) -> Path:
@@ -74,7 +66,7 @@ class Item:
 
     @property
     def archive(self) -> Path:
-        return self.root / "downloads" / f"{self.name}.zip"
+        return self.root / "downloads" / f"{self.source.corpus}.zip"
 
     @property
     def state(self) -> str:
@@ -86,12 +78,7 @@ class Item:
 
 
 def survey(names: Sequence[str], root: str, *, patience: Patience = _QUICK) -> list[Item]:
-    """Ask the servers for sizes, all at once; fetches nothing.
-
-    Args:
-        names: corpora, such as "pop909".
-        root: the local folder to put them in, `corpora.root`.
-        patience: with the servers.
+    """Ask the servers for the sizes of corpora to put below `corpora.root`, all at once; fetches nothing.
 
     Raises:
         ValueError: no folder, or a name that is no published corpus.
@@ -112,28 +99,25 @@ def table(items: Sequence[Item]) -> str:
     for item in items:
         size = "-" if item.remote is None else "not stated" if item.remote.size is None else megabytes(item.remote.size)
         unpacked = f"{len(item.contents.files):,} files, {megabytes(item.contents.bytes)}"
-        rows.append((item.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
+        rows.append((item.corpus.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
     return aligned(rows)
 
 
 def install(items: Sequence[Item], *, patience: Patience = PATIENT) -> list[str]:
-    """Fetch, unpack and compare each corpus that is not there; one that fails stops no other.
-
-    Returns:
-        the names of those that failed; why is logged.
-    """
+    """Fetch, unpack and compare each corpus that is not there; the names of those that failed, which stop no other."""
     failed = []
     for item in items:
         try:
             if item.target.exists():
-                _check_present(item)
+                _compare(item, item.target, f"; add them to {item.target}, or move that folder away to fetch all")
+                logger.info("%s is there, nothing to do", item.corpus.name)
             else:
                 _install(item, patience)
-            logger.info("%s: %s files in %s", item.name, f"{len(item.contents.files):,}", item.target)
+            logger.info("%s: %s files in %s", item.corpus.name, f"{len(item.contents.files):,}", item.target)
         except (DownloadError, OSError) as error:
-            failed.append(item.name)
+            failed.append(item.corpus.name)
             by_hand = item.problem or isinstance(error, PublisherUnreachableError)
-            logger.error("%s: %s%s", item.name, error, f". {_by_hand(item)}" if by_hand else "")
+            logger.error("%s: %s%s", item.corpus.name, error, f". {_by_hand(item)}" if by_hand else "")
     return failed
 
 
@@ -145,8 +129,7 @@ def _ask(item: Item, patience: Patience) -> Item:
         remote = probe(source.url, record=source.record, patience=patience)
     except DownloadError as error:
         return replace(item, problem=error)
-    stated = {"sha256": source.sha256} if source.sha256 else {}
-    return replace(item, remote=replace(remote, checksums=dict(remote.checksums) | stated))
+    return replace(item, remote=replace(remote, checksums={**remote.checksums, **source.checksums}))
 
 
 def _by_hand(item: Item) -> str:
@@ -159,28 +142,20 @@ def _by_hand(item: Item) -> str:
     )
 
 
-def _check_present(item: Item) -> None:
-    try:
-        _compare(item, item.target)
-    except IncompleteError as error:
-        raise IncompleteError(f"{item.target}: {error}; add them, or move that folder away to fetch all") from error
-    logger.info("%s is there, nothing to do", item.name)
-
-
 def _install(item: Item, patience: Patience) -> None:
     stated = f" (Zenodo states {item.remote.licence})" if item.remote and item.remote.licence else ""
-    logger.info("%s: licence %s%s; cite %s", item.name, item.corpus.licence, stated, item.corpus.citation)
+    logger.info("%s: licence %s%s; cite %s", item.corpus.name, item.corpus.licence, stated, item.corpus.citation)
     by_hand = item.archive.exists()
     if not (by_hand or item.remote):
         raise item.problem or PublisherUnreachableError(f"{item.source.url} was not asked; run the same command again")
     with _alone(item):
         if item.remote and not by_hand:
             _need(item, (item.remote.size or 0) + _SPREAD * item.contents.bytes)
-            logger.info("%s: fetching %s", item.name, item.source.url)
+            logger.info("%s: fetching %s", item.corpus.name, item.source.url)
             fetch(item.remote, item.archive, patience=patience)
         try:
             _unpack(item)
-        except (ArchiveError, IncompleteError) as error:
+        except ArchiveError as error:
             if by_hand:
                 raise DownloadError(f"{error}; replace {item.archive}, or delete it to have it fetched") from error
             item.archive.unlink()
@@ -191,25 +166,25 @@ def _install(item: Item, patience: Patience) -> None:
 def _unpack(item: Item) -> None:
     """Archive -> target, by way of a hidden folder beside it that is renamed when all is well."""
     _need(item, _SPREAD * item.contents.bytes)
-    verify(item.archive, {"sha256": item.source.sha256} if item.source.sha256 else {})
+    verify(item.archive, item.source.checksums)
     with storage.whole_folder(item.target) as folder:
         unpack(item.archive, folder, item.source.place)
         found = _compare(item, folder)
         (folder / "SOURCE.json").write_text(_provenance(item, found) + "\n", encoding="utf-8")
 
 
-def _compare(item: Item, top: Path) -> Contents:
+def _compare(item: Item, top: Path, hint: str = "") -> Contents:
     """What a corpus's top folder holds; a difference from the paper's copy that leaves it usable is a warning.
 
     Raises:
-        IncompleteError: files are missing.
+        ArchiveError: files are missing; ends in the hint.
     """
     found = measure(item.corpus, top.joinpath(*item.corpus.folder.split("/")[1:]))
     difference = compare(item.contents, found)
     if difference.missing:
-        raise IncompleteError(f"of the paper's {len(item.contents.files):,} files {difference}")
+        raise ArchiveError(f"of the paper's {len(item.contents.files):,} files {difference}{hint}")
     if difference:
-        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.name, difference)
+        logger.warning("%s: not what the paper's copy holds, so numbers may differ: %s", item.corpus.name, difference)
     return found
 
 
@@ -217,23 +192,20 @@ def _provenance(item: Item, found: Contents) -> str:
     """SOURCE.json: where a corpus came from, and under which terms."""
     corpus, difference = item.corpus, compare(item.contents, found)
     archive = digests.of_file(item.archive)
-    return json.dumps(
-        {
-            "corpus": corpus.name,
-            "title": corpus.title,
-            "publisher": corpus.url,
-            "licence": corpus.licence,
-            "licence_of_record": item.remote.licence if item.remote else "",
-            "may_be_redistributed": corpus.redistribute,
-            "citation": corpus.citation,
-            "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
-            "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
-            "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
-            "differs": {"changed": difference.changed, "unknown": difference.unknown},
-        },
-        indent=1,
-        ensure_ascii=False,
-    )
+    facts = {
+        "corpus": corpus.name,
+        "title": corpus.title,
+        "publisher": corpus.url,
+        "licence": corpus.licence,
+        "licence_of_record": item.remote.licence if item.remote else "",
+        "may_be_redistributed": corpus.redistribute,
+        "citation": corpus.citation,
+        "archive": {"url": item.source.url, "bytes": archive["size"], "sha256": archive["sha256"]},
+        "unpacked": datetime.now(UTC).isoformat(timespec="seconds"),
+        "contents": {"files": len(found.files), "bytes": found.bytes, "digest": found.digest},
+        "differs": {"changed": difference.changed, "unknown": difference.unknown},
+    }
+    return json.dumps(facts, indent=1, ensure_ascii=False)
 
 
 def _need(item: Item, size: int) -> None:
@@ -241,7 +213,7 @@ def _need(item: Item, size: int) -> None:
     free = shutil.disk_usage(item.root).free - _ROOM
     if size > free:
         raise DownloadError(
-            f"{item.root} has room for {megabytes(max(free, 0))}, but {item.name} needs {megabytes(size)}: "
+            f"{item.root} has room for {megabytes(max(free, 0))}, but {item.corpus.name} needs {megabytes(size)}: "
             "free some, or choose another corpora.root"
         )
 

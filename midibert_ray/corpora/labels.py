@@ -42,21 +42,19 @@ def list_pieces(corpus: Corpus, files: Mapping[str, int], protocol: Protocol) ->
 
     Args:
         corpus: an entry of the catalogue.
-        files: relative posix path -> size in bytes, for all files below the corpus folder. Listed pieces are given
-            whether they are there or not; pieces of a corpus without lists come from here alone.
+        files: relative posix path -> size, for all files below the corpus folder. Pieces of a corpus without lists come
+            from here alone; listed ones are given whether they are there or not.
         protocol: says which of EMOPIA's splits.
     """
     if corpus.lists is None:
         found = sorted(path for path in files if path.lower().endswith(MIDI_SUFFIXES))
         return [_piece(corpus, path, PRETRAIN) for path in found]
     by_song = protocol.emopia_split == "song" and corpus.lists_by_song
-    chosen = _sample_ids(corpus.folder) if corpus.name == "sample" else None
-    return [
-        _piece(corpus, name, split)
-        for split, names in _split_lists(by_song or corpus.lists).items()
-        for name in names
-        if chosen is None or name in chosen
-    ]
+    lists = _split_lists(by_song or corpus.lists)
+    listed = [_piece(corpus, name, split) for split, names in lists.items() for name in names]
+    if corpus.name != "sample":
+        return listed
+    return [piece for piece in listed if Path(corpus.folder, piece.files[0]).exists()]
 
 
 def _piece(corpus: Corpus, name: str, split: str) -> Piece:
@@ -70,8 +68,3 @@ def _piece(corpus: Corpus, name: str, split: str) -> Piece:
 @cache
 def _split_lists(name: str) -> dict[str, list[str]]:
     return json.loads((_SPLITS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def _sample_ids(folder: str) -> frozenset[str]:
-    return frozenset(path.parent.name for path in Path(folder).glob("*/beat_audio.txt"))

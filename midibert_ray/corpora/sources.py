@@ -18,7 +18,7 @@ class PublisherUnreachableError(DownloadError):
 
 
 class ArchiveError(DownloadError):
-    """An archive that is broken, is another file than the publisher's, or asks for what it must not have."""
+    """An archive that is broken, lacks files, is not the publisher's, or asks for what it must not have."""
 
 
 def megabytes(size: int) -> str:
@@ -41,6 +41,11 @@ class Source:
     """Digest of the archive, if its publisher states one."""
     contents: Contents | None = None
     """What must be in it; None: what `contents.published` says."""
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """Algorithm -> digest, if its publisher states one beside the archive."""
+        return {"sha256": self.sha256} if self.sha256 else {}
 
     def place(self, path: str) -> str | None:
         """Where a member goes below the corpus's top folder; None if it is not wanted."""

@@ -26,16 +26,7 @@ from midibert_ray.corpora.sources import ArchiveError, megabytes
 _BLOCK = 1 << 16
 # The publishers use no others, and an LZMA dictionary may ask for 4 GiB of memory.
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-)
+_BROKEN = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, struct.error, EOFError)
 
 Place = Callable[[str], str | None]
 """Path of a member in the archive -> path below the folder, or None for a member that is not wanted."""
@@ -66,22 +57,16 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def unpack(archive: Path, folder: Path, place: Place, limits: Limits | None = None) -> int:
-    """Unpack the wanted members of a zip, tar or tar.gz archive; the number of files.
+def unpack(archive: Path, folder: Path, place: Place, limits: Limits = Limits()) -> None:
+    """Unpack the wanted members of a zip, tar or tar.gz archive into an empty folder.
 
-    Args:
-        archive: the file; what it is, its first bytes say.
-        folder: an empty folder; after an error it holds rubbish, which the caller removes.
-        place: where to put which member.
-        limits: largest numbers and sizes.
+    After an error the folder holds rubbish, which the caller removes.
 
     Raises:
         ArchiveError: broken, or refused; names the member.
         OSError: a file cannot be written.
     """
-    limits = limits or Limits()
-    targets = _Targets()
-    total, files = 0, 0
+    targets, total = _Targets(), 0
     try:
         with closing(_members(archive, limits)) as members:
             for number, member in enumerate(members, start=1):
@@ -93,11 +78,9 @@ def unpack(archive: Path, folder: Path, place: Place, limits: Limits | None = No
                     continue
                 targets.claim(archive, wanted)
                 total += _write(member, folder / wanted, limits, min(limits.member_bytes, limits.total_bytes - total))
-                files += 1
-    except _UNREADABLE as error:
+    except (*_BROKEN, ValueError, NotImplementedError) as error:
         size = megabytes(archive.stat().st_size)
         raise ArchiveError(f"{archive} ({size}) is broken or cut short: {error or type(error).__name__}") from error
-    return files
 
 
 def _members(archive: Path, limits: Limits) -> Generator[_Member, None, None]:
@@ -170,11 +153,7 @@ def _write(member: _Member, target: Path, limits: Limits, most: int) -> int:
 
 
 def _checked(archive: Path, name: str) -> str:
-    """A member's path without "." and empty parts.
-
-    Raises:
-        ArchiveError: it is absolute, goes up, or means something else on another system.
-    """
+    """A member's path without "." and empty parts; an ArchiveError if it is absolute, goes up, or is odd."""
     parts = name.split("/")
     odd = "\\" in name or re.match(r"[A-Za-z]:", name) or any(ord(letter) < 32 for letter in name)
     if not name or name.startswith("/") or ".." in parts or odd:
@@ -190,11 +169,7 @@ class _Targets:
         self.folders: set[str] = set()
 
     def claim(self, archive: Path, path: str) -> None:
-        """Take a path.
-
-        Raises:
-            ArchiveError: it is taken, or a file stands where it needs a folder.
-        """
+        """Take a path, or raise an ArchiveError where it is taken, or a file stands where it needs a folder."""
         key = PurePosixPath(unicodedata.normalize("NFC", path).casefold())
         parents = {str(parent) for parent in key.parents}
         if str(key) in self.files or str(key) in self.folders or parents & self.files:

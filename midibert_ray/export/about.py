@@ -1,6 +1,8 @@
 """Facts about weights that the weights do not hold: their origin, corpora, settings and test scores."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +11,8 @@ from scipy.stats import binomtest
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
+from midibert_ray.data.format import MANIFEST, read_manifest
+from midibert_ray.export.find import run_of
 from midibert_ray.export.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
@@ -16,7 +20,7 @@ from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
 from midibert_ray.studies.result import Provenance, TrialResult
-from midibert_ray.training.runs import SECTIONS
+from midibert_ray.training.runs import INPUTS, SECTIONS
 
 PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
@@ -33,33 +37,26 @@ class About:
 
     origin: str
     """Where they come from, as Markdown."""
-
     protocol: Protocol | None
     """None: not known."""
-
     corpora: tuple[Corpus, ...]
     """What the encoder was pre-trained on; empty: not known, or nothing where `labelled` is known."""
-
     labelled: tuple[Corpus, ...] = ()
     """What it was fine-tuned on; empty: told by the head's outputs, if at all."""
-
     task: Task | None = None
     """What it was fine-tuned for; None: told by the head's outputs, if at all."""
-
     classes: tuple[str, ...] = ()
     """Names of the head's outputs, in order; empty: told by their number, if at all."""
-
     corpora_note: str = ""
     """How the corpora are known, where that is in doubt."""
-
     figures: Mapping[str, float] = field(default_factory=dict)
     """Metric -> value, in the spelling of MLflow."""
-
     measured_on: str = ""
     """The data behind the figures, as Markdown."""
-
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted settings of the run, those that change its result."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """Remarks of the manifests of the token stores that it was trained on, counted."""
 
 
 UNKNOWN = About(origin="Weights of whose training nothing is known.", protocol=None, corpora=())
@@ -82,19 +79,32 @@ def of_reference(info: ReferenceInfo, families: Iterable[str], sha256: str) -> A
 
 
 def _reference_figures(scores: Mapping[str, Any], families: list[str]) -> dict[str, float]:
-    """The losses and accuracies of an authors' file; whatever else it holds is left out."""
-    figures: dict[str, float] = {}
+    """The losses and accuracies of an authors' file, a number or one a token type; whatever else it holds is left."""
+    figures: dict[str, Any] = {}
     for name in ("train_loss", "train_acc", "valid_loss", "valid_acc"):
         value = scores.get(name)
         each = value if isinstance(value, list) else []
-        spread = {f"{name}/{family.lower()}": number for family, number in zip(families, each, strict=False)}
-        known = {key: number for key, number in ({name: value} | spread).items() if isinstance(number, float | int)}
-        figures |= {key: float(number) for key, number in known.items() if math.isfinite(number)}
-    return figures
+        figures |= {name: value} | {
+            f"{name}/{family.lower()}": number for family, number in zip(families, each, strict=False)
+        }
+    return {
+        name: float(value) for name, value in figures.items() if isinstance(value, float | int) and math.isfinite(value)
+    }
 
 
-def of_pretraining(config: Config, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
-    """A checkpoint of a pre-training run."""
+def remarks_on(root: str, key: str) -> dict[str, int]:
+    """Remarks of the manifests of a pre-training run's token stores, as far as these are still there."""
+    inputs = storage.join(storage.root.runs(root), key, INPUTS)
+    total: Counter[str] = Counter()
+    for store in json.loads(storage.read_bytes(inputs)) if storage.exists(inputs) else ():
+        uri = storage.join(storage.root.tokens(root), store)
+        if storage.exists(storage.join(uri, MANIFEST)):
+            total.update(read_manifest(uri).get("remarks", {}))
+    return dict(total)
+
+
+def of_pretraining(config: Config, root: str, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
+    """A checkpoint of a pre-training run below a storage root."""
     steps = "" if step is None else f" after {step:,} optimizer steps"
     unit = config.protocol_in_force.validates_by
     held_out = f"{config.pretrain.valid_fraction:.0%} of the {unit}s of the corpora, held out for validation"
@@ -107,6 +117,7 @@ def of_pretraining(config: Config, *, key: str, step: int | None, figures: Mappi
         f"{held_out}; not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and "
         "totals weigh token types by their number of ids.",
         settings=_settings(config, SECTIONS),
+        remarks=remarks_on(root, key),
     )
 
 
@@ -119,8 +130,10 @@ def of_trial(result: TrialResult, origin: Provenance | None) -> About:
     config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
     pretrained = config.finetune.init == "pretrained"
     labelled = corpus(task_corpus(config, result.task))
-    encoder = f"the encoder of pre-training `{_run_key(origin.encoder) or 'unknown'}`"
-    start = encoder if pretrained else "random weights, without pre-training"
+    root, key, _ = run_of(origin.encoder)
+    start = (
+        f"the encoder of pre-training `{key or 'unknown'}`" if pretrained else "random weights, without pre-training"
+    )
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     return About(
@@ -130,14 +143,9 @@ def of_trial(result: TrialResult, origin: Provenance | None) -> About:
         corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
         labelled=(labelled,),
         settings=_settings(config, sections),
+        remarks=remarks_on(root, key) if pretrained and key else {},
         **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
     )
-
-
-def _run_key(checkpoint: str) -> str:
-    """The key in the URI of a checkpoint, `{root}/runs/<key>/<checkpoint>`; empty where it is none of a run."""
-    runs, _, key = storage.without_query(checkpoint).rstrip("/").rpartition("/")[0].rpartition("/")
-    return key if runs.endswith("/runs") else ""
 
 
 def _settings(config: Config, sections: Iterable[str]) -> dict[str, object]:

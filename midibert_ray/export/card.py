@@ -10,7 +10,8 @@ from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.export.about import About
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
-from midibert_ray.music.protocol import CLEAN, Protocol
+from midibert_ray.music.grid import OFF_GRID
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSITIONS
 
@@ -32,16 +33,12 @@ FLAWS = {
 }
 """Field of a protocol -> what is wrong where it is not as in `CLEAN`."""
 
-CLASSIFIERS = (MidiBertForNotes, MidiBertForSequences)
-"""Models with a fine-tuning head."""
-
 
 def render(model: MidiBertPreTrainedModel, about: About) -> str:
-    """The card of a model: Markdown below a YAML head.
-
-    It names no address of the machine that wrote it: a corpus that is a folder appears under its last name.
-    """
-    config, classifier, task = model.config, isinstance(model, CLASSIFIERS), about.task or head_task(model)
+    """The card of a model, Markdown below a YAML head; it names no address of the machine that wrote it."""
+    config, classifier = model.config, isinstance(model, MidiBertForNotes | MidiBertForSequences)
+    task, names = told_by_head(model)
+    task = about.task or task
     labelled = about.labelled or ((corpus(task.corpus),) if task else ())
     corpora = list({entry.name: entry for entry in (*about.corpora, *labelled)}.values())
     known = corpora if about.corpora or about.labelled else []
@@ -59,8 +56,8 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         remi=config.representation == "remi",
         shape=", ".join(shape),
         task=task,
-        names=about.classes or output_names(model),
-        flaws=_flaws(about.protocol) if about.protocol else [],
+        names=about.classes or names,
+        flaws=[text for name, text in FLAWS.items() if getattr(about.protocol or CLEAN, name) != getattr(CLEAN, name)],
         corpora=corpora,
         known=known,
         limited=[entry for entry in known if not entry.redistribute],
@@ -69,32 +66,24 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         PITCH_LOW=PITCH_LOW,
         PITCH_HIGH=PITCH_HIGH,
         POSITIONS=POSITIONS,
+        off_grid=about.remarks.get(OFF_GRID, 0),
+        four_four=about.protocol is not None and about.protocol.bars == "4/4",
         DURATIONS=DURATIONS,
     )
     return f"{card}\n"
 
 
-def head_task(model: MidiBertPreTrainedModel) -> Task | None:
-    """The downstream task of a fine-tuned model, told by its head and number of outputs; else None."""
-    if not isinstance(model, CLASSIFIERS):
-        return None
-    level = "note" if isinstance(model, MidiBertForNotes) else "sequence"
-    return next((task for task in TASKS.values() if task.level == level and _classes(task, model)), None)
+def told_by_head(model: MidiBertPreTrainedModel) -> tuple[Task | None, tuple[str, ...]]:
+    """The downstream task of a fine-tuned model and the names of its outputs; None and () where the head fits no task.
 
-
-def output_names(model: MidiBertPreTrainedModel) -> tuple[str, ...]:
-    """Names of a fine-tuned model's outputs, in order; empty where its task is not known."""
-    task = head_task(model)
-    return _classes(task, model) if task else ()
-
-
-def _classes(task: Task, model: MidiBertPreTrainedModel) -> tuple[str, ...]:
-    """Names of a model's outputs if they are those of a task, else nothing."""
-    # Under protocol paper a note-level head has an output for padding, the first.
-    surplus = (model.config.num_classes or 0) - len(task.classes)
-    if surplus not in ((0, 1) if task.level == "note" else (0,)):
-        return ()
-    return ("padding",) * surplus + task.classes
+    Note-level heads may have an output for padding, which comes first.
+    """
+    heads = {"note": MidiBertForNotes, "sequence": MidiBertForSequences}
+    for task in TASKS.values():
+        surplus = (model.config.num_classes or 0) - len(task.classes)
+        if isinstance(model, heads[task.level]) and (surplus == 0 or (surplus == 1 and task.level == "note")):
+            return task, ("padding",) * surplus + task.classes
+    return None, ()
 
 
 def hub_licence(corpora: Sequence[Corpus]) -> str:
@@ -114,10 +103,6 @@ def _head(known: Sequence[Corpus], corpora: Sequence[Corpus]) -> ModelCardData:
         datasets=[entry.slug for entry in corpora],
         metrics=["accuracy"],
     )
-
-
-def _flaws(protocol: Protocol) -> list[str]:
-    return [text for name, text in FLAWS.items() if getattr(protocol, name) != getattr(CLEAN, name)]
 
 
 def _title(entry: Corpus) -> str:

@@ -15,18 +15,11 @@ from pathlib import Path
 from midibert_ray import storage, tracking
 from midibert_ray.export import about
 from midibert_ray.export.about import About
-from midibert_ray.export.card import CARD, output_names, render
+from midibert_ray.export.card import CARD, render, told_by_head
 from midibert_ray.export.find import find, run_of
 from midibert_ray.export.reference import load_reference
-from midibert_ray.model.folder import (
-    VOCABULARY,
-    WEIGHT_FILES,
-    ModelFileError,
-    OutputError,
-    check_free,
-    load_checkpoint,
-    save_export,
-)
+from midibert_ray.model import folder as models
+from midibert_ray.model.folder import VOCABULARY, WEIGHT_FILES, ModelFileError, OutputError
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, from_flat, replace
@@ -38,7 +31,6 @@ from midibert_ray.training.engine import PROGRESS_FILE
 from midibert_ray.training.runs import PretrainRun
 
 logger = logging.getLogger(__name__)
-
 
 UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
 """An export in a bucket, in the order in which it is written: the last file says that the others are there."""
@@ -55,31 +47,28 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     Args:
         config: describes the pre-training to export, where neither `run` nor `reference` is given.
         pretrained: finds that pre-training.
-        output: folder to write, local or in a bucket.
-        run: name or URI of a trial, run or checkpoint to export instead; see `find`.
+        output: folder to write, local or in a bucket; new or empty.
+        run: name or URI of a trial, run or checkpoint to export instead; see `find`, also for its errors.
         reference: path of a file of the authors' code to export instead.
 
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
         OutputError: where something is at the output already.
         ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
-        FileNotFoundError: where the source is not there, or has not finished.
-        ValueError: for a name that several trials have.
     """
     final = _output(output)
     _check_free(final)
     if run and reference:
         raise ConfigError(f"run={run} and reference={reference} are two sources; give one of them")
     if reference:
-        require_folder("reference", reference)
-        model, known = _from_reference(Path(storage.resolve(reference)))
+        model, known = _from_reference(reference)
     elif run:
         model, known = _from_checkpoint(config, find(config, run))
     else:
         done = pretrained(config)
         model = _open(done.checkpoint)
-        known = about.of_pretraining(config, key=done.key, step=done.step, figures=done.metrics)
-    if names := known.classes or output_names(model):
+        known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, figures=done.metrics)
+    if names := known.classes or told_by_head(model)[1]:
         model.config.id2label = dict(enumerate(names))
         model.config.label2id = {name: number for number, name in enumerate(names)}
     _write(model, final, render(model, known))
@@ -101,7 +90,7 @@ def _output(output: str) -> str:
 def _check_free(final: str) -> None:
     """Make sure that an export may be written; what one that was broken off left in a bucket is overwritten."""
     if storage.is_local(final):
-        check_free(final)
+        models.check_free(final)
         return
     storage.require_bucket("output", final)
     found = storage.names(final)
@@ -112,17 +101,17 @@ def _check_free(final: str) -> None:
 
 def _write(model: MidiBertPreTrainedModel, final: str, card: str) -> None:
     if storage.is_local(final):
-        save_export(model, final, {CARD: card})
+        models.save_export(model, final, {CARD: card})
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = save_export(model, Path(scratch, "export"), {CARD: card})
-        storage.upload(folder, final, UPLOADED)
+        storage.upload(models.save_export(model, Path(scratch, "export"), {CARD: card}), final, UPLOADED)
 
 
-def _from_reference(path: Path) -> tuple[MidiBertPreTrainedModel, About]:
+def _from_reference(reference: str) -> tuple[MidiBertPreTrainedModel, About]:
+    require_folder("reference", reference)
+    path = Path(storage.resolve(reference))
     model, info = load_reference(path)
-    sha256 = digests.of_file(path)["sha256"]
-    return model, about.of_reference(info, model.config.vocabulary.families, sha256)
+    return model, about.of_reference(info, model.config.vocabulary.families, digests.of_file(path)["sha256"])
 
 
 def _from_checkpoint(config: Config, uri: str) -> tuple[MidiBertPreTrainedModel, About]:
@@ -134,7 +123,7 @@ def _from_checkpoint(config: Config, uri: str) -> tuple[MidiBertPreTrainedModel,
     step = int(json.loads(storage.read_bytes(progress))["step"]) if storage.exists(progress) else None
     if checkpoint and (recorded := _recorded(config, root, key, step)):
         trained, figures = recorded
-        return model, about.of_pretraining(trained, key=key, step=step, figures=figures)
+        return model, about.of_pretraining(trained, root, key=key, step=step, figures=figures)
     logger.warning("MLflow has no run of %s: the model card will say that its training is not known", uri)
     return model, about.UNKNOWN
 
@@ -163,12 +152,11 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
-    place, origin = storage.join(uri, results.ORIGIN), None
+    place = storage.join(uri, results.ORIGIN)
     if storage.exists(place):
-        origin = results.Provenance.from_json(storage.read_bytes(place))
-    else:
-        logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
-    return _open(uri), about.of_trial(result, origin)
+        return _open(uri), about.of_trial(result, results.Provenance.from_json(storage.read_bytes(place)))
+    logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
+    return _open(uri), about.of_trial(result, None)
 
 
 def _open(uri: str) -> MidiBertPreTrainedModel:
@@ -180,6 +168,6 @@ def _open(uri: str) -> MidiBertPreTrainedModel:
         )
     try:
         with checkpoints.weights(uri) as folder:
-            return load_checkpoint(folder)
+            return models.load_checkpoint(folder)
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; export another of its checkpoints") from error

@@ -17,10 +17,8 @@ _HASH = re.compile(r"-[0-9a-f]{10}$")
 def find(config: Config, run: str) -> str:
     """The URI of the checkpoint that `run` names.
 
-    Args:
-        config: its storage root is searched for names.
-        run: a trial's name as the tables print it, a key of a trial or of a pre-training run, or the URI of a
-            checkpoint, of a trial's folder or of a finished run's.
+    It is a trial's name as the tables print it, a key of a trial or pre-training run below the storage root, or the URI
+    of a checkpoint, of a trial's folder or of a finished run's.
 
     Raises:
         ConfigError: for a URI that cannot be used.
@@ -50,12 +48,11 @@ def _named(config: Config, name: str) -> str:
 def _known(config: Config) -> list[tuple[str, str]]:
     """Key and folder of all pre-training runs and trials below the storage root."""
     studies = storage.root.studies(config.storage.root)
-    folders = [
-        storage.root.runs(config.storage.root),
-        *(storage.join(studies, study) for study in storage.names(studies)),
+    folders = [storage.join(studies, study) for study in storage.names(studies)]
+    folders = [storage.root.runs(config.storage.root), *folders]
+    return [
+        (key, storage.join(folder, key)) for folder in folders for key in storage.names(folder) if _HASH.search(key)
     ]
-    keys = [(key, storage.join(folder, key)) for folder in folders for key in storage.names(folder)]
-    return [(key, uri) for key, uri in keys if _HASH.search(key)]
 
 
 def _there_is(name: str, known: list[tuple[str, str]]) -> str:
@@ -68,11 +65,7 @@ def _there_is(name: str, known: list[tuple[str, str]]) -> str:
 
 
 def _checkpoint(uri: str) -> str:
-    """The checkpoint that stands for a folder: a trial's with its result, a finished run's best, or the folder itself.
-
-    Raises:
-        FileNotFoundError: where the trial or the run has not finished.
-    """
+    """The checkpoint behind a folder: a trial's with its result, a finished run's best, or the folder itself."""
     if storage.exists(storage.join(uri, results.OUTCOME)):
         return uri
     if name := results.newest(uri):

@@ -16,55 +16,41 @@ from midibert_ray.model.folder import ModelFileError
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import VOCABULARIES, MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 
-_LAYER = "bert.encoder.layer.#."
-_RENAMES = (
-    ("word_emb.#.lut.", "embeddings.tables.#."),
-    ("word_emb.lut.", "embeddings.tables.0."),
-    ("in_linear.", "embeddings.projection."),
-    ("bert.embeddings.token_type_embeddings.", "token_type."),
-    ("bert.embeddings.LayerNorm.", "norm."),
-    (_LAYER + "attention.self.", "layers.#.attention."),
-    (_LAYER + "attention.output.dense.", "layers.#.attention_output."),
-    (_LAYER + "attention.output.LayerNorm.", "layers.#.attention_norm."),
-    (_LAYER + "intermediate.dense.", "layers.#.feed_forward."),
-    (_LAYER + "output.dense.", "layers.#.feed_forward_output."),
-    (_LAYER + "output.LayerNorm.", "layers.#.feed_forward_norm."),
-)
-"""Starts of the names of the authors' tensors, and of ours; # is a number."""
-
-_HEAD_RENAMES = {
-    "notes": {"classifier.1": "dense", "classifier.3": "output"},
+_NAMES = {
+    r"embeddings\.tables\.(\d+)\.": r"word_emb.\1.lut.",  # or word_emb.lut. where it is the only one
+    r"embeddings\.projection\.": "in_linear.",
+    r"token_type\.": "bert.embeddings.token_type_embeddings.",
+    r"norm\.": "bert.embeddings.LayerNorm.",
+    r"layers\.(\d+)\.attention\.": r"bert.encoder.layer.\1.attention.self.",
+    r"layers\.(\d+)\.attention_output\.": r"bert.encoder.layer.\1.attention.output.dense.",
+    r"layers\.(\d+)\.attention_norm\.": r"bert.encoder.layer.\1.attention.output.LayerNorm.",
+    r"layers\.(\d+)\.feed_forward\.": r"bert.encoder.layer.\1.intermediate.dense.",
+    r"layers\.(\d+)\.feed_forward_output\.": r"bert.encoder.layer.\1.output.dense.",
+    r"layers\.(\d+)\.feed_forward_norm\.": r"bert.encoder.layer.\1.output.LayerNorm.",
+}
+"""Patterns of how our tensors' names start, and how the authors' do."""
+_HEAD_NAMES = {
+    "encoder": {},
+    "notes": {r"head\.dense\.": "classifier.1.", r"head\.output\.": "classifier.3."},
     "sequences": {
-        "attention.ws1": "attention_dense",
-        "attention.ws2": "attention_output",
-        "classifier.0": "dense",
-        "classifier.2": "output",
+        r"head\.attention_dense\.": "attention.ws1.",
+        r"head\.attention_output\.": "attention.ws2.",
+        r"head\.dense\.": "classifier.0.",
+        r"head\.output\.": "classifier.2.",
     },
 }
 _NEVER_TRAINED = re.compile(r"bert\.(embeddings\.(word_embeddings|position_embeddings|position_ids)|pooler)\b")
 """Tables that the authors' models carry and that never got a gradient."""
 _WRAPPERS = re.compile(r"(module\.|midibert\.)+")
 """What DataParallel and the fine-tuning models put before the names, in any order and number."""
-_DISTANCES = "layers.0.attention.distance_embedding.weight"
-_FEED_FORWARD = "layers.0.feed_forward.weight"
-
+_DISTANCES = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+_FEED_FORWARD = "bert.encoder.layer.0.intermediate.dense.weight"
 _MODELS: dict[str, type[MidiBertPreTrainedModel]] = {
     "encoder": MidiBertModel,
     "notes": MidiBertForNotes,
     "sequences": MidiBertForSequences,
 }
-_DAMAGES = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-)
+_DAMAGES = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
 """What torch raises on damaged files, found by damaging some: flipped bytes make a pickle do odd things."""
 
 
@@ -74,21 +60,21 @@ class ReferenceInfo:
 
     kind: str
     """`encoder` (pre-trained), `notes` or `sequences` (fine-tuned)."""
-
     scores: dict[str, Any]
     """Epoch, losses and accuracies as the authors' code stored them."""
-
     dropped: tuple[str, ...]
     """Tensors of the file that our models do not have because they never got a gradient."""
 
 
 def load_reference(path: str | Path) -> tuple[MidiBertPreTrainedModel, ReferenceInfo]:
-    """Read a .ckpt of the authors' code into `MidiBertModel`, `MidiBertForNotes` or `MidiBertForSequences`,
-    in eval mode.
+    """A .ckpt of the authors' code as `MidiBertModel`, `MidiBertForNotes` or `MidiBertForSequences`, in eval mode.
 
     All sizes come from the shapes; names may carry `module.` and `midibert.`, repeated too. The file is a pickle and is
-    read with weights_only=True, so nothing in it is executed. Raises ModelFileError if it holds anything but
-    such weights, and FileNotFoundError.
+    read with weights_only=True, so nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ModelFileError: it holds anything but such weights.
     """
     checkpoint = _read(path)
     weights = _unwrapped(checkpoint["state_dict"], path)
@@ -96,13 +82,16 @@ def load_reference(path: str | Path) -> tuple[MidiBertPreTrainedModel, Reference
         "notes" if "classifier.1.weight" in weights else "sequences" if "attention.ws1.weight" in weights else "encoder"
     )
     dropped = tuple(sorted(name for name in weights if _NEVER_TRAINED.match(name)))
-    names = {_rename(name, kind, path): name for name in weights if name not in dropped}
-    for name in names.values():
-        _check_numbers(name, weights[name], path)
-    config = _config({ours: weights[name] for ours, name in names.items()}, kind, path)
-    _check_shapes(kind, config, {ours: (name, weights[name]) for ours, name in names.items()}, path)
+    trained = {name: tensor for name, tensor in weights.items() if name not in dropped}
+    for name, tensor in trained.items():
+        _check_numbers(name, tensor, path)
+    config = _config(trained, kind, path)
+    with torch.device("meta"):  # small tensors can ask for a model of any size
+        expected = _MODELS[kind](config)
+    names = {ours: _their_name(ours.removeprefix("midibert."), kind, trained) for ours in expected.state_dict()}
+    _check_shapes(expected, names, trained, path)
     model = _MODELS[kind](config)
-    model.load_state_dict({ours: weights[names[ours.removeprefix("midibert.")]] for ours in model.state_dict()})
+    model.load_state_dict({ours: trained[name] for ours, name in names.items()})
     scores = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer")}
     return model.eval(), ReferenceInfo(kind=kind, scores=scores, dropped=dropped)
 
@@ -119,7 +108,7 @@ def _read(path: str | Path) -> dict[str, Any]:
                 f"{path}: refused, it holds more than tensors and plain values{_foreign(error)} and could run code "
                 "when opened; save its state_dict anew in the environment that wrote it"
             ) from None
-        except _DAMAGES as error:
+        except (*_DAMAGES, MemoryError, struct.error) as error:
             problem = "not a file of torch.save, or a damaged one; copy or download it again"
             if "TorchScript" in str(error):
                 problem = "a TorchScript program, not a checkpoint; give the .ckpt that the authors' code wrote"
@@ -170,28 +159,12 @@ def _check_numbers(name: str, value: Tensor, path: str | Path) -> None:
         )
 
 
-def _rename(name: str, kind: str, path: str | Path) -> str:
-    """Our name of a tensor of theirs; the encoder's as in `MidiBertModel`, the head's below `head.`."""
-    module, _, leaf = name.rpartition(".")
-    if ours := _HEAD_RENAMES.get(kind, {}).get(module):
-        return f"head.{ours}.{leaf}"
-    for theirs, ours in _RENAMES:
-        if renamed := _with_start(name, theirs, ours):
-            return renamed
-    raise ModelFileError(f"{path}: unknown tensor {name!r}; expected the names of the authors' CP or REMI model")
-
-
-def _their_name(name: str, kind: str) -> str:
-    """What a tensor of ours is called in the authors' files."""
-    heads = ((f"head.{ours}.", f"{theirs}.") for theirs, ours in _HEAD_RENAMES.get(kind, {}).items())
-    tables = [*heads, *((ours, theirs) for theirs, ours in _RENAMES)]
-    return next((renamed for ours, theirs in tables if (renamed := _with_start(name, ours, theirs))), name)
-
-
-def _with_start(name: str, start: str, new: str) -> str:
-    """A name with another start, its number kept; empty where it does not start so."""
-    found = re.match(re.escape(start).replace(r"\#", r"(\d+)"), name)
-    return new.replace("#", "".join(found.groups())) + name[found.end() :] if found else ""
+def _their_name(name: str, kind: str, weights: Mapping[str, Tensor]) -> str:
+    """The name that a tensor of ours has in the authors' file."""
+    table = (_NAMES | _HEAD_NAMES[kind]).items()
+    found, theirs = next((found, theirs) for ours, theirs in table if (found := re.match(ours, name)))
+    renamed = found.expand(theirs) + name[found.end() :]
+    return renamed if renamed in weights else renamed.replace("word_emb.0.lut.", "word_emb.lut.")
 
 
 def _config(weights: Mapping[str, Tensor], kind: str, path: str | Path) -> MidiBertConfig:
@@ -199,7 +172,7 @@ def _config(weights: Mapping[str, Tensor], kind: str, path: str | Path) -> MidiB
     try:
         return MidiBertConfig(**_sizes(weights, kind))
     except KeyError as error:
-        name = _their_name(error.args[0], kind)
+        name = error.args[0]
         hint = "; transformers 5 silently builds this model without its distance tables: use a file written with 4"
         raise ModelFileError(f"{path}: tensor {name!r} is missing{hint if 'distance' in name else ''}") from error
     except ValueError as error:
@@ -207,7 +180,8 @@ def _config(weights: Mapping[str, Tensor], kind: str, path: str | Path) -> MidiB
 
 
 def _sizes(weights: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
-    tables = [_matrix(weights, f"embeddings.tables.{i}.weight") for i in range(sum(".tables." in n for n in weights))]
+    names = [name for name in weights if re.fullmatch(r"word_emb\.(\d+\.)?lut\.weight", name)]
+    tables = [_matrix(weights, name) for name in sorted(names)]
     rows, width = _matrix(weights, _DISTANCES)
     intermediate, hidden = _matrix(weights, _FEED_FORWARD)
     ids, known = tuple(table[0] for table in tables), {v.sizes: name for name, v in VOCABULARIES.items()}
@@ -215,19 +189,19 @@ def _sizes(weights: Mapping[str, Tensor], kind: str) -> dict[str, Any]:
         raise ValueError(f"its token types have {ids} ids; supported: {known}")
     if hidden % width or rows % 2 == 0:
         raise ValueError(
-            f"tensor {_their_name(_DISTANCES, kind)!r} has shape {(rows, width)}; expected (2 * max length - 1, hidden "
-            f"size / heads): an odd number, and a divisor of the hidden size {hidden}"
+            f"tensor {_DISTANCES!r} has shape {(rows, width)}; expected (2 * max length - 1, hidden size / heads): an "
+            f"odd number, and a divisor of the hidden size {hidden}"
         )
     return {
         "representation": known[ids],
         "hidden_size": hidden,
         # Counted, not read off the largest number, which a file could make as large as it likes.
-        "num_hidden_layers": len({name.split(".")[1] for name in weights if name.startswith("layers.")}),
+        "num_hidden_layers": len({name.split(".")[3] for name in weights if name.startswith("bert.encoder.layer.")}),
         "num_attention_heads": hidden // width,
         "intermediate_size": intermediate,
         "max_length": (rows + 1) // 2,
         "embedding_size": tables[0][1],
-        "num_classes": None if kind == "encoder" else weights["head.output.bias"].numel(),
+        "num_classes": None if kind == "encoder" else weights[_HEAD_NAMES[kind][r"head\.output\."] + "bias"].numel(),
     }
 
 
@@ -235,31 +209,28 @@ def _matrix(weights: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """Rows and columns of a matrix that sizes are read from."""
     shape = tuple(weights[name].shape)
     if len(shape) != 2 or 0 in shape:
-        raise ValueError(f"tensor {_their_name(name, 'encoder')!r} has shape {shape}; expected a matrix")
+        raise ValueError(f"tensor {name!r} has shape {shape}; expected a matrix")
     return shape
 
 
 def _check_shapes(
-    kind: str, config: MidiBertConfig, weights: Mapping[str, tuple[str, Tensor]], path: str | Path
+    model: MidiBertPreTrainedModel, names: Mapping[str, str], weights: Mapping[str, Tensor], path: str | Path
 ) -> None:
-    """Raise ModelFileError unless the weights are all those of a model of these sizes, and no others.
-
-    weights: our name -> the authors', and the tensor.
-    """
-    with torch.device("meta"):
-        empty = _MODELS[kind](config)
-    expected = {name.removeprefix("midibert."): tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
-    if missing := [_their_name(name, kind) for name in expected if name not in weights]:
+    """Raise ModelFileError unless the weights are all those of the model, given their names there, and no others."""
+    if missing := [name for name in names.values() if name not in weights]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelFileError(f"{path}: its weights do not make a complete model: no tensor {missing[0]!r}{more}")
-    if surplus := [name for ours, (name, _) in weights.items() if ours not in expected]:
-        raise ModelFileError(f"{path}: tensor {surplus[0]!r} has no place in this model")
-    for ours, shape in expected.items():
-        name, tensor = weights[ours]
-        if tuple(tensor.shape) != shape:
+    if surplus := weights.keys() - names.values():
+        raise ModelFileError(
+            f"{path}: unknown tensor {min(surplus)!r} has no place in this model; expected the names of the authors' "
+            "CP or REMI model"
+        )
+    for ours, tensor in model.state_dict().items():
+        name, found, expected = names[ours], tuple(weights[names[ours]].shape), tuple(tensor.shape)
+        if found != expected:
+            config = model.config
             raise ModelFileError(
-                f"{path}: tensor {name!r} has shape {tuple(tensor.shape)}; expected {shape}, as the hidden size is "
-                f"{config.hidden_size} and the feed-forward size {config.intermediate_size} (from "
-                f"{_their_name(_FEED_FORWARD, kind)!r}), with {config.num_attention_heads} heads and max length "
-                f"{config.max_length} (from {_their_name(_DISTANCES, kind)!r})"
+                f"{path}: tensor {name!r} has shape {found}; expected {expected}, as the hidden size is "
+                f"{config.hidden_size} and the feed-forward size {config.intermediate_size} (from {_FEED_FORWARD!r}), "
+                f"with {config.num_attention_heads} heads and max length {config.max_length} (from {_DISTANCES!r})"
             )

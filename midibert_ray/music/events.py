@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,6 @@ NEVER_RELEASED = "never released"
 
 _META, _SYSEX, _SYSEX_END = 0xFF, 0xF0, 0xF7
 _NOTE_OFF, _NOTE_ON, _CONTROL, _PROGRAM_CHANGE, _BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
-_ONE_DATA_BYTE = (0xC0, 0xD0)
 _NAME, _TEMPO, _SMPTE, _METRE, _KEY = 0x03, 0x51, 0x54, 0x58, 0x59
 _DRUM_CHANNEL = 9
 _SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}
@@ -44,6 +43,13 @@ _COMMON = re.compile(
     re.DOTALL,
 )
 """Channel messages of two data bytes in a row, nearly all that a track holds. Group 1 is the last status."""
+
+
+_SYSTEM = bytes(range(0xF0, 0xFF))
+_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
+_NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
+_CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
+"""Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
 
 
 def _variable(body: bytes, at: int) -> tuple[int, int]:
@@ -86,7 +92,7 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
             elif kind in (_SYSEX, _SYSEX_END):
                 length, start = _variable(body, at)
             else:
-                length, start = _data_bytes(kind), at
+                length, start = (_SYSTEM_BYTES.get(kind, 0) if kind > _SYSEX else 1 if 0xC0 <= kind < 0xE0 else 2), at
             if kind < 0xF8:  # a meta event, or a message in real time, leaves running status as it is; SysEx ends it
                 status = kind if kind < _SYSEX else 0
             at = start + length
@@ -99,22 +105,10 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
         raise MidiError("unreadable MIDI events: the track ends within an event")
 
 
-def _data_bytes(status: int) -> int:
-    if status >= _SYSEX:
-        return _SYSTEM_BYTES.get(status, 0)
-    return 1 if status & 0xF0 in _ONE_DATA_BYTE else 2
-
-
 def changes_program(body: bytes, channel: int) -> bool:
-    """Whether a track sets a channel to more than one program.
-
-    Raises:
-        MidiError: as `walk`.
-    """
-    change = _PROGRAM_CHANGE + channel
-    # A program change has one data byte, and is none of the common events.
-    programs = {body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}
-    return len(programs) > 1
+    """Whether a track sets a channel to more than one program; a MidiError as from `walk`."""
+    change = _PROGRAM_CHANGE + channel  # with one data byte, so that it is none of the common events
+    return len({body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}) > 1
 
 
 def is_doubtful(body: bytes) -> bool:
@@ -146,13 +140,6 @@ def _has_system_bytes(body: bytes) -> bool:
     return len(rest.translate(None, _SYSTEM)) < len(rest)
 
 
-_SYSTEM = bytes(range(0xF0, 0xFF))
-_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
-_NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
-_CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
-"""Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
-
-
 def _meta_places(body: bytes) -> Iterator[tuple[int, bytes]]:
     """Type and data of what looks like a meta event of a kind that is checked."""
     for found in _CHECKED_META.finditer(body):
@@ -174,29 +161,25 @@ def _is_sound(kind: int, data: bytes) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackNotes:
-    """One instrument's notes, in no particular order but by start for equal pitches."""
+class Track:
+    """One instrument: a program on a channel of a MIDI track, as pretty_midi separates them."""
 
     name: str
     program: int
+    """0..127 (General MIDI, 0 is the grand piano)."""
     is_drum: bool
-    start: NDArray[np.int64]
-    """[n] ticks, as ``end``."""
-    end: NDArray[np.int64]
-    pitch: NDArray[np.int64]
-    velocity: NDArray[np.int64]
+    """Channel 10, where pitches are drum sounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackContent:
-    """What a track holds."""
+    """What a MIDI track holds."""
 
-    instruments: tuple[TrackNotes, ...]
-    """Those with a note, in the order in which their first notes end, as pretty_midi separates them."""
-    tempo_ticks: NDArray[np.int64]
-    """[k] ticks of set-tempo events, ascending."""
-    tempo_microseconds: NDArray[np.int64]
-    """[k] microseconds a beat."""
+    instruments: Sequence[tuple[Track, NDArray[np.int64]]]
+    """Those with a note, in the order in which their first notes end, as pretty_midi separates them; and their notes,
+    [4, n]: start and end in ticks, pitch, velocity, in no particular order but by start for equal pitches."""
+    tempi: NDArray[np.int64]
+    """[k, 2] ticks of set-tempo events, ascending, and microseconds a beat."""
     metre: NDArray[np.int64]
     """[m, 3] tick, numerator and denominator of time signatures, ascending."""
     dropped: Mapping[str, int]
@@ -242,13 +225,11 @@ class _Walker:
         self.ignored: Counter[str] = Counter()
 
     def take(self, body: bytes, tick: int, status: int, start: int, end: int) -> None:
-        """Go on to the next event."""
         self.tick = tick
-        if status >= _SYSEX:
-            self._take_other(status, body[start:end])
-            return
         kind, channel, data = status & 0xF0, status & 0x0F, body[start:end]
-        if kind in (_NOTE_ON, _NOTE_OFF):
+        if status >= _SYSEX:
+            self._take_other(status, data)
+        elif kind in (_NOTE_ON, _NOTE_OFF):
             if not data.isascii():
                 raise MidiError(f"unreadable MIDI events: a data byte above 127 in a note at tick {tick}")
             if kind == _NOTE_ON and data[1]:
@@ -298,36 +279,21 @@ class _Walker:
         self.notes.setdefault(instrument, []).append(note)
 
     def finish(self, keep_unreleased: bool) -> TrackContent:
-        """What the track held."""
-        for (channel, pitch), begun in self.open.items():
-            for start, velocity in begun:
-                if not keep_unreleased:
-                    self.dropped[NEVER_RELEASED] += 1
-                elif start == self.tick:
-                    self.dropped[ZERO_DURATION] += 1
-                else:
-                    self._add(channel, (start, self.tick, pitch, velocity))
-        tempi = np.array(self.tempi, dtype=np.int64).reshape(-1, 2)
+        for key in list(self.open):
+            while keep_unreleased and key in self.open:  # once more for those that began at the last tick
+                self._end(*key)
+        self.dropped[NEVER_RELEASED] += sum(map(len, self.open.values()))
+        instruments = []
+        for (program, channel), notes in self.notes.items():
+            table = np.array(notes, dtype=np.int64).T
+            track = Track(name=self.names[program, channel], program=program, is_drum=channel == _DRUM_CHANNEL)
+            instruments.append((track, table[:, np.argsort(table[0], kind="stable")]))
         return TrackContent(
-            instruments=tuple(self._instrument(*key) for key in self.notes),
-            tempo_ticks=tempi[:, 0],
-            tempo_microseconds=tempi[:, 1],
+            instruments=instruments,
+            tempi=np.array(self.tempi, dtype=np.int64).reshape(-1, 2),
             metre=np.array(self.metre, dtype=np.int64).reshape(-1, 3),
             dropped=+self.dropped,
             ignored=+self.ignored,
-        )
-
-    def _instrument(self, program: int, channel: int) -> TrackNotes:
-        table = np.array(self.notes[program, channel], dtype=np.int64).T
-        start, end, pitch, velocity = table[:, np.argsort(table[0], kind="stable")]
-        return TrackNotes(
-            name=self.names[program, channel],
-            program=program,
-            is_drum=channel == _DRUM_CHANNEL,
-            start=start,
-            end=end,
-            pitch=pitch,
-            velocity=velocity,
         )
 
 

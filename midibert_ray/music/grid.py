@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midibert_ray.music.events import ZERO_DURATION
-from midibert_ray.music.metre import four_four, metre
-from midibert_ray.music.midi import MAX_TICK, MidiError, Notes
-from midibert_ray.music.pairing import close_notes
+from midibert_ray.music.metre import SUBBEATS_PER_BAR, lay_bars
+from midibert_ray.music.midi import MidiError, Notes
+from midibert_ray.music.pairing import MAX_TICK, close_notes
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
@@ -82,10 +82,7 @@ class GridNotes:
 
 
 def read_beats(text: bytes) -> NDArray[np.float64]:
-    """Read a beat annotation of POP909: one line a beat, numbers in columns.
-
-    Returns:
-        float64[beats, columns]; column 0 is the time in seconds, ascending.
+    """A beat annotation of POP909: float64[beats, columns], of which the first is the time in seconds, ascending.
 
     Raises:
         MidiError: not a table of numbers, fewer than two beats, or times that do not ascend.
@@ -189,7 +186,6 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
         track=track,
         ticks_per_beat=TICKS_PER_BEAT,
         tempo_ticks=np.zeros(1, dtype=np.int64),
-        tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60 / (120 * TICKS_PER_BEAT)),
         metre=np.zeros((0, 3), dtype=np.int64),
     )
@@ -218,7 +214,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
     onset, bar, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
     if protocol.order == "pitch":
-        sort = _by_pitch(onset, duration, notes.pitch, notes.velocity, part)
+        sort = _by_pitch(notes, onset, duration, part)
     else:
         # Notes come by (track, start, pitch), and the sort is stable.
         start = notes.start if protocol.one_onset == "tick" else onset
@@ -240,48 +236,43 @@ def _is_off_grid(notes: Notes) -> bool:
     """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
     start = np.sort(notes.start)
     onsets = start[np.append(True, start[1:] != start[:-1])]
-    return len(onsets) >= _FEWEST_ONSETS and off_grid_share(onsets, notes.ticks_per_beat) >= OFF_GRID_SHARE
-
-
-def off_grid_share(onsets: NDArray[np.int64], ticks_per_beat: int) -> float:
-    """The share of onsets [n] in ticks that lie further than a twelfth of a beat from the nearest sixteenth.
-
-    By chance it is 1/3.
-    """
     # A distance times 4. Ticks are whole, so that a triplet may lie one further.
-    phase = onsets * SUBBEATS_PER_BEAT % ticks_per_beat
-    distance = np.minimum(phase, ticks_per_beat - phase)
-    return float(np.mean(3 * distance > ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
+    phase = onsets * SUBBEATS_PER_BEAT % notes.ticks_per_beat
+    distance = np.minimum(phase, notes.ticks_per_beat - phase)
+    off = int(np.count_nonzero(3 * distance > notes.ticks_per_beat + 3 * SUBBEATS_PER_BEAT))
+    return len(onsets) >= _FEWEST_ONSETS and off >= OFF_GRID_SHARE * len(onsets)
 
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
     """Onsets of notes and of their bars in sub-beats, and duration indices, [n] each."""
     beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
-    metric = four_four(beat) if protocol.bars == "4/4" else metre(notes.metre, beat)
-    onset = metric.onsets(notes.start)
+    last = int(notes.start.max())
+    bars = None
+    if protocol.bars != "4/4" and (notes.metre != (0, 4, 4)).any():
+        bars = lay_bars(notes.metre, beat, last)
+        onset, latest = bars.onsets(notes.start), int(bars.onsets(np.array(last - 1), down=True))
+    else:  # bars of 4/4 need not be laid
+        onset, latest = _nearest(notes.start, beat, SUBBEATS_PER_BEAT), SUBBEATS_PER_BEAT * (last - 1) // beat
     if protocol.shifts_last_onset:
-        last = metric.onsets(notes.start.max(keepdims=True) - 1, down=True)
-        onset = np.minimum(onset, np.maximum(last, 0))
+        onset = np.minimum(onset, max(latest, 0))
     if onset.max() >= MAX_TICK:
         raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
+    bar = bars.bars(onset) if bars else onset - onset % SUBBEATS_PER_BAR
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
-    return onset, metric.bars(onset), np.clip(duration, 0, DURATIONS - 1)
+    return onset, bar, np.clip(duration, 0, DURATIONS - 1)
 
 
 def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:
     """The notes that have a token; how many have none, by reason; and remarks."""
-    drums = np.array([track.is_drum for track in notes.tracks], dtype=bool)[notes.track]
-    drums &= protocol.drops_drums
+    drums = np.array([track.is_drum and protocol.drops_drums for track in notes.tracks])[notes.track]
     remarks: dict[str, int] = {}
     if drums.any() and not _speaks_for_drums(notes, drums):
         remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
-    dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
-    if not dropped:
-        return notes, dropped, remarks
-    notes = notes.take(~(drums | outside))
-    if len(notes) == 0:
-        raise MidiError(f"no notes left (dropped: {dropped})")
+    if dropped := _counts({DRUM: drums, OUT_OF_RANGE: outside}):
+        notes = notes.take(~(drums | outside))
+        if len(notes) == 0:
+            raise MidiError(f"no notes left (dropped: {dropped})")
     return notes, dropped, remarks
 
 
@@ -291,18 +282,14 @@ def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
     They are, unless the file has no other notes, or has them on many channels at once (MPE gives each note the next
     channel); then a name or the pitches of a kit must speak for drums.
     """
-    on_channel = {index for index, track in enumerate(notes.tracks) if track.is_drum}
-    others = [track for index, track in enumerate(notes.tracks) if index not in on_channel]
-    shared = sum(
-        (track.name, track.program) == (other.name, other.program)
-        for other in others
-        for track in notes.tracks
-        if track.is_drum
-    )
+    on_channel = [track for track in notes.tracks if track.is_drum]
+    others = [(track.name, track.program) for track in notes.tracks if not track.is_drum]
+    shared = sum(others.count((track.name, track.program)) for track in on_channel)
     if others and shared < _MPE_CHANNELS:
         return True
-    named = any(_DRUM_WORDS.search(notes.tracks[index].name) for index in on_channel)
-    return named or float(np.isin(notes.pitch[drums], list(_KIT)).mean()) >= 0.5
+    if any(_DRUM_WORDS.search(track.name) for track in on_channel):
+        return True
+    return float(np.isin(notes.pitch[drums], list(_KIT)).mean()) >= 0.5
 
 
 def _nearest(ticks: NDArray[np.int64], beat: int, steps: int) -> NDArray[np.int64]:
@@ -317,17 +304,13 @@ def _parts(notes: Notes, parts: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _by_pitch(
-    onset: NDArray[np.int64],
-    duration: NDArray[np.int64],
-    pitch: NDArray[np.uint8],
-    velocity: NDArray[np.uint8],
-    part: NDArray[np.uint8],
+    notes: Notes, onset: NDArray[np.int64], duration: NDArray[np.int64], part: NDArray[np.uint8]
 ) -> NDArray[np.int64]:
     """Order by (onset, pitch, duration); notes that are one and the same token come in the order of a hash.
 
     Sorting those by velocity or part would let the order tell the label of a note, and file order the track.
     """
-    token = (onset * 128 + pitch) * DURATIONS + duration
+    token = (onset * 128 + notes.pitch) * DURATIONS + duration
     order = np.argsort(token, kind="stable")
     ordered = token[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -337,6 +320,6 @@ def _by_pitch(
     places = np.zeros(len(order), dtype=bool)
     places[same] = places[same + 1] = True
     doubles, token = order[places], ordered[places]
-    content = (token * 128 + velocity[doubles]) * 4 + part[doubles]
+    content = (token * 128 + notes.velocity[doubles]) * 4 + part[doubles]
     order[places] = doubles[np.lexsort((mix(content.astype(np.uint64) + np.uint64(STEP)), token))]
     return order

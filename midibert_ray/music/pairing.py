@@ -13,7 +13,7 @@ a change of program.
 from __future__ import annotations
 
 import re
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import symusic
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from midibert_ray.music.events import (
     MAX_NOTES,
     ZERO_DURATION,
+    Track,
     TrackContent,
-    TrackNotes,
     changes_program,
     is_doubtful,
     too_many_notes,
@@ -39,29 +39,16 @@ _END_OF_TRACK = b"\xff\x2f\x00"
 _EMPTY_TEXT = b"\xff\x01\x00"
 _TRACK_NAME = b"\xff\x03"
 _NAME_OR_NOTE = re.compile(rb"\xff\x03|[\x90-\x9f]")
-_SYSEX_END = b"\xf7"
 _PROBE_WAIT = b"\xff\xff\xff\x7f"
 """The longest delta time, 268,435,455 ticks. Where music goes on beyond that, the probe cannot stand behind it."""
 _PROBE_TICK = 0x0FFFFFFF
 
-Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-"""Start, end, pitch, velocity of notes, [n] each."""
-_NONE = np.zeros(0, dtype=np.int64)
-
 
 def read_track(ticks_per_beat: int, body: bytes, *, keep_unreleased: bool = False) -> TrackContent:
-    """Read one track: the body of an MTrk chunk -> `TrackContent`; symusic's reading where it is certain, else `walk`.
+    """Read one track as `walk` does: by symusic where its reading is certain.
 
     It is not where a track has notes on more than one channel or program, a program change between them, a second or
     late name, notes that are never ended, damaged events, or no end of track where it belongs and there alone.
-
-    Args:
-        ticks_per_beat: from the header.
-        body: the body of an MTrk chunk.
-        keep_unreleased: whether notes that are never ended last to the end of the track; pretty_midi drops them.
-
-    Raises:
-        MidiError: the events cannot be read, or there are more than `MAX_NOTES` notes.
     """
     return _read_fast(ticks_per_beat, body) or walk(body, keep_unreleased=keep_unreleased)
 
@@ -71,7 +58,7 @@ def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
     if probed is None or is_doubtful(body):
         return None
     try:
-        score: Any = symusic.Score.from_midi(pack(ticks_per_beat, (probed,)))
+        score: Any = symusic.Score.from_midi(pack(ticks_per_beat, probed))
     except (RuntimeError, ValueError, IndexError):
         return None
     found = [track for track in score.tracks if not _is_probe_alone(track.notes)]
@@ -82,35 +69,26 @@ def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
         if len(track.notes) > MAX_NOTES + 1:
             raise MidiError(too_many_notes())
         notes = _columns(track)
-        if notes is None or _program_changes(body, notes) or _named_anew(body):
+        if notes is None or _program_changes(body, notes) or _named_anew(body) or (ended := _end_notes(notes)) is None:
             return None
-        ended = _end_notes(notes)
-        if ended is None:
-            return None
-        (start, end, pitch, velocity), without_length = ended
-        dropped = {ZERO_DURATION: without_length} if without_length else {}
-        if len(start):
-            instruments.append(
-                TrackNotes(
-                    name=track.name,
-                    program=track.program,
-                    is_drum=track.is_drum,
-                    start=start,
-                    end=end,
-                    pitch=pitch,
-                    velocity=velocity,
-                )
-            )
-    tempo, metre = score.tempos.numpy(), score.time_signatures.numpy()
-    if min(tempo["time"].min(initial=0), metre["time"].min(initial=0)) < 0 or tempo["mspq"].min(initial=1) <= 0:
+        if without_length := notes.shape[1] - 1 - ended.shape[1]:
+            dropped[ZERO_DURATION] = without_length
+        if ended.size:
+            instruments.append((Track(name=track.name, program=track.program, is_drum=track.is_drum), ended))
+    tempi = _table(score.tempos, "time", "mspq")
+    metre = _table(score.time_signatures, "time", "numerator", "denominator")
+    if metre.min(initial=0) < 0 or tempi.min(initial=0) < 0 or not tempi[1].all():
         return None  # a tick that is too large for symusic, or a tempo of zero
-    return TrackContent(
-        instruments=tuple(instruments),
-        tempo_ticks=tempo["time"].astype(np.int64),
-        tempo_microseconds=tempo["mspq"].astype(np.int64),
-        metre=np.stack([metre[name].astype(np.int64) for name in ("time", "numerator", "denominator")], axis=1),
-        dropped=dropped,
-    )
+    return TrackContent(instruments=instruments, tempi=tempi.T, metre=metre.T, dropped=dropped)
+
+
+def _table(events: Any, *columns: str) -> NDArray[np.int64]:
+    """[columns, events] of a list of symusic's."""
+    arrays = events.numpy()
+    table = np.empty((len(columns), len(events)), dtype=np.int64)
+    for row, name in zip(table, columns, strict=True):
+        row[:] = arrays[name]
+    return table
 
 
 def _with_probe(body: bytes) -> bytes | None:
@@ -150,35 +128,33 @@ def _is_probe_alone(notes: Any) -> bool:
     return all(n.start >= _PROBE_TICK and n.duration == 1 and n.pitch == 0 and 0 < n.velocity <= 16 for n in notes)
 
 
-def _program_changes(body: bytes, columns: Columns) -> bool:
+def _program_changes(body: bytes, columns: NDArray[np.int64]) -> bool:
     """A note may begin under one program and end under another, given the track's `_columns`."""
-    start, _, _, velocity = columns
-    if start[-1] < _PROBE_TICK:
+    start, _, _, velocity = columns[:, -1].tolist()
+    if start < _PROBE_TICK:
         return True  # the probe's note went to another program
-    channel = int(velocity[-1]) - 1
-    return body.count(0xC0 + channel) > 1 and changes_program(body, channel)
+    return body.count(0xC0 + velocity - 1) > 1 and changes_program(body, velocity - 1)
 
 
-def _columns(track: Any) -> Columns | None:
-    """[n >= 1] each: start, end, pitch, velocity as symusic paired them, by start, the probe's last.
+def _columns(track: Any) -> NDArray[np.int64] | None:
+    """[4, n >= 1]: start, end, pitch, velocity as symusic paired them, by start, the probe's last.
 
     None where notes reach beyond the probe, or hold numbers that no note holds.
     """
-    table = track.notes.numpy()
-    start, pitch, velocity = (table[name].astype(np.int64) for name in ("time", "pitch", "velocity"))
-    end = start + table["duration"]
-    if (start | end | pitch | velocity).min() < 0:  # a number with the sign bit of any of the four
+    columns = _table(track.notes, "time", "duration", "pitch", "velocity")
+    columns[1] += columns[0]
+    _, _, pitch, velocity = columns[:, -1].tolist()
+    if columns.min() < 0 or pitch > 0 or velocity > 16:
         return None
-    if start.searchsorted(_PROBE_TICK) != len(start) - 1 or pitch[-1] > 0 or velocity[-1] > 16:
-        return None
-    return start, end, pitch, velocity
+    return columns if columns[0].searchsorted(_PROBE_TICK) == columns.shape[1] - 1 else None
 
 
-def _end_notes(columns: Columns) -> tuple[Columns, int] | None:
-    """The notes by the rule, and how many had no length; None where a note is left open, or the order within a tick
-    decides.
+def _end_notes(columns: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """The notes that have a length, with their ends by the rule.
+
+    None where a note is left open, or the order within a tick decides.
     """
-    start, end, pitch, velocity = (column[:-1] for column in columns)
+    start, end, pitch, velocity = columns[:, :-1]
     if (end >= _PROBE_TICK).any():
         return None
     # Pitch and tick make one number, so that one sort and one search serve all pitches, and none meets another's ends.
@@ -197,19 +173,18 @@ def _end_notes(columns: Columns) -> tuple[Columns, int] | None:
     closes[closing] = True
     if (~closes[closing - 1] & (ends[closing - 1] == onset)).any():
         return None
-    return (start, ends[closing] - group, pitch, velocity), len(sounding) - len(start)
+    return np.stack([start, ends[closing] - group, pitch, velocity])
 
 
 def close_notes(key: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.int64]:
-    """End overlapping notes of one pitch as if they were written to a MIDI track and read again.
+    """End overlapping notes of one pitch as if they were written to a MIDI track and read again: int64 [n].
+
+    Each note's new end is the first end of its key after its start.
 
     Args:
         key: [n] equal for notes of the same track and pitch.
         start: [n] ticks below `MAX_TICK`.
         end: [n] likewise, every end after its start.
-
-    Returns:
-        [n] new ends: each note's is the first end of its key after its start.
     """
     group, order = key * _SPAN, _by_key(key)
     ends = np.sort((group + end)[order], kind="stable")

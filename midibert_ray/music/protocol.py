@@ -22,80 +22,56 @@ class Protocol:
 
     name: ProtocolName
     """The protocol that it is, or is made from by `switch`."""
-
     order: Literal["corpus", "track", "pitch"] = _differs("tokens", paper="corpus", clean="pitch")
     """Order of the notes of one onset: `corpus`, as its published arrays have it (track by track, which gives the
     melody away; ASAP with all tracks merged); `track`, whatever the corpus; `pitch`, which tells nothing of tracks."""
-
     one_onset: Literal["tick", "sub-beat"] = _differs("tokens", paper="tick", clean="sub-beat")
     """Notes ordered by track have one onset if they share a tick of the file, or a sub-beat of the grid."""
-
     ticks_per_beat: Literal["480", "file"] = _differs("tokens", paper="480", clean="file")
     """Ticks of a beat: 480 in any file, or the number in its header."""
-
     bars: Literal["4/4", "corpus", "file"] = _differs("tokens", paper="4/4", clean="corpus")
     """Where bars begin: `4/4`, at every whole note from tick 0; `file`, as the file's time signatures say (see
     `music.metre`); `corpus`, likewise but for the paper's five, which were chosen as 4/4 and are read so."""
-
     keeps_unreleased: bool = _differs("tokens", paper=False, clean=True)
     """Whether notes that are never ended last to the end of their track; else they are dropped and counted."""
-
     drops_drums: bool = _differs("tokens", paper=False, clean=True)
     """Drums are dropped and counted; else they are notes like others."""
-
     shifts_last_onset: bool = _differs("tokens", paper=True, clean=False)
     """The grid ends before a piece's last onset, so that notes there move a sub-beat early if they lie on the grid."""
-
     emopia_split: Literal["clip", "song"] = _differs("tokens", paper="clip", clean="song")
     """EMOPIA's splits divide clips, so that one song is in several of them, or songs."""
-
     masks_padding: bool = _differs("mask", paper=True, clean=False)
     """Padding is masked and scored in pre-training, as positions are chosen from the whole segment."""
-
     mask_shares: Literal["exact", "drawn"] = _differs("mask", paper="exact", clean="drawn")
     """Chosen positions that become MASK, random or stay: exact shares of each segment, or drawn one by one."""
-
     random_ids: Literal["all", "real"] = _differs("mask", paper="all", clean="real")
     """Random ids are drawn from all of a token type, PAD and MASK included, or from all but these two."""
-
     attends_masked_padding: bool = _differs("mask", paper=True, clean=False)
     """Pre-training on CP attends wherever the masked Bar id is not PAD: to padding that was masked, and not to a note
     whose Bar became PAD at random. Else, and on REMI either way, it attends to the real tokens and nothing else."""
-
     validates_by: Literal["segment", "piece"] = _differs("pretrain", paper="segment", clean="piece")
     """Segments are held out from pre-training, so that a piece may stand on both sides, or pieces."""
-
     pretrains_on_test: bool = _differs("pretrain", paper=True, clean=False)
     """Pre-training sees the test pieces of the downstream tasks."""
-
     redraws_valid_masks: bool = _differs("pretrain", paper=True, clean=False)
     """Every validation of pre-training has new masks; else all have the same, and epochs can be compared."""
-
     judged_by: Literal["accuracy", "loss"] = _differs("pretrain", paper="accuracy", clean="loss")
     """The best epoch of pre-training has the highest accuracy, as in the authors' code, or the lowest loss, as in the
     paper."""
-
     adamw: Literal["authors", "torch"] = _differs("optimizer", paper="authors", clean="torch")
     """AdamW as the authors' library computed it, or as torch does."""
-
     padding_class: bool = _differs("finetune", paper=True, clean=False)
     """Note-level tasks have padding as a class of its own, which a model may choose, and then is wrong."""
-
     attends_labelled: bool = _differs("finetune", paper=True, clean=False)
     """Note-level tasks attend to labelled positions alone (REMI: Pitch tokens); else to all real tokens."""
-
     attends_padding: bool = _differs("finetune", paper=True, clean=False)
     """Sequence-level tasks attend to padding, and pool over it."""
-
     drops_short_rows: bool = _differs("finetune", paper=True, clean=False)
     """The composer task leaves out a piece's last segment if it is less than half full."""
-
     rnn_reads_padding: bool = _differs("rnn", paper=True, clean=False)
     """The recurrent baselines read padding like notes."""
-
     rnn_returns_to_best: bool = _differs("rnn", paper=False, clean=True)
     """A recurrent baseline goes back to its best weights when its rate falls."""
-
     named: tuple[str, ...] = ()
     """Fields set by `switch`; results are named by them, even where the value is the protocol's own."""
 

@@ -7,10 +7,8 @@ from numpy.typing import NDArray
 
 MELODY_PITCH_LOW = 60
 """Middle C: nothing below it is melody."""
-
 BAR = 32
 """Thirty-seconds."""
-
 LEAP = 9
 """Semitones; a candidate this far below both its neighbours is not melody."""
 

@@ -8,7 +8,6 @@ its own, so that its notes can be told from those of other tracks.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 HEADER_BYTES = 14
 """Length of an MThd chunk as every file has it: name, length 6, format, tracks, division."""
@@ -18,35 +17,17 @@ class MidiError(ValueError):
     """A MIDI file that cannot be used. ``str(error)`` is the reason that a manifest shows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Container:
-    """A MIDI file taken apart.
-
-    ``format`` is 0 (one track), 1 (tracks played together) or 2 (independent patterns, which every reader in
-    the field, and this one, plays together like format 1). ``tracks`` are the bodies of the MTrk chunks
-    without their 8-byte headers.
-    """
-
-    format: int
-    ticks_per_beat: int
-    tracks: tuple[bytes, ...]
-
-    def whole(self) -> bytes:
-        """All tracks as a plain file: no RIFF wrapper, no foreign chunks, no padding after the last track."""
-        return pack(self.ticks_per_beat, self.tracks)
+def pack(ticks_per_beat: int, body: bytes) -> bytes:
+    """The bytes of a MIDI file of one track."""
+    return struct.pack(">4sIHHH4sI", b"MThd", 6, 0, 1, ticks_per_beat, b"MTrk", len(body)) + body
 
 
-def pack(ticks_per_beat: int, tracks: tuple[bytes, ...]) -> bytes:
-    """The bytes of a MIDI file with these track bodies (format 0 for one track, else 1)."""
-    header = struct.pack(">4sIHHH", b"MThd", 6, int(len(tracks) != 1), len(tracks), ticks_per_beat)
-    return header + b"".join(struct.pack(">4sI", b"MTrk", len(body)) + body for body in tracks)
-
-
-def split(data: bytes) -> Container:
-    """Take a MIDI file apart: ``bytes`` -> `Container`.
+def split(data: bytes) -> tuple[int, list[bytes]]:
+    """The ticks per beat of a MIDI file, and the bodies of its MTrk chunks without their headers.
 
     A RIFF wrapper ("RMID", files named .rmi) is taken off. Chunks that are not MTrk are skipped, as the MIDI
-    standard asks; whatever follows the last declared track is ignored.
+    standard asks; whatever follows the last declared track is ignored. The independent patterns of format 2 are read
+    like the tracks of format 1, as every reader in the field does.
 
     Raises:
         MidiError: not a MIDI file, cut short, no track, SMPTE time division or zero ticks per beat.
@@ -70,10 +51,10 @@ def split(data: bytes) -> Container:
         raise MidiError("zero ticks per beat in the header")
     if count == 0:
         raise MidiError("no tracks: the header declares 0")
-    return Container(format=kind, ticks_per_beat=division, tracks=_tracks(data, 8 + length, count))
+    return division, _tracks(data, 8 + length, count)
 
 
-def _tracks(data: bytes, at: int, count: int) -> tuple[bytes, ...]:
+def _tracks(data: bytes, at: int, count: int) -> list[bytes]:
     bodies: list[bytes] = []
     while len(bodies) < count:
         if at + 8 > len(data):
@@ -85,7 +66,7 @@ def _tracks(data: bytes, at: int, count: int) -> tuple[bytes, ...]:
         if name == b"MTrk":
             bodies.append(body)
         at += 8 + length
-    return tuple(bodies)
+    return bodies
 
 
 def _unwrap_riff(data: bytes) -> bytes:

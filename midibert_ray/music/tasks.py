@@ -17,44 +17,30 @@ class Task:
     """A downstream task."""
 
     name: str
-
     level: Literal["note", "sequence"]
     """One label a note, or one a segment (all segments of a piece have the piece's)."""
-
     classes: tuple[str, ...]
     """Names of the classes, padding not counted. Note-level labels are 1..C (0 is padding), sequence-level
     0..C-1."""
-
     corpus: str
     """The corpus that has the labels, and lists its training, validation and test pieces."""
-
     column: Literal["part", "velocity"] | None = None
     """Column of the token store that note labels are read from; None for sequences, whose piece has the label."""
-
     edges: tuple[int, ...] = ()
     """Lowest value of each class but the first; without edges the column holds the label itself, 0 if unknown."""
-
     drops_short_rows: bool = False
     """Leave out a piece's last segment if it is less than half full (reference behaviour)."""
-
     metric: Literal["accuracy", "f1"] = "accuracy"
     """Validation metric by which the best epoch and the best draw are chosen; higher is better."""
-
     rnn_lr: float = 1e-3
     """Learning rate of the authors' recurrent baseline."""
-
     melody: str = ""
     """The class that skyline tells from all others; empty where skyline is no baseline."""
-
     song: str = ""
     """Pattern of a piece's id whose group names the song that the piece was cut from; empty: no piece is cut."""
 
     def __post_init__(self) -> None:
-        """Refuse a task that contradicts itself.
-
-        Raises:
-            ValueError: naming the task and the field.
-        """
+        """Refuse a task that contradicts itself: a ValueError that names it and the field."""
         if (self.column is None) is (self.level == "note"):
             raise ValueError(f"task {self.name!r}: column={self.column!r}; note-level tasks have one, others have none")
         if self.edges and len(self.edges) != len(self.classes) - 1:

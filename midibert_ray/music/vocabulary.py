@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 FAMILIES = ("Bar", "Position", "Pitch", "Duration")
 """The token types, in the order of a super token's columns."""
@@ -34,15 +34,13 @@ BAR_NEW, BAR_CONTINUE = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """Names of ids: ``families[f][id]`` is the name that id ``id`` of token type ``f`` has.
-
-    ``pad`` and ``mask`` hold the id of PAD and MASK in every family. CP has the four families of `FAMILIES`,
-    REMI a single one, "Token".
-    """
+    """Names of ids."""
 
     name: str
     families: dict[str, tuple[str, ...]]
+    """Token type -> names of its ids, in their order. CP has those of `FAMILIES`, REMI a single one, "Token"."""
     pad: tuple[int, ...]
+    """Id of PAD in every family."""
     mask: tuple[int, ...]
 
     @property
@@ -52,21 +50,16 @@ class Vocabulary:
 
     def to_json(self) -> str:
         """The vocabulary as JSON text, stable to the byte."""
-        document = {"name": self.name, "families": self.families, "pad": self.pad, "mask": self.mask}
-        return json.dumps(document, indent=1)
+        return json.dumps(asdict(self), indent=1)
 
     def digest(self) -> str:
         """sha256 (hex) of `to_json`: two vocabularies with one digest give every id the same meaning."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def _names(family: str, values: range) -> tuple[str, ...]:
-    return tuple(f"{family} {value}" for value in values)
-
-
 _POSITION = tuple(f"Position {k}/{POSITIONS}" for k in range(1, POSITIONS + 1))
-_PITCH = _names("Pitch", range(PITCH_LOW, PITCH_HIGH + 1))
-_DURATION = _names("Duration", range(DURATIONS))
+_PITCH = tuple(f"Pitch {value}" for value in range(PITCH_LOW, PITCH_HIGH + 1))
+_DURATION = tuple(f"Duration {value}" for value in range(DURATIONS))
 
 CP = Vocabulary(
     name="cp",

@@ -137,12 +137,10 @@ def naive(pieces: list[Piece], length: int, representation: str, drop: bool) -> 
             values = {"tokens": tokens.tokens, "velocity": tokens.velocity, "part": tokens.part}
         else:
             remi = remi_from_cp(tokens.tokens)
-            on_pitch = np.isin(np.arange(len(remi.ids)), remi.pitch_at)
-            values = {
-                "tokens": remi.ids,
-                "velocity": np.where(on_pitch, tokens.velocity[remi.note], 0),
-                "part": np.where(on_pitch, tokens.part[remi.note], 0),
-            }
+            values = {"tokens": remi.ids}
+            for name in ("velocity", "part"):
+                values[name] = np.zeros(len(remi.ids), dtype=np.uint8)
+                values[name][remi.pitch_at] = getattr(tokens, name)
         for name, value in values.items():
             pad = {"cp": CP_PAD, "remi": REMI_PAD}[representation] if name == "tokens" else 0
             rest = len(value) % length

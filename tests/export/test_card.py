@@ -1,5 +1,6 @@
 """Model cards: what the head says to a hub, what the text says to a reader, and the code in it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import yaml
 from torch import Tensor
 
 from midibert_ray.corpora.catalogue import corpus
-from midibert_ray.export.about import About
-from midibert_ray.export.card import hub_licence, output_names, render
+from midibert_ray.data.format import FORMAT_VERSION, write_manifest
+from midibert_ray.export.about import About, remarks_on
+from midibert_ray.export.card import hub_licence, render, told_by_head
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
@@ -91,11 +93,11 @@ def test_protocols_are_named_with_their_flaws() -> None:
 def test_a_task_is_told_by_head_and_outputs(name: str) -> None:
     task = TASKS[name]
     kind = MidiBertForNotes if task.level == "note" else MidiBertForSequences
-    assert output_names(model(kind, num_classes=len(task.classes))) == task.classes
+    assert told_by_head(model(kind, num_classes=len(task.classes)))[1] == task.classes
     card = render(model(kind, num_classes=len(task.classes)), about("sample"))
     assert f"fine-tuned for {name}" in card and head(card)["datasets"] == ["sample", task.corpus]
     if task.level == "note":
-        assert output_names(model(kind, num_classes=len(task.classes) + 1)) == ("padding", *task.classes)
+        assert told_by_head(model(kind, num_classes=len(task.classes) + 1))[1] == ("padding", *task.classes)
 
 
 def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -> None:
@@ -112,7 +114,7 @@ def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -
 
 def test_other_outputs_belong_to_no_task() -> None:
     stranger = model(MidiBertForSequences, num_classes=5)
-    assert output_names(stranger) == () == output_names(model())
+    assert told_by_head(stranger)[1] == () == told_by_head(model())[1]
     assert "5 classes, whose names are not known" in render(stranger, about("sample"))
 
 
@@ -134,3 +136,25 @@ def test_the_code_in_the_card_runs(
     told = re.findall(r"# float32 (\[.*?\])", code)[0].replace("time", str(time))
     assert isinstance(output, Tensor) and output.dtype == torch.float32
     assert str(list(output.shape)) == told
+
+
+def test_metre_and_pieces_off_the_grid_are_told() -> None:
+    paper, clean = (render(model(), about("sample", protocol=name)) for name in (PAPER, CLEAN))
+    assert "Bars are those of 4/4 from the first tick" in paper and "Bars follow a file's time signatures" in clean
+    assert "off the grid" not in clean
+    many, one = (render(model(), about("sample", remarks={"pieces off the grid": n, "x": 3})) for n in (1234, 1))
+    assert '- 1,234 pieces of the pre-training keep to no beat of their files ("off the grid")' in many
+    assert "- 1 piece of the pre-training keeps to no beat of its file" in one
+
+
+def test_remarks_come_from_the_stores_of_the_run(tmp_path: Path) -> None:
+    for store, count in (("a-1", 2), ("b-2", 3), ("other-3", 50)):
+        write_manifest(
+            str(tmp_path / "tokens" / store),
+            {"settings": {"format_version": FORMAT_VERSION}, "remarks": {"pieces off the grid": count}},
+        )
+    (tmp_path / "runs" / "pretrain-1").mkdir(parents=True)
+    inputs = dict.fromkeys(("a-1", "b-2", "removed-4"), "digest")
+    (tmp_path / "runs" / "pretrain-1" / "inputs.json").write_text(json.dumps(inputs))
+    assert remarks_on(str(tmp_path), "pretrain-1") == {"pieces off the grid": 5}
+    assert remarks_on(str(tmp_path), "pretrain-2") == {}

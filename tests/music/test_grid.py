@@ -28,7 +28,6 @@ def make_notes(rows: list[tuple[int, int, int]], *, tracks=("PIANO",), ticks_per
         tracks=tuple(Track(name=name, program=0, is_drum=drum) for name in tracks),
         ticks_per_beat=ticks_per_beat,
         tempo_ticks=np.zeros(1, dtype=np.int64),
-        tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 0.5 / ticks_per_beat),
     )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import mido
 import numpy as np
@@ -10,15 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midibert_ray.music.grid import quantize
-from midibert_ray.music.metre import metre
-from midibert_ray.music.midi import Notes, Track, notes_to_pretty_midi, read_notes
+from midibert_ray.music.metre import Bars, lay_bars
+from midibert_ray.music.midi import MidiError, Notes, Track, notes_to_pretty_midi, read_notes
 from midibert_ray.music.protocol import CLEAN, PAPER
 from midibert_ray.music.tokens import Tokens, encode, to_pretty_midi
 
 
+def laid(signatures: Sequence[tuple[int, int, int]], until: int, ticks_per_beat: int = 4) -> Bars:
+    return lay_bars(np.array(signatures, dtype=np.int64).reshape(-1, 3), ticks_per_beat, until)
+
+
 def bars(*signatures: tuple[int, int, int], until: int, ticks_per_beat: int = 4) -> list[int]:
     """Sub-beats at which bars begin, by one note a sixteenth; ticks are sixteenths unless told."""
-    made = metre(np.array(signatures, dtype=np.int64).reshape(-1, 3), ticks_per_beat)
+    made = laid(signatures, until, ticks_per_beat)
     return np.unique(made.bars(made.onsets(np.arange(until)))).tolist()
 
 
@@ -64,7 +69,7 @@ def test_of_several_signatures_at_one_tick_the_last_counts():
     ],
 )
 def test_a_pickup_stands_at_the_end_of_its_bar(signatures):
-    made = metre(np.array(signatures, dtype=np.int64), 4)
+    made = laid(signatures, 16)
     onsets = made.onsets(np.array([0, 2, 4, 16]))
     assert onsets.tolist() == [8, 10, 12, 24]
     assert (onsets - made.bars(onsets)).tolist() == [8, 10, 0, 0]
@@ -76,7 +81,7 @@ def test_a_short_bar_before_a_shorter_one_is_no_pickup():
 
 def test_a_bar_that_is_no_multiple_of_a_sixteenth_ends_where_it_ends():
     """7/32 at 32 ticks a quarter: bars of 28 ticks have four sub-beats, of which the last is half as long."""
-    made = metre(np.array([[0, 7, 32]]), 32)
+    made = laid([(0, 7, 32)], 56, ticks_per_beat=32)
     ticks = np.array([0, 24, 28, 36, 56])
     assert made.onsets(ticks).tolist() == [0, 3, 4, 5, 8]
     assert made.bars(made.onsets(ticks)).tolist() == [0, 0, 4, 4, 8]
@@ -129,7 +134,6 @@ def test_notes_to_tokens_to_midi_is_the_identity_in_every_metre(signatures, note
         tracks=(Track(name="", program=0, is_drum=False),),
         ticks_per_beat=480,
         tempo_ticks=np.zeros(1, dtype=np.int64),
-        tempo_seconds=np.zeros(1),
         seconds_per_tick=np.full(1, 60 / (120 * 480)),
         metre=np.array(sorted(signatures), dtype=np.int64).reshape(-1, 3) * [120, 1, 1],
     )
@@ -143,3 +147,16 @@ def test_notes_to_tokens_to_midi_is_the_identity_in_every_metre(signatures, note
 def test_time_signatures_survive_pretty_midi():
     notes = read_notes(waltz())
     assert read_notes(written(notes_to_pretty_midi(notes))).metre.tolist() == [[0, 3, 4]]
+
+
+def test_a_signature_where_the_last_note_goes_counts_and_one_behind_it_does_not():
+    """A signature far behind the music has no bearing on it; one within half a sub-beat of a note has."""
+    late = laid([(0, 4, 4), (2**31 - 1, 1, 64)], 20)
+    assert late.bars(late.onsets(np.array([0, 17, 20]))).tolist() == [0, 16, 16]
+    near = laid([(0, 4, 4), (210, 3, 4)], 207, ticks_per_beat=40)
+    assert near.onsets(np.array([207])).tolist() == near.bars(near.onsets(np.array([207]))).tolist() == [21]
+
+
+def test_more_bars_than_a_day_has_are_corrupt():
+    with pytest.raises(MidiError, match="more than 1,048,576 bars"):
+        laid([(0, 1, 64)], 2**31 - 1)

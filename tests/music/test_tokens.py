@@ -19,14 +19,10 @@ from midibert_ray.music.midi import read_notes
 from midibert_ray.music.protocol import CLEAN, PROTOCOLS
 from midibert_ray.music.tokens import (
     Tokens,
-    cp_from_remi,
-    decode,
     encode,
     remi_from_cp,
-    remi_length,
     to_pretty_midi,
 )
-from midibert_ray.music.vocabulary import CP_PAD, REMI_PAD
 
 SAMPLE_DIGESTS = {
     "paper": "c5c019f46e2d31fd452fba3206ef381c9ce52f03e9fe808fbe9d11ab0b39074e",
@@ -53,8 +49,12 @@ def make_grid(notes: list[tuple[int, ...]]) -> GridNotes:
     return GridNotes(**kinds, bar=kinds["onset"] // 16 * 16, dropped={})
 
 
-def multiset(grid: GridNotes, *, part: bool = True) -> Counter:
-    columns = [grid.onset, grid.pitch, grid.duration, grid.velocity, *[grid.part] * part]
+def multiset(notes: GridNotes | Tokens) -> Counter:
+    if isinstance(notes, Tokens):
+        pitch, duration = notes.tokens[:, 2] + 22, notes.tokens[:, 3]
+    else:
+        pitch, duration = notes.pitch, notes.duration
+    columns = [notes.onset, pitch, duration, notes.velocity, notes.part]
     return Counter(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -68,7 +68,7 @@ def through_midi(tokens: Tokens) -> GridNotes:
 def test_notes_to_cp_to_midi_and_back_is_the_identity(notes):
     grid = make_grid(notes)
     tokens = encode(grid)
-    assert multiset(decode(tokens)) == multiset(grid)
+    assert multiset(tokens) == multiset(grid)
     assert multiset(through_midi(tokens)) == multiset(grid)
 
 
@@ -77,7 +77,7 @@ def test_the_sample_survives_the_way_through_midi(sample, protocol):
     pop909 = corpus("sample")
     for piece, contents in sample[:: 1 if protocol is CLEAN else 8]:
         tokens = tokenize_piece(pop909, piece, contents, protocol)
-        assert multiset(through_midi(tokens)) == multiset(decode(tokens)), piece.piece
+        assert multiset(through_midi(tokens)) == multiset(tokens), piece.piece
 
 
 def test_overlapping_and_equal_notes_get_voices_of_their_own():
@@ -93,49 +93,29 @@ def test_tempo_of_the_written_file():
     assert (note.start, note.end) == (4.0, 5.0)
 
 
-def test_empty_bars_are_kept_by_onsets_and_lost_without():
+def test_empty_bars_are_kept_by_onsets():
     tokens = encode(make_grid([(3, 7, 60, 10, 1), (16 * 5 + 2, 7, 60, 10, 1), (16 * 5 + 2, 7, 62, 10, 1)]))
     assert tokens.tokens[:, 0].tolist() == [0, 0, 1]
-    assert decode(tokens).onset.tolist() == [3, 82, 82]
-    bare = decode(tokens.tokens)
-    assert bare.onset.tolist() == [3, 18, 18]
-    assert bare.velocity.tolist() == [80] * 3
-
-
-def test_special_ids_are_dropped_by_decode():
-    ids = np.array([[0, 0, 38, 7], CP_PAD, [1, 17, 3, 3]])
-    grid = decode(ids)
-    assert (len(grid), grid.dropped) == (1, {"special token": 2})
-    assert to_pretty_midi(np.array([CP_PAD])).instruments == []
-    with pytest.raises(ValueError, match=r"\[n, 4\]"):
-        decode(np.zeros(8, dtype=np.int64))
+    assert tokens.onset.tolist() == [3, 82, 82]
+    assert through_midi(tokens).onset.tolist() == [3, 82, 82]
 
 
 @given(notes=NOTES)
 def test_remi_and_cp_say_the_same(notes):
     cp = encode(make_grid(notes)).tokens
     remi = remi_from_cp(cp)
-    assert len(remi.ids) == remi_length(cp)
-    np.testing.assert_array_equal(cp_from_remi(remi.ids), cp)
-    padded = np.pad(remi.ids, (0, 512), constant_values=REMI_PAD)
-    np.testing.assert_array_equal(cp_from_remi(padded), cp)
-    np.testing.assert_array_equal(remi.ids[remi.pitch_at] - 17, cp[:, 2])
-    np.testing.assert_array_equal(remi.note[remi.pitch_at], np.arange(len(cp)))
-    assert ((remi.note == -1) == (remi.ids == 0)).all()
+    assert len(remi.ids) == 3 * len(cp) + (cp[:, 0] == 0).sum()
+    for column, (step, first) in enumerate(((-1, 1), (0, 17), (1, 103)), start=1):
+        np.testing.assert_array_equal(remi.ids[remi.pitch_at + step] - first, cp[:, column])
+    begins = np.cumsum(remi.ids != 0)[remi.ids == 0] // 3
+    np.testing.assert_array_equal(begins, np.flatnonzero(cp[:, 0] == 0))
 
 
 def test_remi_of_a_small_piece():
     cp = np.array([[0, 0, 38, 7], [1, 0, 42, 7], [0, 15, 0, 63]], dtype=np.uint8)
     remi = remi_from_cp(cp)
     assert remi.ids.tolist() == [0, 1, 55, 110, 1, 59, 110, 0, 16, 17, 166]
-    assert remi.note.tolist() == [-1, 0, 0, 0, 1, 1, 1, -1, 2, 2, 2]
     assert remi.pitch_at.tolist() == [2, 5, 9]
-
-
-@pytest.mark.parametrize("ids", [[0, 1, 55], [0, 55, 1, 110], [0, 1, 0, 55, 110], [0, 1, 55, 168]])
-def test_malformed_remi_is_refused(ids):
-    with pytest.raises(ValueError, match="REMI"):
-        cp_from_remi(np.array(ids))
 
 
 def _survives(task: tuple[str, str, int]) -> list[str]:
@@ -147,7 +127,7 @@ def _survives(task: tuple[str, str, int]) -> list[str]:
     for piece in list_pieces(entry, found, CLEAN)[share::16]:
         contents = [(folder / file).read_bytes() for file in piece.files]
         tokens = tokenize_piece(entry, piece, contents, CLEAN)
-        if multiset(through_midi(tokens)) != multiset(decode(tokens)):
+        if multiset(through_midi(tokens)) != multiset(tokens):
             lost.append(f"{name}/{piece.piece}")
     return lost
 

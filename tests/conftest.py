@@ -4,20 +4,26 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from midibert_ray.data.store import TokenStore
+from midibert_ray.settings.config import Config
 from tests.s3 import KEYS, S3, serving
 from tests.stores import Piece, sample, write_store
 
 # Tiny runs report many times a second, and a worker waits until Ray Train has taken its last report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# Workers that Ray starts before it is asked for any take seconds of CPU, and most tests need fewer or others.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# Tiny models gain nothing from threads, and threads that wait spin: here, and in all processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """Tiny models gain nothing from threads, and threads that wait spin."""
+    """The same for this process, which may have read its environment before."""
     import torch
 
     torch.set_num_threads(1)
@@ -34,8 +40,7 @@ def corpora_root() -> Path:
     return Path(root)
 
 
-@pytest.fixture
-def ray_cluster() -> object:
+def start_ray() -> Any:
     """One Ray with four logical CPUs for all tests that want one; it is started when the first of them runs.
 
     The dashboard stays on: without it, Ray Train does not free the workers of a run that Tune has stopped.
@@ -48,11 +53,31 @@ def ray_cluster() -> object:
 
 
 @pytest.fixture
+def ray_cluster() -> Any:
+    """That Ray."""
+    return start_ray()
+
+
+@pytest.fixture
 def no_ray() -> None:
     """Stop that Ray, for a test whose subprocesses start their own."""
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A pipeline, done; what is killed, lies in a bucket or has no tracking server must come to the same."""
+    import ray
+
+    from tests.jobs.test_pipeline import everything_below, run
+
+    ray.shutdown()
+    config = everything_below(tmp_path_factory.mktemp("undisturbed"))
+    code, said = run(config)
+    assert code == 0, said
+    return config
 
 
 @pytest.fixture

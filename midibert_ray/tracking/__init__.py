@@ -13,22 +13,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from midibert_ray.tracking.address import Address, address
-from midibert_ray.tracking.runs import PARENT, PRETRAINING, RUN_KEY, RunLog, study_experiment
-from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.runs import PRETRAINING, RUN_KEY, RunLog, study_experiment
 
 if TYPE_CHECKING:
     from midibert_ray.tracking.delivery import amount, caught_up, flush, flush_command, recording
     from midibert_ray.tracking.tracker import Run, Tracker
 
 __all__ = [
-    "PARENT",
     "PRETRAINING",
     "RUN_KEY",
     "Address",
     "Run",
     "RunLog",
     "Tracker",
-    "UnreachableError",
     "address",
     "amount",
     "caught_up",

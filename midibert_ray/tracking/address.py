@@ -19,10 +19,8 @@ class Address:
 
     uri: str
     """MLflow's tracking URI."""
-
     artifacts: str
     """Root URI for the artifacts of new experiments; empty leaves it to a tracking server."""
-
     spool: str = ""
     """Root URI of the records that wait for a tracking server; empty for a database, which takes them at once."""
 
@@ -47,34 +45,22 @@ def address(config: Config) -> Address:
     uri = config.tracking.uri
     require_no_secret("tracking.uri", uri)
     if is_server(uri):
-        return Address(uri, "", storage.root.spool(root, _folder(uri)))
+        folder = re.sub(r"[^a-z0-9.]+", "-", uri.lower()).strip("-.")  # http://10.0.0.5:5000/ -> http-10.0.0.5-5000
+        return Address(uri, "", storage.root.spool(root, folder))
     if uri and not is_database(uri):
         raise ConfigError(
             f"tracking.uri={uri!r} is not allowed; use http(s)://server, sqlite:///file, another database that "
             "MLflow knows (postgresql://, mysql://, mssql://), or nothing"
         )
-    if not storage.is_local(config.storage.root):
-        if not uri:
-            raise ConfigError(
-                f"tracking.uri is empty while storage.root={root!r} is remote; give a server, tracking.uri=http://HOST:5000"
-            )
-        return Address(uri, _artifacts(uri, root))
-    return Address(
-        uri or SQLITE + storage.root.mlflow_database(root), Path(storage.root.mlflow_artifacts(root)).as_uri()
-    )
-
-
-def _artifacts(uri: str, root: str) -> str:
-    """Root URI for the artifacts of a database while the storage root is a bucket.
-
-    Those of sqlite, which serves one machine, stay beside it. For another database MLflow itself writes to the bucket,
-    with boto3 (s3://) or google-cloud-storage (gs://), and takes the server of one's own from MLFLOW_S3_ENDPOINT_URL.
-    """
-    if uri.startswith(SQLITE):
-        return Path(storage.resolve(uri.removeprefix(SQLITE))).with_name("mlflow").as_uri()
-    return storage.without_query(storage.root.mlflow_artifacts(root))
-
-
-def _folder(uri: str) -> str:
-    """The name of a server as a folder: `http://10.0.0.5:5000/` -> `http-10.0.0.5-5000`."""
-    return re.sub(r"[^a-z0-9.]+", "-", uri.lower()).strip("-.")
+    artifacts = storage.root.mlflow_artifacts(root)
+    if storage.is_local(root):
+        return Address(uri or SQLITE + storage.root.mlflow_database(root), Path(artifacts).as_uri())
+    if not uri:
+        raise ConfigError(
+            f"tracking.uri is empty while storage.root={root!r} is remote; give a server, tracking.uri=http://HOST:5000"
+        )
+    if uri.startswith(SQLITE):  # serves one machine, and so do the artifacts beside it
+        return Address(uri, Path(storage.resolve(uri.removeprefix(SQLITE))).with_name("mlflow").as_uri())
+    # MLflow itself writes to the bucket, with boto3 (s3://) or google-cloud-storage (gs://), and takes the server of
+    # one's own from MLFLOW_S3_ENDPOINT_URL.
+    return Address(uri, storage.without_query(artifacts))

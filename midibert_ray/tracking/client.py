@@ -12,7 +12,7 @@ from pathlib import Path
 from midibert_ray.settings.secrets import is_server
 from midibert_ray.tracking.address import SQLITE, Address
 from midibert_ray.tracking.runs import RUN_KEY
-from midibert_ray.tracking.spool import RejectedError, UnreachableError
+from midibert_ray.tracking.spool import RefusedError, RejectedError, UnreachableError
 
 # MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run.
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -87,27 +87,28 @@ def answers(uri: str) -> Iterator[None]:
         UnreachableError: where it does not answer, not now, or not to this account.
         RejectedError: where it will never take the request.
     """
+    if not is_server(uri):
+        yield
+        return
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        if not is_server(uri):
-            raise
         raise _meaning(uri, error) from error
     except (UnreachableError, RejectedError, OSError):
         raise
     except Exception as error:  # such as a library that an artifact store needs and that is not there
-        if not is_server(uri):
-            raise
         raise RejectedError(f"{type(error).__name__}: {error}") from error
 
 
-def _meaning(uri: str, error: Exception) -> UnreachableError | RejectedError:
-    status = _status(error)
+def _meaning(uri: str, error: MlflowException | requests.RequestException) -> UnreachableError | RejectedError:
+    if isinstance(error, MlflowException):
+        status = int(error.get_http_status_code())
+    else:
+        status = 500 if error.response is None else error.response.status_code
     if status in (401, 403):
-        return UnreachableError(
+        return RefusedError(
             f"tracking.uri={uri} refuses access ({status}: {_reason(error)}); set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD in the environment of every node",
-            refused=True,
+            "MLFLOW_TRACKING_PASSWORD in the environment of every node"
         )
     # A proxy before the server has pages of its own; only the server's own words are about the request.
     own_words = isinstance(error, RestException) or getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
@@ -116,23 +117,11 @@ def _meaning(uri: str, error: Exception) -> UnreachableError | RejectedError:
     return UnreachableError(f"tracking.uri={uri} does not answer ({_reason(error)})")
 
 
-def _status(error: Exception) -> int:
-    """The HTTP status that an error stands for; 500 where none came back."""
-    if isinstance(error, MlflowException):
-        return int(error.get_http_status_code())
-    response = getattr(error, "response", None)
-    return 500 if response is None else int(response.status_code)
-
-
 def _reason(error: BaseException) -> str:
-    """The error at the bottom of an error, in a line."""
-    while inner := error.__cause__ or error.__context__ or _within(error):
-        error = inner
+    """The error at the bottom of an error, in a line; urllib3 hands one on as an argument of its own."""
+    within = (value for value in error.args if isinstance(value, BaseException))
+    if inner := error.__cause__ or error.__context__ or next(within, None):
+        return _reason(inner)
     text = " ".join(str(error).split())
     body = re.search(r"Response body: '(.+)'", text)
     return (body[1] if body else text)[:300] or type(error).__name__
-
-
-def _within(error: BaseException) -> BaseException | None:
-    """The error that urllib3 hands on as an argument of its own."""
-    return next((value for value in error.args if isinstance(value, BaseException)), None)

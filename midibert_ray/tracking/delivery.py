@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 
 from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
@@ -12,7 +12,7 @@ from midibert_ray.settings.presets import command_line
 from midibert_ray.tracking.address import Address, address
 from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
-from midibert_ray.tracking.spool import Spool, UnreachableError, points
+from midibert_ray.tracking.spool import RefusedError, Spool, UnreachableError, points
 from midibert_ray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -30,43 +30,37 @@ def recording(config: Config) -> Iterator[None]:
     """
     # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this;
     # on a cluster that is there already, the driver makes the folders in which they write.
-    before = os.umask(0o077)
+    target, before = address(config), os.umask(0o077)
     try:
-        with _sending(config) if address(config).spool else nullcontext():
+        with _sending(config, target) if target.spool else nullcontext():
             yield
     finally:
         os.umask(before)
 
 
 @contextmanager
-def _sending(config: Config) -> Iterator[None]:
-    target = address(config)
-    sender = _sender(target)
-    try:
-        _ask(target)
-    except UnreachableError as error:
-        if error.refused:  # a wrong password is the user's to mend now, an outage is not
+def _sending(config: Config, target: Address) -> Iterator[None]:
+    with closing(_sender(target)) as sender:
+        try:
+            _ask(target)
+        except RefusedError as error:  # a wrong password is the user's to mend now, an outage is not
             raise ConfigError(str(error)) from error
-        sender.fail(error)
-    try:
-        with sender.running():
-            yield
-    finally:
-        left = sender.drain(PATIENCE_S)
-        sender.close()
-        if left:
-            logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
+        except UnreachableError as error:
+            sender.fail(error)
+        try:
+            with sender.running():
+                yield
+        finally:
+            if sender.drain(PATIENCE_S):
+                logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
 
 
 def caught_up(target: Address) -> bool:
     """Whether MLflow holds all records that there are now; waits for that as long as there is progress."""
     if not target.spool:
         return True
-    sender = _sender(target)
-    try:
+    with closing(_sender(target)) as sender:
         return not sender.drain(PATIENCE_S)
-    finally:
-        sender.close()
 
 
 def flush(target: Address) -> None:
@@ -101,7 +95,6 @@ def flush_command(config: Config, *words: str) -> str:
 
 
 def _ask(target: Address) -> None:
-    """Ask the server something."""
     with answers(target.uri):
         connect(target).search_experiments(max_results=1)
 

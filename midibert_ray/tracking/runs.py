@@ -12,7 +12,6 @@ from midibert_ray.tracking.spool import Record
 
 PRETRAINING = "midibert/pre-training"
 """The experiment of all pre-trainings."""
-
 RUN_KEY = "midibert.run_key"
 PARENT = "mlflow.parentRunId"
 
@@ -33,11 +32,19 @@ class RunLog:
         self.experiment = experiment
         self.key = key
 
-    def open(self, name: str, params: Mapping[str, Any], tags: Mapping[str, object], parent: str = "") -> None:
+    def open(self, name: str, params: Mapping[str, Any], tags: Mapping[str, object], parent: str) -> None:
         """Make the run, or set it to running again; see `Tracker.open`."""
-        params = {key: _text(value) for key, value in params.items() if value is not None}
-        tags = {"mlflow.user": _user()} | {key: str(value) for key, value in tags.items()}
-        self._add("open", name=name, params=params, tags=tags, parent=parent)
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user that has no name
+            user = "unknown"
+        texts = {
+            key: ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            for key, value in params.items()
+            if value is not None
+        }
+        tags = {"mlflow.user": user} | {key: str(value) for key, value in tags.items()}
+        self._add("open", name=name, params=texts, tags=tags, parent=parent)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Add one point to each curve; a point that stands there already (after a resume) is left out."""
@@ -46,8 +53,8 @@ class RunLog:
             self._add("points", points=len(values), metrics=values, step=int(step))
 
     def tag(self, **tags: object) -> None:
-        """Set tags; an underscore pair stands for a dot."""
-        self._add("tags", tags={key.replace("__", "."): str(value) for key, value in tags.items()})
+        """Set tags."""
+        self._add("tags", tags={key: str(value) for key, value in tags.items()})
 
     def extend(self, **tags: Iterable[object]) -> None:
         """Add values to tags that are lists, separated by commas; a value that is there already is left out."""
@@ -79,14 +86,3 @@ class RunLog:
         # With the time at which it happened, not that at which it is sent: a point that is sent twice is the same.
         head = {"kind": kind, "experiment": self.experiment, "key": self.key, "at": int(time.time() * 1000)}
         self._write(Record(f"{self.experiment}/{self.key}", points, head | content))
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user that has no name
-        return "unknown"

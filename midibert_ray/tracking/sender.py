@@ -19,29 +19,15 @@ from midibert_ray.tracking.spool import REFUSED, Record, RejectedError, Spool, U
 
 logger = logging.getLogger(__name__)
 
-STALE_S = 20.0
-"""Time without a sign of life after which a sender is taken to be dead."""
-
-BEAT_S = 4.0
-"""Time between two signs of life of a sender."""
-
-SETTLE_S = 1.0
-"""Time to see whether another process took the lease at the same moment."""
-
-POLL_S = 2.0
-"""Time between two looks into the spool, each of which is a request where it lies in a bucket."""
-
-LONGEST_PAUSE_S = 10.0
-"""The same during an outage."""
-
-PATIENCE_S = 30.0
-"""Time that the end of a job waits without progress; longer than `STALE_S`."""
+STALE_S = 20.0  # without a sign of life after which a sender is taken to be dead
+BEAT_S = 4.0  # between two signs of life of a sender
+SETTLE_S = 1.0  # to see whether another process took the lease at the same moment
+POLL_S = 2.0  # between two looks into the spool, each of which is a request where it lies in a bucket
+LONGEST_PAUSE_S = 10.0  # the same during an outage
+PATIENCE_S = 30.0  # that the end of a job waits without progress; longer than STALE_S
 
 Send = Callable[[Sequence[Record]], None]
-"""Writes records to a server: either several that are points of one run, or a single one.
-
-Raises UnreachableError where it should be tried again, RejectedError where that would be of no use.
-"""
+"""Writes points of one run, or a single other record; raises UnreachableError, or RejectedError where no try helps."""
 
 
 class Lease:
@@ -51,32 +37,29 @@ class Lease:
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._name = f"process {os.getpid()} on {socket.gethostname()}"
         self._mine = b""
         self._seen: bytes | None = None
         self._since = 0.0
-        self._held = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lease."""
-        return self._held.is_set()
+        """Whether this process has the lease: as long as its thread gives signs of life."""
+        return self._thread is not None and self._thread.is_alive()
 
     def take(self) -> bool:
         """Take the lease, if nobody else has it; lasts `SETTLE_S` where it was free."""
-        if self.held:
-            return True
         content = self._spool.get(self._FILE)
-        if content not in (None, self._FREE) and not self._abandoned(content or b""):
+        if content != self._seen:
+            self._seen, self._since = content, time.monotonic()
+        if content not in (None, self._FREE) and time.monotonic() - self._since < STALE_S:
             return False
         self._beat()
         time.sleep(SETTLE_S)
         if self._spool.get(self._FILE) != self._mine:
             return False
         self._stop.clear()
-        self._held.set()
         self._thread = threading.Thread(target=self._keep, name="tracking-lease", daemon=True)
         self._thread.start()
         return True
@@ -90,43 +73,28 @@ class Lease:
             # Not removed: a network file system shows a new content of an old file sooner than a new file.
             self._spool.put(self._FILE, self._FREE)
 
-    def _abandoned(self, content: bytes) -> bool:
-        if content != self._seen:
-            self._seen, self._since = content, time.monotonic()
-        return time.monotonic() - self._since >= STALE_S
-
     def _beat(self) -> None:
-        self._mine = f"{self._name}, {uuid.uuid4().hex}".encode()
+        self._mine = f"process {os.getpid()} on {socket.gethostname()}, {uuid.uuid4().hex}".encode()
         self._spool.put(self._FILE, self._mine)
 
     def _keep(self) -> None:
-        """Give signs of life, until the lease is released or another process thinks this one dead."""
         with suppress(OSError):  # it must not send when it cannot say that it does
             while not self._stop.wait(BEAT_S) and self._spool.get(self._FILE) == self._mine:
                 self._beat()
-        self._held.clear()
 
 
 class Sender:
     """Sends the records of a spool; one line says that an outage has begun, and one that it is over."""
 
     def __init__(self, spool: Spool, connect: Callable[[], Send], server: str) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            spool: of the records.
-            connect: makes a function that sends; a new one is made whenever something may have been sent that the old
-                one does not know of.
-            server: its name in messages.
-        """
+        """`connect` makes what sends, anew whenever something may have been sent that the old one does not know of."""
         self.spool = spool
         self._lease = Lease(spool)
         self._connect = connect
         self._server = server
         self._send: Send | None = None
         self._problem: UnreachableError | None = None
-        self._since = 0.0
-        """When the outage began, if there is one."""
+        self._since = 0.0  # when the outage began, if there is one
         self._late = 0
         self._rejected: set[str] = set()
 
@@ -134,7 +102,12 @@ class Sender:
     def running(self) -> Iterator[None]:
         """Send in a thread while the context is open."""
         stop = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(stop,), name="tracking", daemon=True)
+
+        def follow() -> None:
+            while not stop.wait(LONGEST_PAUSE_S if self._problem else POLL_S):
+                self.step()
+
+        thread = threading.Thread(target=follow, name="tracking", daemon=True)
         thread.start()
         try:
             yield
@@ -143,13 +116,10 @@ class Sender:
             thread.join()
 
     def drain(self, patience_s: float) -> list[str]:
-        """Send all records now in the spool; give up after `patience_s` seconds without progress.
+        """Send all records now in the spool; returns those left after `patience_s` seconds without progress.
 
         Progress is a record that has gone, be it sent from here or from another process. An outage that has lasted so
         long already is given one more try.
-
-        Returns:
-            names of the records that are left.
         """
         left, since = self.spool.names(), self._since if self._problem else time.monotonic()
         while left and not self.step():
@@ -183,7 +153,7 @@ class Sender:
     def fail(self, error: UnreachableError) -> None:
         """Note that the server cannot be reached, and say so if that is news."""
         self._send = None
-        if self._problem is None or self._problem.refused != error.refused:
+        if type(self._problem) is not type(error):
             logger.warning("%s; what is recorded waits in %s, and work goes on", error, self.spool.uri)
         if self._problem is None:
             self._late, self._since = 0, time.monotonic()
@@ -202,10 +172,6 @@ class Sender:
             self._deliver(self.spool.read(batch))
         return True
 
-    def _follow(self, stop: threading.Event) -> None:
-        while not stop.wait(LONGEST_PAUSE_S if self._problem else POLL_S):
-            self.step()
-
     def _deliver(self, records: Mapping[str, Record]) -> None:
         """Send records that go together, and remove them, or set aside those that the server will not take."""
         if not records:
@@ -217,17 +183,13 @@ class Sender:
             for name, record in records.items():
                 if len(records) > 1:
                     self._deliver({name: record})
-                else:
-                    self._set_aside(name, record, error)
+                    continue
+                if record.run not in self._rejected:  # said once a run, as the rest of it may fare the same
+                    kept = f"{self.spool.uri}/{REFUSED}"
+                    logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, kept, error)
+                self._rejected.add(record.run)
+                self.spool.set_aside(name)
             return
         self._late += points(records)
         for name in records:
             self.spool.remove(name)
-
-    def _set_aside(self, name: str, record: Record, error: RejectedError) -> None:
-        """Move a record out of the way of others; said once a run, as the rest of it may fare the same."""
-        if record.run not in self._rejected:
-            self._rejected.add(record.run)
-            kept = f"{self.spool.uri}/{REFUSED}"
-            logger.warning("a record of %s was not taken, and is kept in %s: %s", record.run, kept, error)
-        self.spool.set_aside(name)

@@ -15,6 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,9 @@ _NAME = re.compile(r"\d{20}-\d+-[0-9a-f]{16}-[0-9a-f]{8}\.json")
 class UnreachableError(Exception):
     """A server does not answer, or not now, or not to this account; nothing is wrong with the request."""
 
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
-        self.refused = refused
-        """Whether it turned the account down, which does not pass of itself."""
+
+class RefusedError(UnreachableError):
+    """A server turns the account down, which does not pass of itself."""
 
 
 class RejectedError(Exception):
@@ -45,10 +45,8 @@ class Record:
 
     run: str
     """The run: its records are sent in the order in which they were written."""
-
     points: int
     """Number of points of curves in it; 0 for every other kind of change."""
-
     content: Mapping[str, Any]
     """The change itself, which the writer understands; must fit into JSON."""
 
@@ -82,13 +80,11 @@ class Spool:
         """The records of some names, without those that have been removed; other content is set aside."""
         found = {}
         for name in names:
-            content = self.get(name)
-            if content is None:
-                continue
-            try:
-                found[name] = Record(**json.loads(content))
-            except (ValueError, TypeError):  # cut off, by a machine that lost its power
-                self.set_aside(name)
+            with suppress(FileNotFoundError):
+                try:
+                    found[name] = Record(**json.loads(storage.read_bytes(self._at(name))))
+                except (ValueError, TypeError):  # cut off, by a machine that lost its power
+                    self.set_aside(name)
         return found
 
     def remove(self, name: str) -> None:
@@ -106,10 +102,9 @@ class Spool:
 
     def get(self, name: str) -> bytes | None:
         """Content of a file of the spool, or None where there is none."""
-        try:
+        with suppress(FileNotFoundError):
             return storage.read_bytes(self._at(name))
-        except FileNotFoundError:
-            return None
+        return None
 
     def put(self, name: str, content: bytes) -> None:
         """Write a file of the spool in place, as an object store does of itself."""
@@ -132,19 +127,14 @@ def points(names: Iterable[str]) -> int:
 
 
 def batches(names: Iterable[str], limit: int = 50) -> Iterator[list[str]]:
-    """Records that may be sent together: points of one run that follow each other, or a single other record.
+    """Records to send together: up to `limit` points of one run that follow each other, or a single other record.
 
     Every run keeps its order; runs come in the order of their first records.
-
-    Args:
-        names: of the records, in the order of writing.
-        limit: largest number of records that go together.
     """
     runs: dict[str, list[str]] = {}
     for name in names:
         runs.setdefault(name.split("-")[2], []).append(name)
     for own in runs.values():
         for are_points, group in itertools.groupby(own, key=lambda name: points([name]) > 0):
-            together = list(group)
-            size = limit if are_points else 1
-            yield from (together[start : start + size] for start in range(0, len(together), size))
+            while together := list(itertools.islice(group, limit if are_points else 1)):
+                yield together

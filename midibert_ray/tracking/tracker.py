@@ -29,20 +29,13 @@ class Tracker:
         experiment: str,
         key: str,
         name: str,
-        *,
         params: Mapping[str, Any],
         tags: Mapping[str, object],
         parent: str = "",
     ) -> RunLog:
         """The run of a key, made if there is none and set to running again if there is; a deleted one is restored.
 
-        Args:
-            experiment: MLflow experiment, such as `PRETRAINING`.
-            key: identity of the run; the same key always gives the same run.
-            name: shown in MLflow's list of runs.
-            params: flat dotted configuration; those of a run that is there stay as they were.
-            tags: search keys.
-            parent: key of the parent run, for a trial.
+        Params of a run that is there stay as they were. `parent` is the key of a trial's study.
         """
         log = self.log(experiment, key)
         log.open(name, params, tags, parent)
@@ -60,8 +53,8 @@ class Tracker:
     def children(self, experiment: str, parent: str) -> list[Run]:
         """The runs of a study's trials, oldest first, by the id of the study's run."""
         with answers(self.address.uri):
-            runs = list(search(self._client, experiment, f"tags.`{PARENT}` = '{parent}'"))
-        return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_name))  # two may start at once
+            runs = search(self._client, experiment, f"tags.`{PARENT}` = '{parent}'")
+            return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_name))  # two may start at once
 
     def studies(self) -> list[str]:
         """Names of the studies that have an experiment."""

@@ -17,8 +17,6 @@ from midibert_ray.tracking.spool import Record, RejectedError
 
 logger = logging.getLogger(__name__)
 
-Content = Mapping[str, Any]
-
 
 class Writer:
     """Knows runs by experiment and key, and the last step of their curves.
@@ -27,21 +25,11 @@ class Writer:
     """
 
     def __init__(self, address: Address) -> None:
-        """Connect; nothing is asked yet."""
         self._address = address
         self._client = connect(address)
         self._ids: dict[tuple[str, str], str] = {}
-        self._new: set[str] = set()
-        """Ids of the runs that this writer made, whose curves hold no points but its own."""
-        self._last: dict[tuple[str, str], int] = {}
-        """Id of a run, curve -> its last step."""
-        self._kinds = {
-            "open": self._open,
-            "tags": self._tags,
-            "extend": self._extend,
-            "artifact": self._artifact,
-            "end": self._end,
-        }
+        self._new: set[str] = set()  # ids of the runs that this writer made: their curves hold its own points only
+        self._last: dict[tuple[str, str], int] = {}  # id of a run, curve -> its last step
 
     def __call__(self, records: Sequence[Record]) -> None:
         """Carry out several records of points of one run, or a single one of another kind.
@@ -51,17 +39,27 @@ class Writer:
             RejectedError: where a record belongs to no run, is of an unknown kind, or is not taken by a server.
         """
         content = records[0].content
+        experiment, key, kind = content["experiment"], content["key"], content["kind"]
         with answers(self._address.uri):
-            if content["kind"] == "points":
-                self._points([record.content for record in records])
-            elif content["kind"] in self._kinds:
-                self._kinds[content["kind"]](content)
-            else:
-                raise RejectedError(f"a record of the unknown kind {content['kind']!r}")
+            if kind == "open":
+                return self._open(experiment, key, content)
+            run = self._id(experiment, key)
+            match kind:
+                case "points":
+                    return self._points(run, [record.content for record in records])
+                case "tags":
+                    return self._set_tags(run, content["tags"])
+                case "extend":
+                    return self._extend(run, content["tags"])
+                case "artifact":
+                    return self._artifact(run, content["name"], base64.b64decode(content["content"]))
+                case "end":
+                    self._only(experiment, key)
+                    return self._client.set_terminated(run, content["status"], content["at"])
+        raise RejectedError(f"a record of the unknown kind {kind!r}")
 
-    def _open(self, content: Content) -> None:
+    def _open(self, experiment: str, key: str, content: Mapping[str, Any]) -> None:
         """Make the run, or set the one that is there to running; parameters that are there stay as they were."""
-        experiment, key = content["experiment"], content["key"]
         experiment_id = self._experiment(experiment)
         found = self._only(experiment, key) or self._restored(experiment, key)
         if found:
@@ -79,10 +77,10 @@ class Writer:
     def _experiment(self, name: str) -> str:
         """The id of an experiment, made if there is none; MLflow keeps the name of a deleted one, which is restored."""
         known = self._client.get_experiment_by_name(name)
-        if known and known.lifecycle_stage == "deleted":
-            logger.warning("the experiment %s was deleted in MLflow; it is restored with its runs", name)
-            self._client.restore_experiment(known.experiment_id)
         if known:
+            if known.lifecycle_stage == "deleted":
+                logger.warning("the experiment %s was deleted in MLflow; it is restored with its runs", name)
+                self._client.restore_experiment(known.experiment_id)
             return str(known.experiment_id)
         # Without an explicit root sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
         root = f"{self._address.artifacts}/{name}" if self._address.artifacts else None
@@ -94,14 +92,12 @@ class Writer:
             return self._experiment(name)
 
     def _only(self, experiment: str, key: str) -> Run | None:
-        """The one run of a key, or None.
+        """The one run of a key, or None; an empty one beside it is deleted.
 
-        A server that hangs may carry out a request to make a run long after we have given it up and repeated it. The
-        run that comes of it is empty, stands beside ours, and is deleted here.
+        A server that hangs may carry out a request to make a run long after we have given it up and repeated it.
         """
-        found = find(self._client, experiment, key)
         known = self._ids.get((experiment, key))
-        found.sort(key=lambda run: run.info.run_id != known)
+        found = sorted(find(self._client, experiment, key), key=lambda run: run.info.run_id != known)
         for twin in found[1:]:
             if not twin.data.params and not twin.data.metrics:
                 self._client.delete_run(twin.info.run_id)
@@ -109,15 +105,13 @@ class Writer:
 
     def _restored(self, experiment: str, key: str) -> Run | None:
         """The run of a key that somebody deleted, active again: a resumed job would leave a gap in a new one."""
-        deleted = find(self._client, experiment, key, ViewType.DELETED_ONLY)
-        if not deleted:
-            return None
-        logger.warning("the run %s of %s was deleted in MLflow; it is restored", key, experiment)
-        self._client.restore_run(deleted[0].info.run_id)
-        return deleted[0]
+        deleted = next(iter(find(self._client, experiment, key, ViewType.DELETED_ONLY)), None)
+        if deleted:
+            logger.warning("the run %s of %s was deleted in MLflow; it is restored", key, experiment)
+            self._client.restore_run(deleted.info.run_id)
+        return deleted
 
     def _id(self, experiment: str, key: str) -> str:
-        """The id of a run that has been opened."""
         if (experiment, key) not in self._ids:
             found = find(self._client, experiment, key)
             if not found:
@@ -125,10 +119,9 @@ class Writer:
             self._ids[experiment, key] = found[0].info.run_id
         return self._ids[experiment, key]
 
-    def _points(self, contents: Sequence[Content]) -> None:
+    def _points(self, run: str, contents: Sequence[Mapping[str, Any]]) -> None:
         """Add the points that a curve does not have yet: those behind its last step."""
-        run, fresh = self._id(contents[0]["experiment"], contents[0]["key"]), []
-        last: dict[tuple[str, str], int] = {}
+        fresh, last = [], dict[tuple[str, str], int]()
         for content in contents:
             for name, value in content["metrics"].items():
                 if content["step"] > last.get((run, name), self._last_step(run, name)):
@@ -144,29 +137,18 @@ class Writer:
             self._last[run, name] = max((point.step for point in history), default=-1)
         return self._last[run, name]
 
-    def _tags(self, content: Content) -> None:
-        tags = [RunTag(name, text) for name, text in content["tags"].items()]
-        self._client.log_batch(self._id(content["experiment"], content["key"]), tags=tags)
+    def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
+        self._client.log_batch(run, tags=[RunTag(name, text) for name, text in tags.items()])
 
-    def _extend(self, content: Content) -> None:
+    def _extend(self, run: str, lists: Mapping[str, list[str]]) -> None:
         """Add to tags that are lists the values that are not in them."""
-        run = self._id(content["experiment"], content["key"])
         known = self._client.get_run(run).data.tags
-        tags = []
-        for name, values in content["tags"].items():
-            both = dict.fromkeys([*known.get(name, "").split(","), *values])
-            tags.append(RunTag(name, ",".join(filter(None, both))))
-        self._client.log_batch(run, tags=tags)
+        longer = {name: dict.fromkeys([*known.get(name, "").split(","), *more]) for name, more in lists.items()}
+        self._set_tags(run, {name: ",".join(filter(None, values)) for name, values in longer.items()})
 
-    def _artifact(self, content: Content) -> None:
-        folder, _, base = content["name"].rpartition("/")
+    def _artifact(self, run: str, name: str, content: bytes) -> None:
+        folder, _, base = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, base)
-            path.write_bytes(base64.b64decode(content["content"]))
-            run = self._id(content["experiment"], content["key"])
+            path.write_bytes(content)
             self._client.log_artifact(run, str(path), folder or None)
-
-    def _end(self, content: Content) -> None:
-        run = self._id(content["experiment"], content["key"])
-        self._only(content["experiment"], content["key"])
-        self._client.set_terminated(run, content["status"], content["at"])

@@ -86,30 +86,9 @@ def places(root: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------- tokenizing
 
 
-@pytest.fixture(scope="module")
-def music(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"folder:{midi_folder(tmp_path_factory.mktemp('music'), copies=COPIES)}"
-
-
-@pytest.fixture(scope="module")
-def digest(music: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return reference.digest(music, tmp_path_factory.mktemp("alone"))
-
-
-def tokenizing(root: Path, *names: str) -> Config:
-    return replace(tiny_study(root), {"corpora.names": names, **places(root)})
-
-
-@pytest.fixture(scope="module")
-def tokenized(cluster: Cluster, music: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpora after a job that was submitted from this machine, through the bridge; and a database for MLflow."""
-    root = tmp_path_factory.mktemp("tokens")
-    config = tokenizing(root, music, "sample")
-    words = [sys.executable, "jobs/submit.py", *command("tokenize", config)[1:]]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    tracking.Tracker(tracking.address(config))
-    return root
+@pytest.fixture
+def music(tmp_path: Path) -> str:
+    return f"folder:{midi_folder(tmp_path / 'music', copies=COPIES)}"
 
 
 def manifest(root: Path) -> dict[str, Any]:
@@ -117,20 +96,14 @@ def manifest(root: Path) -> dict[str, Any]:
     return read_manifest(str(place))
 
 
-def test_tokenizing_spreads_over_the_nodes(cluster: Cluster, tokenized: Path, digest: str) -> None:
-    made = manifest(tokenized)
-    assert made["digest"] == digest
-    assert made["nodes"].keys() == addresses(cluster)
-    assert sum(made["nodes"].values()) == made["counts"]["pieces"] == COPIES * 32
-
-
-def test_tokenizing_outlives_a_lost_node_and_a_pulled_cable(
-    cluster: Cluster, music: str, digest: str, tmp_path: Path
+def test_tokenizing_spreads_over_the_nodes_and_outlives_a_lost_one_and_a_pulled_cable(
+    cluster: Cluster, music: str, tmp_path: Path
 ) -> None:
     def made() -> int:
         return len(list(tmp_path.glob("root/tokens/*/part-*.parquet")))
 
-    job = Job(cluster, "tokenize", tokenizing(tmp_path, music))
+    config = replace(tiny_study(tmp_path), {"corpora.names": (music,), **places(tmp_path)})
+    job = Job(cluster, "tokenize", config)
     job.until(lambda: made() >= 3)
     cluster.kill("1")
     cluster.join("1")
@@ -142,11 +115,12 @@ def test_tokenizing_outlives_a_lost_node_and_a_pulled_cable(
     cluster.join("2")
     job.wait()
     content = manifest(tmp_path)
-    assert content["digest"] == digest
-    assert sum(content["nodes"].values()) == COPIES * 32
+    assert content["digest"] == reference.digest(music, tmp_path / "alone")
+    assert content["nodes"].keys() == addresses(cluster)
+    assert sum(content["nodes"].values()) == content["counts"]["pieces"] == COPIES * 32
 
 
-# ------------------------------------------------------------------------------------------- pre-training
+# ------------------------------------------------------------------------------------------- a study
 
 
 def studying(root: Path) -> Config:
@@ -174,11 +148,21 @@ def curves(config: Config) -> Curves:
 
 
 @pytest.fixture(scope="module")
-def one_node(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that was submitted from this machine, through the bridge."""
+    root = tmp_path_factory.mktemp("study")
+    words = [sys.executable, "jobs/submit.py", *command("pipeline", studying(root))[1:]]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_node(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
     """The curves of two workers on one node."""
-    (store,) = tokenized.glob("root/tokens/sample-*")
+    (store,) = undisturbed.glob("root/tokens/sample-*")
     pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
-    run = reference.Run(studying(tokenized), str(store), str(tmp_path_factory.mktemp("cache")))
+    run = reference.Run(studying(undisturbed), str(store), str(tmp_path_factory.mktemp("cache")))
     first, second = pair.run(reference.curves, run)
     pair.close()
     assert first == second
@@ -186,8 +170,9 @@ def one_node(tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve
 
 
 @pytest.fixture
-def root(tokenized: Path, tmp_path: Path) -> Path:
-    shutil.copytree(tokenized, tmp_path, dirs_exist_ok=True)
+def root(undisturbed: Path, tmp_path: Path) -> Path:
+    """Where the sample has been tokenized, and nothing else done."""
+    shutil.copytree(undisturbed / "root/tokens", tmp_path / "root/tokens")
     return tmp_path
 
 
@@ -211,9 +196,6 @@ def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, r
     assert curves(studying(root)) == one_node
 
 
-# ------------------------------------------------------------------------------------------- a study
-
-
 def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
     """Trial that has finished -> when its outcome was written, and its figures and confusion counts."""
     found = {}
@@ -227,21 +209,6 @@ def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
 
 def table(root: Path) -> Mapping[str, Any]:
     return {name: content for name, (_, content) in outcomes(root).items()}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tokenized: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("study")
-    shutil.copytree(tokenized, root, dirs_exist_ok=True)
-    Job(cluster, "study", studying(root)).wait()
-    return root
-
-
-@pytest.fixture
-def pretrained(undisturbed: Path, root: Path) -> Path:
-    """Where the study's pre-training is done, and nothing else of it."""
-    shutil.copytree(undisturbed / "root/runs", root / "root/runs")
-    return root
 
 
 def test_a_study_trains_on_both_nodes_as_on_one(cluster: Cluster, undisturbed: Path, one_node: Curves) -> None:
@@ -271,19 +238,20 @@ def check_study(root: Path, undisturbed: Path, before: dict[str, tuple[int, Any]
         assert len(tracker.curve(child.info.run_id, "test/accuracy")) == 1
 
 
-def test_a_study_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, pretrained: Path, undisturbed: Path) -> None:
-    job = Job(cluster, "study", studying(pretrained))
-    job.until(lambda: outcomes(pretrained))
+def test_a_study_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, root: Path, undisturbed: Path) -> None:
+    shutil.copytree(undisturbed / "root/runs", root / "root/runs")
+    job = Job(cluster, "study", studying(root))
+    job.until(lambda: outcomes(root))
     cluster.kill("1")
-    before = outcomes(pretrained)
+    before = outcomes(root)
     cluster.join("1")
-    job.until(lambda: len(outcomes(pretrained)) > len(before))
+    job.until(lambda: len(outcomes(root)) > len(before))
     cluster.cut("2")
-    before |= outcomes(pretrained)
+    before |= outcomes(root)
     time.sleep(CUT_S)
     cluster.join("2")
     job.wait()
-    check_study(pretrained, undisturbed, before)
+    check_study(root, undisturbed, before)
 
 
 # ------------------------------------------------------------------------------------------- what was seen of it

@@ -9,23 +9,34 @@ from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
-from midibert_ray.tokenizing.tokenize import tokenize_corpora
+from midibert_ray.tokenizing.tokenize import Summary, tokenize_corpora
+from tests.conftest import start_ray
+from tests.tokenizing.test_digests import LABELLED
 
 GOLDEN = {"pop909": "pop909_valid", "pianist8": "pianist8_valid", "emopia": "emopia_valid", "asap": "asap"}
 TASK = {"pianist8": "composer", "emopia": "emotion"}
 
 
 @pytest.fixture(scope="module")
-def stores(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
-    import ray
-
-    if not ray.is_initialized():
-        ray.init("local", num_cpus=4, log_to_driver=False)
-    folder = tmp_path_factory.mktemp("paper")
-    summaries = tokenize_corpora(
-        list(GOLDEN), corpora_root=str(corpora_root), storage_root=str(folder), protocol=PAPER, segment=512
+def summaries(corpora_root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Summary]:
+    start_ray()
+    root = str(tmp_path_factory.mktemp("paper"))
+    return tokenize_corpora(
+        list(GOLDEN), corpora_root=str(corpora_root), storage_root=root, protocol=PAPER, segment=512
     )
-    return {summary.manifest["corpus"]: TokenStore.open(summary.uri, str(folder / "cache")) for summary in summaries}
+
+
+@pytest.fixture(scope="module")
+def stores(summaries: list[Summary], tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {summary.manifest["corpus"]: TokenStore.open(summary.uri, cache) for summary in summaries}
+
+
+@pytest.mark.ray
+@pytest.mark.corpora
+def test_the_tokens_are_those_that_they_were(summaries: list[Summary]) -> None:
+    digests = {summary.manifest["corpus"]: summary.manifest["digest"] for summary in summaries}
+    assert digests == {name: LABELLED["paper"][name] for name in GOLDEN}
 
 
 @pytest.mark.ray

@@ -57,7 +57,7 @@ def test_arrays_are_maps_and_are_never_pickled(sample_store: TokenStore) -> None
 def test_a_folder_without_manifest_is_no_store(tmp_path: Path) -> None:
     write_store(tmp_path / "store", [("a", "train", None, made_tokens(9, 0))])
     (tmp_path / "store" / MANIFEST).unlink()
-    with pytest.raises(FileNotFoundError, match=r"no token store at .*`midibert tokenize`"):
+    with pytest.raises(FileNotFoundError, match=r"no token store at .*the job tokenize writes it"):
         TokenStore.open(str(tmp_path / "store"), str(tmp_path / "cache"))
 
 

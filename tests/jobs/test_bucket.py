@@ -1,9 +1,16 @@
-"""The jobs with everything in a bucket of a real S3 server, whose keys stand in the environment and nowhere else."""
+"""The main job with everything in a bucket, and its runs on a tracking server: both break off, and nothing is lost.
+
+Both are real servers, whose keys stand in the environment and nowhere else.
+"""
 
 import json
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,20 +20,35 @@ from midibert_ray import storage, tracking
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
+from midibert_ray.tracking.spool import Spool
 from midibert_ray.training.checkpoints import weights
-from tests.jobs.test_pipeline import came_to, only, run
+from tests.jobs.test_pipeline import ROOT, came_to, only, run, runs
+from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, serving
 from tests.s3 import KEYS, S3
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def bucket(config: Config, s3: S3, tmp_path: Path) -> Config:
+def relay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """The way to a tracking server."""
+    quick = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    for name, value in (ACCOUNT | quick).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "server").mkdir()
+    with serving(tmp_path / "server") as server:
+        relay = Relay(server.port)
+        yield relay
+        relay.set("closed")
+
+
+@pytest.fixture
+def bucket(config: Config, s3: S3, relay: Relay, tmp_path: Path) -> Config:
     """Everything in a bucket."""
     places = {
         "storage.root": s3.address(f"{s3.bucket()}/some where/out"),
         "storage.cache": str(tmp_path / "cache of the bucket"),
-        "tracking.uri": f"sqlite:///{tmp_path}/tracking/mlflow.db",
+        "tracking.uri": relay.uri,
     }
     return replace(config, places)
 
@@ -66,44 +88,103 @@ def tensors(config: Config) -> dict[str, torch.Tensor]:
         return load_checkpoint(folder).state_dict()
 
 
+def below(config: Config, folder: str) -> list[str]:
+    return list(storage.names(storage.join(config.storage.root, folder)))
+
+
+def path(config: Config) -> str:
+    """The bucket and what stands behind it."""
+    return storage.without_query(config.storage.root).removeprefix("s3://")
+
+
 def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
-    no_ray: None, undisturbed: Config, bucket: Config, s3: S3, tmp_path: Path
+    no_ray: None, undisturbed: Config, bucket: Config, s3: S3, relay: Relay
 ) -> None:
-    """Killed in an upload, and with its last whole checkpoint cut off."""
+    """Killed in an upload, with its last whole checkpoint cut off, and then without its tracking server."""
+    box = Spool(tracking.address(bucket).spool)
+    first, third = kill_in_an_upload(bucket, s3)
+    box.put("sender", b"nobody")  # as the next job finds when the killed one has given no sign of life for a while
+    said = finish_while_the_server_is_away(bucket, s3, relay)
+    assert "found" in said, "the token store was made again"
+    assert f"the checkpoint {third} of {storage.basename(only(bucket, 'runs'))} is removed, as its writing was" in said
+    assert f"a broken checkpoint is passed over, the run goes on from {first}" in said
+    assert came_to(bucket) == came_to(undisturbed)
+    assert len(came_to(bucket)["trials"]) == 4, "trials do not wait"
+    assert all(torch.equal(tensor, tensors(undisturbed)[name]) for name, tensor in tensors(bucket).items())
+    assert box.names() and below(bucket, "reports") == []
+    no_secret(bucket, s3, said)
+
+    relay.set("open")
+    send_what_is_left(said, bucket)
+    assert box.names() == below(bucket, "unpublished") == []
+    assert runs(bucket) == runs(undisturbed), "no curve has a gap, or a point that it has not"
+    tracker = tracking.Tracker(tracking.address(bucket))
+    (parent,) = tracker.parents(tracking.study_experiment(bucket.study.name))
+    files = ("results.csv", "results.md", "results.png", "report.html", "baselines.json")
+    assert all(tracker.artifact(parent.info.run_id, name) for name in files)
+    nothing_twice(bucket, s3)
+    check_export(bucket)
+
+
+def kill_in_an_upload(config: Config, s3: S3) -> tuple[str, str]:
+    """Leave one whole checkpoint, the first, one that is cut off, and one, the third, that is not all there."""
     s3.hook = hook = BreakOff()
-    code, said = run(bucket, kill_when=hook.reached.is_set)
+    code, said = run(config, kill_when=hook.reached.is_set)
     assert code == -signal.SIGKILL and hook.reached.is_set(), said
     s3.hook = None
-    folder = only(bucket, "runs")
+    folder = only(config, "runs")
     first, second, third = sorted(hook.steps)
     assert [name for name in storage.names(folder) if name.startswith("step_")] == [first, second, third]
     halve(storage.join(folder, second, "model.safetensors"))
+    return first, third
 
-    code, said = run(bucket)
+
+def finish_while_the_server_is_away(config: Config, s3: S3, relay: Relay) -> str:
+    """Away in the pre-training, back, and hanging from the first trial's end until the job's."""
+    box, before = Spool(tracking.address(config).spool), len(s3.requests)
+
+    def wrote(pattern: str) -> bool:
+        return any(re.match(f"PUT .*/out/{pattern}", request) for request in s3.requests[before:])
+
+    def disturb() -> Iterator[bool]:
+        while not wrote("runs/.*/step_"):
+            yield False
+        relay.set("closed")
+        while not (wrote("runs/.*/result.json") and box.names()):
+            yield False
+        relay.set("open")
+        while not wrote("studies/.*/outcome.json"):
+            yield False
+        relay.set("silent")
+        while True:
+            yield False
+
+    code, said = run(config, kill_when=disturb().__next__)
     assert code == 0, said
-    assert "found" in said, "the token store was made again"
-    assert f"the checkpoint {third} of {storage.basename(folder)} is removed, as its writing was broken off" in said
-    assert f"a broken checkpoint is passed over, the run goes on from {first}" in said
-    assert came_to(bucket) == came_to(undisturbed)
-    assert len(came_to(bucket)["trials"]) == 4
-    assert all(torch.equal(tensor, tensors(undisturbed)[name]) for name, tensor in tensors(bucket).items())
-    check_tracking(bucket)
-    nothing_twice(bucket, s3)
-    check_export(bucket)
-    assert storage.exists(storage.join(only(bucket, "reports"), "report.html"))
-    texts = [said.encode(), *(path.read_bytes() for path in tmp_path.glob("tracking/**/*") if path.is_file())]
-    assert not any(value.encode() in text for name, value in KEYS.items() if "KEY" in name for text in texts)
+    assert said.count("does not answer") == 2 and said.count("points arrived late") == 1, said
+    return said
 
 
-def check_tracking(config: Config) -> None:
-    """One pre-training, with a point for every epoch."""
-    tracker = tracking.Tracker(tracking.address(config))
-    (pretraining,) = tracker.parents(tracking.PRETRAINING)
-    assert pretraining.info.status == "FINISHED"
-    steps = [step for step, _ in tracker.curve(pretraining.info.run_id, "valid/loss")]
-    assert len(steps) == config.pretrain.epochs and sorted(set(steps)) == steps
-    (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
-    assert tracker.artifact(parent.info.run_id, "results.md")
+def send_what_is_left(said: str, config: Config) -> None:
+    """By the command that the job has named."""
+    (later,) = [
+        line.strip() for line in said.splitlines() if line.strip().startswith("python jobs/report.py ablation-")
+    ]
+    command = [sys.executable, *shlex.split(later)[1:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = storage.join(only(config, "reports"), "report.html")
+    assert storage.exists(page) and page in done.stdout
+    assert PASSWORD not in done.stdout + done.stderr
+
+
+def no_secret(config: Config, s3: S3, said: str) -> None:
+    texts = {"output": said.encode()}
+    for key in s3.keys(path(config)):
+        with s3.client().open_input_file(f"{path(config)}/{key}") as file:
+            texts[key] = file.read()
+    secrets = [value.encode() for name, value in KEYS.items() if "KEY" in name] + [PASSWORD.encode()]
+    assert [name for name, text in texts.items() if any(secret in text for secret in secrets)] == []
 
 
 def nothing_twice(config: Config, s3: S3) -> None:
@@ -111,9 +192,10 @@ def nothing_twice(config: Config, s3: S3) -> None:
     before = len(s3.requests)
     code, said = run(config)
     assert code == 0 and "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in said, said
-    path = storage.without_query(config.storage.root).removeprefix("s3:/")
     writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
-    assert {request.partition(f"{path}/")[2].partition("/")[0] for request in writes} <= {"reports"}
+    written = [request.partition(f"{path(config)}/")[2] for request in writes]
+    assert {name.partition("/")[0] for name in written} <= {"reports", "spool", "studies"}
+    assert not [name for name in written if "checkpoint_" in name]
 
 
 def check_export(config: Config) -> None:

@@ -16,7 +16,7 @@ import pytest
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.studies import result as outcome
 
@@ -36,6 +36,12 @@ TINY = {
 }
 
 
+def everything_below(root: Path) -> Config:
+    """A pipeline of four trials, on a disk."""
+    places = {"storage.root": str(root / "root"), "storage.cache": str(root / "cache")}
+    return replace(preset("debug"), TINY | places)
+
+
 def command(job: str, config: Config) -> list[str]:
     """The command line that describes a configuration."""
     base, changed = flatten(preset("debug")), flatten(config)
@@ -49,9 +55,10 @@ def run(
     *words: str,
     job: str = "pipeline",
     kill_when: Callable[[], object] | None = None,
+    number: int = signal.SIGKILL,
     limit_s: float = 240,
 ) -> tuple[int, str]:
-    """Exit code and output of a job; with `kill_when`, it is killed (SIGKILL) as soon as that holds."""
+    """Exit code and output of a job; with `kill_when`, it is sent a signal as soon as that holds."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     arguments = [sys.executable, *command(job, config)[1:], *words]
     with subprocess.Popen(
@@ -61,7 +68,7 @@ def run(
         while kill_when and process.poll() is None and time.monotonic() < deadline and not kill_when():
             time.sleep(0.05)
         if kill_when:
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(number)
         try:
             output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -113,19 +120,31 @@ def kill_trials() -> None:
         child.kill()
 
 
+def ended_in_order(config: Config, number: int, when: Callable[[], object]) -> None:
+    """A signal ends the job while Ray works for it, by its exit code and without a word about a crash."""
+    code, output = run(config, kill_when=when, number=number)
+    assert code == 128 + number, output
+    assert not any(word in output for word in ("Traceback", "error:", "Fatal", "stack trace", "majority class"))
+
+
 @pytest.mark.ray
-def test_a_pipeline_killed_at_every_point_ends_as_an_undisturbed_one(
+def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
     no_ray: None, config: Config, undisturbed: Config
 ) -> None:
-    """The driver in its pre-training, then the trials, then the driver among the trials."""
+    """Ctrl-C while it tokenizes, SIGTERM in its pre-training, killed trials, and the driver killed among the trials.
+
+    `test_bucket.py` kills the driver in its pre-training.
+    """
     root = Path(config.storage.root)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore Ctrl-C for what runs in the background
 
     def outcomes() -> dict[str, int]:
         found = root.glob("studies/*/*/checkpoint_*/outcome.json")
         return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
 
-    code, _ = run(config, kill_when=lambda: list(root.glob("runs/*/step_*/progress.json")))
-    assert code == -signal.SIGKILL
+    ended_in_order(config, signal.SIGINT, lambda: list(root.glob("tokens/*")))
+    assert not list(root.glob("runs/*/step_*"))
+    ended_in_order(config, signal.SIGTERM, lambda: list(root.glob("runs/*/step_*/progress.json")))
     assert not list(root.glob("runs/*/result.json"))
 
     struck = False

@@ -77,7 +77,7 @@ def test_the_papers_table(
     corpora_root: Path, tmp_path: Path, name: str, pieces: int, bars: int, notes: int, differing: set[str]
 ) -> None:
     made = read_corpus(name, "paper", corpora_root)
-    uri = write_store(tmp_path / name, made, name, in_part=100, protocol="paper")
+    uri = write_store(tmp_path / name, made, name, in_shard=100, protocol="paper")
     row = describe(TokenStore.open(uri, str(tmp_path / "cache")))
     assert (row.pieces, row.bars_per_piece) == (pieces, bars / pieces)
     assert row.notes_per_bar == notes / bars

@@ -35,7 +35,6 @@ SAMPLE = Path(corpora.corpus("sample").location(""))
 HEAVY = {"00/large.mid": 3, "03/huge.mid": 9, "09/last.mid": 3, "09/late.mid": 3}
 """Names of files, and MiB."""
 ORDERS = (CLEAN, CLEAN.switch(), CLEAN.switch(order="track"), CLEAN.switch(order="pitch"))
-LABELLED = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
 
 def settings(tmp_path: Path, **changes: Any) -> dict[str, Any]:
@@ -347,12 +346,3 @@ def test_a_folder_that_a_node_does_not_see_is_named(ray_cluster: object, tmp_pat
         tokenize_plans([plan])
     assert str(error.value) == f"{folder} is not on this node; corpora.root must be visible from every node"
     assert stores(tmp_path) == []
-
-
-@pytest.mark.ray
-@pytest.mark.corpora
-def test_the_five_corpora_are_whole(ray_cluster: object, corpora_root: Path, tmp_path: Path) -> None:
-    summaries = tokenize_corpora(LABELLED, **settings(tmp_path, corpora_root=str(corpora_root)))
-    pieces = {summary.manifest["corpus"]: summary.manifest["counts"]["pieces"] for summary in summaries}
-    assert pieces == {"pop909": 865, "pop1k7": 1747, "asap": 65, "pianist8": 411, "emopia": 1078}
-    assert all(not summary.manifest["quarantined"] for summary in summaries)

@@ -75,6 +75,8 @@ def test_places_that_cannot_work_are_refused() -> None:
     assert tracking.address(replace(Config(), {"tracking.uri": "HTTP://host:5000"})).artifacts == ""
     server = tracking.address(replace(Config(), {"tracking.uri": "http://host:5000", "storage.root": "s3://bucket/x"}))
     assert server == tracking.Address("http://host:5000", "", "s3://bucket/x/spool/http-host-5000")
+    database = replace(Config(), {"tracking.uri": "sqlite:////a/runs.db", "storage.root": "s3://bucket/x"})
+    assert tracking.address(database) == tracking.Address("sqlite:////a/runs.db", "file:///a/mlflow")
 
 
 def test_tags_that_are_lists_grow(config: Config) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import find_manifest
@@ -21,8 +20,9 @@ from midibert_ray.report.publish import postpone_report, postponed_reports, publ
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
+from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, StudyPlan
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_address
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
@@ -51,19 +51,31 @@ class CorpusPlans:
     plans: dict[str, dict[str, CorpusPlan]] = field(default_factory=dict)
     """By how tokens are made, then by name of the corpus."""
 
+    def of(self, config: Config) -> dict[str, CorpusPlan]:
+        """The plans of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
+        how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
+        return self.plans.setdefault(how, {})
+
     def addresses(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
 
         Raises:
             ValueError: for an unknown corpus; FileNotFoundError where it is not there.
         """
-        known, names = self.plans.setdefault(_made_by(config), {}), list(names)
+        plans, names = self.of(config), list(names)
         for name in names:
             if name not in self.files:
                 self.files[name] = list_corpus(name, config.corpora.root)
-            if name not in known:
-                known[name] = plan_corpus(name, found=self.files[name], **_token_settings(config))
-        return {name: known[name].uri for name in names}
+            if name not in plans:
+                plans[name] = plan_corpus(
+                    name,
+                    found=self.files[name],
+                    corpora_root=config.corpora.root,
+                    storage_root=config.storage.root,
+                    protocol=config.protocol_in_force,
+                    segment=config.tokens.segment,
+                )
+        return {name: plans[name].uri for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +90,19 @@ class JobPlan:
     @property
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
-        if self.study is None:
-            group = self.corpora.plans[_made_by(self.config)]
-            return [{name: group[name] for name in self.config.corpora.names}]
-        needed = set(self.study.stores)
-        groups = self.corpora.plans.values()
+        groups, needed = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
         chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
     @property
     def pretraining(self) -> PretrainingSpec:
         """The pre-training that `config` itself describes, whether or not the job runs it."""
-        group = self.corpora.plans[_made_by(self.config)]
-        stores = tuple(group[name].uri for name in self.config.corpora.names)
+        stores = tuple(self.corpora.addresses(self.config, self.config.corpora.names).values())
         return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
 
     @property
     def pretrainings(self) -> Mapping[str, PretrainingSpec]:
-        """The pre-trainings that the job needs, by key."""
+        """Those that the job needs, by key."""
         return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
 
     @property
@@ -137,20 +144,6 @@ def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
             require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
-def _made_by(config: Config) -> str:
-    """How tokens are made, as far as trials of a job differ in it."""
-    return json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
-
-
-def _token_settings(config: Config) -> dict[str, Any]:
-    return {
-        "corpora_root": config.corpora.root,
-        "storage_root": config.storage.root,
-        "protocol": config.protocol_in_force,
-        "segment": config.tokens.segment,
-    }
-
-
 def tokenize(plan: JobPlan) -> list[Summary]:
     """Write the token stores that a job needs, or find them; needs Ray."""
     return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
@@ -165,9 +158,10 @@ def require_tokens(plan: JobPlan) -> None:
     for stores in plan.tokens:
         missing = tuple(name for name, each in stores.items() if find_manifest(each.uri) is None)
         if missing:
+            config = replace(plan.config, {"corpora.names": missing})
             raise MissingInputError(
                 f"no token store of {', '.join(missing)} under these settings; write it first (or let the job pipeline "
-                f"run all stages):\n    {command_line('tokenize', replace(plan.config, {'corpora.names': missing}))}"
+                f"run all stages):\n    {command_line('tokenize', config, also=('corpora.names',))}"
             )
 
 
@@ -200,13 +194,18 @@ def pretrained(config: Config) -> PretrainRun:
 def study(plan: JobPlan) -> StudyResult:
     """Run a study, its pre-trainings included, and store its tables; needs Ray.
 
+    Of two that run the same study at a time, the second waits, and finds then what the first has done.
+
     Raises:
         MissingInputError: where a token store has not been made.
     """
     assert plan.study, "plan(config, study=True)"
     require_tokens(plan)
-    result = run_study(plan.study, plots.confusion)
-    publish(plan.study, result)
+    key = plan.study.key
+    with lease(study_address(plan.config, key), what=f"study {key}", report=logger.info) as held:
+        result = run_study(plan.study, plots.confusion)
+        held.check()
+        publish(plan.study, result)
     return result
 
 
@@ -232,7 +231,7 @@ def report(config: Config, key: str) -> str:
 
 
 def flush(config: Config, *keys: str) -> list[str]:
-    """Send what jobs could not, and write the reports that waited for it, and those of `keys`; gives their addresses.
+    """Send what jobs could not, write the reports that waited for it and those of `keys`, and return their addresses.
 
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.

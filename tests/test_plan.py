@@ -1,5 +1,6 @@
 """A job's plan: each corpus is listed once, from the plan to the study."""
 
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 from midibert_ray import pipeline
 from midibert_ray.cli import dry_run
 from midibert_ray.settings.overrides import replace
+from midibert_ray.storage.lease import lease
+from midibert_ray.studies.plan import StudyPlan, study_address
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tokenizing import plan as planning
 from midibert_ray.tokenizing import tokenize
@@ -47,3 +50,32 @@ def test_a_job_makes_the_tokens_that_it_needs(tmp_path: Path) -> None:
     assert [each.protocol.name for each in group.values()] == ["paper"]
     (group,) = pipeline.plan(replace(config, {"corpora.names": ("sample",)})).tokens
     assert [each.protocol.name for each in group.values()] == ["clean"]
+
+
+def test_of_two_that_run_a_study_the_second_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits, says for whom, and runs the study when the first has ended: nothing of it is open then."""
+    order: list[str] = []
+
+    def run(plan: StudyPlan, picture: object) -> StudyResult:
+        order.append("second")
+        return StudyResult(plan.key, [], {}, [])
+
+    monkeypatch.setattr(pipeline, "run_study", run)
+    monkeypatch.setattr(pipeline, "publish", lambda plan, result: order.append("published"))
+    monkeypatch.setattr(pipeline, "require_tokens", lambda plan: None)
+    plan = pipeline.plan(tiny_study(tmp_path, study__variants=("scratch",)), study=True)
+    assert plan.study
+    folder = study_address(plan.config, plan.study.key)
+    said = threading.Event()
+    caplog.handler.addFilter(lambda record: "waiting for its end" not in record.getMessage() or said.set() or True)
+    with caplog.at_level("INFO"):
+        with lease(folder, what="the first", report=print):
+            second = threading.Thread(target=pipeline.study, args=(plan,))
+            second.start()
+            assert said.wait(60)
+            order.append("first has ended")
+        second.join(60)
+    assert order == ["first has ended", "second", "published"]
+    assert f"study {plan.study.key}: held by" in caplog.text

@@ -13,9 +13,8 @@ from midibert_ray.pipeline import JobPlan
 from midibert_ray.report.publish import postponed_reports
 from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies.estimate import Files, estimate
+from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import StudyPlan, study_address
-from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.runs import run_address
 
@@ -50,14 +49,9 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
 
 
 def _estimate(plan: JobPlan) -> str:
-    corpora = {each.uri: _files(each) for group in plan.tokens for each in group.values()}
+    corpora = {each.uri: each for group in plan.tokens for each in group.values()}
     trials = plan.study.trials if plan.study else {}
     return str(estimate(plan.pretrainings, trials, corpora, threads=int(plan.config.compute.cpus_per_trial)))
-
-
-def _files(corpus: CorpusPlan) -> Files:
-    pieces = [(piece.piece, piece.split, piece.label) for piece in corpus.there]
-    return Files(corpus.corpus.name, pieces, [corpus.files[piece.files[0]].size for piece in corpus.there])
 
 
 def _resource_lines(plan: JobPlan) -> list[str]:

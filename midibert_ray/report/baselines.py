@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.skyline import skyline
-from midibert_ray.music.tasks import TASKS, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.music.vocabulary import PITCH_LOW
 from midibert_ray.settings.config import Config
 from midibert_ray.studies.result import Record
@@ -26,6 +26,8 @@ SKYLINE = "skyline"
 NO_MELODY = "no melody at all"
 SONG = "label of the song"
 """Names of baselines."""
+QUADRANTS = ("TP", "FP", "FN", "TN")
+"""Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,23 +37,16 @@ class Baseline(Record):
     protocol: str
     task: str
     name: str
-    """One of the names above."""
-
     correct: int
-    """How many of `scored` are answered rightly."""
-
     scored: int
     """Notes or segments of the test split; for `SONG` clips."""
-
     detail: dict[str, int]
-    """What stands behind the two: notes or segments of each class; TP, FP, FN and TN; ..."""
-
+    """Counts behind the two: notes or segments of each class; TP, FP, FN and TN; ..."""
     note: str
     """The rule, for a reader of a table."""
 
     @property
     def accuracy(self) -> float:
-        """Share that is answered rightly."""
         return self.correct / self.scored
 
 
@@ -65,43 +60,29 @@ def baselines(config: Config, store: TokenStore) -> list[Baseline]:
     Raises:
         ValueError: where the store has no test split, or its labels are not those of the task.
     """
-    task, found = TASKS[config.finetune.task], [_majority(config, store)]
-    if task.melody:
-        found += _melody_or_not(config, store)
-    if task.song:
-        found.append(_song(config, store))
-    return found
-
-
-def _maker(config: Config) -> Callable[..., Baseline]:
-    return functools.partial(Baseline, protocol=config.tokens.protocol, task=config.finetune.task)
-
-
-def _test_segments(config: Config, store: TokenStore) -> Segments:
     task = TASKS[config.finetune.task]
-    return Segments(
+    segments = Segments(
         [store],
         splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
         drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
     )
-
-
-def _majority(config: Config, store: TokenStore) -> Baseline:
-    task, true = TASKS[config.finetune.task], _true_classes(config, store)
-    counts = np.bincount(true, minlength=len(task.classes)).tolist()
+    counts = np.bincount(_true_classes(task, segments), minlength=len(task.classes)).tolist()
     support = dict(zip(task.classes, counts, strict=True))
-    return majority(config.tokens.protocol, task.name, support)
+    make = functools.partial(Baseline, protocol=config.tokens.protocol, task=task.name)
+    found = [majority(config.tokens.protocol, task.name, support)]
+    if task.melody:
+        found += _melody_or_not(task, store, make)
+    if task.song:
+        found.append(_song(task, store, segments, make))
+    return found
 
 
 def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
     """Always answer the most frequent class of the test split; of equals the first.
 
-    Args:
-        protocol: `paper` or `clean`.
-        task: name of the task.
-        support: class -> how many notes or segments of the test split are of it.
+    `support` has for each class the notes or segments of the test split that are of it.
     """
     best = max(support, key=support.__getitem__)
     return Baseline(
@@ -115,9 +96,8 @@ def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
     )
 
 
-def _true_classes(config: Config, store: TokenStore) -> NDArray[np.int64]:
+def _true_classes(task: Task, segments: Segments) -> NDArray[np.int64]:
     """The class, 0..C-1, of everything that is scored: int64 [scored]."""
-    task, segments = TASKS[config.finetune.task], _test_segments(config, store)
     if task.level == "sequence":
         pieces, _ = segments.locate(np.arange(len(segments)))
         return np.array([sequence_label(task, segments.label(int(piece)) or "") for piece in pieces])
@@ -126,13 +106,13 @@ def _true_classes(config: Config, store: TokenStore) -> NDArray[np.int64]:
     return labels[labels > 0] - 1
 
 
-def _melody_or_not(config: Config, store: TokenStore) -> list[Baseline]:
+def _melody_or_not(task: Task, store: TokenStore, make: Callable[..., Baseline]) -> list[Baseline]:
     """Skyline and its rival, over all notes of the test pieces.
 
     The authors run skyline on the MIDI files. Tokens of protocol paper have lost where the last onset was (see
     `quantize`), which changes the answer for 14 of POP909's 142,577 test notes.
     """
-    task, counts = TASKS[config.finetune.task], np.zeros((2, 2), np.int64)
+    counts = np.zeros((2, 2), np.int64)
     melody = task.classes.index(task.melody) + 1
     true = note_labels(task, store) == melody
     for index in store.select({"test"}):
@@ -141,26 +121,24 @@ def _melody_or_not(config: Config, store: TokenStore) -> list[Baseline]:
         found = skyline(store.onset[piece], duration, pitch)
         np.add.at(counts, (true[piece].astype(int), found.astype(int)), 1)
     (tn, fp), (fn, tp) = counts.tolist()
-    make = functools.partial(_maker(config), scored=tp + fp + fn + tn)
+    rules = {
+        SKYLINE: ((tp, fp, fn, tn), "the highest note of an onset is melody, with refinements"),
+        NO_MELODY: ((0, 0, fn + tp, tn + fp), "no note is melody"),
+    }
     return [
         make(
-            name=SKYLINE,
-            correct=tp + tn,
-            detail={"TP": tp, "FP": fp, "FN": fn, "TN": tn},
-            note="melody against the rest: the highest note of an onset is melody, with refinements",
-        ),
-        make(
-            name=NO_MELODY,
-            correct=tn + fp,
-            detail={"TP": 0, "FP": 0, "FN": fn + tp, "TN": tn + fp},
-            note="melody against the rest: no note is melody",
-        ),
+            name=name,
+            correct=found[0] + found[3],
+            scored=sum(found),
+            detail=dict(zip(QUADRANTS, found, strict=True)),
+            note=f"melody against the rest: {rule}",
+        )
+        for name, (found, rule) in rules.items()
     ]
 
 
-def _song(config: Config, store: TokenStore) -> Baseline:
+def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[..., Baseline]) -> Baseline:
     """The majority label of the clip's song in the training split."""
-    task, segments = TASKS[config.finetune.task], _test_segments(config, store)
 
     def song(clip: str) -> str:
         found = re.fullmatch(task.song, clip)
@@ -177,7 +155,7 @@ def _song(config: Config, store: TokenStore) -> Baseline:
     right = known & [answer == segments.label(clip) for clip, answer in zip(clips, answers, strict=True)]
     sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
     between = f"{task.classes[0]} to {task.classes[-1]}"
-    return _maker(config)(
+    return make(
         name=SONG,
         correct=int(right.sum()),
         scored=len(clips),

@@ -1,32 +1,19 @@
 """A study in plain words: the worth of the leaks of protocol paper, and melody told by skyline and by models."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from midibert_ray.music.protocol import PAPER
+from midibert_ray.music.protocol import PAPER, PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import statistics
-from midibert_ray.report.baselines import MAJORITY, NO_MELODY, Baseline
+from midibert_ray.report.baselines import MAJORITY, NO_MELODY, QUADRANTS, Baseline
 from midibert_ray.report.statistics import Interval
-from midibert_ray.report.table import (
-    PROTOCOLS,
-    Key,
-    ResultTable,
-    Score,
-    by_key,
-    labels,
-    mean_confusion,
-    scores,
-    tallies,
-)
+from midibert_ray.report.table import Key, ResultTable, Score, by_key, labels, mean_confusion, scores, tallies
 from midibert_ray.studies import paper
 from midibert_ray.studies.result import TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
-
-QUADRANTS = ("TP", "FP", "FN", "TN")
-"""Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
 
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
@@ -39,24 +26,21 @@ def leaks(tables: Sequence[ResultTable]) -> list[str]:
 
 def _order(found: Mapping[Key, Score], task: str) -> str:
     """The accuracy that the order of notes within an onset gives away, by models that differ in nothing else."""
-    pairs = [
-        (model, track, pitch)
-        for variant, model in MODELS.items()
-        if (track := found.get(Key("paper", task, variant)))
-        and (pitch := found.get(Key("paper", task, variant + BY_PITCH)))
-    ]
-    if not pairs:
+    worth = {}
+    for variant, model in MODELS.items():
+        track, pitch = (found.get(Key("paper", task, variant + end)) for end in ("", BY_PITCH))
+        if track and pitch:
+            worth[model] = track, pitch, statistics.difference(*tallies(track, pitch), paired=True)
+    if not worth:
         return ""
-    worth = [(track, pitch, statistics.difference(*tallies(track, pitch), paired=True)) for _, track, pitch in pairs]
-    model, track, pitch = pairs[0]
-    gives = "gives" if worth[0][2][0] > 0 else "does not measurably give"
-    sentence = (
+    (model, (track, pitch, interval)), *others = worth.items()
+    gives = "gives" if interval[0] > 0 else "does not measurably give"
+    rest = (f"; {_points(*each)} for {other}" for other, each in others)
+    return (
         f"Under protocol paper the order of notes {gives} the {task} away: {model} scores {_percent(track)} with notes "
         f"track by track and {_percent(pitch)} with notes by pitch, all else equal: the leak is worth "
-        f"{_points(*worth[0])}"
+        f"{_points(track, pitch, interval)}{''.join(rest)}."
     )
-    rest = (f"{_points(*each)} for {model}" for (model, *_), each in zip(pairs[1:], worth[1:], strict=True))
-    return "; ".join([sentence, *rest]) + "."
 
 
 def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
@@ -68,12 +52,12 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str)
         shared, disjoint = (found.get(Key(protocol, task, variant)) for protocol in PROTOCOLS)
         if shared and disjoint:
             worth = statistics.difference(shared.by_piece, disjoint.by_piece, paired=False)
-            sentence = (
+            return (
                 f"Under protocol paper clips of one song stand in train and test: {model} tells the {task} of "
                 f"{_percent(shared)} of the test segments, and of {_percent(disjoint)} where no song is in both "
                 f"(protocol clean, which repairs padding too): a difference of {_points(shared, disjoint, worth)}."
+                f"{''.join(known)}"
             )
-            return "".join([sentence, *known])
     return ""
 
 
@@ -87,27 +71,23 @@ def _points(first: Score, second: Score, interval: Interval) -> str:
     return f"{worth:.1f} points [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MelodyOrNot:
+class MelodyOrNot(NamedTuple):
     """Melody told from the two other classes by a rule or a model."""
 
-    protocol: str
     name: str
+    protocol: str
     counts: Sequence[float]
     """The `QUADRANTS`, means over seeds."""
-
-    printed: float | None = None
+    printed: float | None
     """The paper's accuracy in %."""
 
     @property
     def accuracy(self) -> float:
-        """Share of the notes that are right."""
         hits, _, _, rest = self.counts
         return (hits + rest) / max(sum(self.counts), 1)
 
     @property
     def f1(self) -> float:
-        """F1 of melody."""
         hits, false, missed, _ = self.counts
         return 2 * hits / max(2 * hits + false + missed, 1)
 
@@ -127,16 +107,12 @@ def melody_or_not(
         if not models:
             continue
         hits, false, missed, rest = next(iter(models.values()))
-        rules: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
+        told: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
         for item in baselines:
             if item.protocol == protocol and "TP" in item.detail:
-                rules[item.name] = [item.detail[name] for name in QUADRANTS]
-        rows += [
-            MelodyOrNot(
-                protocol=protocol, name=names.get(name, name), counts=each, printed=paper.MELODY_OR_NOT.get(name)
-            )
-            for name, each in (rules | models).items()
-        ]
+                told[item.name] = [item.detail[name] for name in QUADRANTS]
+        for name, counts in (told | models).items():
+            rows.append(MelodyOrNot(names.get(name, name), protocol, counts, paper.MELODY_OR_NOT.get(name)))
     return rows
 
 

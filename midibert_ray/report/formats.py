@@ -1,13 +1,13 @@
 """Result tables as CSV, Markdown and text for a terminal; `page` has them as HTML."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
 import pandas as pd
 
-from midibert_ray.report.baselines import MAJORITY
-from midibert_ray.report.findings import QUADRANTS, MelodyOrNot
+from midibert_ray.report.baselines import MAJORITY, QUADRANTS
+from midibert_ray.report.findings import MelodyOrNot
 from midibert_ray.report.statistics import Interval
 from midibert_ray.report.table import STATISTICS, Cell, Key, ResultTable, majority_f1
 from midibert_ray.settings.text import aligned, piped
@@ -18,79 +18,60 @@ FIELDS = (
     *("device_hours", "printed", "difference", "p", "failed"),
 )
 """Columns of the CSV: shares from 0 to 1, but `printed` and `difference`, which are the paper's percents."""
-
 NONE_FINISHED = "No trial has finished."
 
 
 def to_csv(tables: Iterable[ResultTable]) -> str:
     """The cells and trivial baselines, one a line, with all that is known of each."""
-    records = [record for table in tables for record in _records(table)]
+    records: list[dict[str, Any]] = []
+    for table in tables:
+        for row, protocol, task in product(table.rows, table.protocols, table.tasks):
+            if cell := table.cells.get(Key(protocol, task, row.variant)):
+                place = {"protocol": protocol, "task": task, "variant": row.variant, "row": row.label}
+                records.append({"table": table.name} | place | _record(cell))
+        for item in table.baselines:
+            place = {"protocol": item.protocol, "task": item.task, "row": item.name}
+            f1 = majority_f1(item) if item.name == MAJORITY else None
+            records.append({"table": table.name} | place | {"accuracy": item.accuracy, "f1": f1, "scored": item.scored})
     return pd.DataFrame(records, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
-
-
-def _records(table: ResultTable) -> Iterator[dict[str, Any]]:
-    for row, protocol, task in product(table.rows, table.protocols, table.tasks):
-        if cell := table.cells.get(Key(protocol, task, row.variant)):
-            place = {"table": table.name, "protocol": protocol, "task": task, "variant": row.variant, "row": row.label}
-            yield place | _record(cell)
-    for item in table.baselines:
-        yield {
-            "table": table.name,
-            "protocol": item.protocol,
-            "task": item.task,
-            "row": item.name,
-            "accuracy": item.accuracy,
-            "f1": majority_f1(item) if item.name == MAJORITY else None,
-            "scored": item.scored,
-        }
 
 
 def _record(cell: Cell) -> dict[str, Any]:
     known = {"printed": cell.printed, "difference": cell.difference, "p": cell.p, "failed": cell.reasons}
-    score = cell.score
-    if score is None:
-        return known
-    same = ("accuracy", "f1", "piece_accuracy", "scored", "seeds", "seconds", "device_hours")
-    known |= {name: getattr(score, name) for name in same}
-    intervals = {"": score.interval, "wilson_": score.wilson, "seeds_": score.over_seeds, "pieces_": score.over_pieces}
-    for prefix, interval in intervals.items():
-        known[f"{prefix}low"], known[f"{prefix}high"] = interval or (None, None)
+    if score := cell.score:
+        same = ("accuracy", "f1", "piece_accuracy", "scored", "seeds", "seconds", "device_hours")
+        known |= {name: getattr(score, name) for name in same}
+        kinds = {"": score.interval, "wilson_": score.wilson, "seeds_": score.over_seeds, "pieces_": score.over_pieces}
+        for kind, interval in kinds.items():
+            known[f"{kind}low"], known[f"{kind}high"] = interval or (None, None)
     return known
 
 
 def to_markdown(
     tables: Sequence[ResultTable], sentences: Sequence[str] = (), melody: Sequence[MelodyOrNot] = ()
 ) -> str:
-    """A table for each protocol, below the findings in words.
-
-    Args:
-        tables: from `table.build`.
-        sentences: from `findings.leaks`.
-        melody: from `findings.melody_or_not`.
-    """
+    """A table for each protocol, below the findings in words, those of `findings.leaks`."""
     blocks = [*sentences]
-    for table, protocol in _by_protocol(tables):
-        blocks += [f"### {table.title}, protocol {protocol}", table.caption, piped(_grid(table, protocol))]
+    for table in tables:
+        for protocol in table.protocols:
+            blocks += [f"### {table.title}, protocol {protocol}", table.caption, piped(_grid(table, protocol))]
     if melody:
         blocks += ["### Melody or not", piped(melody_grid(melody))]
     blocks.append(STATISTICS if tables else NONE_FINISHED)
     cells = (cell for table in tables for cell in table.cells.values())
-    failed = {trial: reason for cell in cells for trial, reason in cell.failed.items()}
-    blocks += ["\n".join(f"- failed: {trial}: {reason}" for trial, reason in failed.items())] if failed else []
+    failed = dict.fromkeys(f"- failed: {trial}: {reason}" for cell in cells for trial, reason in cell.failed.items())
+    blocks += ["\n".join(failed)] if failed else []
     return "\n\n".join(blocks) + "\n"
 
 
 def to_text(tables: Sequence[ResultTable]) -> str:
-    """The same tables for a terminal."""
+    """The tables for a terminal."""
     blocks = [
         f"{table.title}, protocol {protocol}. {table.caption}\n{aligned(_grid(table, protocol))}"
-        for table, protocol in _by_protocol(tables)
+        for table in tables
+        for protocol in table.protocols
     ]
     return "\n\n".join(blocks) or NONE_FINISHED
-
-
-def _by_protocol(tables: Iterable[ResultTable]) -> list[tuple[ResultTable, str]]:
-    return [(table, protocol) for table in tables for protocol in table.protocols]
 
 
 def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
@@ -107,17 +88,15 @@ def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
 
 
 def _shown(cell: Cell | None) -> str:
-    """A cell in a line: accuracy [interval], the paper's accuracy, p."""
     if cell is None:
         return "–"
     if cell.score is None:
         return "failed"
     low, high = map(percent, cell.score.interval)
-    parts = [f"{percent(cell.score.accuracy, 2)} [{low}, {high}]"]
-    parts += [f"(paper {cell.printed:.2f})"] if cell.printed is not None else []
-    parts += [p_text(cell.p)] if cell.p is not None else []
-    parts += [f"{len(cell.failed)} failed"] if cell.failed else []
-    return " ".join(parts)
+    printed = f"(paper {cell.printed:.2f})" if cell.printed is not None else ""
+    failed = f"{len(cell.failed)} failed" if cell.failed else ""
+    parts = [f"{percent(cell.score.accuracy, 2)} [{low}, {high}]", printed, p_text(cell.p), failed]
+    return " ".join(filter(None, parts))
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -137,10 +116,14 @@ def p_text(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
+def hours(amount: float) -> str:
+    """Hours with as many digits as are read."""
+    return f"{amount:.3f}" if amount < 10 else f"{amount:,.1f}"
+
+
 def melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
     """Melody against the rest as text: head, then a row a model and protocol."""
-    head = ["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]
-    rows = [head]
+    rows = [["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]]
     for item in melody:
         printed = "" if item.printed is None else f"{item.printed:.2f}"
         shares = [percent(item.accuracy, 2), printed, percent(item.f1, 2)]

@@ -17,7 +17,6 @@ from midibert_ray.tracking import Run, Tracker
 
 BASELINES = "baselines.json"
 """Artifact of the parent run: a list of `Baseline`."""
-
 CORPORA = "corpora.json"
 """Artifact of the parent run: what `corpora.table` gives."""
 
@@ -31,14 +30,12 @@ class LoadedStudy:
     parent: Run
     children: dict[str, Run]
     """By name of the trial."""
-
     outcomes: list[TrialResult]
     baselines: list[Baseline]
     corpora: list[dict[str, Any]]
 
     @property
     def key(self) -> str:
-        """Name and hash of the study."""
         return str(self.parent.data.tags[tracking.RUN_KEY])
 
     @property
@@ -49,7 +46,6 @@ class LoadedStudy:
 
     @cached_property
     def tables(self) -> list[ResultTable]:
-        """The study's tables."""
         names = self.parent.data.tags.get("tables", "").split(",")
         return table.build(self.outcomes, self.failed, self.baselines, names)
 
@@ -63,11 +59,7 @@ class LoadedStudy:
 
 
 def load(config: Config, key: str) -> LoadedStudy:
-    """Find a study in MLflow.
-
-    Args:
-        config: says where MLflow is.
-        key: name and hash of the study, or its name alone for the newest of that name.
+    """Find a study in MLflow by its key, or by its name alone the newest of that name.
 
     Raises:
         LookupError: where there is no such study; names those that exist.
@@ -75,25 +67,22 @@ def load(config: Config, key: str) -> LoadedStudy:
     """
     tracker = Tracker(tracking.address(config))
     names = tracker.studies()
-    for name in names:
-        experiment = tracking.study_experiment(name)
-        for parent in tracker.parents(experiment):
-            if key in (name, parent.data.tags[tracking.RUN_KEY]):
-                children = {run.info.run_name: run for run in tracker.children(experiment, parent.info.run_id)}
-                return _read(tracker, experiment, parent, children)
-    raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
-
-
-def _read(tracker: Tracker, experiment: str, parent: Run, children: dict[str, Run]) -> LoadedStudy:
-    found = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children.values()]
-    known = {name: tracker.artifact(parent.info.run_id, name) for name in (BASELINES, CORPORA)}
-    baselines, corpora = (json.loads(known[name] or "[]") for name in (BASELINES, CORPORA))
+    parents = ((name, parent) for name in names for parent in tracker.parents(tracking.study_experiment(name)))
+    found = next(((name, run) for name, run in parents if key in (name, run.data.tags[tracking.RUN_KEY])), None)
+    if found is None:
+        raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
+    experiment, parent = tracking.study_experiment(found[0]), found[1]
+    children = tracker.children(experiment, parent.info.run_id)
+    outcomes = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children]
+    baselines, corpora = (
+        json.loads(tracker.artifact(parent.info.run_id, name) or "[]") for name in (BASELINES, CORPORA)
+    )
     return LoadedStudy(
         tracker=tracker,
         experiment=experiment,
         parent=parent,
-        children=children,
-        outcomes=[TrialResult.from_json(text) for text in found if text],
+        children={run.info.run_name: run for run in children},
+        outcomes=[TrialResult.from_json(text) for text in outcomes if text],
         baselines=[Baseline(**item) for item in baselines],
         corpora=corpora,
     )

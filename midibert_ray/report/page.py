@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from midibert_ray.report.formats import between, p_text, percent
+from midibert_ray.report.formats import between, hours, p_text, percent
 from midibert_ray.report.table import STATISTICS, ResultTable
 
 DPI = 160
@@ -23,25 +23,23 @@ class Section(NamedTuple):
 
     heading: str
     macro: str
-    """Name of a macro of `sections.html`."""
-
+    """Of `sections.html`."""
     data: Any
     """The macro's argument; a section without it is left out."""
 
 
-def document(
-    title: str, sections: Sequence[Section], *, facts: Mapping[str, str] | None = None, sentences: Sequence[str] = ()
-) -> str:
+def document(title: str, sections: Sequence[Section], facts: Mapping[str, str], sentences: Sequence[str] = ()) -> str:
     """A page; facts and sentences stand in its head."""
     shown = [section for section in sections if section.data]
-    template = _environment().get_template("page.html")
-    return template.render(title=title, facts=facts or {}, sentences=sentences, sections=shown)
+    return (
+        _environment().get_template("page.html").render(title=title, facts=facts, sentences=sentences, sections=shown)
+    )
 
 
 def to_html(tables: Sequence[ResultTable], sentences: Sequence[str] = ()) -> str:
     """The tables of a study alone, as a page."""
     sections = [Section(table.title, "table", table) for table in tables]
-    return document("Results", [*sections, Section("How to read them", "prose", STATISTICS)], sentences=sentences)
+    return document("Results", [*sections, Section("How to read them", "prose", STATISTICS)], {}, sentences)
 
 
 def picture(figure: Figure, alt: str) -> Markup:
@@ -63,5 +61,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"between": between, "percent": percent, "p_text": p_text, "picture": picture}
+    environment.filters |= {each.__name__: each for each in (between, hours, percent, p_text, picture)}
     return environment

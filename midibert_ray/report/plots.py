@@ -21,59 +21,56 @@ COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8
 OF_PROTOCOL = {"paper": "#d1603d", "clean": "#2a6f97"}
 MELODY, REST = "#d1603d", "#a9bccb"
 FAILED = "#b3261e"
-
 LONG = 20
 """Points up to which a curve shows each; beside longer ones, epochs are drawn on a logarithmic axis, as some models
 train for ten and others for hundreds."""
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(
+    width: float, height: float, *, rows: int = 1, columns: int = 1, spacing: float = 0.02
+) -> tuple[Figure, NDArray[Any]]:
+    """A figure of so many inches, and its panels, which share their axes."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(wspace=spacing))
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
+    panels = figure.subplots(rows, columns, sharex="col", sharey=True, squeeze=False).ravel()
+    for axes in panels:
+        axes.tick_params(colors=INK, labelsize=8, length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(FAINT)
+    return figure, panels
 
 
-def _plain(axes: Any) -> None:
-    axes.tick_params(colors=INK, labelsize=8, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+def _label(axes: Any, title: str, *, x: str = "", y: str = "") -> None:
+    axes.set_title(title, fontsize=9, color=INK, loc="left")
+    axes.set_xlabel(x, fontsize=8, color=INK)
+    axes.set_ylabel(y, fontsize=8, color=INK)
 
 
 def accuracies(table: ResultTable) -> Figure:
     """Every row's accuracy with its 95 % interval, a panel a task, both protocols and the paper's figures in it."""
-    size = (2.4 + 2.3 * len(table.tasks), 1.2 + 0.36 * len(table.rows))
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(wspace=0.12))
-    FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(1, len(table.tasks), sharey=True))
+    tasks, rows = len(table.tasks), len(table.rows)
+    figure, panels = _figure(2.4 + 2.3 * tasks, 1.2 + 0.36 * rows, columns=tasks, spacing=0.12)
     for axes, task in zip(panels, table.tasks, strict=True):
-        _plain(axes)
         axes.grid(axis="x", color=FAINT, linewidth=0.8)
-        axes.set_title(task, fontsize=9, color=INK, loc="left")
+        _label(axes, task)
         _accuracies(axes, table, task)
-    panels[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
-    panels[0].set_ylim(len(table.rows) - 0.5, -0.5)
+    panels[0].set_yticks(range(rows), [row.label for row in table.rows])
+    panels[0].set_ylim(rows - 0.5, -0.5)
     marks = [
         Line2D([], [], marker="o", markersize=5, color=OF_PROTOCOL[protocol], label=f"protocol {protocol}")
         for protocol in table.protocols
     ]
-    if table.has_printed:
-        marks.append(
-            Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")
-        )
+    if any(row.printed for row in table.rows):
+        marks += [Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")]
     marks.append(Line2D([], [], linestyle=":", color=GREY, label=MAJORITY))
-    columns = len(marks) if len(table.tasks) > 1 else 2
+    columns = len(marks) if tasks > 1 else 2
     figure.legend(handles=marks, fontsize=8, frameon=False, loc="outside lower center", ncols=columns)
     return figure
 
 
 def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
-    """A panel: points with error bars, the majority class and the paper's accuracies."""
     for number, protocol in enumerate(table.protocols):
-        shift = 0.24 * (number - (len(table.protocols) - 1) / 2)
-        colour = OF_PROTOCOL[protocol]
+        shift, colour = 0.24 * (number - (len(table.protocols) - 1) / 2), OF_PROTOCOL[protocol]
         for place, row in enumerate(table.rows):
             cell = table.cells.get(Key(protocol, task, row.variant))
             if cell and cell.score:
@@ -92,7 +89,7 @@ def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
 
 
 def in_percent(group: Sequence[TrialResult]) -> tuple[list[str], list[str], Floats]:
-    """A confusion matrix in % of each true class, the mean over some seeds, as in the paper's Figs. 3 and 5 to 7.
+    """A confusion matrix, the mean over some seeds, in % of each true class, as in the paper's Figs. 3 and 5 to 7.
 
     Returns:
         Names of the classes that occur, of those that occur or are predicted, and the percentages [true, predicted].
@@ -108,22 +105,21 @@ def in_percent(group: Sequence[TrialResult]) -> tuple[list[str], list[str], Floa
 def confusion(result: TrialResult) -> Figure:
     """The confusion matrix of one trial."""
     true, said, shares = in_percent([result])
-    figure, axes = _figure(2.0 + 0.45 * len(said), 1.4 + 0.45 * len(true))
+    figure, (axes,) = _figure(2.0 + 0.45 * len(said), 1.4 + 0.45 * len(true))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.ndindex(shares.shape):
         colour = "white" if shares[row, column] > 55 else INK
         axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(said)), said, rotation=40, ha="right")
     axes.set_yticks(range(len(true)), true)
-    axes.set_xlabel("predicted", fontsize=8, color=INK)
-    axes.set_ylabel("true", fontsize=8, color=INK)
-    axes.set_title(f"{result.task}, {result.variant}, {result.protocol}: % of each true class", fontsize=8, color=INK)
+    title = f"{result.task}, {result.variant}, {result.protocol}: % of each true class"
+    _label(axes, title, x="predicted", y="true")
     return figure
 
 
 def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) -> Figure:
     """Values over steps or epochs, one line each."""
-    figure, axes = _figure(6.4, 3.0)
+    figure, (axes,) = _figure(6.4, 3.0)
     for number, (name, points) in enumerate(lines.items()):
         if points:
             steps, values = zip(*points, strict=True)
@@ -134,8 +130,7 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) 
     ends = [points[-1][0] for points in lines.values() if points]
     if ends and x == "epoch" and max(ends) > LONG > min(ends):
         axes.set_xscale("log")
-    axes.set_xlabel(x, fontsize=8, color=INK)
-    axes.set_title(y, fontsize=9, color=INK, loc="left")
+    _label(axes, y, x=x)
     axes.grid(color=FAINT, linewidth=0.6)
     if ends:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
@@ -153,22 +148,16 @@ def piano_rolls(
         pitch: MIDI numbers, [n].
         duration: thirty-seconds, [n].
     """
-    figure = Figure(figsize=(11.5, 1.9 * len(rolls) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = np.atleast_1d(figure.subplots(len(rolls), 1, sharex=True, sharey=True))
+    figure, panels = _figure(11.5, 1.9 * len(rolls) + 0.4, rows=len(rolls))
     start, end = onset / 16 + 1, (onset + duration / 2) / 16 + 1
     for axes, (title, melody) in zip(panels, rolls.items(), strict=True):
         for chosen, colour in ((~melody, REST), (melody, MELODY)):
             notes = [((a, p), (b, p)) for a, b, p in zip(start[chosen], end[chosen], pitch[chosen], strict=True)]
             axes.add_collection(LineCollection(notes, colors=colour, linewidths=2.2, capstyle="butt"))
-        _plain(axes)
         axes.set_xlim(start.min(), end.max())
         axes.set_ylim(pitch.min() - 2, pitch.max() + 2)
-        axes.set_title(title, fontsize=9, color=INK, loc="left")
-        axes.set_ylabel("MIDI pitch", fontsize=8, color=INK)
-    panels[-1].set_xlabel("bar", fontsize=8, color=INK)
-    marks = [
-        Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in (("melody", MELODY), ("rest", REST))
-    ]
+        _label(axes, title, x="bar" if axes is panels[-1] else "", y="MIDI pitch")
+    kinds = {"melody": MELODY, "rest": REST}
+    marks = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in kinds.items()]
     panels[0].legend(handles=marks, fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure

@@ -5,7 +5,8 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
 
 from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
@@ -16,7 +17,7 @@ from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_address
 from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
@@ -29,86 +30,71 @@ PUBLISHED = "published.json"
 def publish(plan: StudyPlan, result: StudyResult) -> None:
     """Store the results of a study, those of cells that an earlier start asked for included, and end its run."""
     outcomes = [*result.outcomes, *_earlier_results(plan)]
-    book = _Book.of(plan, result, outcomes)
-    tables = table.build(outcomes, book.failed, book.baselines, book.tables)
-    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, book.baselines, tables)
+    names, trivial, failed = _add_to_book(plan, result, outcomes)
+    tables = table.build(outcomes, failed, trivial, names)
+    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
     run = StudyLog(plan).parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, leaks, melody), "results.md")
     run.text(page.to_html(tables, leaks), "results.html")
-    run.json([json.loads(item.to_json()) for item in outcomes], "results.json")
-    run.json({trial.name: reason for trial, reason in book.failed.items()}, "failed.json")
-    run.json([asdict(item) for item in book.baselines], BASELINES)
+    run.json([asdict(item) for item in outcomes], "results.json")
+    run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
+    run.json([asdict(item) for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
-    run.finish("FAILED" if book.failed else "FINISHED")
+    run.finish("FAILED" if failed else "FINISHED")
 
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
     """Results of finished trials in the study's folder that this start did not ask for."""
     folder, asked = study_address(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
     names = [name for name in storage.names(folder) if name not in plan.trials]
-    found = (outcome.finished_result(storage.join(folder, name)) for name in names)
-    return [item for item in found if item and item.trial not in asked]
+    found = (outcome.find(storage.join(folder, name)) for name in names)
+    return [item[0] for item in found if item and item[0].trial not in asked]
 
 
-@dataclass(frozen=True)
-class _Book:
-    """What the starts of a study have asked for and found beside the trials' results."""
-
-    tables: list[str]
-    baselines: list[Baseline]
-    failed: dict[Trial, str]
-
-    @classmethod
-    def of(cls, plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]) -> "_Book":
-        """Add what this start brings to the book of the earlier ones, and write it again."""
-        place = storage.join(study_address(plan.config, plan.key), PUBLISHED)
-        before = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
-        trivial = [] if plan.config.study.draws else study_baselines(plan)
-        known = {(item.protocol, item.task) for item in trivial}
-        earlier = (Baseline(**item) for item in before.get("baselines", ()))
-        settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
-        failures = ((Trial.of(item["trial"]), item["reason"]) for item in before.get("failed", ()))
-        book = cls(
-            tables=list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables))),
-            baselines=[*trivial, *(item for item in earlier if (item.protocol, item.task) not in known)],
-            failed=result.failed | {trial: reason for trial, reason in failures if trial.name not in settled},
-        )
-        content = {
-            "tables": book.tables,
-            "baselines": [asdict(item) for item in book.baselines],
-            "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in book.failed.items()],
-        }
-        storage.write_bytes(place, json.dumps(content, indent=1).encode())
-        return book
+def _add_to_book(
+    plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]
+) -> tuple[list[str], list[Baseline], dict[Trial, str]]:
+    """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
+    before = storage.find_json(plan.address(PUBLISHED)) or {}
+    tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
+    trivial = [] if plan.config.study.draws else _baselines(plan)
+    known = {(item.protocol, item.task) for item in trivial}
+    earlier = (Baseline(**item) for item in before.get("baselines", ()))
+    trivial += [item for item in earlier if (item.protocol, item.task) not in known]
+    settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
+    failures = {Trial.of(item["trial"]): item["reason"] for item in before.get("failed", ())}
+    failed = result.failed | {trial: reason for trial, reason in failures.items() if trial.name not in settled}
+    content = {
+        "tables": tables,
+        "baselines": [asdict(item) for item in trivial],
+        "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
+    }
+    storage.write_bytes(plan.address(PUBLISHED), json.dumps(content, indent=1).encode())
+    return tables, trivial, failed
 
 
-def study_baselines(plan: StudyPlan) -> list[Baseline]:
+def _baselines(plan: StudyPlan) -> list[Baseline]:
     """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
-    found: dict[tuple[str, str], list[Baseline]] = {}
+    chosen: dict[tuple[str, str], TrialSpec] = {}
     for entry in plan.trials.values():
-        config, kind = entry.config, (entry.trial.protocol, entry.trial.task)
-        if kind in found or config.model.representation != "cp" or config.protocol != plan.config.protocol:
-            continue
-        found[kind] = baselines(config, open_store(entry.store, config.storage))
-    return [item for items in found.values() for item in items]
+        if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
+            chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
+    found = (baselines(entry.config, open_store(entry.store, plan.config.storage)) for entry in chosen.values())
+    return [item for items in found for item in items]
 
 
 def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
-    """The token stores of the study's corpora, in the order of the paper's Table I, by protocol."""
-    order = list(table_one.PRINTED)
+    """The token stores of the paper's corpora, by protocol, and in the order of the paper's Table I."""
     stores = [open_store(address, plan.config.storage) for address in plan.stores]
     own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
-    protocols = list(PROTOCOLS)
-    return sorted(
-        (store for store in own if store.corpus in order),
-        key=lambda store: (protocols.index(store.manifest["protocol"]), order.index(store.corpus)),
-    )
+    places = {(store.manifest["protocol"], store.corpus): store for store in own}
+    return [places[place] for place in product(PROTOCOLS, table_one.PRINTED) if place in places]
 
 
 def postpone_report(config: Config, key: str) -> None:
@@ -117,13 +103,12 @@ def postpone_report(config: Config, key: str) -> None:
 
 
 def postponed_reports(config: Config) -> list[str]:
-    """Keys of the studies below a storage root whose report waits for the tracking server."""
+    """Keys of the studies whose report waits for the tracking server."""
     names = storage.names(storage.root.unpublished(config.storage.root))
     return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 def report_is_written(config: Config, key: str) -> None:
-    """Remove the note that the report of a study waits, if there is one."""
     storage.remove(_mark(config, key))
 
 

@@ -12,7 +12,7 @@ from midibert_ray.settings.validators import require_name
 
 
 def write(config: Config, key: str) -> str:
-    """Make the report of a study; returns its URI, `{root}/reports/<study>/report.html`.
+    """Write the report of a study and return its URI, `{root}/reports/<study>/report.html`.
 
     Raises:
         LookupError: where MLflow has no such study.
@@ -38,22 +38,15 @@ def uri(config: Config, key: str) -> str:
 
 def render(source: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
-    return document(source.key, all_sections(source), facts=_facts(source))
-
-
-def _facts(source: LoadedStudy) -> dict[str, str]:
-    """The head of the page: what was studied."""
     params = source.parent.data.params
     hours = sum(score.device_hours for score in table.scores(source.tables).values())
-    return {
+    started = datetime.fromtimestamp(source.parent.info.start_time / 1000, UTC)
+    facts = {
         "protocol": source.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
         "pre-trained on": params["corpora.names"].replace(",", ", "),
         "trials": f"{len(source.outcomes)} finished, {len(source.failed)} failed",
         "device-hours": f"{hours:.2f}",
-        "first started": f"{_date(source.parent.info.start_time)} UTC",
+        "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-
-
-def _date(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+    return document(source.key, all_sections(source), facts)

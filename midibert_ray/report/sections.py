@@ -1,138 +1,86 @@
 """The data of the sections of a study's report; `templates/sections.html` shows them."""
 
 import io
-import json
-from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.skyline import skyline
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.findings import leaks, melody_or_not
-from midibert_ray.report.formats import between, melody_grid, p_text, percent
+from midibert_ray.report.formats import melody_grid, percent
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
-from midibert_ray.report.table import PROTOCOLS, STATISTICS, Key, Score, by_key
+from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
 from midibert_ray.studies.result import PREDICTIONS, TrialResult
 from midibert_ray.tracking import Run
 
 BARS = 32
 """Bars of a piano roll."""
-
-Cell = str | tuple[str, str]
-"""Text of a table, or a pair: the second stands small below the first."""
-
 Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
 
 def all_sections(source: LoadedStudy) -> list[Section]:
     """The sections in the order in which a reader wants them; one without data is empty."""
+    melody, lines = melody_or_not(source.outcomes, source.baselines, source.tables), source.corpora
     return [
-        Section("Results", "study", results(source)),
-        Section("Beside accuracy", "beside", beside_accuracy(source)),
-        Section("Melody or not", "melody", melody(source)),
+        Section("Results", "study", _results(source)),
+        Section("Beside accuracy", "beside", _scores(source)),
+        Section("Melody or not", "melody", melody_grid(melody) if melody else []),
         Section("A test piece", "piano_roll", piano_roll(source)),
         Section("Confusion", "confusions", confusions(source)),
-        Section("Corpora", "corpora", corpora(source)),
+        Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
         Section("Pre-training", "pretraining", pretraining(source)),
         Section("Fine-tuning", "finetuning", finetuning(source)),
-        Section("Cost", "cost", cost(source)),
-        Section("Failed trials", "failures", _failures(source)),
-        Section("Settings", "settings", settings(source)),
+        Section("Cost", "cost", _scores(source)),
+        Section("Failed trials", "failures", source.failed),
+        Section("Settings", "settings", source),
     ]
 
 
-# ------------------------------------------------------------------------------------ accuracy, and beside it
-
-
-def results(source: LoadedStudy) -> dict[str, Any]:
-    """The findings in words, the tables with a chart of each, and every interval."""
+def _results(source: LoadedStudy) -> dict[str, Any]:
+    """The findings in words, and the tables with a chart of each."""
     return {
         "sentences": leaks(source.tables),
         "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
         "statistics": STATISTICS,
-        "everything": _everything(source),
     }
 
 
-def _everything(source: LoadedStudy) -> list[list[str]]:
-    intervals = ("over pieces", "Wilson", "over seeds")
-    rows = [["row", "table", "protocol", "task", "accuracy", *intervals, "seeds", "scored", "pieces", "p"]]
-    for each in source.tables:
-        for task, protocol, row in product(each.tasks, each.protocols, each.rows):
-            cell = each.cells.get(Key(protocol, task, row.variant))
-            if cell and (score := cell.score):
-                ends = map(between, (score.over_pieces, score.wilson, score.over_seeds))
-                counts = [str(score.seeds), f"{score.scored:,}", str(len(score.tally))]
-                place = [row.label, each.name, protocol, task]
-                rows.append([*place, percent(score.accuracy, 2), *ends, *counts, p_text(cell.p)])
-    return rows
-
-
-def beside_accuracy(source: LoadedStudy) -> list[list[Cell]]:
-    """Macro-F1, and the share of whole pieces that are right."""
-
-    def show(score: Score) -> Cell:
-        pieces = score.piece_accuracy
-        return percent(score.f1), "" if pieces is None else f"pieces {percent(pieces)}"
-
+def _scores(source: LoadedStudy) -> dict[str, Any]:
+    """The score of every variant in all columns, and the macro-F1 of the majority class there."""
+    scores, columns = table.scores(source.tables), _columns(source)
+    rows = {
+        label: [scores.get(Key(*column, variant)) for column in columns]
+        for variant, label in table.labels(source.tables).items()
+    }
     trivial = {(item.protocol, item.task, item.name): item for each in source.tables for item in each.baselines}
-    found = [trivial.get((protocol, task, MAJORITY)) for protocol, task in _columns(source)]
-    return _by_variant(source, show, [MAJORITY, *(percent(table.majority_f1(item)) if item else "" for item in found)])
-
-
-def cost(source: LoadedStudy) -> dict[str, Any]:
-    """Device-hours and seconds of every cell."""
-    scores = table.scores(source.tables).items()
-    sums = [sum(score.device_hours for key, score in scores if key[:2] == column) for column in _columns(source)]
-    rows = _by_variant(
-        source, lambda score: (_hours(score.device_hours), f"{score.seconds:,.0f} s"), ["all", *map(_hours, sums)]
+    found = [trivial.get((*column, MAJORITY)) for column in columns]
+    return (
+        {
+            "columns": columns,
+            "rows": {label: row for label, row in rows.items() if any(row)},
+            "majority": [percent(table.majority_f1(item)) if item else "" for item in found],
+        }
+        if scores
+        else {}
     )
-    return {"total": _hours(sum(sums)), "rows": rows} if rows else {}
-
-
-def _failures(source: LoadedStudy) -> list[tuple[str, str]]:
-    rows = [(trial.name, reason) for trial, reason in source.failed.items()]
-    return [("trial", "reason"), *rows] if rows else []
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"
 
 
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
     return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
-
-
-def _by_variant(source: LoadedStudy, show: Callable[[Score], Cell], last: Sequence[Cell]) -> list[list[Cell]]:
-    """A head, rows of what `show` makes of the score of every cell, and a last row; nothing where none has a score."""
-    scores, columns = table.scores(source.tables), _columns(source)
-    rows: list[list[Cell]] = []
-    for variant, label in table.labels(source.tables).items():
-        cells = [scores.get(Key(protocol, task, variant)) for protocol, task in columns]
-        if any(cells):
-            rows.append([label, *(show(score) if score else "" for score in cells)])
-    return [["", *((task, protocol) for protocol, task in columns)], *rows, [*last]] if rows else []
-
-
-# ------------------------------------------------------------------------------------ what models answer
-
-
-def melody(source: LoadedStudy) -> list[list[str]]:
-    """Melody against the rest: skyline and the models."""
-    found = melody_or_not(source.outcomes, source.baselines, source.tables)
-    return melody_grid(found) if found else []
 
 
 def piano_roll(source: LoadedStudy) -> dict[str, Any]:
@@ -168,38 +116,20 @@ def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, A
 
 
 def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
-    """By task the confusion matrices that the paper shows too, and the others."""
+    """By task the confusion matrices, and whether the paper shows those of the same model."""
     names, groups = table.labels(source.tables), by_key(source.outcomes)
-    tasks = []
-    for task in dict.fromkeys(task for _, task in _columns(source)):
-        keys = (Key(protocol, task, variant) for protocol, variant in product(PROTOCOLS, names))
-        matrices = {
-            key: _confusion(groups[key], f"{names[key.variant]}, {key.protocol}") for key in keys if key in groups
-        }
-        first = [key for key in matrices if key.variant in paper.CONFUSED] or list(matrices)
-        tasks.append(
-            {
-                "name": task,
-                "figure": paper.CONFUSIONS.get(task, ""),
-                "shown": [matrices[key] for key in first],
-                "others": [matrix for key, matrix in matrices.items() if key not in first],
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for task, protocol, variant in product(TASKS, PROTOCOLS, names):
+        if group := groups.get(Key(protocol, task, variant)):
+            true, predicted, shares = plots.in_percent(group)
+            matrix = {
+                "caption": f"{names[variant]}, {protocol}",
+                "predicted": predicted,
+                "rows": list(zip(true, shares, strict=True)),
+                "printed": variant in paper.CONFUSED,
             }
-        )
-    return tasks
-
-
-def _confusion(group: Sequence[TrialResult], caption: str) -> dict[str, Any]:
-    true, predicted, shares = plots.in_percent(group)
-    return {"caption": caption, "predicted": predicted, "rows": list(zip(true, shares, strict=True))}
-
-
-# ------------------------------------------------------------------------------------ corpora and training
-
-
-def corpora(source: LoadedStudy) -> dict[str, Any]:
-    """Table I, from our token stores beside the paper's numbers, and the known reasons of differences."""
-    notes = dict.fromkeys(f"{line['corpus']}: {line['note']}" for line in source.corpora if line["note"])
-    return {"rows": table_one.grid(source.corpora), "notes": list(notes)} if source.corpora else {}
+            tasks.setdefault(task, []).append(matrix)
+    return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
 
 
 def pretraining(source: LoadedStudy) -> dict[str, Any]:
@@ -209,11 +139,7 @@ def pretraining(source: LoadedStudy) -> dict[str, Any]:
         return {}
     losses = {key: _curve(source, run, "valid/loss") for key, run in source.encoders.items()}
     accuracies = {key: _curve(source, run, "valid/accuracy", 100) for key, run in source.encoders.items()}
-    rows = [["encoder", "steps", "validation loss", "accuracy, %", "trials that start from it"]]
-    for key, name in names.items():
-        users = sum(run.data.tags.get("encoder") == key for run in source.children.values())
-        loss = [f"{losses[key][-1][0]:,}", f"{losses[key][-1][1]:.3f}"] if losses[key] else ["", ""]
-        rows.append([name, *loss, f"{accuracies[key][-1][1]:.2f}" if accuracies[key] else "", str(users)])
+    started = [run.data.tags.get("encoder") for run in source.children.values()]
     if len(names) > 1:
         left, title = {names[key]: curve for key, curve in losses.items()}, "validation loss"
         right = {names[key]: curve for key, curve in accuracies.items()}
@@ -225,7 +151,7 @@ def pretraining(source: LoadedStudy) -> dict[str, Any]:
     return {
         "loss": plots.curves(left, x="step", y=title),
         "accuracy": plots.curves(right, x="step", y="accuracy of masked tokens in validation, %"),
-        "rows": rows,
+        "encoders": [(name, losses[key], accuracies[key], started.count(key)) for key, name in names.items()],
     }
 
 
@@ -248,39 +174,25 @@ def _told(params: dict[str, str]) -> list[str]:
         params.get("model.representation", "").upper(),
         " + ".join(corpora) if len(corpora) < 3 else f"{len(corpora)} corpora",
         {"train": "train splits"}.get(params.get("pretrain.splits", ""), "all splits"),
-        {"pitch": "notes by pitch"}.get(
-            params.get("protocol.order", params.get("tokens.order", "")), "the protocol's order"
-        ),
+        {"pitch": "notes by pitch"}.get(params.get("protocol.order", ""), "the protocol's order"),
         f"protocol {params.get('tokens.protocol', '')}",
     ]
 
 
 def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     """Validation accuracy by epoch, the mean of the seeds that came so far: protocol, task, picture."""
-    curves: dict[tuple[str, ...], list[Curve]] = {}
+    curves: dict[tuple[str, ...], Curve] = {}
     for run in source.children.values():
         key = tuple(run.data.tags.get(name, "") for name in Key._fields)
-        curves.setdefault(key, []).append(_curve(source, run, "valid/accuracy", 100))
+        curves.setdefault(key, []).extend(_curve(source, run, "valid/accuracy", 100))
+    means = {
+        key: list(pd.DataFrame(points, columns=["epoch", "value"]).groupby("epoch")["value"].mean().items())
+        for key, points in curves.items()
+    }
     names = table.labels(source.tables)
     pictures = []
     for protocol, task in _columns(source):
-        lines = {label: _mean_curve(curves.get((protocol, task, variant), [])) for variant, label in names.items()}
+        lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
         title = f"{task}, {protocol}: validation accuracy, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures
-
-
-def _mean_curve(curves: Iterable[Curve]) -> Curve:
-    values: dict[int, list[float]] = {}
-    for step, value in (point for points in curves for point in points):
-        values.setdefault(step, []).append(value)
-    return [(step, float(np.mean(values[step]))) for step in sorted(values)]
-
-
-def settings(source: LoadedStudy) -> dict[str, Any]:
-    """Configuration, where MLflow is, and the ids of the runs."""
-    return {
-        "params": sorted(source.parent.data.params.items()),
-        "mlflow": source.tracker.address.command(),
-        "runs": json.dumps({name: run.info.run_id for name, run in source.children.items()}, indent=1),
-    }

@@ -11,6 +11,7 @@ models alike for one comparison and apart for another, nor keep their draws for 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,11 @@ from scipy import stats
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
-
 LEVEL = 0.95
 DRAWS = 10_000
 """Resamples of a bootstrap, and of a test that cannot try everything."""
-
 EXACT = 12
 """Most pieces for which a test tries every exchange (4,096)."""
-
 SEED = 2021
 
 
@@ -87,7 +85,7 @@ def paired_p(first: Floats, second: Floats) -> float:
     if len(gain) == 0:
         return 1.0
     exact = len(gain) <= EXACT
-    signs = _all_signs(len(gain)) if exact else _random_signs(len(gain))
+    signs = np.array(list(product((1.0, -1.0), repeat=len(gain)))) if exact else _random_signs(len(gain))
     as_far = int((np.abs(signs @ gain) >= abs(gain.sum()) - 1e-12).sum())  # sums differ in their last bits
     return as_far / len(signs) if exact else (as_far + 1) / (len(signs) + 1)
 
@@ -99,7 +97,7 @@ def holm(values: Sequence[float]) -> list[float]:
     steps = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1))
     adjusted = np.empty_like(raw)
     adjusted[order] = np.minimum(steps, 1.0)
-    return [float(value) for value in adjusted]
+    return adjusted.tolist()
 
 
 @lru_cache(maxsize=8)
@@ -108,12 +106,6 @@ def _weights(pieces: int, stream: int) -> Floats:
     drawn = np.random.default_rng((SEED, pieces, stream)).integers(pieces, size=(DRAWS, pieces))
     drawn += pieces * np.arange(DRAWS)[:, None]
     return np.bincount(drawn.ravel(), minlength=DRAWS * pieces).reshape(DRAWS, pieces).astype(np.float64)
-
-
-def _all_signs(pieces: int) -> Floats:
-    """All 2^pieces vectors of -1 and 1: [2^pieces, pieces]."""
-    bits = np.arange(2**pieces)[:, None] >> np.arange(pieces) & 1
-    return np.asarray(1.0 - 2.0 * bits)
 
 
 @lru_cache(maxsize=8)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import statistics
 from midibert_ray.report.baselines import MAJORITY, Baseline, majority
@@ -14,8 +15,6 @@ from midibert_ray.studies import paper
 from midibert_ray.studies.paper import PaperTable, Row
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
-
-PROTOCOLS = ("paper", "clean")
 
 PLAIN = "results"
 """Name of the table of variants that no table of the paper has."""
@@ -38,36 +37,26 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The metrics of one configuration over its seeds."""
+    """The metrics of one configuration: means over its seeds."""
 
     accuracy: float
-    """Mean over the seeds."""
-
     wilson: Interval
     """Takes all notes or segments for independent."""
-
     over_seeds: Interval | None
     """Student's t, where there are several seeds: other seeds on these pieces."""
-
     over_pieces: Interval
     """Piece-clustered bootstrap: other pieces, these seeds."""
-
     f1: float
-    """Mean macro-F1."""
-
+    """Macro-F1."""
     piece_accuracy: float | None
     """Share of the pieces whose mean logits are right, for sequence-level tasks."""
-
     tally: Mapping[str, tuple[float, float]]
     """Piece -> correct (mean over the seeds) and scored."""
-
     support: Mapping[str, int]
     """Class -> notes or segments that have it."""
-
     seeds: int
     seconds: float
     """Sum over the seeds."""
-
     device_hours: float
 
     @property
@@ -77,7 +66,7 @@ class Score:
 
     @property
     def scored(self) -> int:
-        """Test notes or segments."""
+        """Number of test notes or segments."""
         return sum(self.support.values())
 
     @property
@@ -87,7 +76,6 @@ class Score:
 
     @classmethod
     def of(cls, group: Sequence[TrialResult]) -> "Score":
-        """The score of some seeds."""
         first, accuracies = group[0], [item.accuracy for item in group]
         tally = {
             piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
@@ -116,47 +104,35 @@ class Cell:
 
     score: Score | None = None
     """None where no seed has finished."""
-
     failed: Mapping[str, str] = field(default_factory=dict)
     """Trial -> reason, of the seeds that failed."""
-
     printed: float | None = None
     """The paper's accuracy in %."""
-
     p: float | None = None
-    """That the row and the one it is tested against are alike; None where there is no test."""
+    """That the row and the one it is tested against are alike."""
 
     @property
     def difference(self) -> float | None:
-        """Our accuracy less the paper's, in points."""
+        """To the paper's accuracy, in points."""
         return 100 * self.score.accuracy - self.printed if self.score and self.printed is not None else None
 
     @property
     def reasons(self) -> str:
-        """The failed seeds with their reasons, in a line."""
         return "; ".join(f"{trial}: {reason}" for trial, reason in self.failed.items())
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultTable:
-    """A table of results under one or two protocols."""
+class ResultTable(PaperTable):
+    """A table of the paper, or of other variants, with our results under one or two protocols."""
 
     name: str
     """As in `study.tables`, or `PLAIN`."""
-
-    title: str
     split: str
     """The split that is scored: `test`, or `valid` in a sweep."""
-
-    baseline: str
-    """Variant that the other rows are tested against, or empty."""
-
-    rows: tuple[Row, ...]
     tasks: tuple[str, ...]
     protocols: tuple[str, ...]
     cells: Mapping[Key, Cell]
     """The configurations that have finished or failed."""
-
     baselines: tuple[Baseline, ...]
 
     @property
@@ -166,26 +142,17 @@ class ResultTable:
         tested = any(cell.p is not None for cell in self.cells.values())
         return f"Accuracy on the {self.split} split in %" + (f"; p against {against}." if tested else ".")
 
-    @property
-    def has_printed(self) -> bool:
-        """The paper prints some of these accuracies."""
-        return any(row.printed for row in self.rows)
-
     def baseline_names(self) -> list[str]:
-        """Rows of trivial baselines."""
         return list(dict.fromkeys(item.name for item in self.baselines))
 
     def trivial(self, protocol: str, task: str, name: str) -> Baseline | None:
-        """A trivial baseline of a column."""
         found = (item for item in self.baselines if (item.protocol, item.task, item.name) == (protocol, task, name))
         return next(found, None)
 
     def best(self, protocol: str, task: str) -> float:
         """The highest accuracy of a column."""
-        return max(
-            (cell.score.accuracy for key, cell in self.cells.items() if cell.score and key[:2] == (protocol, task)),
-            default=0.0,
-        )
+        column = (cell.score for key, cell in self.cells.items() if key[:2] == (protocol, task))
+        return max((score.accuracy for score in column if score), default=0.0)
 
 
 def build(
@@ -194,13 +161,13 @@ def build(
     baselines: Sequence[Baseline] = (),
     tables: Sequence[str] = (),
 ) -> list[ResultTable]:
-    """The tables of a study.
+    """The tables of a study, those of `study.tables`; variants that none of them has come in a table of their own.
 
     Args:
         outcomes: of the trials that have finished, in any order.
         failed: trial -> reason, of those that have failed.
         baselines: trivial ones. The majority class needs none: it is counted in what the rows have scored.
-        tables: as in `study.tables`; variants that none of them has come in a table of their own.
+        tables: names.
     """
     cells = {key: Cell(score=Score.of(group)) for key, group in by_key(outcomes).items()}
     for trial, reason in failed.items():
@@ -238,10 +205,11 @@ def scores(tables: Iterable[ResultTable]) -> dict[Key, Score]:
 
 
 def labels(tables: Iterable[ResultTable]) -> dict[str, str]:
-    """Variant -> what its row is called where it first comes."""
+    """Variant -> label of its row, where it first comes."""
     names: dict[str, str] = {}
-    for row in (row for table in tables for row in table.rows):
-        names.setdefault(row.variant, row.label)
+    for table in tables:
+        for row in table.rows:
+            names.setdefault(row.variant, row.label)
     return names
 
 
@@ -259,32 +227,26 @@ def _table(
     scores = {key: cell.score for key, cell in own.items() if cell.score}
     p = _tests(layout, scores)
     columns = {(key.protocol, key.task) for key in own}
+    # The majority class is counted here; a baseline with quadrants tells melody from the rest only (`findings`).
+    others = (item for item in baselines if item.name != MAJORITY and "TP" not in item.detail)
     return ResultTable(
+        **vars(layout),
         name=name,
-        title=layout.title,
         split=split,
-        baseline=layout.baseline,
-        rows=layout.rows,
         tasks=tuple(task for task in TASKS if task in {task for _, task in columns}),
         protocols=tuple(protocol for protocol in PROTOCOLS if protocol in {protocol for protocol, _ in columns}),
         cells={
             key: replace(cell, printed=rows[key.variant].printed.get(key.task), p=p.get(key))
             for key, cell in own.items()
         },
-        # The majority class is counted here; a baseline with quadrants tells melody from the rest only (`findings`).
         baselines=(
             *_majorities(layout, scores),
-            *(
-                item
-                for item in baselines
-                if (item.protocol, item.task) in columns and item.name != MAJORITY and "TP" not in item.detail
-            ),
+            *(item for item in others if (item.protocol, item.task) in columns),
         ),
     )
 
 
 def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
-    """The p values of a table, corrected column by column."""
     against = {row.variant: row.baseline or layout.baseline for row in layout.rows}
     columns: dict[tuple[str, str], dict[Key, float]] = {}
     for key, score in scores.items():
@@ -296,13 +258,13 @@ def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
     return {key: p for column in corrected for key, p in column}
 
 
-def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> list[Baseline]:
+def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> Iterable[Baseline]:
     """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
     order = [layout.baseline, *(row.variant for row in layout.rows)]
     found: dict[tuple[str, str], Baseline] = {}
     for key in sorted(scores, key=lambda key: order.index(key.variant)):
         found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, scores[key].support))
-    return list(found.values())
+    return found.values()
 
 
 def majority_f1(item: Baseline) -> float:

@@ -9,17 +9,13 @@ import numpy as np
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.vocabulary import PITCH_LOW
 
-_PAPER_COLUMNS = ("pieces", "hours", "mean_pitch", "mean_duration", "notes_per_bar", "bars_per_piece")
-_PAPER_ROWS = {
-    "pop1k7": (1747, 108.8, 64, 8.5, 16.9, 103.3),
-    "asap": (65, 3.5, 63, 2.9, 23.0, 95.9),
-    "pop909": (865, 59.7, 63, 6.1, 17.4, 94.9),
-    "pianist8": (411, 31.9, 63, 9.6, 17.0, 108.9),
-    "emopia": (1078, 12.0, 61, 10.0, 17.9, 14.8),
-}
-
+_COLUMNS = ("pieces", "hours", "mean_pitch", "mean_duration", "notes_per_bar", "bars_per_piece")
 PRINTED: dict[str, dict[str, float]] = {
-    corpus: dict(zip(_PAPER_COLUMNS, row, strict=True)) for corpus, row in _PAPER_ROWS.items()
+    "pop1k7": dict(zip(_COLUMNS, (1747, 108.8, 64, 8.5, 16.9, 103.3), strict=True)),
+    "asap": dict(zip(_COLUMNS, (65, 3.5, 63, 2.9, 23.0, 95.9), strict=True)),
+    "pop909": dict(zip(_COLUMNS, (865, 59.7, 63, 6.1, 17.4, 94.9), strict=True)),
+    "pianist8": dict(zip(_COLUMNS, (411, 31.9, 63, 9.6, 17.0, 108.9), strict=True)),
+    "emopia": dict(zip(_COLUMNS, (1078, 12.0, 61, 10.0, 17.9, 14.8), strict=True)),
 }
 """Corpus -> the numbers that the paper prints."""
 
@@ -57,22 +53,17 @@ class CorpusRow:
     corpus: str
     protocol: str
     pieces: int
-
     bars_per_piece: float
     """Mean number of bars that are not empty."""
-
     notes_per_bar: float
     """All notes divided by all bars that are not empty."""
-
     mean_pitch: float
     """MIDI number, over all notes."""
-
     mean_duration: float
     """Index, over all notes; 0 is one thirty-second."""
 
     @property
     def mean_thirty_seconds(self) -> float:
-        """The mean duration in thirty-seconds of a whole note."""
         return self.mean_duration + 1
 
 
@@ -91,29 +82,21 @@ def describe(store: TokenStore) -> CorpusRow:
 
 
 def table(rows: Sequence[CorpusRow]) -> list[dict[str, Any]]:
-    """Table I, a dict for each row: our numbers, the paper's (`printed`), and why they differ (`note`).
-
-    Corpora that are not the paper's have nothing `printed`, and an empty `note`.
-    """
-    return [
-        {
-            **asdict(row),
-            "mean_thirty_seconds": row.mean_thirty_seconds,
-            "printed": PRINTED.get(row.corpus, {}),
-            "note": NOTES.get(row.corpus, ""),
-        }
-        for row in rows
-    ]
+    """Table I, a dict for each row: our numbers, the paper's (`printed`), and why they differ (`note`), if known."""
+    lines = []
+    for row in rows:
+        paper = {"printed": PRINTED.get(row.corpus, {}), "note": NOTES.get(row.corpus, "")}
+        lines.append(asdict(row) | {"mean_thirty_seconds": row.mean_thirty_seconds} | paper)
+    return lines
 
 
 def grid(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The lines of `table` as text: a head, and rows of our numbers with the paper's in parentheses."""
     head = ["", "protocol", *(heading for heading, _ in SHOWN.values())]
-    return [head, *([line["corpus"], line["protocol"], *(_show(line, name) for name in SHOWN)] for line in lines)]
-
-
-def _show(line: Mapping[str, Any], name: str) -> str:
-    """Our number, and the paper's in parentheses."""
-    _, digits = SHOWN[name]
-    printed = line["printed"].get(name)
-    return f"{line[name]:{digits}}" + ("" if printed is None else f" ({printed:{digits}})")
+    rows = [head]
+    for line in lines:
+        rows.append([line["corpus"], line["protocol"]])
+        for name, (_, digits) in SHOWN.items():
+            printed = f" ({line['printed'][name]:{digits}})" if name in line["printed"] else ""
+            rows[-1].append(f"{line[name]:{digits}}{printed}")
+    return rows

@@ -70,16 +70,16 @@ def preset(name: str) -> Config:
     return replace(Config(), PRESETS[name])
 
 
-def command_line(job: str, config: Config, *words: str, only: Container[str] = ()) -> str:
+def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
     """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
 
-    `words` stand before the settings; of these `only` and storage.root are given, if it names any.
+    `words` stand before the settings; of these `only` and storage.root are given, if it names any; `also` always.
     """
     settings = flatten(config)
     presets = {name: flatten(preset(name)) for name in PRESETS}
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
     changed = [key for key, value in presets[name].items() if settings[key] != value and (not only or key in only)]
-    keys = [key for key in settings if key in changed or key == "storage.root"]
+    keys = [key for key in settings if key in changed or key == "storage.root" or key in also]
     program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
     return shlex.join([*program, *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
 

@@ -1,7 +1,7 @@
 """How long a study would take: every kind of step is measured here and now, then counted."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import PretrainingSpec, TrialSpec
+from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
@@ -23,23 +24,10 @@ from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
 """Segments of the step that is measured."""
-
 BYTES_A_NOTE, NOTES_A_BAR = 7.5, 16
 """What a note takes of a MIDI file, and a bar has of notes, in the music that ships with the project."""
-
 FORWARD = 1 / 3
 """What a segment costs that is only scored, beside one that is learned from."""
-
-
-@dataclass(frozen=True)
-class Files:
-    """A corpus before it is tokenized."""
-
-    corpus: str
-    pieces: Sequence[tuple[str, str, str | None]]
-    """Id, split and label of each."""
-    sizes: Sequence[int]
-    """Bytes of each piece's MIDI file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +35,9 @@ class Estimate:
     """Device-hours at most, as early stops are not foreseen."""
 
     pretraining: Mapping[str, float]
-    """By key."""
-
     trials: Mapping[str, float]
-    """By key."""
-
+    """Both by key."""
     device: str
-    """What was measured."""
     guessed: tuple[str, ...] = ()
     """Corpora whose tokens are not there yet: their notes follow from the sizes of their files."""
 
@@ -69,17 +53,14 @@ class Estimate:
 def estimate(
     pretrainings: Mapping[str, PretrainingSpec],
     trials: Mapping[str, TrialSpec],
-    corpora: Mapping[str, Files],
+    corpora: Mapping[str, CorpusPlan],
     *,
     threads: int,
 ) -> Estimate:
     """Measure one step of every kind on this machine, a fraction of a second to some seconds each, and count.
 
-    Args:
-        pretrainings: by key.
-        trials: by key.
-        corpora: by address of their token stores; of those that are not there yet, the sizes of files are counted.
-        threads: of a CPU, where there is no GPU.
+    Of corpora, by address of their token stores, that are not tokenized yet the sizes of files are counted. `threads`
+    are those of a CPU, where there is no GPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
@@ -97,14 +78,13 @@ def estimate(
 class _Meter:
     """Seconds of runs and trials; each kind of step is measured once."""
 
-    def __init__(self, device: torch.device, corpora: Mapping[str, Files]) -> None:
+    def __init__(self, device: torch.device, corpora: Mapping[str, CorpusPlan]) -> None:
         self.device, self.corpora = device, corpora
         self.guessed: set[str] = set()
         self._seconds: dict[tuple[object, ...], float] = {}
         self._data: dict[tuple[object, ...], TaskData] = {}
 
     def pretraining(self, run: PretrainingSpec) -> float:
-        """Seconds of a pre-training on one device."""
         config = run.config
         data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
         kind = ("pretrain", config.model, config.tokens, config.compute.precision)
@@ -114,7 +94,6 @@ class _Meter:
         return a_segment * (learned + FORWARD * validations * len(data.valid_rows))
 
     def trial(self, entry: TrialSpec) -> float:
-        """Seconds of a trial."""
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
@@ -130,30 +109,33 @@ class _Meter:
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         if uri not in self.corpora or find_manifest(uri) is not None:
             return open_store(uri, config)
-        self.guessed.add(self.corpora[uri].corpus)
+        self.guessed.add(self.corpora[uri].corpus.name)
         return _GuessedStore(uri, self.corpora[uri])
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
-            step()  # the first is always slower
-            begin = time.perf_counter()
-            step()
-            self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
+            for _ in range(2):  # the first is always slower
+                begin = time.perf_counter()
+                step()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                self._seconds[kind] = (time.perf_counter() - begin) / MEASURED
         return self._seconds[kind]
 
 
 class _GuessedStore(TokenStore):
     """What a corpus will be like once it is tokenized: its pieces, and about as many notes."""
 
-    def __init__(self, uri: str, files: Files) -> None:
-        self.uri, self.manifest = uri, {"corpus": files.corpus}
-        notes = [max(1, int(size / BYTES_A_NOTE)) for size in files.sizes]
+    def __init__(self, uri: str, plan: CorpusPlan) -> None:
+        self.uri, self.manifest = uri, {"corpus": plan.corpus.name}
+        notes = [max(1, int(plan.files[piece.files[0]].size / BYTES_A_NOTE)) for piece in plan.there]
         self.offsets = np.concatenate([[0], np.cumsum(notes)])
         self.bars = np.array([-(-count // NOTES_A_BAR) for count in notes], np.int32)
         total = int(self.offsets[-1])
         self.tokens, self.onset = np.zeros((total, 4), np.uint8), np.zeros(total, np.int32)
         self.velocity, self.part = np.full(total, 64, np.uint8), np.ones(total, np.uint8)
-        self._pieces = pa.table(list(map(list, zip(*files.pieces, strict=True))), schema=PIECE_SCHEMA)
+        rows = [{"piece": each.piece, "split": each.split, "label": each.label} for each in plan.there]
+        self._pieces = pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
@@ -171,7 +153,6 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
         logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
-    _wait(device)
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
@@ -179,9 +160,3 @@ def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:
     job = Finetuning(scratch, data, new_model(scratch, data, ""), device)
     job.model.train()
     job.learn(np.arange(MEASURED) % len(data.splits["train"]))
-    _wait(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -12,13 +12,10 @@ class Row:
 
     label: str
     """As the paper has it."""
-
     variant: str
-    """Key of `trials.VARIANTS`, for a configuration whose representation is CP."""
-
+    """Key of `trials.VARIANTS`."""
     printed: Mapping[str, float]
     """Task -> the paper's test accuracy in %; empty where the paper has none."""
-
     baseline: str = ""
     """The variant that this row is tested against; empty takes the table's."""
 
@@ -30,7 +27,6 @@ class PaperTable:
     title: str
     baseline: str
     """The variant that the other rows are tested against; empty tests only rows that have a baseline of their own."""
-
     rows: tuple[Row, ...]
 
 
@@ -87,15 +83,11 @@ TABLES: dict[str, PaperTable] = {
     ),
 }
 """By name, as in `study.tables`. Table I describes corpora and has no trials."""
-
 MELODY_OR_NOT = {"pretrained": 97.09, "skyline": 78.54}
 """Accuracy in % of telling melody from the two other classes (paper, §VIII-A1)."""
-
 CONFUSIONS = {"melody": "Fig. 3", "velocity": "Fig. 5", "composer": "Fig. 6", "emotion": "Fig. 7"}
 """Where the paper shows confusion matrices, of these two variants:"""
-
 CONFUSED = ("rnn", "pretrained")
-
 ROLL = "343"
 """The test piece of the paper's Fig. 4."""
 

@@ -14,7 +14,6 @@ from midibert_ray.training.runs import run_key
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
 """What makes one study differ from another of the same name; which of its cells are computed does not."""
-
 TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
 
 Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
@@ -31,12 +30,10 @@ class PretrainingSpec:
     """A pre-training that some trials start from."""
 
     key: str
-    """Name and hash of its run, wherever it was begun."""
-
+    """Name and hash of its run."""
     config: Config
     stores: tuple[str, ...]
     """Addresses of its token stores, in the order of `corpora.names`."""
-
     encoder: ClassVar[str] = ""
     """It starts from random weights."""
 
@@ -58,14 +55,10 @@ class TrialSpec:
 
     trial: Trial
     config: Config
-    """Its whole configuration."""
-
     store: str
     """Address of the token store of its task."""
-
     encoder: str = ""
     """Key of its pre-training; empty where it starts from random weights."""
-
     slots: ClassVar[int] = 1
 
     @functools.cached_property
@@ -86,15 +79,13 @@ Spec = PretrainingSpec | TrialSpec
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """All of a study."""
+    """What a study is made of."""
 
     config: Config
     key: str
     """Name and hash: the study's folder below `{root}/studies`, and its parent run in MLflow."""
-
     trials: Mapping[str, TrialSpec]
     """By key, in the order of the tables."""
-
     pretrainings: Mapping[str, PretrainingSpec]
     """By key, each once."""
 
@@ -114,35 +105,23 @@ def study_address(config: Config, key: str) -> str:
     return storage.join(storage.root.studies(config.storage.root), key)
 
 
-def study_key(config: Config) -> str:
-    """The name of the study that a configuration describes."""
-    return f"{config.study.name}-{identity(config, SECTIONS)}"
-
-
 def make(config: Config, locate: Locate) -> StudyPlan:
-    """The plan of the study that a configuration describes.
-
-    Args:
-        config: the configuration that the trials vary.
-        locate: finds token stores, whether or not they have been written.
+    """The plan of the study that a configuration describes, whether or not token stores have been written.
 
     Raises:
         ConfigError: where settings do not fit together.
         ValueError, FileNotFoundError: where `locate` does not find a corpus.
     """
-
-    def stores(of: Config, names: Iterable[str]) -> tuple[str, ...]:
-        return tuple(locate(of, names).values())
-
     pretrainings: dict[str, PretrainingSpec] = {}
     trials: dict[str, TrialSpec] = {}
     for trial in grid(config):
         mine, encoder, key = trial.config(config), trial.pretraining(config), ""
         if encoder:
-            inputs = stores(encoder, encoder.corpora.names)
+            inputs = tuple(locate(encoder, encoder.corpora.names).values())
             key = run_key(encoder, inputs)
             pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=inputs))
-        (store,) = stores(mine, [task_corpus(mine, trial.task)])
+        (store,) = locate(mine, [task_corpus(mine, trial.task)]).values()
         spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key)
         trials[spec.key] = spec
-    return StudyPlan(config=config, key=study_key(config), trials=trials, pretrainings=pretrainings)
+    key = f"{config.study.name}-{identity(config, SECTIONS)}"
+    return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)

@@ -6,6 +6,7 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 import json
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from ray import tune
@@ -14,26 +15,24 @@ from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as outcome
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, study_address
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.scheduler import FAILURE
 
 logger = logging.getLogger(__name__)
-
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
-
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
 
 
 class StudyLog:
-    """The runs of one study."""
+    """The runs of one study; each is opened, or found again, once."""
 
     def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
-        """Open the parent run, or find it again."""
         config = plan.config
         self.plan, self.picture = plan, picture
+        self._trials: dict[str, tracking.RunLog] = {}
         self.tracker = tracking.Tracker(tracking.address(config))
         self.experiment = tracking.study_experiment(config.study.name)
         tags = {"stage": "study", "study": plan.key}
@@ -46,16 +45,18 @@ class StudyLog:
         )
 
     def trial(self, key: str) -> tracking.RunLog:
-        """The child run of a trial, made or found again."""
-        entry = self.plan.trials[key]
-        return self.tracker.open(
-            self.experiment,
-            f"{self.plan.key}/{key}",
-            entry.trial.name,
-            params=flatten(entry.config),
-            tags=entry.trial.tags | {"encoder": entry.encoder},
-            parent=self.plan.key,
-        )
+        """The child run of a trial."""
+        if key not in self._trials:
+            entry = self.plan.trials[key]
+            self._trials[key] = self.tracker.open(
+                self.experiment,
+                f"{self.plan.key}/{key}",
+                entry.trial.name,
+                params=flatten(entry.config),
+                tags=entry.trial.tags | {"encoder": entry.encoder},
+                parent=self.plan.key,
+            )
+        return self._trials[key]
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
         """Store a trial's result and end its run."""
@@ -76,24 +77,16 @@ class Recorder(tune.Callback):
 
     def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
         self.plan, self.picture = plan, picture
-        self._log: StudyLog | None = None
-        self._runs: dict[str, tracking.RunLog] = {}
-        self._recorded: dict[str, dict[str, str]] | None = None
         self._given_up: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recorder, (self.plan, self.picture)
 
-    @property
+    @cached_property
     def log(self) -> StudyLog:
-        """The study's runs."""
-        if self._log is None:
-            self._log = StudyLog(self.plan, self.picture)
-        return self._log
+        return StudyLog(self.plan, self.picture)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Log an epoch's figures and print a line; pre-trainings are logged by their own controllers."""
         spec: Spec = trial.config["spec"]
         if isinstance(spec, PretrainingSpec):
@@ -101,7 +94,7 @@ class Recorder(tune.Callback):
         points = {key: value for key, value in result.items() if key.partition("/")[0] in ("train", "valid", "test")}
         if not points:
             return
-        self._run(spec.key).log(points, int(result["epoch"]))
+        self.log.trial(spec.key).log(points, int(result["epoch"]))
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
 
@@ -128,21 +121,21 @@ class Recorder(tune.Callback):
             self.fail(spec.key, "its process died")
 
     def take_given_up(self) -> set[str]:
-        """Names of the trials and pre-trainings that Tune gave up too soon, since this was last asked."""
+        """Keys of what Tune gave up too soon, since this was last asked."""
         taken, self._given_up = self._given_up, set()
         return taken
 
     def stop(self, key: str, figures: dict[str, float]) -> None:
         """End the run of a draw that the sweep has stopped."""
         outcome.stop(self.plan.address(key), figures)
-        run = self._run(key)
+        run = self.log.trial(key)
         run.tag(stopped=f"after epoch {figures['epoch']}")
         run.finish("KILLED")
 
     def fail(self, key: str, reason: str) -> None:
         """End a trial's run as failed."""
         logger.warning("%s failed: %s", self.plan.trials[key].trial.name, reason)
-        run = self._run(key)
+        run = self.log.trial(key)
         run.tag(failure=reason[:4000])
         run.finish("FAILED")
 
@@ -155,24 +148,15 @@ class Recorder(tune.Callback):
         found = outcome.find(self.plan.address(key))
         if found is None:
             return None
-        mark, recorded = digest(found[0].to_json()), self._recorded_here()
-        if recorded.get(key) != mark:
-            self.log.complete(self._run(key), *found)
-            recorded[key] = mark
-            storage.write_bytes(self._book, json.dumps(self._recorded, indent=1).encode())
-        return found[0]
+        result, checkpoint = found
+        here, mark = self._recorded.setdefault(self.log.tracker.address.uri, {}), digest(result.to_json())
+        if here.get(key) != mark:
+            predictions = storage.read_bytes(storage.join(checkpoint, outcome.PREDICTIONS))
+            self.log.complete(self.log.trial(key), result, predictions)
+            here[key] = mark
+            storage.write_bytes(self.plan.address(RECORDED), json.dumps(self._recorded, indent=1).encode())
+        return result
 
-    @property
-    def _book(self) -> str:
-        return storage.join(study_address(self.plan.config, self.plan.key), RECORDED)
-
-    def _recorded_here(self) -> dict[str, str]:
-        """Trial -> digest of the result that MLflow, where it is now, has been given."""
-        if self._recorded is None:
-            self._recorded = json.loads(storage.read_bytes(self._book)) if storage.exists(self._book) else {}
-        return self._recorded.setdefault(self.log.tracker.address.uri, {})
-
-    def _run(self, key: str) -> tracking.RunLog:
-        if key not in self._runs:
-            self._runs[key] = self.log.trial(key)
-        return self._runs[key]
+    @cached_property
+    def _recorded(self) -> dict[str, dict[str, str]]:
+        return storage.find_json(self.plan.address(RECORDED)) or {}

@@ -25,16 +25,13 @@ from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
-
 OUTCOME = "outcome.json"
 PREDICTIONS = "predictions.parquet"
 ORIGIN = "trial.json"
 EPOCH = "epoch.json"
 STOPPED = "stopped.json"
-
 CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
-
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
@@ -43,12 +40,10 @@ class Record:
     """Values that are kept as JSON."""
 
     def to_json(self) -> str:
-        """The values as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The values that `to_json` wrote."""
         return cls(**json.loads(text))
 
 
@@ -61,31 +56,22 @@ class TrialResult(Record):
     variant: str
     protocol: str
     seed: int
-
     split: str = "test"
     """What was scored: `test`, or `valid` in a sweep."""
-
     epoch: int
     """Epochs trained."""
-
     figures: dict[str, float]
     """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`; for sequence-level tasks also `test/piece_accuracy`."""
-
     classes: list[str]
     """Names of the model's outputs, in order."""
-
     confusion: list[list[int]]
-    """Counts: row = true class, column = predicted class."""
-
+    """Counts [true class, predicted class]."""
     pieces: dict[str, list[int]]
     """Test piece -> correct and scored notes or segments, and whether the mean logits of its segments are right."""
-
     seconds: float
     """Time spent on training and scoring, over all starts of the trial."""
-
     devices: float
     """GPUs that the trial held, or CPUs where it held none."""
-
     draw: int | None = None
     """Number of the draw, in a sweep."""
 
@@ -110,11 +96,8 @@ class Provenance(Record):
     """How a trial came about, which its outcome does not say; kept beside it, so that no MLflow is needed to tell."""
 
     study: str
-    """Key of the study."""
-
     encoder: str
     """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
-
     config: dict[str, Any]
     """The trial's whole configuration, flat."""
 
@@ -142,16 +125,15 @@ def newest(address: str) -> str | None:
 
 
 def _epoch(system: fs.FileSystem, folder: str) -> int:
-    """Epochs that a checkpoint has seen; -1 where it does not say."""
     try:
         with system.open_input_stream(f"{folder}/{EPOCH}") as stream:
             return int(json.loads(stream.read())["epoch"])
     except (OSError, ValueError, KeyError, TypeError):
-        return -1
+        return -1  # it does not say
 
 
 def stop(address: str, figures: Mapping[str, float]) -> None:
-    """Note that a sweep has stopped the trial in a folder, so that it is not run again."""
+    """Note that a sweep has stopped the trial in a folder."""
     storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
 
 
@@ -162,26 +144,14 @@ def stopped(address: str) -> bool:
 
 def settled(address: str) -> bool:
     """Whether the trial in a folder need not run any more."""
-    return finished_result(address) is not None or stopped(address)
+    return find(address) is not None or stopped(address)
 
 
-def finished_result(address: str) -> TrialResult | None:
-    """The result of the trial in a folder, or None where it has not finished."""
-    name = newest(address)
-    return read(storage.join(address, name)) if name else None
-
-
-def find(address: str) -> tuple[TrialResult, bytes] | None:
-    """Result and predictions of the trial in a folder, or None where it has not finished."""
-    name = newest(address)
-    result = read(storage.join(address, name)) if name else None
-    return (result, storage.read_bytes(storage.join(address, name, PREDICTIONS))) if name and result else None
-
-
-def read(checkpoint: str) -> TrialResult | None:
-    """The outcome in a checkpoint, given its address, or None where the trial has not finished."""
-    place = storage.join(checkpoint, OUTCOME)
-    return TrialResult.from_json(storage.read_bytes(place)) if storage.exists(place) else None
+def find(address: str) -> tuple[TrialResult, str] | None:
+    """Result of the trial in a folder, and address of its last checkpoint; None where it has not finished."""
+    checkpoint = storage.join(address, newest(address) or "")
+    file = storage.join(checkpoint, OUTCOME)
+    return (TrialResult.from_json(storage.read_bytes(file)), checkpoint) if storage.exists(file) else None
 
 
 def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: bytes) -> None:

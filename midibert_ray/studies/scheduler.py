@@ -14,15 +14,12 @@ from midibert_ray.studies.plan import PretrainingSpec, Spec
 
 FAILURE = "failure"
 """Key of a trial's last report where it cannot go on, and would not if it were started again: the reason."""
-
 ENCODER = "encoder"
 """Key of a pre-training's last report: the address of its checkpoint."""
 
-Resources = Mapping[str, float]
-
 
 def given_up(encoder: str, reason: str) -> str:
-    """Why a trial is not begun whose pre-training has failed."""
+    """The reason of a trial that is not begun, as its pre-training has failed."""
     return f"its pre-training {encoder} failed: {reason}"
 
 
@@ -34,13 +31,13 @@ class StudyScheduler(Searcher):
         specs: Sequence[Spec],
         *,
         encoders: Mapping[str, str],
-        cluster: Callable[[], Resources],
+        cluster: Callable[[], Mapping[str, float]],
         slots: int = 0,
     ) -> None:
-        """Take in what there is to do.
+        """Take in the specs, the preferred ones first.
 
         Args:
-            specs: in order of preference.
+            specs: trials and pre-trainings.
             encoders: key -> address of the checkpoint, of pre-trainings that have finished before.
             cluster: gives the resources of all nodes that are there now.
             slots: most that may run at once; 0: as the resources allow.
@@ -49,7 +46,7 @@ class StudyScheduler(Searcher):
         self.waiting = list(specs)
         self.encoders, self.slots = dict(encoders), slots
         self.failed: dict[str, str] = {}
-        """Key -> reason, of trials that were never begun, because its pre-training failed."""
+        """Key -> reason, of pre-trainings, and of trials that were never begun for them."""
         self._cluster = cluster
         self._running: dict[str, Spec] = {}
         self._starting: set[str] = set()
@@ -57,7 +54,9 @@ class StudyScheduler(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial and the address of its encoder; None: ask again later; FINISHED: there is no more."""
-        self._give_up()
+        for item in [item for item in self.waiting if item.encoder in self.failed]:
+            self.waiting.remove(item)
+            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
         if not self.waiting:
             return Searcher.FINISHED
         spec = next((item for item in self.waiting if not item.encoder or item.encoder in self.encoders), None)
@@ -68,12 +67,6 @@ class StudyScheduler(Searcher):
         if isinstance(spec, PretrainingSpec):
             self._starting.add(trial_id)
         return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
-
-    def _give_up(self) -> None:
-        """Drop what waits for a pre-training that has failed."""
-        for item in [item for item in self.waiting if item.encoder in self.failed]:
-            self.waiting.remove(item)
-            self.failed[item.key] = given_up(item.encoder, self.failed[item.encoder])
 
     def _has_room(self, spec: Spec) -> bool:
         """Whether a trial may be handed to Tune now.
@@ -93,7 +86,7 @@ class StudyScheduler(Searcher):
         return alone or fits or (never and not self._starting)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A report: workers that report have started."""
+        """Workers that report have started."""
         self._starting.discard(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -108,7 +101,6 @@ class StudyScheduler(Searcher):
             self.failed[spec.key] = str((result or {}).get(FAILURE) or "its process died")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: what is done is read from the trials' own folders when a study starts again."""
+        """Nothing: what is done is read from the trials' own folders when a study starts again."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+    restore = save

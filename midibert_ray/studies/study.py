@@ -49,23 +49,16 @@ class StudyResult:
 
     key: str
     """Name and hash: the study's folder below `{root}/studies` and its parent run in MLflow."""
-
     outcomes: list[TrialResult]
     """Of the trials that finished."""
-
     failed: dict[Trial, str]
     """Trial -> reason, of those that did not."""
-
     stopped: list[Trial]
     """Draws that a sweep has stopped early."""
 
 
 def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
     """Run all of a study, or what an earlier start of it left open; needs Ray, and all token stores.
-
-    Args:
-        plan: the study.
-        picture: draws the result of each trial for MLflow.
 
     Raises:
         ValueError: where a task's corpus lacks a split or the labels of the task, or the study was started on other
@@ -86,12 +79,12 @@ def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
 
 
 def _encoders(plan: StudyPlan) -> dict[str, str]:
-    """Pre-trainings that have finished, and the addresses of their checkpoints."""
+    """The finished pre-trainings -> addresses of their checkpoints."""
     return {key: run.checkpoint for key, entry in plan.pretrainings.items() if (run := finished(entry.config, key))}
 
 
 def _finish(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mapping[str, str]) -> dict[str, str]:
-    """Run all specs, and again those that Tune gave up too soon; the reasons of what failed, by name."""
+    """Run all specs, and again those that Tune gave up too soon; the reasons of what failed, by key."""
     reasons: dict[str, str] = {}
     for _ in range(1 + plan.config.compute.max_failures):
         reasons |= _fit(plan, recorder, todo, encoders)
@@ -100,13 +93,14 @@ def _finish(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Map
         if not todo:
             break
         logger.info("done again, as their processes were lost: %s", ", ".join(sorted(again)))
-        reasons = {name: reason for name, reason in reasons.items() if name not in {item.key for item in todo}}
+        for item in todo:
+            reasons.pop(item.key, None)
         encoders = _encoders(plan)
     return reasons
 
 
 def _collect(plan: StudyPlan, recorder: Recorder, reasons: Mapping[str, str]) -> StudyResult:
-    """All results; those that MLflow has not been given are stored there now."""
+    """All results; MLflow is given now what it has not got."""
     result = StudyResult(plan.key, [], {}, [])
     for key, entry in plan.trials.items():
         found = recorder.store(key)
@@ -125,34 +119,24 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
 
     A short trial at the end fills a gap, a long one would make one.
 
-    Args:
-        plan: the study.
-        encoders: pre-trainings that have finished.
-        done: keys of trials that have.
-
     Raises:
         ValueError: where a task's corpus lacks a split or the labels of the task; what cannot work is said now, not by
             every trial.
     """
-    trials = {key: entry for key, entry in plan.trials.items() if key not in done}
-    needed = {entry.encoder for entry in trials.values()} - encoders.keys() - {""}
+    trials = [entry for key, entry in plan.trials.items() if key not in done]
+    needed = {entry.encoder for entry in trials} - encoders.keys()
     first = [spec for key, spec in plan.pretrainings.items() if key in needed]
-    sizes = _sizes(trials)
-    return [*first, *(trials[key] for key in sorted(trials, key=lambda key: -sizes[key]))]
-
-
-def _sizes(trials: Mapping[str, TrialSpec]) -> dict[str, int]:
-    """Segments that each trial learns from at most, over all its epochs."""
     segments: dict[tuple[str, ...], int] = {}
-    sizes = {}
-    for key, entry in trials.items():
+
+    def size(entry: TrialSpec) -> int:
+        """Segments that it learns from at most, over all its epochs."""
         config = entry.config
         kind = (entry.trial.task, entry.store, config.model.representation)
         if kind not in segments:
-            store = open_store(entry.store, config.storage)
-            segments[kind] = len(TaskData(config, store).learned)
-        sizes[key] = segments[kind] * recipe(config).epochs
-    return sizes
+            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage)).learned)
+        return segments[kind] * recipe(config).epochs
+
+    return [*first, *sorted(trials, key=size, reverse=True)]
 
 
 def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
@@ -164,7 +148,6 @@ def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
 
 
 def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mapping[str, str]) -> dict[str, str]:
-    """Let Tune run the specs; the reasons of what failed, by name."""
     config = plan.config
     _prepare_tune()
     scheduler = StudyScheduler(
@@ -177,8 +160,8 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
             tune_config=TuneConfig(
                 search_alg=scheduler,
                 num_samples=len(todo),
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
+                trial_name_creator=_key,
+                trial_dirname_creator=_key,
                 scheduler=sweep.asha(config) if config.study.draws else None,
                 reuse_actors=not config.study.draws,  # a trial that is stopped leaves its thread behind
             ),
@@ -193,7 +176,7 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
 
 
 def _prepare_tune() -> None:
-    """Set what Tune takes from its process, and nowhere else."""
+    """Set what Tune takes from its process alone."""
     for name in ("ray.tune.utils.util", "ray.tune.analysis.experiment_analysis"):
         # They warn when a tracking server takes its time, and that Tune's own curves are not there.
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -206,7 +189,6 @@ def _prepare_tune() -> None:
 
 
 def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
-    """Where Tune keeps its books and the trials' checkpoints, and how often a trial starts again."""
     system, studies = storage.filesystem(storage.root.studies(config.storage.root))
     return RunConfig(
         name=key,
@@ -219,7 +201,7 @@ def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
     )
 
 
-def _trial_name(trial: Any) -> str:
+def _key(trial: Any) -> str:
     return str(trial.config["spec"].key)
 
 

@@ -14,25 +14,21 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.text import piped
 from midibert_ray.studies.result import TrialResult
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)
 HEADS = ("paper", "linear")
-
 METRIC = "valid/best"
 """What draws are compared by: the best validation accuracy so far."""
 
 
 def draw(config: Config, number: int) -> dict[str, Any]:
-    """The settings of one draw.
+    """The settings of a draw, counted from 0.
 
     The rate is drawn within a factor of ten around `finetune.lr`, evenly in its logarithm; epochs are half, all or
     twice `finetune.epochs`; the rest comes from what is usual for models of BERT's kind.
-
-    Args:
-        config: the study's configuration.
-        number: which draw, from 0.
     """
     random = np.random.default_rng(keyed_hash(config.seed, "sweep", number))
     lr = math.exp(random.uniform(math.log(config.finetune.lr / 10), math.log(config.finetune.lr * 10)))
@@ -62,12 +58,8 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
 def ranking(outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Task -> its draws that were not stopped early, best first by validation; of equals the earlier draw."""
     tasks = dict.fromkeys(item.task for item in outcomes)
-    return {
-        task: sorted(
-            (item for item in outcomes if item.task == task), key=lambda item: (-item.figures[METRIC], item.variant)
-        )
-        for task in tasks
-    }
+    ranked = sorted(outcomes, key=lambda item: (-item.figures[METRIC], item.variant))
+    return {task: [item for item in ranked if item.task == task] for task in tasks}
 
 
 def settings(config: Config, outcome: TrialResult) -> str:
@@ -81,11 +73,8 @@ def report(config: Config, outcomes: Sequence[TrialResult]) -> str:
     """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
     parts = []
     for task, ranked in ranking(outcomes).items():
-        rows = [
-            f"| {item.variant} | {100 * item.figures[METRIC]:.2f} | {item.epoch} | {settings(config, item)} |"
-            for item in ranked
-        ]
-        head = ["| draw | validation accuracy in % | epochs | settings |", "|---|---|---|---|"]
-        best = f"Best for {task}, for another study: `{settings(config, ranked[0])}`"
-        parts += ["\n".join([*head, *rows]), best]
+        rows = [["draw", "validation accuracy in %", "epochs", "settings"]]
+        for item in ranked:
+            rows.append([item.variant, f"{100 * item.figures[METRIC]:.2f}", str(item.epoch), settings(config, item)])
+        parts += [piped(rows), f"Best for {task}, for another study: `{settings(config, ranked[0])}`"]
     return "\n\n".join(parts) + "\n"

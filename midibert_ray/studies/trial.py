@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,16 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> No
     would only try again.
 
     Args:
-        space: what `StudyScheduler` hands out: a spec, and the address of its encoder.
-        study: the study's key.
+        space: a spec and the address of its encoder, from `StudyScheduler`.
+        study: key.
         folder: address of the study.
-        sink: where progress lines of a pre-training go; see `training.console`.
+        sink: takes progress lines of a pre-training; see `training.console`.
     """
     spec: Spec = space["spec"]
     try:
         if isinstance(spec, PretrainingSpec):
-            run_pretraining(spec, sink)
+            run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
+            tune.report({ENCODER: run.checkpoint})
         else:
             run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
     except (FloatingPointError, torch.OutOfMemoryError, ValueError) as error:
@@ -56,34 +58,18 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_pretraining(spec: PretrainingSpec, sink: Any) -> None:
-    """Pre-train on workers of its own; the last report names the best checkpoint."""
-    run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
-    tune.report({ENCODER: run.checkpoint})
-
-
 def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune, score the test split, report to Tune.
-
-    Args:
-        spec: the trial, its configuration and its token store.
-        encoder: address of the pre-trained checkpoint; not read by a trial that starts from random weights.
-        study: the study's key.
-        address: the trial's own folder.
-    """
-    earlier = outcome.newest(address)
-    if earlier and (done := outcome.read(storage.join(address, earlier))):
-        tune.report(_last_figures(done))  # a driver that was killed may not have written them down
+    """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
+    if done := outcome.find(address):
+        tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
         return
     remove_unfinished(address, outcome.CHECKPOINT)
     config = spec.config
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
-    job = Finetuning(config, data, _model(config, data, encoder), device)
-    if earlier:
+    with weights(encoder) if encoder else nullcontext("") as start:
+        job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
+    if earlier := outcome.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
@@ -100,30 +86,28 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     _report(spec.key, _last_figures(result), write)
 
 
-def _model(config: Config, data: TaskData, encoder: str) -> Any:
-    if not encoder:
-        return new_model(config, data, "")
-    with weights(encoder) as folder:
-        return new_model(config, data, str(folder))
+def own_device(config: Config) -> torch.device:
+    """The device of a trial; on CPUs torch is told how many it has."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
+    return device
 
 
 def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
-    config, trial, segments = job.config, spec.trial, job.data.splits[split]
+    compute = job.config.compute
     return TrialResult(
-        trial=trial.name,
-        task=trial.task,
-        variant=trial.variant,
-        protocol=trial.protocol,
-        seed=trial.seed,
-        draw=trial.draw,
+        trial=spec.trial.name,
+        **spec.trial.tags,
+        draw=spec.trial.draw,
         split=split,
         epoch=job.progress.epoch,
         figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
-        pieces=predictions.by_piece(segments.piece_id),
+        pieces=predictions.by_piece(job.data.splits[split].piece_id),
         seconds=job.progress.seconds,
-        devices=config.compute.gpus_per_trial or config.compute.cpus_per_trial,
+        devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from midibert_ray.settings.config import Config
@@ -29,7 +30,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rnn-by-pitch": _RNN | _BY_PITCH,
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
-
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
 """Settings in which trials may differ that share a pre-trained encoder."""
 
@@ -39,19 +39,13 @@ class Trial:
     """One cell of a table, with one seed."""
 
     task: str
-    """Downstream task: the column."""
-
+    """The column."""
     variant: str
     """Key of VARIANTS: the row."""
-
     protocol: str
-    """`paper` or `clean`."""
-
     seed: int
-
     draw: int | None = field(default=None, compare=False)
     """Number of the draw, in a sweep."""
-
     changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """Dotted settings in which the trial differs from the study's configuration."""
 
@@ -72,7 +66,6 @@ class Trial:
         return f"{self.task}-{self.variant}-{self.protocol}-seed{self.seed}"
 
     def config(self, base: Config) -> Config:
-        """The trial's whole configuration."""
         return replace(base, self.changes)
 
     def pretraining(self, base: Config) -> Config | None:
@@ -85,38 +78,31 @@ class Trial:
         return replace(base, {key: value for key, value in self.changes.items() if not key.startswith(OF_FINETUNING)})
 
 
-def draws(config: Config) -> list[Trial]:
-    """The trials of a sweep: tasks × draws, all from the pre-trained encoder and with the same seed."""
-    return [
-        Trial(
-            task=task,
-            variant=f"draw{number:03d}",
-            protocol=protocol,
-            seed=config.seed,
-            draw=number,
-            changes=sweep.draw(config, number) | _TUNED | {"tokens.protocol": protocol, "finetune.task": task},
-        )
-        for protocol in protocols(config)
-        for task in config.study.tasks
-        for number in range(config.study.draws)
-    ]
-
-
 def variants(config: Config) -> tuple[str, ...]:
     """The rows of a study: those of the paper's tables that it asks for, or only some of them."""
     rows, chosen = paper.variants(config.study.tables), config.study.variants
     return tuple(row for row in rows if not chosen or row in chosen) if rows else chosen
 
 
-def protocols(config: Config) -> tuple[str, ...]:
-    """The protocols of a study."""
-    return config.study.protocols or (config.tokens.protocol,)
-
-
 def grid(config: Config) -> list[Trial]:
-    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists; or a sweep's draws."""
+    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists; or a sweep's draws.
+
+    Draws all start from the pre-trained encoder and have the same seed.
+    """
+    protocols = config.study.protocols or (config.tokens.protocol,)
     if config.study.draws:
-        return draws(config)
+        return [
+            Trial(
+                task=task,
+                variant=f"draw{number:03d}",
+                protocol=protocol,
+                seed=config.seed,
+                draw=number,
+                changes=sweep.draw(config, number) | _TUNED | {"tokens.protocol": protocol, "finetune.task": task},
+            )
+            for protocol, task, number in product(protocols, config.study.tasks, range(config.study.draws))
+        ]
+    seeds = range(config.seed, config.seed + config.study.seeds)
     return [
         Trial(
             task=task,
@@ -125,8 +111,5 @@ def grid(config: Config) -> list[Trial]:
             seed=seed,
             changes=VARIANTS[variant] | {"tokens.protocol": protocol, "finetune.task": task, "seed": seed},
         )
-        for protocol in protocols(config)
-        for task in config.study.tasks
-        for variant in variants(config)
-        for seed in range(config.seed, config.seed + config.study.seeds)
+        for protocol, task, variant, seed in product(protocols, config.study.tasks, variants(config), seeds)
     ]

@@ -324,7 +324,10 @@ class TestTrial:
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
 
-        card, left = (tmp_path / "out" / "README.md").read_text(), outcome.read(str(checkpoint))
+        card, left = (
+            (tmp_path / "out" / "README.md").read_text(),
+            outcome.TrialResult.from_json((checkpoint / outcome.OUTCOME).read_bytes()),
+        )
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
         assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
         assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()

@@ -10,11 +10,11 @@ from midibert_ray.cli import dry_run
 from midibert_ray.data.store import TokenStore
 from midibert_ray.report.baselines import MAJORITY, NO_MELODY, SKYLINE
 from midibert_ray.report.load import load
-from midibert_ray.report.publish import postponed_reports, publish
+from midibert_ray.report.publish import PUBLISHED, postponed_reports, publish
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import Locate, StudyPlan, make
-from midibert_ray.studies.recorder import Recorder, StudyLog
+from midibert_ray.studies.recorder import RECORDED, Recorder, StudyLog
 from midibert_ray.studies.result import Provenance, TrialResult, write
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tracking import Tracker, sender
@@ -146,3 +146,19 @@ def test_a_result_is_recorded_once_wherever_runs_are_recorded(tmp_path: Path, lo
     leave(plan, key, 0.9)
     Noting(plan).store(key)
     assert len(recorded) == 3, "another result of the same trial"
+
+
+@pytest.mark.parametrize("left", ["", '{"tables": ["3"'])
+def test_books_that_are_empty_or_cut_are_named_and_made_again(
+    tmp_path: Path, locate: Locate, caplog: pytest.LogCaptureFixture, left: str
+) -> None:
+    plan = make(tiny_study(tmp_path, study__variants=("scratch",)), locate)
+    (key,) = plan.trials
+    result = leave(plan, key, 0.8)
+    books = [Path(plan.address(name)) for name in (PUBLISHED, RECORDED)]
+    for book in books:
+        book.write_text(left)
+    Recorder(plan).store(key)
+    publish(plan, StudyResult(plan.key, [result], {}, []))
+    assert all(str(book) in caplog.text for book in books)
+    assert all(json.loads(book.read_text()) for book in books)

@@ -74,7 +74,8 @@ def test_an_outcome_counts_before_all_and_is_read_alone(trial: str, keep: Keep, 
     address = keep(1, epoch=3, done=True)
     change(address, WEIGHTS)  # whoever opens them compares them
     found = outcome.find(trial)
-    assert found == (made.outcome("scratch", 0.8), b"parquet")
+    assert found == (made.outcome("scratch", 0.8), address)
+    assert storage.read_bytes(storage.join(address, outcome.PREDICTIONS)) == b"parquet"
     assert outcome.newest(trial) == "checkpoint_000001" and outcome.settled(trial)
     if not storage.is_local(trial):
         s3: S3 = request.getfixturevalue("s3")

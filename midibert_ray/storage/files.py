@@ -152,7 +152,7 @@ def find_json(uri: str) -> dict[str, Any] | None:
     """The JSON object in a file that can be made again; None where it is not there, or damaged, which is logged."""
     try:
         return read_json(uri)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except DamagedError as error:
         logger.warning("%s", error)

@@ -124,7 +124,7 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
         ValueError: for an unknown corpus, or one without the splits or labels of a task; FileNotFoundError where it
             is not there.
     """
-    storage.require_bucket("storage.root", config.storage.root)
+    storage.root.require_usable(config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     corpora = CorpusPlans()
     made = plan_study(config, corpora.addresses) if study else None

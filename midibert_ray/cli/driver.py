@@ -61,7 +61,7 @@ def anchor(config: Config) -> Config:
 
 
 @contextmanager
-def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
+def at_work(config: Config, needed: Sequence[Request]) -> Iterator[None]:
     """Ray and the tracking server as a job needs them, once it is sure that its results can be kept.
 
     Raises:
@@ -72,7 +72,7 @@ def at_work(config: Config, wanted: Sequence[Request]) -> Iterator[None]:
     _require_database(uri)
     try:
         with tracking.recording(config):
-            start_ray(wanted)
+            start_ray(needed)
             yield
     except Exception as error:  # MLflow's, which wraps SQLAlchemy's, which wraps sqlite's
         if problem := re.search(r"\(sqlite3\.\w+\) (.+)", str(error)):
@@ -100,11 +100,11 @@ def _database_error(uri: str, problem: str) -> ConfigError:
     )
 
 
-def start_ray(wanted: Sequence[Request] = ()) -> None:
+def start_ray(needed: Sequence[Request] = ()) -> None:
     """Join the cluster of RAY_ADDRESS (`ray job submit` sets it), else start Ray on this machine.
 
     Raises:
-        ConfigError: where no Ray answers or can start, and where it can never give what is wanted.
+        ConfigError: where no Ray answers or can start, and where it can never give what is asked for.
     """
     import ray  # here, as not every job needs it
 
@@ -122,10 +122,10 @@ def start_ray(wanted: Sequence[Request] = ()) -> None:
         _require_answer(address)
         try:
             ray.init(**quiet)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:  # ValueError: of no form that Ray knows
             raise _no_ray(address, error) from None
     signals.pass_on_sigterm()
-    resources.require(wanted, local=local)
+    resources.require(needed, local=local)
 
 
 @contextmanager

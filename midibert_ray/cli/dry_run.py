@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from midibert_ray import tracking
+from midibert_ray import storage, tracking
 from midibert_ray.cli import resources
 from midibert_ray.cli.arguments import show
 from midibert_ray.pipeline import JobPlan
@@ -55,13 +55,15 @@ def _estimate(plan: JobPlan) -> str:
 
 
 def _resource_lines(plan: JobPlan) -> list[str]:
-    """What this machine lacks for the job, where it is the one that would run it."""
+    """The lacks of this machine, where it is the one that would run the job."""
     if os.environ.get("RAY_ADDRESS"):
         return []
+    obstacle = storage.root.obstacle(plan.config.storage.root)
     here = {"CPU": resources.LOCAL_CPUS, "GPU": torch.cuda.device_count()}
     compute = replace(plan.config.compute, accelerator="")  # of what type a GPU is, Ray finds out
     missing = resources.shortage(requests(plan, compute), [here])
-    return [f"{'resources':<15} not enough on this machine: {missing}"] if missing else []
+    lines = [f"{'storage':<15} storage.root will not do on this machine: {obstacle}"] if obstacle else []
+    return lines + ([f"{'resources':<15} not enough on this machine: {missing}"] if missing else [])
 
 
 def requests(plan: JobPlan, compute: ComputeConfig) -> list[resources.Request]:

@@ -68,3 +68,7 @@ def _execute(name: str = "", *words: str) -> int:
         return driver.run(name, args)
     except driver.MENDABLE as error:
         return _fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -57,13 +57,13 @@ def requests(compute: ComputeConfig, *, pretraining: bool, trials: bool = False)
     if compute.accelerator:
         worker[_ACCELERATOR + compute.accelerator] = 0.001  # as Ray Train asks: it only tells the node
     trial = {"CPU": compute.cpus_per_trial, "GPU": compute.gpus_per_trial}
-    wanted = [Request("pre-training", compute.workers, worker, compute.placement)] if pretraining else []
-    return wanted + ([Request("a trial", 1, trial)] if trials else [])
+    needed = [Request("pre-training", compute.workers, worker, compute.placement)] if pretraining else []
+    return needed + ([Request("a trial", 1, trial)] if trials else [])
 
 
-def shortage(wanted: Sequence[Request], nodes: Sequence[Resources]) -> str:
+def shortage(needed: Sequence[Request], nodes: Sequence[Resources]) -> str:
     """What is asked for and cannot be had, beside what there is; empty where everything fits."""
-    missing = [str(request) for request in wanted if not request.fits(nodes)]
+    missing = [str(request) for request in needed if not request.fits(nodes)]
     there: Counter[str] = Counter(CPU=0, GPU=0)
     for node in nodes:
         there.update({name: amount for name, amount in node.items() if name in there or _ACCELERATOR in name})
@@ -78,26 +78,26 @@ def _words(amounts: Resources) -> str:
     return ", ".join([*counts, *kinds])
 
 
-def require(wanted: Sequence[Request], *, local: bool) -> None:
-    """See that the nodes of Ray, which has been started, can hold what is wanted, or that more may come.
+def require(needed: Sequence[Request], *, local: bool) -> None:
+    """See that the nodes of Ray, which has been started, can hold what is asked for, or that more may come.
 
     Raises:
         ConfigError: where something does not fit, and no autoscaler can bring it.
     """
-    missing = shortage(wanted, _nodes())
+    missing = shortage(needed, _nodes())
     if not missing:
         return
     if local or not _may_grow():
         raise ConfigError(
             f"{missing}, and no more can come; ask for less (compute.*), or let RAY_ADDRESS name a cluster"
         )
-    threading.Thread(target=_remind, args=(wanted,), daemon=True).start()
+    threading.Thread(target=_remind, args=(needed,), daemon=True).start()
 
 
-def _remind(wanted: Sequence[Request]) -> None:
+def _remind(needed: Sequence[Request]) -> None:
     import ray
 
-    while ray.is_initialized() and (missing := shortage(wanted, _nodes())):
+    while ray.is_initialized() and (missing := shortage(needed, _nodes())):
         logger.warning("waiting for nodes: %s", missing)
         time.sleep(REMIND_S)
 

@@ -73,11 +73,11 @@ def unpack(archive: Path, folder: Path, place: Place, limits: Limits = Limits())
                 if number > limits.members:
                     raise ArchiveError(f"{archive}: more than {limits.members:,} members; refused")
                 path = _checked(archive, member.name)
-                wanted = None if member.is_folder or not path else place(path)
-                if wanted is None:
+                target = None if member.is_folder or not path else place(path)
+                if target is None:
                     continue
-                targets.claim(archive, wanted)
-                total += _write(member, folder / wanted, limits, min(limits.member_bytes, limits.total_bytes - total))
+                targets.claim(archive, target)
+                total += _write(member, folder / target, limits, min(limits.member_bytes, limits.total_bytes - total))
     except (*_BROKEN, ValueError, NotImplementedError) as error:
         size = megabytes(archive.stat().st_size)
         raise ArchiveError(f"{archive} ({size}) is broken or cut short: {error or type(error).__name__}") from error

@@ -164,7 +164,7 @@ def _open(uri: str) -> MidiBertPreTrainedModel:
         raise FileNotFoundError(
             f"no model in {uri}: it has no {WEIGHT_FILES[-1]}; give the checkpoint of a pre-training, such as "
             "OUT/runs/pretrain-1a2b3c4d5e/step_000000120, or a finished trial, such as "
-            "OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-seed2021"
+            "OUT/studies/ablation-1a2b3c4d5e/melody-pretrained-clean-seed2021-1a2b3c4d5e"
         )
     try:
         with checkpoints.weights(uri) as folder:

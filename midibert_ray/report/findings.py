@@ -28,7 +28,7 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
     """The accuracy that the order of notes within an onset gives away, by models that differ in nothing else."""
     worth = {}
     for variant, model in MODELS.items():
-        track, pitch = (found.get(Key("paper", task, variant + end)) for end in ("", BY_PITCH))
+        track, pitch = (found.get(Key(PAPER.name, task, variant + end)) for end in ("", BY_PITCH))
         if track and pitch:
             worth[model] = track, pitch, statistics.difference(*tallies(track, pitch), paired=True)
     if not worth:

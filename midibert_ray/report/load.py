@@ -10,7 +10,7 @@ from midibert_ray.report import table
 from midibert_ray.report.baselines import Baseline
 from midibert_ray.report.table import ResultTable
 from midibert_ray.settings.config import Config
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.trials import Trial
 from midibert_ray.tracking import Run, Tracker
@@ -73,7 +73,7 @@ def load(config: Config, key: str) -> LoadedStudy:
         raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
     experiment, parent = tracking.study_experiment(found[0]), found[1]
     children = tracker.children(experiment, parent.info.run_id)
-    outcomes = [tracker.artifact(child.info.run_id, outcome.OUTCOME) for child in children]
+    outcomes = [tracker.artifact(child.info.run_id, results.OUTCOME) for child in children]
     baselines, corpora = (
         json.loads(tracker.artifact(parent.info.run_id, name) or "[]") for name in (BASELINES, CORPORA)
     )

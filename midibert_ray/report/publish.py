@@ -15,7 +15,7 @@ from midibert_ray.report import findings, formats, page, plots, table, table_one
 from midibert_ray.report.baselines import Baseline, baselines
 from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_address
 from midibert_ray.studies.recorder import StudyLog
@@ -53,7 +53,7 @@ def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
     """Results of finished trials in the study's folder that this start did not ask for."""
     folder, asked = study_address(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
     names = [name for name in storage.names(folder) if name not in plan.trials]
-    found = (outcome.find(storage.join(folder, name)) for name in names)
+    found = (results.find(storage.join(folder, name)) for name in names)
     return [item[0] for item in found if item and item[0].trial not in asked]
 
 

@@ -139,5 +139,5 @@ def _require_query(key: str, shown: str, scheme: str, query: str) -> None:
     require(len(dict(seen)) == len(seen), key, shown, "each part of the query once")
     for name, value in seen:
         require(name in known, key, shown, f"nothing but {', '.join(known)} behind the question mark")
-        wanted = "HOST:PORT" if name == "endpoint_override" else f"what fits {known[name]}"
-        require(bool(re.fullmatch(known[name], value)), key, shown, f"{wanted} for {name}")
+        expected = "HOST:PORT" if name == "endpoint_override" else f"what fits {known[name]}"
+        require(bool(re.fullmatch(known[name], value)), key, shown, f"{expected} for {name}")

@@ -12,7 +12,9 @@ Every function takes the root as it is configured: a relative path, a `~` and th
 """
 
 import contextlib
+import os
 import shutil
+from pathlib import Path
 
 from midibert_ray.settings.validators import ConfigError
 from midibert_ray.storage.files import is_local, join, remove, require_bucket, resolve, without_query, write_bytes
@@ -26,10 +28,8 @@ def require_writable(root: str) -> None:
     Raises:
         ConfigError: naming the root, the problem and the remedy.
     """
+    require_usable(root)
     uri, shown = resolve(root), f"storage.root={without_query(root)}"
-    if is_local(uri) and "?" in uri:
-        raise ConfigError(f"{shown} has a question mark, which databases take for a query; name a folder without one")
-    require_bucket("storage.root", uri)
     probe = join(uri, ".midibert-write-check")
     try:
         write_bytes(probe, b"x")
@@ -45,6 +45,31 @@ def require_writable(root: str) -> None:
             f"{shown} has {free / 2**20:.1f} MiB of room left, too little to begin; free some, or name a larger disk: "
             "storage.root=..."
         )
+
+
+def require_usable(root: str) -> None:
+    """Refuse a root that no machine could use; nothing is written.
+
+    Raises:
+        ConfigError: for a folder with a question mark, and a bucket that is not there.
+    """
+    uri = resolve(root)
+    if is_local(uri) and "?" in uri:
+        raise ConfigError(
+            f"storage.root={root} has a question mark, which databases take for a query; name a folder without one"
+        )
+    require_bucket("storage.root", uri)
+
+
+def obstacle(root: str) -> str:
+    """The reason why this machine cannot write below a local root, found without writing; empty for none."""
+    if not is_local(resolve(root)):
+        return ""
+    path = Path(resolve(root))
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        return f"{there} is no folder"
+    return "" if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
 
 
 def tokens(root: str) -> str:

@@ -13,7 +13,7 @@ from ray import tune
 
 from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
 from midibert_ray.studies.result import TrialResult
@@ -63,8 +63,8 @@ class StudyLog:
         run.json(result.confusion, "confusion_matrix.json")
         if self.picture:
             run.figure(self.picture(result), "confusion_matrix.png")
-        run.data(predictions, outcome.PREDICTIONS)
-        run.text(result.to_json(), outcome.OUTCOME)
+        run.data(predictions, results.PREDICTIONS)
+        run.text(result.to_json(), results.OUTCOME)
         run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)
         run.finish()
 
@@ -127,7 +127,7 @@ class Recorder(tune.Callback):
 
     def stop(self, key: str, figures: dict[str, float]) -> None:
         """End the run of a draw that the sweep has stopped."""
-        outcome.stop(self.plan.address(key), figures)
+        results.stop(self.plan.address(key), figures)
         run = self.log.trial(key)
         run.tag(stopped=f"after epoch {figures['epoch']}")
         run.finish("KILLED")
@@ -145,13 +145,13 @@ class Recorder(tune.Callback):
         It has been stored when its records are with MLflow, or in the spool that a server gets them from: what was
         noted after that need not be asked for.
         """
-        found = outcome.find(self.plan.address(key))
+        found = results.find(self.plan.address(key))
         if found is None:
             return None
         result, checkpoint = found
         here, mark = self._recorded.setdefault(self.log.tracker.address.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            predictions = storage.read_bytes(storage.join(checkpoint, outcome.PREDICTIONS))
+            predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.address(RECORDED), json.dumps(self._recorded, indent=1).encode())

@@ -18,7 +18,7 @@ from ray.tune.execution import class_cache
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec, study_address
 from midibert_ray.studies.recorder import Picture, Recorder
@@ -66,7 +66,7 @@ def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
     """
     pin(study_address(plan.config, plan.key), plan.stores)
     encoders = _encoders(plan)
-    done = {key for key in plan.trials if outcome.settled(plan.address(key))}
+    done = {key for key in plan.trials if results.settled(plan.address(key))}
     todo = open_specs(plan, encoders, done)
     logger.info(
         "study %s %s: %d of %d trials are done, %d of %d pre-trainings",
@@ -106,7 +106,7 @@ def _collect(plan: StudyPlan, recorder: Recorder, reasons: Mapping[str, str]) ->
         found = recorder.store(key)
         if found:
             result.outcomes.append(found)
-        elif outcome.stopped(plan.address(key)):
+        elif results.stopped(plan.address(key)):
             result.stopped.append(entry.trial)
         else:
             result.failed[entry.trial] = reasons.get(key, "it left no outcome")
@@ -154,7 +154,9 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
         todo, encoders=encoders, cluster=ray.cluster_resources, slots=config.compute.max_concurrent_trials
     )
     with open_console() as console:
-        trainable = tune.with_parameters(run_spec, study=plan.key, folder=study_address(config, plan.key), sink=console)
+        trainable = tune.with_parameters(
+            run_spec, study=plan.key, folder=study_address(config, plan.key), console=console
+        )
         tuner = Tuner(
             tune.with_resources(trainable, _resources),
             tune_config=TuneConfig(
@@ -167,8 +169,8 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
             ),
             run_config=_run_config(config, plan.key, recorder),
         )
-        results: Any = tuner.fit()
-        reasons = {storage.basename(result.path): reason for result in results if (reason := _failure(result))}
+        ended: Any = tuner.fit()
+        reasons = {storage.basename(result.path): reason for result in ended if (reason := _failure(result))}
     for key, entry in plan.trials.items():
         if entry.encoder in reasons:
             reasons.setdefault(key, given_up(entry.encoder, reasons[entry.encoder]))

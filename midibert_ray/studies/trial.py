@@ -17,7 +17,7 @@ from midibert_ray import storage
 from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
@@ -28,7 +28,7 @@ from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
 
 
-def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> None:
+def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) -> None:
     """Run a trial or a pre-training, or go on where an earlier start of it stopped.
 
     What cannot go on, and would not if it were started again, is reported with its reason and not raised: Tune
@@ -38,12 +38,12 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, sink: Any) -> No
         space: a spec and the address of its encoder, from `StudyScheduler`.
         study: key.
         folder: address of the study.
-        sink: takes progress lines of a pre-training; see `training.console`.
+        console: takes progress lines of a pre-training; see `training.console`.
     """
     spec: Spec = space["spec"]
     try:
         if isinstance(spec, PretrainingSpec):
-            run = pretrain(spec.config, spec.stores, console=sink, callbacks=[TuneReportCallback()])
+            run = pretrain(spec.config, spec.stores, console=console, callbacks=[TuneReportCallback()])
             tune.report({ENCODER: run.checkpoint})
         else:
             run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
@@ -60,16 +60,16 @@ def _reason(error: Exception) -> str:
 
 def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
-    if done := outcome.find(address):
+    if done := results.find(address):
         tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
         return
-    remove_unfinished(address, outcome.CHECKPOINT)
+    remove_unfinished(address, results.CHECKPOINT)
     config = spec.config
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
     with weights(encoder) if encoder else nullcontext("") as start:
         job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
-    if earlier := outcome.newest(address):
+    if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
@@ -77,10 +77,10 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     predictions = finetune(job, partial(_report, spec.key), split)
     result = _result(spec, job, predictions, split)
     origin = Provenance(study=study, encoder=encoder, config=flatten(config))
-    content = outcome.predictions_table(data, store, predictions, split)
+    content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
-        outcome.write(folder, result, origin, content)
+        results.write(folder, result, origin, content)
         job.model.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)
@@ -122,7 +122,7 @@ def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] |
         return
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch))
-        (Path(scratch) / outcome.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
+        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
         write_digests(Path(scratch), rank=0, world=1, run=trial)
         tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():

@@ -10,6 +10,7 @@ does not answer; records that a job leaves behind are sent by the next one, or b
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from midibert_ray.tracking.address import Address, address
@@ -34,6 +35,14 @@ __all__ = [
     "recording",
     "study_experiment",
 ]
+
+
+# MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run, and
+# nothing of its use is told to those who make it.
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def __getattr__(name: str) -> Any:

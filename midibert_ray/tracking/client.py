@@ -14,11 +14,7 @@ from midibert_ray.tracking.address import SQLITE, Address
 from midibert_ray.tracking.runs import RUN_KEY
 from midibert_ray.tracking.spool import RefusedError, RejectedError, UnreachableError
 
-# MLflow reads these when it is imported: no warning where there is no git, no progress bars, no line for every run.
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# And these at every request. Of itself it would try for minutes; we have a spool, and say what a reader can do.
+# MLflow reads these at every request. Of itself it would try for minutes; we have a spool, and say how to mend it.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 

@@ -41,19 +41,19 @@ GPU_NODE = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0}
     ],
 )
 def test_workers_fit_the_nodes_or_not(compute: dict[str, object], nodes: list[resources.Resources], fits: bool) -> None:
-    (wanted,) = resources.requests(ComputeConfig(**compute), pretraining=True)  # type: ignore[arg-type]
-    assert wanted.fits(nodes) is fits
-    assert bool(resources.shortage([wanted], nodes)) is not fits
+    (needed,) = resources.requests(ComputeConfig(**compute), pretraining=True)  # type: ignore[arg-type]
+    assert needed.fits(nodes) is fits
+    assert bool(resources.shortage([needed], nodes)) is not fits
 
 
 def test_what_is_asked_for_stands_beside_what_there_is() -> None:
     compute = ComputeConfig(workers=8, gpu=True, accelerator="H100", placement="STRICT_SPREAD", gpus_per_trial=0.5)
-    wanted = resources.requests(compute, pretraining=True, trials=True)
-    assert resources.shortage(wanted, [CPU_NODE]) == (
+    needed = resources.requests(compute, pretraining=True, trials=True)
+    assert resources.shortage(needed, [CPU_NODE]) == (
         "pre-training asks for 8 x (1 CPU, 1 GPU, H100), each on a node of its own, a trial asks for 1 x (1 CPU, "
         "0.5 GPUs); there are 4 CPUs, 0 GPUs on 1 node"
     )
-    assert resources.shortage(wanted[1:], [GPU_NODE]) == ""
+    assert resources.shortage(needed[1:], [GPU_NODE]) == ""
     assert resources.requests(compute, pretraining=False) == []
 
 
@@ -73,23 +73,23 @@ def test_an_autoscaler_is_known_by_its_kinds_of_nodes(
 def test_a_job_waits_for_nodes_with_a_line_a_minute_or_ends_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wanted = [resources.Request("pre-training", 5, {"CPU": 1.0, "GPU": 0.0})]
+    needed = [resources.Request("pre-training", 5, {"CPU": 1.0, "GPU": 0.0})]
     seen = iter([[CPU_NODE], [CPU_NODE], [CPU_NODE], [CPU_NODE, CPU_NODE]])
     monkeypatch.setattr(resources, "_nodes", lambda: next(seen))
     monkeypatch.setattr(resources, "_may_grow", lambda: True)
     monkeypatch.setattr(resources, "REMIND_S", 0.0)
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    resources.require(wanted, local=False)
+    resources.require(needed, local=False)
     for thread in threading.enumerate():
         if getattr(thread, "_target", None) is resources._remind:
             thread.join(timeout=60)
-    assert caplog.messages == ["waiting for nodes: " + resources.shortage(wanted, [CPU_NODE])] * 2
+    assert caplog.messages == ["waiting for nodes: " + resources.shortage(needed, [CPU_NODE])] * 2
     monkeypatch.setattr(resources, "_nodes", lambda: [CPU_NODE])
     with pytest.raises(ConfigError, match=r"asks for 5 x .* there are 4 CPUs, 0 GPUs on 1 node, and no more can come"):
-        resources.require(wanted, local=True)
+        resources.require(needed, local=True)
     monkeypatch.setattr(resources, "_may_grow", lambda: False)
     with pytest.raises(ConfigError, match="no more can come"):
-        resources.require(wanted, local=False)
+        resources.require(needed, local=False)
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +106,14 @@ def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "root").exists()
     told = dry_run.describe_plan(pipeline.plan(replace(config, {"compute.workers": 4})), "pretrain", estimates=False)
     assert "resources" not in told and "estimate" not in told
+    (tmp_path / "file").touch()
+    told = dry_run.describe_plan(pipeline.plan(replace(config, {"storage.root": str(tmp_path / "file" / "x")})))
+    assert f"storage.root will not do on this machine: {tmp_path}/file is no folder" in told
+
+
+def test_a_dry_run_refuses_a_root_with_a_question_mark(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^storage\.root=.*/what\? has a question mark"):
+        pipeline.plan(replace(preset("debug"), {"storage.root": str(tmp_path / "what?")}))
 
 
 def test_a_task_without_splits_or_labels_is_refused_by_the_plan(tmp_path: Path) -> None:
@@ -124,6 +132,12 @@ def test_an_address_without_ray_ends_in_one_line(tmp_path: Path) -> None:
     assert said.returncode == 2
     (line,) = said.stderr.splitlines()
     assert line.startswith("error: no Ray answers at RAY_ADDRESS=127.0.0.1:1 ([Errno 111]")
+
+
+def test_an_address_of_no_known_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConfigError, match=r"^no Ray answers at RAY_ADDRESS=nonsense .*; give HOST:PORT of the head"):
+        driver.start_ray()
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
@@ -153,7 +167,7 @@ def test_a_locked_or_broken_database_is_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_database_that_fills_its_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "start_ray", lambda wanted: None)
+    monkeypatch.setattr(driver, "start_ray", lambda needed: None)
     config = replace(preset("debug"), {"storage.root": str(tmp_path / "root")})
     full = MlflowException("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]")
     said = r"root/mlflow\.db cannot be written to: database or disk is full; end"
@@ -179,6 +193,13 @@ def test_a_report_without_a_database_makes_none(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match=r"no MLflow database at .*/root/mlflow\.db; give the root of the job"):
         pipeline.report(config, "ablation")
     assert not (tmp_path / "root").exists()
+
+
+def test_a_report_without_a_database_leaves_nothing_behind(tmp_path: Path) -> None:
+    said = run(sys.executable, "jobs/report.py", "ablation", HOME=str(tmp_path))
+    assert said.returncode == 2 and said.stderr.startswith("error: there is no study 'ablation', as there is no MLflow")
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
+    assert not left, "MLflow would keep an account of its use"
 
 
 def test_pre_training_asks_for_its_tokens_before_it_starts_ray(tmp_path: Path) -> None:

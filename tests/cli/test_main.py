@@ -50,8 +50,11 @@ def test_help_of_a_job_needs_no_framework(name: str) -> None:
     assert shown.stdout.startswith(f"usage: midibert {name} ")
 
 
-def test_help_of_the_command_names_every_job() -> None:
-    shown = run(sys.executable, "-c", "from midibert_ray.cli.main import main; main()", "--help")
+@pytest.mark.parametrize(
+    "words", [("-c", "from midibert_ray.cli.main import main; main()"), ("-m", "midibert_ray.cli.main")]
+)
+def test_help_of_the_command_names_every_job(words: tuple[str, str]) -> None:
+    shown = run(sys.executable, *words, "--help")
     assert shown.returncode == 0
     assert re.findall(r"^  (\w+) ", shown.stdout, re.MULTILINE) == list(COMMANDS)
     assert execute([]) == 2

@@ -28,7 +28,7 @@ from midibert_ray.music.vocabulary import CP
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
 from midibert_ray.training.build import new_model
@@ -326,7 +326,7 @@ class TestTrial:
 
         card, left = (
             (tmp_path / "out" / "README.md").read_text(),
-            outcome.TrialResult.from_json((checkpoint / outcome.OUTCOME).read_bytes()),
+            results.TrialResult.from_json((checkpoint / results.OUTCOME).read_bytes()),
         )
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
         assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
@@ -345,8 +345,8 @@ class TestTrial:
         self, trials: dict[str, Path], tmp_path: Path, job: Job
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["freeze-backbone"], tmp_path / "trial")).iterdir()
-        place = checkpoint / outcome.ORIGIN
-        origin = outcome.Provenance.from_json(place.read_bytes())
+        place = checkpoint / results.ORIGIN
+        origin = results.Provenance.from_json(place.read_bytes())
         corpora = {"corpora.names": ("pop1k7", "asap"), "finetune.corpus": "", "tokens.protocol": "paper"}
         place.write_text(dataclasses.replace(origin, config=origin.config | corpora).to_json())
         write_digests_anew(checkpoint)
@@ -367,7 +367,7 @@ class TestTrial:
         self, trials: dict[str, Path], tmp_path: Path, job: Job
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()
-        (checkpoint / outcome.ORIGIN).unlink()
+        (checkpoint / results.ORIGIN).unlink()
         write_digests_anew(checkpoint)
         code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
         assert code == 0 and "has no trial.json: the model card will say that its training is not known" in said
@@ -378,11 +378,11 @@ class TestTrial:
     def test_an_unfinished_or_damaged_trial_is_refused(self, trials: dict[str, Path], tmp_path: Path, job: Job) -> None:
         trial = Path(shutil.copytree(trials["scratch"], tmp_path / "trial"))
         (checkpoint,) = trial.iterdir()
-        text = (checkpoint / outcome.OUTCOME).read_text()
-        (checkpoint / outcome.OUTCOME).write_text(text.replace("melody", "malady"))
+        text = (checkpoint / results.OUTCOME).read_text()
+        (checkpoint / results.OUTCOME).write_text(text.replace("melody", "malady"))
         code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
         assert code == 2 and "outcome.json is not what was written; bring it back" in said
-        (checkpoint / outcome.OUTCOME).unlink()
+        (checkpoint / results.OUTCOME).unlink()
         write_digests_anew(checkpoint)
         code, said = job(f"run={trial}", f"output={tmp_path / 'out'}")
         assert code == 2 and "has not finished" in said and "start its study again" in said

@@ -18,7 +18,7 @@ from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 
 Curves = dict[tuple[str, str], list[tuple[int, float]]]
 
@@ -87,7 +87,7 @@ def only(config: Config, folder: str) -> str:
 def came_to(config: Config) -> dict[str, Any]:
     """All that a pipeline has found out, wherever it lies."""
     study = only(config, "studies")
-    trials = {name: outcome.find(storage.join(study, name)) for name in storage.names(study) if "seed" in name}
+    trials = {name: results.find(storage.join(study, name)) for name in storage.names(study) if "seed" in name}
     pretraining = json.loads(storage.read_bytes(storage.join(only(config, "runs"), "result.json")))
     return {
         "digest": read_manifest(only(config, "tokens"))["digest"],

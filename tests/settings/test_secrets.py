@@ -47,6 +47,8 @@ def test_a_password_of_a_server_is_refused_whatever_is_in_it(password: str) -> N
     refused(f"http://user:{password}@host:5000")
     refused(f"HTTPS://user:{password}@host:5000/mlflow")
     refused(f"https://{password}@host:5000")
+    refused(f"https://user:{password}@host")
+    refused(f"http://{password}@host/mlflow")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,8 @@ def test_a_password_of_a_server_is_refused_whatever_is_in_it(password: str) -> N
         "http://host:hunter2",
         "http://host:5000/ hunter2",
         "http://host\\hunter2",
+        "http://host:5000/token=hunter2",
+        "http://host:5000/%3Ftoken%3Dhunter2",
         "postgresql://host/db?password=hunter2",
         "postgresql://host/db?user=a&PassWord=hunter2",
         "postgresql://host/db?options=hunter2",
@@ -88,9 +92,9 @@ def test_whatever_may_be_a_secret_is_refused(uri: str) -> None:
     [
         "http://host",
         "http://host:5000/",
-        "https://mlflow.lab.example/mlflow/a@b",
+        "https://mlflow.lab.example/mlflow/a.b-c_d/~e",
         "http://[::1]:5000",
-        "http://host:5000/mlflow/a@b",
+        "http://host:5000/mlflow",
         "postgresql+psycopg2://user@host/db",
         "postgresql://user@host:5432/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
         "mysql+pymysql://us.er_1@10.0.0.5/db",

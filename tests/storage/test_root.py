@@ -11,6 +11,7 @@ from midibert_ray.settings.validators import ConfigError
 
 
 def test_a_root_is_made_and_nothing_is_left_in_it(tmp_path: Path) -> None:
+    assert not storage.root.obstacle(str(tmp_path / "a" / "b")) and not list(tmp_path.iterdir())
     storage.root.require_writable(str(tmp_path / "a" / "b"))
     assert list((tmp_path / "a").rglob("*")) == [tmp_path / "a" / "b"]
 
@@ -42,6 +43,7 @@ def test_a_root_on_a_disk_that_is_read_only(small_disk: Path) -> None:
     for root in (small_disk, small_disk / "not" / "there"):
         with pytest.raises(ConfigError, match="cannot be written to: Read-only file system; name another"):
             storage.root.require_writable(str(root))
+        assert storage.root.obstacle(str(root)) == f"{small_disk} cannot be written to"
 
 
 def test_a_root_of_somebody_else(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from midibert_ray import storage
-from midibert_ray.studies import result as outcome
+from midibert_ray.studies import result as results
 from midibert_ray.studies.result import Provenance
 from midibert_ray.training.checkpoints import remove_unfinished, write_digests
 from tests.s3 import S3
@@ -37,9 +37,9 @@ def keep(trial: str, tmp_path: Path) -> Keep:
         folder = tmp_path / f"{number}-{epoch}"
         folder.mkdir()
         (folder / WEIGHTS).write_bytes(bytes(1000))
-        (folder / outcome.EPOCH).write_text(json.dumps({"epoch": epoch}))
+        (folder / results.EPOCH).write_text(json.dumps({"epoch": epoch}))
         if done:
-            outcome.write(
+            results.write(
                 folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
             )
         write_digests(folder, 0, 1, by)
@@ -57,15 +57,15 @@ def change(address: str, name: str) -> None:
 
 
 def test_the_latest_whole_checkpoint_counts_whatever_its_number(trial: str, keep: Keep) -> None:
-    assert outcome.newest(trial) is None and not outcome.settled(trial)
+    assert results.newest(trial) is None and not results.settled(trial)
     keep(3, epoch=4)
     keep(0, epoch=5)
     keep(1, epoch=6, without=("digests-00000.json",))
     keep(2, epoch=7, without=(WEIGHTS,))
     change(keep(4, epoch=8), WEIGHTS)
-    assert outcome.newest(trial) == "checkpoint_000000"
-    assert outcome.find(trial) is None and not outcome.settled(trial)
-    assert remove_unfinished(trial, outcome.CHECKPOINT) == ["checkpoint_000002", "checkpoint_000001"]
+    assert results.newest(trial) == "checkpoint_000000"
+    assert results.find(trial) is None and not results.settled(trial)
+    assert remove_unfinished(trial, results.CHECKPOINT) == ["checkpoint_000002", "checkpoint_000001"]
     assert storage.names(trial) == ["checkpoint_000000", "checkpoint_000003", "checkpoint_000004"]
 
 
@@ -73,10 +73,10 @@ def test_an_outcome_counts_before_all_and_is_read_alone(trial: str, keep: Keep, 
     keep(5, epoch=9)
     address = keep(1, epoch=3, done=True)
     change(address, WEIGHTS)  # whoever opens them compares them
-    found = outcome.find(trial)
+    found = results.find(trial)
     assert found == (made.outcome("scratch", 0.8), address)
-    assert storage.read_bytes(storage.join(address, outcome.PREDICTIONS)) == b"parquet"
-    assert outcome.newest(trial) == "checkpoint_000001" and outcome.settled(trial)
+    assert storage.read_bytes(storage.join(address, results.PREDICTIONS)) == b"parquet"
+    assert results.newest(trial) == "checkpoint_000001" and results.settled(trial)
     if not storage.is_local(trial):
         s3: S3 = request.getfixturevalue("s3")
         gets = [
@@ -85,24 +85,24 @@ def test_an_outcome_counts_before_all_and_is_read_alone(trial: str, keep: Keep, 
         assert len(gets) == 1, "by `change` alone"
 
 
-@pytest.mark.parametrize("name", [outcome.OUTCOME, outcome.PREDICTIONS])
+@pytest.mark.parametrize("name", [results.OUTCOME, results.PREDICTIONS])
 def test_an_outcome_that_was_changed_does_not_count(trial: str, keep: Keep, name: str) -> None:
     keep(0, epoch=2)
     change(keep(1, epoch=3, done=True), name)
-    assert outcome.newest(trial) == "checkpoint_000000" and outcome.find(trial) is None
+    assert results.newest(trial) == "checkpoint_000000" and results.find(trial) is None
 
 
 def test_an_outcome_without_its_weights_does_not_count(trial: str, keep: Keep) -> None:
     keep(1, epoch=3, done=True, without=(WEIGHTS,))
-    assert outcome.newest(trial) is None
+    assert results.newest(trial) is None
 
 
 def test_the_checkpoint_of_another_trial_does_not_count(trial: str, keep: Keep) -> None:
     keep(0, epoch=5, by="trial")
     keep(1, epoch=6, done=True, by="another")
-    assert outcome.newest(trial) == "checkpoint_000000" and not outcome.settled(trial)
+    assert results.newest(trial) == "checkpoint_000000" and not results.settled(trial)
 
 
 def test_a_draw_that_was_stopped_is_settled(trial: str) -> None:
-    outcome.stop(trial, {"valid/best": 0.5})
-    assert outcome.settled(trial) and outcome.newest(trial) is None
+    results.stop(trial, {"valid/best": 0.5})
+    assert results.settled(trial) and results.newest(trial) is None

@@ -80,7 +80,7 @@ class CorpusPlans:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlan:
-    """What a job is going to do, made once, before Ray starts."""
+    """The plan of a job, made once, before Ray starts."""
 
     config: Config
     corpora: CorpusPlans
@@ -245,7 +245,7 @@ def flush(config: Config, *keys: str) -> list[str]:
 
 
 def outcome(config: Config, result: StudyResult) -> str:
-    """What a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
+    """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
     tables = table.build(result.outcomes, result.failed, (), config.study.tables)
     lines = ["", formats.to_text(tables)]
     if config.study.draws:

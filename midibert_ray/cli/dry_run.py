@@ -1,4 +1,4 @@
-"""What a job would do: the text of `--dry-run`, made before Ray is started."""
+"""The text of `--dry-run`, made before Ray is started."""
 
 import os
 from dataclasses import replace
@@ -22,7 +22,7 @@ Stage = Literal["tokenize", "pretrain"]
 
 
 def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
-    """What a job would do in some stages and its study: settings, addresses, batch arithmetic, parameters and trials.
+    """The plan of a job for some stages and its study, as text: settings, addresses, batch arithmetic, parameters and trials.
 
     With `estimates` a step is measured, and it is said how long all will take, and what this machine lacks for it.
 
@@ -67,7 +67,7 @@ def _resource_lines(plan: JobPlan) -> list[str]:
 
 
 def requests(plan: JobPlan, compute: ComputeConfig) -> list[resources.Request]:
-    """What the open parts of a job ask for."""
+    """The resources that the open parts of a job ask for."""
     return resources.requests(compute, pretraining=bool(plan.open_pretrainings), trials=bool(plan.open_trials))
 
 

@@ -1,4 +1,4 @@
-"""Whether the nodes of Ray can give what a job asks for: said at once, and every minute while nodes may still come."""
+"""A job's demand beside the nodes of Ray: said at once, and every minute while nodes may still come."""
 
 import json
 import logging
@@ -52,7 +52,7 @@ class Request:
 
 
 def requests(compute: ComputeConfig, *, pretraining: bool, trials: bool = False) -> list[Request]:
-    """What the open parts of a job ask for."""
+    """The resources that the open parts of a job ask for."""
     worker = {"CPU": float(compute.cpus_per_worker), "GPU": float(compute.gpu)}
     if compute.accelerator:
         worker[_ACCELERATOR + compute.accelerator] = 0.001  # as Ray Train asks: it only tells the node

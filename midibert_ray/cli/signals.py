@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM end a job: never with a traceback, and in order once there is something to tidy up."""
+"""The end of a job by Ctrl-C or SIGTERM: never with a traceback, and in order once there is something to tidy up."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is submitted: a job's command line, understood by the job itself, and the names that follow from it."""
+"""A submission: a job's command line, understood by the job itself, and the names that follow from it."""
 
 import shlex
 from dataclasses import dataclass

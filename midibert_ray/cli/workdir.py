@@ -1,4 +1,4 @@
-"""What a submitted job takes to the cluster: the code, in one archive, and nothing that may be a secret.
+"""The files that a submitted job takes to the cluster: the code, in one archive, and nothing that may be a secret.
 
 Sent is what has its place in `CODE` and is known to git, where the checkout is a repository. `.rayignore`, which
 `ray job submit` reads and which cannot ask git, says the rest of it: `python -m midibert_ray.cli.workdir > .rayignore`.
@@ -40,7 +40,7 @@ CODE = (
     "midibert_ray/export/**/*.md",
     "midibert_ray/export/**/*.j2",
 )
-"""What a job needs of a checkout: code anywhere in the package, data by its place."""
+"""The files of a checkout that a job needs: code anywhere in the package, data by its place."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""What the five corpora contain, file by file, so that a copy can be compared with the one of the paper.
+"""The contents of the five corpora, file by file, so that a copy can be compared with the one of the paper.
 
 `contents.json` holds, for every file that `tokenize_piece` reads (the pieces' MIDI files and POP909's beats),
 the first half of its SHA-256 digest. It was measured on copies of the publishers' commits and is made again with

@@ -162,7 +162,7 @@ def _checked(archive: Path, name: str) -> str:
 
 
 class _Targets:
-    """Which files have been claimed; file systems that ignore case or accents' spelling must not mix two up."""
+    """The files that have been claimed; file systems that ignore case or accents' spelling must not mix two up."""
 
     def __init__(self) -> None:
         self.files: set[str] = set()

@@ -1,4 +1,4 @@
-"""Which index comes when: permutations, batches and held-out parts as pure functions of a seed.
+"""The order of indices: permutations, batches and held-out parts as pure functions of a seed.
 
 Nothing here keeps state, so a resumed run asks for step k and gets it, and one worker or sixty-four
 see the same global order.

@@ -80,10 +80,10 @@ class Segments:
         segments = full + (rest > 0 if not drop_short_last else rest >= length / 2)
         self._first = np.concatenate([[0], np.cumsum(segments)])
         if not len(self):
-            expected = "any split" if splits is None else f"the splits {', '.join(sorted(splits))}"
-            known = "; ".join(f"{', '.join(sorted(store.splits)) or 'none'} in {store.corpus}" for store in self.stores)
+            expected = "any split" if splits is None else f"splits {sorted(splits)}"
+            known = {store.corpus: sorted(store.splits) for store in self.stores}
             raise ValueError(
-                f"no segment of {length} time steps is left of {expected} (there are: {known}); give more music, or "
+                f"no segment of {length} time steps is left of {expected}; there are {known}; give more music, or "
                 "shorter segments (tokens.segment=...)"
             )
 

@@ -76,7 +76,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
 
 
 def plan(config: Config, pretrained: Pretrained, *, output: str = "", run: str = "", reference: str = "") -> str:
-    """What `--dry-run` prints: where the weights come from, and where the folder goes."""
+    """The text of `--dry-run`: where the weights come from, and where the folder goes."""
     source = reference or (find(config, run) if run else pretrained(config).checkpoint)
     return f"{'from':<8}{source}\n{'to':<8}{_output(output)}"
 

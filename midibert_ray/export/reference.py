@@ -56,7 +56,7 @@ _DAMAGES = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError,
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceInfo:
-    """What the file says beside its weights."""
+    """The contents of the file beside its weights."""
 
     kind: str
     """`encoder` (pre-trained), `notes` or `sequences` (fine-tuned)."""

@@ -1,4 +1,4 @@
-"""Where bars begin: time signatures -> bars on the sixteenth grid.
+"""Beginnings of bars: time signatures -> bars on the sixteenth grid.
 
 A bar is as long as its time signature says. One that is longer than a whole note is cut at a beat, into as few bars of
 at most sixteen sub-beats as will do, the longer ones first (5/4: three quarters and two), so that every position has a

@@ -1,1 +1,1 @@
-"""What studies found: statistics, tables, pictures and pages."""
+"""The findings of studies: statistics, tables, pictures and pages."""

@@ -1,4 +1,4 @@
-"""What needs no training, on the test split: a model that does not beat this has learnt nothing.
+"""Answers without training, on the test split: a model that does not beat this has learnt nothing.
 
 Notes and segments count as they do for a trial (`training.finetune.TaskData`), so that a baseline stands in
 one column with the models.

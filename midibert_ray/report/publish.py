@@ -1,4 +1,4 @@
-"""What a study leaves on its parent run in MLflow: tables, charts, baselines, corpora, reasons of failures.
+"""The records of a study on its parent run in MLflow: tables, charts, baselines, corpora, reasons of failures.
 
 All of it is made from what lies in the study's own folder; nothing is asked of MLflow.
 """

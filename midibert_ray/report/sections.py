@@ -86,9 +86,9 @@ def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
 def piano_roll(source: LoadedStudy) -> dict[str, Any]:
     """Fig. 4: a test piece as annotated, as skyline has it and as a model hears it."""
     groups = {key: group for key, group in by_key(source.outcomes).items() if TASKS[key.task].melody}
-    paired = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in TASKS]
+    preferred = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in TASKS]
     best = sorted(groups, key=lambda key: -groups[key][0].accuracy)
-    for key in (key for key in (*paired, *best) if key in groups):
+    for key in (key for key in (*preferred, *best) if key in groups):
         chosen = groups[key][0]
         content = source.tracker.artifact(source.children[chosen.trial].info.run_id, PREDICTIONS)
         if content:

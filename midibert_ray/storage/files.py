@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -102,6 +103,20 @@ def _problem(system: fs.FileSystem, path: str) -> str | None:
         if system.get_file_info(path.partition("/")[0]).type is fs.FileType.NotFound:
             return "there is no such bucket"
     return None
+
+
+@contextlib.contextmanager
+def owner_only() -> Iterator[None]:
+    """Make files of this process and its children their owner's alone: they may hold paths and parameters.
+
+    Workers of a Ray that starts here inherit this; on a cluster that is there already, the driver makes the folders in
+    which they write.
+    """
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def exists(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""How long a study would take: every kind of step is measured here and now, then counted."""
+"""The duration of a study, estimated: every kind of step is measured here and now, then counted."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -124,7 +124,7 @@ class _Meter:
 
 
 class _GuessedStore(TokenStore):
-    """What a corpus will be like once it is tokenized: its pieces, and about as many notes."""
+    """A corpus as it will be once it is tokenized: its pieces, and about as many notes."""
 
     def __init__(self, uri: str, plan: CorpusPlan) -> None:
         self.uri, self.manifest = uri, {"corpus": plan.corpus.name}

@@ -74,12 +74,12 @@ class TrialSpec:
 
 
 Spec = PretrainingSpec | TrialSpec
-"""What Tune runs as one of its trials."""
+"""The spec of one of Tune's trials."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPlan:
-    """What a study is made of."""
+    """The pre-trainings and trials of a study, and the settings that name it."""
 
     config: Config
     key: str

@@ -1,4 +1,4 @@
-"""What a trial leaves on storage: checkpoints, and in the last one test figures, confusion counts,
+"""The files of a trial on storage: checkpoints, and in the last one test figures, confusion counts,
 predictions and the settings behind them.
 
 Whether a trial has finished, and where it goes on, is read from its own folder. Tune's books are written every

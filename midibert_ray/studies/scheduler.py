@@ -1,4 +1,4 @@
-"""What Tune does next: pre-trainings first, each fine-tuning trial as soon as its encoder is there.
+"""The order in which Tune works: pre-trainings first, each fine-tuning trial as soon as its encoder is there.
 
 Tune asks a searcher for the next trial whenever it has room. A study's trials are known beforehand, so this
 searcher searches nothing: it hands them out in their order, holds back those whose encoder is still being

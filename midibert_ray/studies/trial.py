@@ -1,4 +1,4 @@
-"""What Tune runs, in a process of its own: a trial to its end, or a pre-training with workers of its own."""
+"""The work of one process of Tune: a trial to its end, or a pre-training with workers of its own."""
 
 import json
 import tempfile

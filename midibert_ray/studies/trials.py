@@ -1,4 +1,4 @@
-"""What a study varies, as a list of trials: each is a name and a few dotted settings."""
+"""The variations of a study, as a list of trials: each is a name and a few dotted settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -37,7 +37,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What lies below a folder. Names are posix paths below it and always valid UTF-8."""
+    """The files and folders below a folder. Names are posix paths below it and always valid UTF-8."""
 
     files: Mapping[str, File] = field(repr=False)
     """By name; a byte that is not UTF-8 is spelled `\\xe9` in it."""

@@ -1,4 +1,4 @@
-"""What tokenizing a corpus means: its pieces, their files, and the URI of the store."""
+"""The plan of tokenizing a corpus: its pieces, their files, and the URI of the store."""
 
 import functools
 import hashlib
@@ -24,7 +24,7 @@ _MOST_BYTES = 4 << 20  # of the MIDI files of a task, which holds the notes of a
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusPlan:
-    """What tokenizing one corpus means: which pieces, from where, to which URI."""
+    """The plan of tokenizing one corpus: which pieces, from where, to which URI."""
 
     corpus: Corpus
     protocol: Protocol

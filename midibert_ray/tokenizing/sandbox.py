@@ -71,7 +71,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of a piece: its columns, or the reason why there are none."""
+    """The result of a piece: its columns, or the reason why there are none."""
 
     reason: str | None
     may_pass: bool = False
@@ -206,7 +206,7 @@ class _Child:
 
 
 def _environment() -> dict[str, str]:
-    """What a child needs of this process's environment; the rest may be keys and passwords."""
+    """The part of this process's environment that a child needs; the rest may be keys and passwords."""
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     # the package may lie where only this process looks: Ray adds a job's folder to sys.path

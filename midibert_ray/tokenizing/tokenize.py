@@ -117,7 +117,7 @@ def tokenize_plans(plans: Sequence[CorpusPlan]) -> list[Summary]:
 
 
 class _Ledger:
-    """What the driver has heard of the pieces of one corpus; its memory is some 100 bytes a piece."""
+    """The account that the driver keeps of one corpus's pieces; its memory is some 100 bytes a piece."""
 
     def __init__(self, plan: CorpusPlan, held: Lease) -> None:
         self.plan, self._held = plan, held

@@ -1,7 +1,6 @@
 """Records reach a tracking server: while a job runs, at its end, and afterwards."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 
@@ -28,14 +27,9 @@ def recording(config: Config) -> Iterator[None]:
     Raises:
         ConfigError: at once, where the server does not accept the account.
     """
-    # Results hold paths and parameters: they are their owner's alone. Workers of a Ray that starts here inherit this;
-    # on a cluster that is there already, the driver makes the folders in which they write.
-    target, before = address(config), os.umask(0o077)
-    try:
-        with _sending(config, target) if target.spool else nullcontext():
-            yield
-    finally:
-        os.umask(before)
+    target = address(config)
+    with storage.owner_only(), _sending(config, target) if target.spool else nullcontext():
+        yield
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class UnfinishedError(CheckpointError):
 
 
 class Shard(NamedTuple):
-    """What the digests of one worker say."""
+    """The content of one worker's file of digests."""
 
     world: int
     """Number of workers that wrote the checkpoint."""

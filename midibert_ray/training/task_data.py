@@ -1,4 +1,4 @@
-"""What a labelled task's corpus is under each protocol: segments, their labels, and what a model sees of them."""
+"""A labelled task's corpus under each protocol: its segments, their labels, and the input of a model."""
 
 import functools
 from collections.abc import Collection
@@ -23,7 +23,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model sees of some segments, on its device."""
+    """The input of a model for some segments, on its device."""
 
     tokens: Tensor
     """int64 [batch, time, 4], or [batch, time] for REMI."""

@@ -13,6 +13,9 @@ from mlflow.exceptions import MlflowException
 
 from midibert_ray import pipeline
 from midibert_ray.cli import driver, dry_run, resources
+from midibert_ray.cli.arguments import parse
+from midibert_ray.cli.commands import COMMANDS
+from midibert_ray.cli.jobs import tokenize
 from midibert_ray.settings.config import ComputeConfig, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
@@ -200,6 +203,14 @@ def test_a_report_without_a_database_leaves_nothing_behind(tmp_path: Path) -> No
     assert said.returncode == 2 and said.stderr.startswith("error: there is no study 'ablation', as there is no MLflow")
     left = [path for path in tmp_path.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
     assert not left, "MLflow would keep an account of its use"
+
+
+def test_tokens_are_their_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "start_ray", lambda: (tmp_path / "root/by-ray").touch())
+    monkeypatch.setattr(pipeline, "tokenize", lambda plan: (tmp_path / "root/manifest.json").touch() or [])
+    tokenize.run(parse(COMMANDS["tokenize"], ["--preset", "debug", f"storage.root={tmp_path}/root"]))
+    made = list(tmp_path.rglob("*"))
+    assert len(made) == 3 and not any(path.stat().st_mode & 0o077 for path in made)
 
 
 def test_pre_training_asks_for_its_tokens_before_it_starts_ray(tmp_path: Path) -> None:

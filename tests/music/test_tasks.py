@@ -1,5 +1,7 @@
 """What tasks are made of, and how labels are read."""
 
+import ast
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,18 @@ def test_the_four_tasks():
         "composer": ("sequence", 8, "pianist8"),
         "emotion": ("sequence", 4, "emopia"),
     }
+
+
+def test_no_branch_asks_for_the_name_of_a_task():
+    package = Path(__file__).parents[2] / "midibert_ray"
+    asked = [
+        f"{path.relative_to(package)}:{node.lineno}"
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Compare | ast.match_case)
+        and any(isinstance(part, ast.Constant) and part.value in TASKS for part in ast.walk(node))
+    ]
+    assert not asked, "ask a field of `music.tasks.Task` instead"
 
 
 def test_velocity_classes():

@@ -20,6 +20,7 @@ def run(args: Args) -> None:
     if args.dry_run:
         print(dry_run.describe_plan(plan, "tokenize"))
         return
-    storage.root.require_writable(args.config.storage.root)
-    start_ray()
-    print(Summary.table(pipeline.tokenize(plan)))
+    with storage.owner_only():
+        storage.root.require_writable(args.config.storage.root)
+        start_ray()
+        print(Summary.table(pipeline.tokenize(plan)))

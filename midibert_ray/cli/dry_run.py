@@ -22,7 +22,7 @@ Stage = Literal["tokenize", "pretrain"]
 
 
 def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
-    """The plan of a job for some stages and its study, as text: settings, addresses, batch arithmetic, parameters and trials.
+    """The plan of a job for some stages and its study: settings, addresses, batch arithmetic, parameters and trials.
 
     With `estimates` a step is measured, and it is said how long all will take, and what this machine lacks for it.
 

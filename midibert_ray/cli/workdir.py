@@ -34,13 +34,13 @@ CODE = (
     "midibert_ray/corpora/sample/POP909/*/[0-9][0-9][0-9].mid",
     "midibert_ray/corpora/sample/POP909/*/beat_audio.txt",
     "midibert_ray/corpora/sample/POP909/*/beat_midi.txt",
-    "midibert_ray/report/**/*.css",
-    "midibert_ray/report/**/*.html",
-    "midibert_ray/report/**/*.j2",
-    "midibert_ray/export/**/*.md",
-    "midibert_ray/export/**/*.j2",
+    "midibert_ray/report/templates/page.html",
+    "midibert_ray/report/templates/parts.html",
+    "midibert_ray/report/templates/report.css",
+    "midibert_ray/report/templates/sections.html",
+    "midibert_ray/export/card.md",
 )
-"""The files of a checkout that a job needs: code anywhere in the package, data by its place."""
+"""The files of a checkout that a job needs: code anywhere in the package, data by its name."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

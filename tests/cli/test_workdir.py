@@ -50,7 +50,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (["init", "-q"], ["add", *code], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], cwd=root, check=True)
-    folders = ["", "jobs", "midibert_ray", "midibert_ray/music", "midibert_ray/corpora/sample/POP909/042", "other"]
+    folders = ["", "jobs", "midibert_ray", "other"]
+    folders += [f"midibert_ray/{name}" for name in ("music", "corpora/sample/POP909/042", "report/templates", "export")]
     checkout(root, *(f"{folder}/{name}".lstrip("/") for folder, name in product(folders, SECRETS)))
     return root, code
 

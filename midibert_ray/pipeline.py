@@ -22,7 +22,7 @@ from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_address
+from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_uri
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
@@ -32,7 +32,7 @@ from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.training.launch import pretrain as run_pretraining
-from midibert_ray.training.runs import PretrainRun, finished, run_address, run_key
+from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
 from midibert_ray.training.task_data import require_labels, require_splits
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class CorpusPlans:
         how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
         return self.plans.setdefault(how, {})
 
-    def addresses(self, config: Config, names: Iterable[str]) -> dict[str, str]:
+    def uris(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
 
         Raises:
@@ -97,7 +97,7 @@ class JobPlan:
     @property
     def pretraining(self) -> PretrainingSpec:
         """The pre-training that `config` itself describes, whether or not the job runs it."""
-        stores = tuple(self.corpora.addresses(self.config, self.config.corpora.names).values())
+        stores = tuple(self.corpora.uris(self.config, self.config.corpora.names).values())
         return PretrainingSpec(key=run_key(self.config, stores), config=self.config, stores=stores)
 
     @property
@@ -113,7 +113,7 @@ class JobPlan:
     @property
     def open_trials(self) -> list[str]:
         """Keys of the trials that still have to run."""
-        return [key for key in self.study.trials if not settled(self.study.address(key))] if self.study else []
+        return [key for key in self.study.trials if not settled(self.study.uri(key))] if self.study else []
 
 
 def plan(config: Config, *, study: bool = False) -> JobPlan:
@@ -127,8 +127,8 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     storage.root.require_usable(config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
     corpora = CorpusPlans()
-    made = plan_study(config, corpora.addresses) if study else None
-    corpora.addresses(config, config.corpora.names)
+    made = plan_study(config, corpora.uris) if study else None
+    corpora.uris(config, config.corpora.names)
     if made:
         _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
@@ -185,7 +185,7 @@ def pretrained(config: Config) -> PretrainRun:
     done = finished(config, key)
     if done is None:
         raise MissingInputError(
-            f"no finished pre-training {key} below {run_address(config, key)}; run it first (or let the job pipeline "
+            f"no finished pre-training {key} below {run_uri(config, key)}; run it first (or let the job pipeline "
             f"run all stages):\n    {command_line('pretrain', config)}"
         )
     return done
@@ -202,7 +202,7 @@ def study(plan: JobPlan) -> StudyResult:
     assert plan.study, "plan(config, study=True)"
     require_tokens(plan)
     key = plan.study.key
-    with lease(study_address(plan.config, key), what=f"study {key}", report=logger.info) as held:
+    with lease(study_uri(plan.config, key), what=f"study {key}", report=logger.info) as held:
         result = run_study(plan.study, plots.confusion)
         held.check()
         publish(plan.study, result)

@@ -11,7 +11,7 @@ from midibert_ray import pipeline
 from midibert_ray.cli import dry_run
 from midibert_ray.settings.overrides import replace
 from midibert_ray.storage.lease import lease
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import StudyPlan, study_uri
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tokenizing import plan as planning
 from midibert_ray.tokenizing import tokenize
@@ -67,7 +67,7 @@ def test_of_two_that_run_a_study_the_second_follows(
     monkeypatch.setattr(pipeline, "require_tokens", lambda plan: None)
     plan = pipeline.plan(tiny_study(tmp_path, study__variants=("scratch",)), study=True)
     assert plan.study
-    folder = study_address(plan.config, plan.study.key)
+    folder = study_uri(plan.config, plan.study.key)
     said = threading.Event()
     caplog.handler.addFilter(lambda record: "waiting for its end" not in record.getMessage() or said.set() or True)
     with caplog.at_level("INFO"):

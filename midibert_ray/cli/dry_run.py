@@ -14,9 +14,9 @@ from midibert_ray.report.publish import postponed_reports
 from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
-from midibert_ray.studies.plan import StudyPlan, study_address
+from midibert_ray.studies.plan import StudyPlan, study_uri
 from midibert_ray.training.build import parameter_counts, plan_batch
-from midibert_ray.training.runs import run_address
+from midibert_ray.training.runs import run_uri
 
 Stage = Literal["tokenize", "pretrain"]
 
@@ -31,14 +31,14 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     """
     config, study = plan.config, plan.study
     names = dict.fromkeys((*config.corpora.names, *(name for group in plan.tokens for name in group)))
-    places = plan.corpora.addresses(config, names)
+    places = plan.corpora.uris(config, names)
     lines = [_settings(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
     if "pretrain" in stages:
         counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [
-            f"{'pre-training':<15} {run_address(config, plan.pretraining.key)}",
+            f"{'pre-training':<15} {run_uri(config, plan.pretraining.key)}",
             f"{'batch':<15} {plan_batch(config)}",
             f"{'parameters':<15} {counts}",
         ]
@@ -90,7 +90,7 @@ def describe_flush(config: Config) -> str:
 
 def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
     """What a study would do, and what of it is done."""
-    lines = [f"{'study':<15} {study_address(study.config, study.key)}"]
+    lines = [f"{'study':<15} {study_uri(study.config, study.key)}"]
     for key, entry in study.pretrainings.items():
         state = "open" if key in plan.open_pretrainings else "done"
         users = sum(trial.encoder == key for trial in study.trials.values())

@@ -17,7 +17,7 @@ from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_address
+from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
 from midibert_ray.studies.recorder import StudyLog
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
@@ -51,7 +51,7 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
     """Results of finished trials in the study's folder that this start did not ask for."""
-    folder, asked = study_address(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
+    folder, asked = study_uri(plan.config, plan.key), {entry.trial.name for entry in plan.trials.values()}
     names = [name for name in storage.names(folder) if name not in plan.trials]
     found = (results.find(storage.join(folder, name)) for name in names)
     return [item[0] for item in found if item and item[0].trial not in asked]
@@ -61,7 +61,7 @@ def _add_to_book(
     plan: StudyPlan, result: StudyResult, outcomes: Sequence[TrialResult]
 ) -> tuple[list[str], list[Baseline], dict[Trial, str]]:
     """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
-    before = storage.find_json(plan.address(PUBLISHED)) or {}
+    before = storage.find_json(plan.uri(PUBLISHED)) or {}
     tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
     trivial = [] if plan.config.study.draws else _baselines(plan)
     known = {(item.protocol, item.task) for item in trivial}
@@ -75,7 +75,7 @@ def _add_to_book(
         "baselines": [asdict(item) for item in trivial],
         "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
     }
-    storage.write_bytes(plan.address(PUBLISHED), json.dumps(content, indent=1).encode())
+    storage.write_bytes(plan.uri(PUBLISHED), json.dumps(content, indent=1).encode())
     return tables, trivial, failed
 
 

@@ -95,12 +95,12 @@ class StudyPlan:
         pretrained = (store for run in self.pretrainings.values() for store in run.stores)
         return tuple(dict.fromkeys((*pretrained, *(trial.store for trial in self.trials.values()))))
 
-    def address(self, trial: str) -> str:
+    def uri(self, trial: str) -> str:
         """The folder of a trial, by key."""
-        return storage.join(study_address(self.config, self.key), trial)
+        return storage.join(study_uri(self.config, self.key), trial)
 
 
-def study_address(config: Config, key: str) -> str:
+def study_uri(config: Config, key: str) -> str:
     """The folder of a study."""
     return storage.join(storage.root.studies(config.storage.root), key)
 

@@ -127,7 +127,7 @@ class Recorder(tune.Callback):
 
     def stop(self, key: str, figures: dict[str, float]) -> None:
         """End the run of a draw that the sweep has stopped."""
-        results.stop(self.plan.address(key), figures)
+        results.stop(self.plan.uri(key), figures)
         run = self.log.trial(key)
         run.tag(stopped=f"after epoch {figures['epoch']}")
         run.finish("KILLED")
@@ -145,7 +145,7 @@ class Recorder(tune.Callback):
         It has been stored when its records are with MLflow, or in the spool that a server gets them from: what was
         noted after that need not be asked for.
         """
-        found = results.find(self.plan.address(key))
+        found = results.find(self.plan.uri(key))
         if found is None:
             return None
         result, checkpoint = found
@@ -154,9 +154,9 @@ class Recorder(tune.Callback):
             predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
-            storage.write_bytes(self.plan.address(RECORDED), json.dumps(self._recorded, indent=1).encode())
+            storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
         return result
 
     @cached_property
     def _recorded(self) -> dict[str, dict[str, str]]:
-        return storage.find_json(self.plan.address(RECORDED)) or {}
+        return storage.find_json(self.plan.uri(RECORDED)) or {}

@@ -20,7 +20,7 @@ from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec, study_address
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec, study_uri
 from midibert_ray.studies.recorder import Picture, Recorder
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.scheduler import FAILURE, StudyScheduler, given_up
@@ -64,9 +64,9 @@ def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
         ValueError: where a task's corpus lacks a split or the labels of the task, or the study was started on other
             tokens.
     """
-    pin(study_address(plan.config, plan.key), plan.stores)
+    pin(study_uri(plan.config, plan.key), plan.stores)
     encoders = _encoders(plan)
-    done = {key for key in plan.trials if results.settled(plan.address(key))}
+    done = {key for key in plan.trials if results.settled(plan.uri(key))}
     todo = open_specs(plan, encoders, done)
     logger.info(
         "study %s %s: %d of %d trials are done, %d of %d pre-trainings",
@@ -106,7 +106,7 @@ def _collect(plan: StudyPlan, recorder: Recorder, reasons: Mapping[str, str]) ->
         found = recorder.store(key)
         if found:
             result.outcomes.append(found)
-        elif results.stopped(plan.address(key)):
+        elif results.stopped(plan.uri(key)):
             result.stopped.append(entry.trial)
         else:
             result.failed[entry.trial] = reasons.get(key, "it left no outcome")
@@ -154,9 +154,7 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
         todo, encoders=encoders, cluster=ray.cluster_resources, slots=config.compute.max_concurrent_trials
     )
     with open_console() as console:
-        trainable = tune.with_parameters(
-            run_spec, study=plan.key, folder=study_address(config, plan.key), console=console
-        )
+        trainable = tune.with_parameters(run_spec, study=plan.key, folder=study_uri(config, plan.key), console=console)
         tuner = Tuner(
             tune.with_resources(trainable, _resources),
             tune_config=TuneConfig(

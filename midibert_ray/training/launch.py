@@ -18,7 +18,7 @@ from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished, says_full
 from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recorder import RunRecorder, open_log
-from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_address, run_key
+from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_key, run_uri
 from midibert_ray.training.watchdog import Watch
 from midibert_ray.training.worker import FINISHED, train_worker
 
@@ -47,7 +47,7 @@ def pretrain(
         ray.train.TrainingFailedError: where a worker failed more than `compute.max_failures` times.
     """
     batch, key = plan_batch(config), run_key(config, stores)
-    folder, report = run_address(config, key), console.put.remote if console else logger.info
+    folder, report = run_uri(config, key), console.put.remote if console else logger.info
     pin(folder, stores)
     if done := finished(config, key):
         logger.info("pre-training %s is there already: %s", key, done.checkpoint)
@@ -73,7 +73,7 @@ def pretrain(
 
 def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]) -> None:
     """Start Ray Train, and wait for the end of the run; raises what `pretrain` does."""
-    run = run_address(config, key)
+    run = run_uri(config, key)
     with nullcontext(console) if console else open_console() as handle:
         _tidy(run, handle)
         try:
@@ -83,7 +83,8 @@ def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callback
                 raise
             raise ray.train.TrainingFailedError(  # it keeps a list of the checkpoints beside them
                 f"the disk of {run} is too full for a checkpoint, and for Ray Train's list of them; free some space "
-                "there, or lower compute.keep_checkpoints, then start the run again, which goes on from the last whole one"
+                "there, or lower compute.keep_checkpoints, then start the run again, which goes on from the last "
+                "whole one"
             ) from error
         _tidy(run, handle)
     outcome = result.return_value

@@ -41,7 +41,7 @@ def run_key(config: Config, stores: Sequence[str]) -> str:
     return f"pretrain-{identity(config, SECTIONS, stores=list(map(storage.basename, stores)))}"
 
 
-def run_address(config: Config, key: str) -> str:
+def run_uri(config: Config, key: str) -> str:
     """The folder of a run below the storage root."""
     return storage.join(storage.root.runs(config.storage.root), key)
 
@@ -69,7 +69,7 @@ def pin(folder: str, stores: Iterable[str]) -> None:
 
 def finished(config: Config, key: str) -> PretrainRun | None:
     """The run of a key, if it has ended well. Raises CheckpointError where the best checkpoint is another run's."""
-    run = run_address(config, key)
+    run = run_uri(config, key)
     result = storage.join(run, RESULT_FILE)
     content = storage.find_json(result)
     if content is None:
@@ -94,7 +94,7 @@ def finish(config: Config, key: str) -> PretrainRun:
 
     Raises CheckpointError where none is sound.
     """
-    run = run_address(config, key)
+    run = run_uri(config, key)
     system, path = storage.filesystem(run)
     problems, sound = [], []
     for name in folders(system, path, PREFIX):

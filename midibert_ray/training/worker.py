@@ -19,7 +19,7 @@ from midibert_ray.training import engine as engines
 from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, store, unused_name
 from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
-from midibert_ray.training.runs import INPUTS, run_address
+from midibert_ray.training.runs import INPUTS, run_uri
 from midibert_ray.training.watchdog import Pulse
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def train_worker(task: dict[str, Any]) -> Any:
         FINISHED; or the error for which the run cannot go on: raised, it would only be tried again, and in vain.
     """
     config = from_flat(task["config"])
-    run = run_address(config, task["key"])
+    run = run_uri(config, task["key"])
     _require_visible(run)
     context, device = ray.train.get_context(), get_device()
     if device.type == "cpu":

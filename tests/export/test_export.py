@@ -33,7 +33,7 @@ from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
 from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.runs import PretrainRun, run_address, run_key
+from midibert_ray.training.runs import PretrainRun, run_key, run_uri
 from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
@@ -180,7 +180,7 @@ def run(config: Config) -> PretrainRun:
     key = run_key(config, [each.uri for each in pipeline.plan(config).tokens[0].values()])
     tracker = tracking.Tracker(tracking.address(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
-    address = run_address(config, key)
+    address = run_uri(config, key)
     for step in (10, 20):
         folder = Path(address, f"step_{step:09d}")
         new_model(replace(config, {"seed": step})).save_pretrained(folder)
@@ -291,7 +291,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
     mine = replace(config, TRIALS | {"storage.cache": str(Path(config.storage.root) / "cache")})
     plan = make(mine, lambda config, names: dict.fromkeys(names, sample_store.uri))
     for key, entry in plan.trials.items():
-        folder = folders[entry.trial.variant] = Path(plan.address(key))
+        folder = folders[entry.trial.variant] = Path(plan.uri(key))
 
         def report(figures: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
             if checkpoint:

@@ -78,7 +78,7 @@ def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
     """A finished trial in its folder."""
     trial = plan.trials[key].trial
     result = outcome(trial.variant, share, task=trial.task, protocol=trial.protocol, seed=trial.seed)
-    folder = Path(plan.address(key), "checkpoint_000001")
+    folder = Path(plan.uri(key), "checkpoint_000001")
     folder.mkdir(parents=True)
     write(folder, result, Provenance(study=plan.key, encoder="", config={}), b"parquet")
     write_digests(folder, 0, 1)
@@ -155,7 +155,7 @@ def test_books_that_are_empty_or_cut_are_named_and_made_again(
     plan = make(tiny_study(tmp_path, study__variants=("scratch",)), locate)
     (key,) = plan.trials
     result = leave(plan, key, 0.8)
-    books = [Path(plan.address(name)) for name in (PUBLISHED, RECORDED)]
+    books = [Path(plan.uri(name)) for name in (PUBLISHED, RECORDED)]
     for book in books:
         book.write_text(left)
     Recorder(plan).store(key)

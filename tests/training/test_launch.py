@@ -36,7 +36,7 @@ from midibert_ray.training.checkpoints import (
 )
 from midibert_ray.training.engine import PROGRESS_FILE
 from midibert_ray.training.launch import _scaling, pretrain
-from midibert_ray.training.runs import RESULT_FILE, finished, run_address, run_key
+from midibert_ray.training.runs import RESULT_FILE, finished, run_key, run_uri
 from midibert_ray.training.worker import FINISHED
 from tests.training.layouts import Pair, Task, train_to_the_end
 from tests.training.test_checkpoints import written
@@ -134,7 +134,7 @@ def test_the_same_run_started_twice_at_once_is_done_once(
     def fit() -> Mock:
         begun.set()
         assert go_on.wait(60)
-        written(Path(run_address(config, key)) / "step_000000010", run=key)
+        written(Path(run_uri(config, key)) / "step_000000010", run=key)
         return Mock(return_value=FINISHED)
 
     trainer = Mock(fit=Mock(side_effect=fit))
@@ -147,7 +147,7 @@ def test_the_same_run_started_twice_at_once_is_done_once(
         second = pool.submit(pretrain, config, [sample_store.uri], console=second_console)
         assert first.result(120) == second.result(120) == finished(config, key)
     assert trainer.fit.call_count == 1
-    assert not list(Path(run_address(config, key)).glob("lease.*"))
+    assert not list(Path(run_uri(config, key)).glob("lease.*"))
 
 
 @pytest.mark.ray
@@ -158,7 +158,7 @@ def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     task = Task(config, sample_store.uri, str(tmp_path / "cache"))
     calm, _ = pair.run(train_to_the_end, task)
     key = run_key(config, [sample_store.uri])
-    folder = Path(run_address(config, key))
+    folder = Path(run_uri(config, key))
     killed: list[int] = []
     stopped: list[int] = []
     first_group: set[int] = set()
@@ -227,7 +227,7 @@ def test_a_run_whose_storage_is_full_says_so_and_goes_on_once_there_is_room(
     """A start of Ray Train is all that takes time here, so the second one is left to the test above."""
     changes = {"storage.root": str(small_disk), "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"}
     config = replace(config, changes | {"compute.max_failures": 0, "compute.workers": 1})
-    folder = Path(run_address(config, run_key(config, [sample_store.uri])))
+    folder = Path(run_uri(config, run_key(config, [sample_store.uri])))
     with pytest.raises(TrainingFailedError, match=rf"the disk of {folder} is too full for a checkpoint"):
         pretrain(config, [sample_store.uri])
     first, second = sorted(folder.glob("step_*"))

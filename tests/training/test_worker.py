@@ -12,7 +12,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.training import watchdog, worker
 from midibert_ray.training.checkpoints import CheckpointError
-from midibert_ray.training.runs import finish, pin, run_address, run_key
+from midibert_ray.training.runs import finish, pin, run_key, run_uri
 from midibert_ray.training.worker import FINISHED, REPORT_S, Points, train_worker
 
 
@@ -53,7 +53,7 @@ def test_a_worker_from_its_start_to_its_end_and_once_more(
     """All but Ray: two epochs with a checkpoint each, then a start at the end, which only repeats its last points."""
     config = replace(tiny, {"storage.root": str(tmp_path), "pretrain.valid_every": 1})
     key, watch, sent = run_key(config, [sample_store.uri]), Mock(), list[dict[str, Any]]()
-    pin(run_address(config, key), [sample_store.uri])
+    pin(run_uri(config, key), [sample_store.uri])
 
     def report(metrics: dict[str, Any], **checkpoint: Any) -> None:
         sent.append(metrics)

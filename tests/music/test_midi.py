@@ -179,7 +179,8 @@ def test_foreign_chunks_and_trailing_bytes_are_skipped():
 
 BROKEN = {
     "empty file": b"",
-    "not a MIDI file": b"garbage" * 10,
+    r"not a MIDI file: it begins with 'PK\\x03\\x04', not 'MThd'": b"PK\3\4" * 10,
+    "a RIFF file of type 'AVI '; only RMID": riff(END).replace(b"RMID", b"AVI "),
     "truncated": RUNNING_STATUS[:-6],
     "truncated: 10 bytes": RUNNING_STATUS[:10],
     "1 of the 2 tracks": raw_file(END, declared=2),
@@ -209,11 +210,22 @@ def test_pieces_are_bounded_in_hours_and_notes_and_not_in_ticks():
     assert columns(fine) == [(0, 5, 60), (0x0FFFFFFF + 5, 0x0FFFFFFF + 10, 62)]
     with pytest.raises(MidiError, match="29 hours long; more than 24"):
         read_notes(midi_file(note(60, 5, time=100_000_000)))
-    late = [mido.MetaMessage("set_tempo", tempo=5, time=0x0FFFFFFF)] * 9
-    with pytest.raises(MidiError, match="later than 2,147,483,648"):
+    late = [mido.MetaMessage("set_tempo", tempo=5, time=0x0FFFFFFF)] * 129
+    with pytest.raises(MidiError, match="later than 34,359,738,368"):
         read_notes(midi_file(late, note(60, 5)))
     with pytest.raises(MidiError, match="more than 1,000,000 notes"):
         read_notes(raw_file(b"\x00\x90\x3c\x40" + b"\x01\x3c\x00\x00\x3c\x40" * MAX_NOTES + b"\x01\x3c\x00" + END))
+
+
+@pytest.mark.parametrize("ticks", [1 << 31, 1 << 32, 5 << 30])
+@pytest.mark.parametrize("delta", [0x0FFFFFFF, 1 << 20])
+def test_ticks_of_more_bits_than_symusic_has_are_told(ticks, delta):
+    wait = [mido.MetaMessage("text", text="", time=delta)] * (ticks // delta)
+    late = note(62, 5, time=ticks - delta * len(wait))
+    for first in (note(60, 5), [*note(60, 5), *note(60, 5, channel=1)]):  # the second is read event by event anyway
+        start = sum(event.time for event in [*first, *wait]) + late[0].time
+        data = midi_file([*first, *wait, *late], ticks_per_beat=32767)
+        assert read_notes(data).start.max() == start == ticks + 5 * len(first) // 2
 
 
 def test_silence_that_ends_late_is_no_reason():

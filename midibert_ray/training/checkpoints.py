@@ -241,7 +241,7 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not (_says_full(error) or (free is not None and free < needed)):
+        if not (says_full(error) or (free is not None and free < needed)):
             raise
         known = "" if free is None else f" and {free / 2**20:,.1f} MiB were free"
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -251,5 +251,6 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
         ) from error
 
 
-def _says_full(error: Any) -> bool:
+def says_full(error: Any) -> bool:
+    """Whether an error comes from a full disk, a quota or a size limit."""
     return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL)

@@ -15,7 +15,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.storage.lease import lease
 from midibert_ray.training.build import parameter_counts, plan_batch
-from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished
+from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished, says_full
 from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recorder import RunRecorder, open_log
 from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_address, run_key
@@ -76,7 +76,15 @@ def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callback
     run = run_address(config, key)
     with nullcontext(console) if console else open_console() as handle:
         _tidy(run, handle)
-        result: Any = _trainer(config, stores, key, handle, callbacks).fit()
+        try:
+            result: Any = _trainer(config, stores, key, handle, callbacks).fit()
+        except ray.train.ControllerError as error:
+            if not says_full(error.controller_failure):
+                raise
+            raise ray.train.TrainingFailedError(  # it keeps a list of the checkpoints beside them
+                f"the disk of {run} is too full for a checkpoint, and for Ray Train's list of them; free some space "
+                "there, or lower compute.keep_checkpoints, then start the run again, which goes on from the last whole one"
+            ) from error
         _tidy(run, handle)
     outcome = result.return_value
     if isinstance(outcome, FloatingPointError | CheckpointError):
@@ -103,7 +111,9 @@ def _trainer(
     config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]
 ) -> TorchTrainer:
     compute = config.compute
-    watch: Any = ray.remote(num_cpus=0, resources=HEAD)(Watch).remote(key, console)
+    # By default an actor of a Tune trial would be one of its placement group, which has no room for it.
+    watching = ray.remote(num_cpus=0, resources=HEAD, scheduling_strategy="DEFAULT")(Watch)
+    watch: Any = watching.remote(key, console)
     recorder = RunRecorder(tracking.address(config), config, key, console, watch)
     system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of

@@ -120,9 +120,7 @@ def test_notes_per_class(stores: dict[str, TokenStore]) -> None:
     segments = Segments([stores["pop909"]])
     batch = segments.gather(np.arange(len(segments)))
     real = batch.note >= 0
-    melody, velocity = (
-        np.bincount(note_labels(TASKS[name], batch.part[real], batch.velocity[real])) for name in ("melody", "velocity")
-    )
+    melody, velocity = (np.bincount(note_labels(TASKS[name], batch)[real]) for name in ("melody", "velocity"))
     assert melody.tolist() == [0, 288206, 230643, 905667]
     assert velocity.tolist() == [0, 3765, 23628, 100365, 349603, 586413, 360742]
 

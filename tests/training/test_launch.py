@@ -213,7 +213,7 @@ def test_kills_and_broken_checkpoints_leave_no_trace_in_the_curves(
     again = pretrain(replace(config, {"compute.workers": 1}), [sample_store.uri])
     lines = re.findall(r"a broken checkpoint is passed over, the run goes on from (step_\d+): (.*)", caplog.text)
     assert lines and all(start == kept[-2].name for start, _ in lines)
-    assert any(f"{kept[-1].name}/engine/{shard.name} has" in problem for _, problem in lines)
+    assert any(f"{kept[-1].name}: engine/{shard.name} has" in problem for _, problem in lines)
     verify(LocalFileSystem(), again.checkpoint)
     written_again = json.loads((folder / f"{kept[-1].name}-again" / PROGRESS_FILE).read_text())
     assert (written_again["workers"], written_again["step"]) == (1, calm[-1]["step"])

@@ -385,6 +385,43 @@ def test_a_part_reads_the_same_alone_and_beside_another_channel(events):
     assert answers[0] == answers[1]
 
 
+LAYOUTS = [
+    lambda note: (0, 0),
+    lambda note: (0, note % 2),
+    lambda note: (note % 2, 0),
+    lambda note: (note % 3, note % 2),
+    lambda note: (1, note % 2),  # behind a conductor track
+]
+"""Track and channel of each note."""
+
+
+@settings(max_examples=60)
+@given(
+    notes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 27)), min_size=1, max_size=8),
+    odd=st.lists(st.tuples(st.integers(0, 99), ODD), max_size=3),
+)
+def test_notes_read_the_same_however_they_are_split_over_tracks_and_channels(notes, odd):
+    answers = []
+    for layout in LAYOUTS:
+        tracks = {0: [(at, bytes.fromhex(ODD_EVENTS[kind].replace(" ", ""))) for at, kind in odd], 1: [], 2: []}
+        for number, (start, length) in enumerate(notes):
+            track, channel = layout(number)
+            tracks[track].append((start, bytes([0x90 + channel, 40 + number, 64])))
+            tracks[track].append((start + length, bytes([0x80 + channel, 40 + number, 0])))
+        bodies = []
+        for events in tracks.values():
+            events.sort(key=lambda event: event[0])
+            deltas = np.diff([0, *(at for at, _ in events)]).tolist()
+            bodies.append(b"".join(bytes([delta]) + event for delta, (_, event) in zip(deltas, events, strict=True)))
+        try:
+            read = read_notes(raw_file(*(body + END for body in bodies), kind=1))
+            rows = sorted(zip(read.start.tolist(), read.end.tolist(), read.pitch.tolist(), strict=True))
+            answers.append((rows, read.dropped, read.ignored, read.metre.tolist()))
+        except MidiError as error:
+            answers.append(str(error))
+    assert all(answer == answers[0] for answer in answers)
+
+
 def test_to_pretty_midi_and_back(sample_midi):
     notes = read_notes(sample_midi)
     buffer = io.BytesIO()

@@ -137,11 +137,16 @@ def is_doubtful(body: bytes) -> bool:
         return True
 
 
+def without_tempi(body: bytes) -> bytes:
+    """A track without its set-tempo events, whose delta times stay."""
+    return _TEMPO_EVENT.sub(b"", body)
+
+
 def _has_system_bytes(body: bytes) -> bool:
     """Whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
     if len(body.translate(None, _SYSTEM)) == len(body):
         return False
-    rest = _TEMPO_EVENT.sub(b"", body)
+    rest = without_tempi(body)
     return len(rest.translate(None, _SYSTEM)) < len(rest)
 
 

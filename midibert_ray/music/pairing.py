@@ -29,6 +29,7 @@ from midibert_ray.music.events import (
     last_tick,
     too_many_notes,
     walk,
+    without_tempi,
 )
 from midibert_ray.music.smf import MidiError, pack
 
@@ -109,12 +110,16 @@ def _with_probe(body: bytes) -> bytes | None:
 
 def _may_wrap(body: bytes) -> bool:
     """Whether a track may be too long for symusic, whose ticks have 32 bits and begin anew after the last."""
+    # Tempi may hold any bytes, and there may be one a beat.
+    return _bound_ticks(body) >= _WRAP and _bound_ticks(without_tempi(body)) >= _WRAP and last_tick(body) >= _WRAP
+
+
+def _bound_ticks(body: bytes) -> int:
+    """More ticks than a track has: delta times of two, three and four bytes are below 2 ** 14, 2 ** 21 and 2 ** 28."""
     high = np.frombuffer(body, dtype=np.int8) < 0
     pairs = high[1:] & high[:-1]
-    # A delta time of two bytes is below 2 ** 14, and one of three, which has such a pair, below 2 ** 21.
-    bound = (len(body) << 14) // 3 + (np.count_nonzero(pairs) << 21)
-    is_short = bound < _WRAP and not (pairs[1:] & pairs[:-1]).any()
-    return not is_short and last_tick(body) >= _WRAP
+    longest = np.count_nonzero(pairs[1:] & pairs[:-1])
+    return (len(body) << 14) // 3 + (int(np.count_nonzero(pairs)) << 21) + (int(longest) << 28)
 
 
 def _named_anew(body: bytes) -> bool:

@@ -1,6 +1,7 @@
 """The text of `--dry-run`, made before Ray is started."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -15,6 +16,7 @@ from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import StudyPlan, study_uri
+from midibert_ray.tokenizing.tokenize import Summary
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.runs import run_uri
 
@@ -32,7 +34,7 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     config, study = plan.config, plan.study
     names = dict.fromkeys((*config.corpora.names, *(name for group in plan.tokens for name in group)))
     places = plan.corpora.uris(config, names)
-    lines = [_settings(config), "", *(f"{'tokens ' + name:<15} {address}" for name, address in places.items())]
+    lines = [_settings(config), "", *(line for name, uri in places.items() for line in _token_lines(name, uri))]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
     if "pretrain" in stages:
@@ -46,6 +48,13 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     if estimates:
         lines += [f"{'estimate':<15} {_estimate(plan)}", *_resource_lines(plan)]
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+
+
+def _token_lines(name: str, uri: str) -> Iterator[str]:
+    """Where a token store is or would be, and what there is to say of its pieces, once it is made."""
+    yield f"{'tokens ' + name:<15} {uri}"
+    if standing := Summary.standing(uri):
+        yield from (f"{'':<15} {line}" for line in standing.remarks())
 
 
 def _estimate(plan: JobPlan) -> str:

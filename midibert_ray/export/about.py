@@ -1,6 +1,5 @@
 """Facts about weights that the weights do not hold: their origin, corpora, settings and test scores."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from scipy.stats import binomtest
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
-from midibert_ray.data.format import MANIFEST, read_manifest
+from midibert_ray.data.format import MANIFEST
 from midibert_ray.export.find import run_of
 from midibert_ray.export.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
@@ -96,10 +95,9 @@ def remarks_on(root: str, key: str) -> dict[str, int]:
     """Remarks of the manifests of a pre-training run's token stores, as far as these are still there."""
     inputs = storage.join(storage.root.runs(root), key, INPUTS)
     total: Counter[str] = Counter()
-    for store in json.loads(storage.read_bytes(inputs)) if storage.exists(inputs) else ():
-        uri = storage.join(storage.root.tokens(root), store)
-        if storage.exists(storage.join(uri, MANIFEST)):
-            total.update(read_manifest(uri).get("remarks", {}))
+    for store in storage.find_json(inputs) or {}:
+        manifest = storage.find_json(storage.join(storage.root.tokens(root), store, MANIFEST)) or {}
+        total.update(manifest.get("remarks", {}))
     return dict(total)
 
 

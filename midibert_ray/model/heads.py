@@ -74,7 +74,7 @@ class LinearSequenceHead(nn.Module):
         if mask is None:
             return self.output(hidden.mean(1))
         weights = mask.to(hidden.dtype)[..., None]
-        return self.output((hidden * weights).sum(1) / weights.sum(1))
+        return self.output((hidden * weights).sum(1) / weights.sum(1).clamp_min(1))
 
 
 class _Classifier(MidiBertPreTrainedModel):

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from midibert_ray.music.vocabulary import Vocabulary
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Types of ids and masks; torch computes with no others."""
+
 
 def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | None) -> None:
     """Make sure that tokens are ids of their columns, and that masks have one value a time step.
@@ -12,12 +15,15 @@ def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | Non
     It costs a few passes over the tokens, and once waits for a GPU. Raises ValueError naming the column or mask, what
     it holds, and what it may hold.
     """
+    for name, given in {"tokens": tokens, **masks}.items():
+        if not isinstance(given, Tensor) and (given is not None or name == "tokens"):
+            raise ValueError(f"{name} of type {type(given).__name__} does not fit this model; it takes a tensor")
     families, shape = vocabulary.families, list(tokens.shape)
     columns = [len(families)] if len(families) > 1 else []
-    if len(shape) != 2 + len(columns) or shape[2:] != columns:
+    if len(shape) != 2 + len(columns) or shape[2:] != columns or not shape[1]:
         expected = ", ".join(map(str, ["batch", "time", *columns]))
         raise ValueError(f"tokens of shape {shape} do not fit this model; it takes [{expected}] ({vocabulary.name})")
-    if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+    if tokens.dtype not in _INTEGERS:
         raise ValueError(f"tokens of dtype {tokens.dtype} are no ids; the model takes int64")
     for name, mask in masks.items():
         if mask is None:
@@ -26,7 +32,8 @@ def require_inputs(tokens: Tensor, vocabulary: Vocabulary, **masks: Tensor | Non
             raise ValueError(
                 f"{name} of shape {list(mask.shape)} does not fit tokens of shape {shape}; {shape[:2]} does"
             )
-        if mask.dtype != torch.bool and not torch.isin(mask, torch.tensor([0, 1], device=mask.device)).all():
+        known = mask.dtype in _INTEGERS or mask.is_floating_point()
+        if mask.dtype != torch.bool and not (known and ((mask == 0) | (mask == 1)).all()):
             raise ValueError(f"{name} of {mask.dtype} holds more than 0 and 1; it takes bool or these, 1 = attend")
     if not tokens.numel():
         return

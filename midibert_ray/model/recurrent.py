@@ -36,7 +36,7 @@ class _Recurrent(nn.Module):
         """Run over tokens -> [b, t, 2 * hidden]; with a mask [b, t], true at the front, padding is not read."""
         if not self.trusted:
             require_inputs(tokens, VOCABULARIES[self.representation], attention_mask=mask)
-        embedded = self.embeddings(tokens)
+        embedded = self.embeddings(tokens.long())
         if mask is None:
             return lstm(embedded)[0]
         lengths = mask.bool().sum(1).clamp_min(1).cpu()

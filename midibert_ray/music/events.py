@@ -105,6 +105,11 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
         raise MidiError("unreadable MIDI events: the track ends within an event")
 
 
+def last_tick(body: bytes) -> int:
+    """The tick of a track's last event; a MidiError as from `walk`."""
+    return max((tick for tick, *_ in _events(body)), default=0)
+
+
 def changes_program(body: bytes, channel: int) -> bool:
     """Whether a track sets a channel to more than one program; a MidiError as from `walk`."""
     change = _PROGRAM_CHANGE + channel  # with one data byte, so that it is none of the common events
@@ -132,11 +137,16 @@ def is_doubtful(body: bytes) -> bool:
         return True
 
 
+def without_tempi(body: bytes) -> bytes:
+    """A track without its set-tempo events, whose delta times stay."""
+    return _TEMPO_EVENT.sub(b"", body)
+
+
 def _has_system_bytes(body: bytes) -> bool:
     """Whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
     if len(body.translate(None, _SYSTEM)) == len(body):
         return False
-    rest = _TEMPO_EVENT.sub(b"", body)
+    rest = without_tempi(body)
     return len(rest.translate(None, _SYSTEM)) < len(rest)
 
 

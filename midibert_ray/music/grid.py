@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.metre import SUBBEATS_PER_BAR, lay_bars
 from midibert_ray.music.midi import MidiError, Notes
-from midibert_ray.music.pairing import MAX_TICK, close_notes
+from midibert_ray.music.pairing import close_notes
 from midibert_ray.music.protocol import Protocol
+from midibert_ray.music.smf import NoNotesError
 from midibert_ray.music.splitmix64 import STEP, mix
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW
 
@@ -25,6 +26,9 @@ TICKS_PER_BEAT = 480
 """The authors' code assumes it, and aligned notes have it."""
 
 SUBBEATS_PER_BEAT = 4
+
+_MOST = 1 << 31
+"""Ticks of aligned notes and sub-beats of onsets, which are stored as int32, stay below."""
 
 OUT_OF_RANGE = "pitch out of range"
 DRUM = "drum"
@@ -91,7 +95,9 @@ def read_beats(text: bytes) -> NDArray[np.float64]:
     try:
         table = np.fromiter(map(float, text.split()), dtype=np.float64).reshape(-1, max(columns, 1))
     except ValueError as error:
-        raise MidiError(f"the beat annotation is not a table of numbers: {error}") from error
+        raise MidiError(
+            f"the beat annotation is not a table of numbers in {columns} columns, as its first line is"
+        ) from error
     if len(table) < 2 or columns < 2:
         raise MidiError(f"the beat annotation has {len(table)} lines, {columns} columns; at least 2 of each are needed")
     if not np.isfinite(table).all() or (np.diff(table[:, 0]) <= 0).any():
@@ -127,7 +133,7 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
     late = start > times[-1] + lengths[-1]
     length = lengths[beat]
     inside = np.rint((start - times[beat]) / length * SUBBEATS_PER_BEAT)
-    duration = np.minimum(np.rint((end - start) / length * SUBBEATS_PER_BEAT), MAX_TICK).astype(np.int64)
+    duration = np.minimum(np.rint((end - start) / length * SUBBEATS_PER_BEAT), _MOST).astype(np.int64)
     onset = (beat + _upbeats(beats)) * SUBBEATS_PER_BEAT + inside.astype(np.int64)
     dropped = {BEFORE_FIRST_BEAT: early & ~rescued, AFTER_LAST_BEAT: late}
     outside = dropped[BEFORE_FIRST_BEAT] | late
@@ -135,7 +141,7 @@ def align_to_beats(notes: Notes, beats: NDArray[np.float64]) -> tuple[Notes, dic
     keep = ~outside & (duration > 0)
     counts = _counts(dropped)
     if not keep.any():
-        raise MidiError(f"no notes within the annotated beats (dropped: {counts})")
+        raise NoNotesError(counts, " within the annotated beats")
     return _regrid(notes, keep, onset, duration), counts
 
 
@@ -175,8 +181,8 @@ def _regrid(notes: Notes, keep: NDArray[np.bool_], onset: NDArray[np.int64], dur
     track, pitch = notes.track[order], notes.pitch[order]
     start = onset[order] * tick
     end = start + duration[order] * tick
-    if end.max() >= MAX_TICK:
-        raise MidiError(f"an aligned note ends at tick {end.max()}, later than {MAX_TICK}: check the beat annotation")
+    if end.max() >= _MOST:
+        raise MidiError(f"an aligned note ends at tick {end.max():,}, later than {_MOST:,}: check the beat annotation")
     return replace(
         notes,
         start=start,
@@ -255,7 +261,7 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
         onset, latest = _nearest(notes.start, beat, SUBBEATS_PER_BEAT), SUBBEATS_PER_BEAT * (last - 1) // beat
     if protocol.shifts_last_onset:
         onset = np.minimum(onset, max(latest, 0))
-    if onset.max() >= MAX_TICK:
+    if onset.max() >= _MOST:
         raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
     bar = bars.bars(onset) if bars else onset - onset % SUBBEATS_PER_BAR
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
@@ -272,7 +278,7 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], di
     if dropped := _counts({DRUM: drums, OUT_OF_RANGE: outside}):
         notes = notes.take(~(drums | outside))
         if len(notes) == 0:
-            raise MidiError(f"no notes left (dropped: {dropped})")
+            raise NoNotesError(dropped, " left")
     return notes, dropped, remarks
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from midibert_ray.music.events import MAX_NOTES, Track, TrackContent, too_many_notes
 from midibert_ray.music.pairing import MAX_TICK, read_track
-from midibert_ray.music.smf import MidiError, split
+from midibert_ray.music.smf import MidiError, NoNotesError, split
 
 __all__ = ["MAX_SECONDS", "MidiError", "Notes", "Track", "notes_to_pretty_midi", "read_notes", "ticks_to_seconds"]
 
@@ -95,8 +95,7 @@ def read_notes(data: bytes, *, keep_unreleased: bool = False) -> Notes:
         [read_track(ticks_per_beat, body, keep_unreleased=keep_unreleased) for body in bodies], ticks_per_beat
     )
     if len(notes) == 0:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in notes.dropped.items())
-        raise MidiError(f"no notes (dropped: {dropped})" if dropped else "no notes")
+        raise NoNotesError(notes.dropped)
     seconds = ticks_to_seconds(notes, notes.end.max(keepdims=True))[0]
     if seconds > MAX_SECONDS:
         raise MidiError(f"{seconds / 3600:,.0f} hours long; more than 24 are most likely corrupt")
@@ -113,7 +112,7 @@ def _join(tracks: Sequence[TrackContent], ticks_per_beat: int) -> Notes:
     if latest >= MAX_TICK:
         raise MidiError(f"an event at tick {latest:,}, later than {MAX_TICK:,}: most likely corrupt")
     track_of = np.repeat(np.arange(len(instruments)), [notes.shape[1] for _, notes in instruments])
-    order = np.argsort((track_of * MAX_TICK + table[0]) * 128 + table[2], kind="stable")  # below 2 ** (16 + 31 + 7)
+    order = np.argsort((track_of * MAX_TICK + table[0]) * 128 + table[2], kind="stable")  # below 2 ** (20 + 35 + 7)
     start, end, pitch, velocity = table[:, order]
     metre = np.concatenate([track.metre for track in tracks])
     tempo_ticks, seconds_per_tick = _tempo_map(tracks[0].tempi, ticks_per_beat)

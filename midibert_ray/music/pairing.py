@@ -26,13 +26,16 @@ from midibert_ray.music.events import (
     TrackContent,
     changes_program,
     is_doubtful,
+    last_tick,
     too_many_notes,
     walk,
+    without_tempi,
 )
 from midibert_ray.music.smf import MidiError, pack
 
-MAX_TICK = 1 << 31
-"""Nothing that matters may stand later: 31 hours at 9,600 ticks per beat and 120 bpm, and room to spare in an int64."""
+MAX_TICK = 1 << 35
+"""Nothing that matters may stand later: 24 hours at the finest division, 32,767 ticks per beat, and 720 bpm. A million
+instruments of 128 pitches with as many ticks each are told apart in an int64."""
 
 _SPAN = 2 * MAX_TICK
 _END_OF_TRACK = b"\xff\x2f\x00"
@@ -42,6 +45,7 @@ _NAME_OR_NOTE = re.compile(rb"\xff\x03|[\x90-\x9f]")
 _PROBE_WAIT = b"\xff\xff\xff\x7f"
 """The longest delta time, 268,435,455 ticks. Where music goes on beyond that, the probe cannot stand behind it."""
 _PROBE_TICK = 0x0FFFFFFF
+_WRAP = 1 << 31
 
 
 def read_track(ticks_per_beat: int, body: bytes, *, keep_unreleased: bool = False) -> TrackContent:
@@ -55,7 +59,7 @@ def read_track(ticks_per_beat: int, body: bytes, *, keep_unreleased: bool = Fals
 
 def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
     probed = _with_probe(body)
-    if probed is None or is_doubtful(body):
+    if probed is None or is_doubtful(body) or _may_wrap(body):
         return None
     try:
         score: Any = symusic.Score.from_midi(pack(ticks_per_beat, probed))
@@ -102,6 +106,20 @@ def _with_probe(body: bytes) -> bytes | None:
     channels = [channel for channel in range(16) if 0x90 + channel in body]
     events = b"".join(_PROBES[channel] for channel in channels)
     return body[:-3] + _EMPTY_TEXT + _PROBE_WAIT + _EMPTY_TEXT + events + b"\x00" + _END_OF_TRACK
+
+
+def _may_wrap(body: bytes) -> bool:
+    """Whether a track may be too long for symusic, whose ticks have 32 bits and begin anew after the last."""
+    # Tempi may hold any bytes, and there may be one a beat.
+    return _bound_ticks(body) >= _WRAP and _bound_ticks(without_tempi(body)) >= _WRAP and last_tick(body) >= _WRAP
+
+
+def _bound_ticks(body: bytes) -> int:
+    """More ticks than a track has: delta times of two, three and four bytes are below 2 ** 14, 2 ** 21 and 2 ** 28."""
+    high = np.frombuffer(body, dtype=np.int8) < 0
+    pairs = high[1:] & high[:-1]
+    longest = np.count_nonzero(pairs[1:] & pairs[:-1])
+    return (len(body) << 14) // 3 + (int(np.count_nonzero(pairs)) << 21) + (int(longest) << 28)
 
 
 def _named_anew(body: bytes) -> bool:

@@ -8,6 +8,7 @@ its own, so that its notes can be told from those of other tracks.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 
 HEADER_BYTES = 14
 """Length of an MThd chunk as every file has it: name, length 6, format, tracks, division."""
@@ -15,6 +16,15 @@ HEADER_BYTES = 14
 
 class MidiError(ValueError):
     """A MIDI file that cannot be used. ``str(error)`` is the reason that a manifest shows."""
+
+
+class NoNotesError(MidiError):
+    """A MIDI file of which no note is left."""
+
+    def __init__(self, dropped: Mapping[str, int], where: str = "") -> None:
+        """Given the notes that were dropped by reason, and where there are none (" within the annotated beats")."""
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+        super().__init__(f"no notes{where} (dropped: {counts})" if counts else f"no notes{where}")
 
 
 def pack(ticks_per_beat: int, body: bytes) -> bytes:
@@ -37,7 +47,7 @@ def split(data: bytes) -> tuple[int, list[bytes]]:
     if not data:
         raise MidiError("empty file")
     if data[:4] != b"MThd":
-        raise MidiError(f"not a MIDI file: it begins with {data[:4]!r}, not b'MThd'")
+        raise MidiError(f"not a MIDI file: it begins with {_quoted(data[:4])}, not 'MThd'")
     if len(data) < HEADER_BYTES:
         raise MidiError(f"truncated: {len(data)} bytes, the header alone has {HEADER_BYTES}")
     length, kind, count, division = struct.unpack(">IHHH", data[4:HEADER_BYTES])
@@ -72,7 +82,7 @@ def _tracks(data: bytes, at: int, count: int) -> list[bytes]:
 def _unwrap_riff(data: bytes) -> bytes:
     """The MIDI file inside a RIFF "RMID" container: the body of its ``data`` chunk."""
     if data[8:12] != b"RMID":
-        raise MidiError(f"a RIFF file of type {data[8:12]!r}; only RMID holds MIDI")
+        raise MidiError(f"a RIFF file of type {_quoted(data[8:12])}; only RMID holds MIDI")
     at = 12
     while at + 8 <= len(data):
         name, length = struct.unpack("<4sI", data[at : at + 8])
@@ -80,3 +90,8 @@ def _unwrap_riff(data: bytes) -> bytes:
             return data[at + 8 : at + 8 + length]
         at += 8 + length + length % 2  # chunks are padded to even
     raise MidiError("a RIFF RMID file without a data chunk")
+
+
+def _quoted(name: bytes) -> str:
+    """The name of a chunk as text; what is not printable is spelled `\\x89`."""
+    return "'" + "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in name) + "'"

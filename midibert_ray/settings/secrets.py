@@ -24,8 +24,10 @@ _QUERY = re.compile(
 
 _USER = re.compile(r"[\w.+-]{0,64}")
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)?")
-_PATH = re.compile(r"[\w./~:+-]*")
-"""The path of a server. An @ in it may end a password with a slash, = and % may begin a key."""
+_PATH = re.compile(r"[\w./~:@+-]*")
+"""The path of a server; = and % may begin a key."""
+_TAIL = re.compile(r"@[^/@]*(:\d|\.|localhost)")
+"""A host behind an @: the password before it holds a slash."""
 
 
 def is_server(uri: str) -> bool:
@@ -60,7 +62,8 @@ def _is_plain_server(uri: str) -> bool:
         return False
     netloc = found.netloc.removesuffix(f":{port}") if port is not None else found.netloc.removesuffix(":")
     rest = set("?#;,\\") & set(uri)
-    return bool(netloc and _HOST.fullmatch(netloc) and _PATH.fullmatch(found.path)) and not rest
+    path = _PATH.fullmatch(found.path) and not _TAIL.search(found.path)
+    return bool(netloc and _HOST.fullmatch(netloc) and path) and not rest
 
 
 def _is_plain_database(uri: str) -> bool:

@@ -39,6 +39,7 @@ from midibert_ray.corpora.labels import Piece
 from midibert_ray.data.format import COLUMNS
 from midibert_ray.music.midi import MidiError
 from midibert_ray.music.protocol import PROTOCOLS, Protocol
+from midibert_ray.music.smf import NoNotesError
 from midibert_ray.music.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -275,13 +276,13 @@ def _respond(handler: Handler, request: Request) -> list[bytes]:
         remarks = {remark: int(count) for remark, count in tokens.remarks.items() if count}
         if len(tokens.velocity):
             return _pack({"reason": None, "dropped": dropped, "remarks": remarks}, _columns(tokens))
-        reason = f"no notes left, dropped {dropped}" if dropped else "no notes"
+        reason = str(NoNotesError(dropped))
     except MidiError as error:
         reason = str(error)
     except MemoryError:
         reason = _OUT_OF_MEMORY
     except Exception as error:  # noqa: BLE001 - a reader may raise anything; the file is named beside it
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"the reader fails on it; please report this file ({type(error).__name__}: {error})"
     return _pack({"reason": reason[:500], "dropped": {}, "remarks": {}}, [])
 
 

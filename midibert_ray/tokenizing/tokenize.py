@@ -75,6 +75,11 @@ class Summary:
         seconds = "found" if self.found else f"{manifest['seconds']:.1f}"
         return (manifest["corpus"], *(f"{number:,}" for number in numbers), seconds)
 
+    def remarks(self) -> Iterator[str]:
+        """Lines: what there is to say of the pieces, such as how many are off the grid."""
+        for remark, count in self.manifest["remarks"].items():
+            yield f"{self.manifest['corpus']}: {count:,} {remark}{_EXPLAINED.get(remark, '')}"
+
     def notes(self, most: int = 10) -> Iterator[str]:
         """Lines: the store's URI, its dropped notes by reason, remarks, duplicates, and its first quarantined files."""
         name, quarantined = self.manifest["corpus"], self.manifest["quarantined"]
@@ -82,8 +87,7 @@ class Summary:
         for reason, count in self.manifest["dropped_notes"].items():
             normal = " (normal for POP909)" if reason == ZERO_DURATION and name in ("pop909", "sample") else ""
             yield f"{name}: dropped {count:,} notes: {reason}{normal}"
-        for remark, count in self.manifest["remarks"].items():
-            yield f"{name}: {count:,} {remark}{_EXPLAINED.get(remark, '')}"
+        yield from self.remarks()
         if same := len(self.manifest["duplicates"]):
             yield f"{name}: {same:,} files hold the same bytes as others, which {MANIFEST} names; they count once"
         for entry in quarantined[:most]:

@@ -10,12 +10,16 @@ from typing import Any
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from midibert_ray.settings.secrets import is_server
 from midibert_ray.tracking.address import Address
 from midibert_ray.tracking.client import answers, connect, find
 from midibert_ray.tracking.runs import PARENT, RUN_KEY
 from midibert_ray.tracking.spool import Record, RejectedError
 
 logger = logging.getLogger(__name__)
+
+_INVALID = "INVALID_PARAMETER_VALUE"
+"""MLflow's code for a request about a run that was deleted, among others."""
 
 
 class Writer:
@@ -39,24 +43,37 @@ class Writer:
             RejectedError: where a record belongs to no run, is of an unknown kind, or is not taken by a server.
         """
         content = records[0].content
-        experiment, key, kind = content["experiment"], content["key"], content["kind"]
+        experiment, key = content["experiment"], content["key"]
         with answers(self._address.uri):
-            if kind == "open":
+            if content["kind"] == "open":
                 return self._open(experiment, key, content)
             run = self._id(experiment, key)
-            match kind:
-                case "points":
-                    return self._points(run, [record.content for record in records])
-                case "tags":
-                    return self._set_tags(run, content["tags"])
-                case "extend":
-                    return self._extend(run, content["tags"])
-                case "artifact":
-                    return self._artifact(run, content["name"], base64.b64decode(content["content"]))
-                case "end":
-                    self._only(experiment, key)
-                    return self._client.set_terminated(run, content["status"], content["at"])
-        raise RejectedError(f"a record of the unknown kind {kind!r}")
+            try:
+                self._carry_out(run, records)
+            except MlflowException as error:
+                # Records for a server are set aside where it will not take them; a database has no place for these.
+                if is_server(self._address.uri) or error.error_code != _INVALID:
+                    raise
+                self._experiment(experiment)
+                self._restored(experiment, key)
+                self._carry_out(run, records)
+
+    def _carry_out(self, run: str, records: Sequence[Record]) -> None:
+        content = records[0].content
+        match content["kind"]:
+            case "points":
+                self._points(run, [record.content for record in records])
+            case "tags":
+                self._set_tags(run, content["tags"])
+            case "extend":
+                self._extend(run, content["tags"])
+            case "artifact":
+                self._artifact(run, content["name"], base64.b64decode(content["content"]))
+            case "end":
+                self._only(content["experiment"], content["key"])
+                self._client.set_terminated(run, content["status"], content["at"])
+            case kind:
+                raise RejectedError(f"a record of the unknown kind {kind!r}")
 
     def _open(self, experiment: str, key: str, content: Mapping[str, Any]) -> None:
         """Make the run, or set the one that is there to running; parameters that are there stay as they were."""

@@ -83,8 +83,7 @@ def _fit(config: Config, stores: Sequence[str], key: str, console: Any, callback
                 raise
             raise ray.train.TrainingFailedError(  # it keeps a list of the checkpoints beside them
                 f"the disk of {run} is too full for a checkpoint, and for Ray Train's list of them; free some space "
-                "there, or lower compute.keep_checkpoints, then start the run again, which goes on from the last "
-                "whole one"
+                "there, or lower compute.keep_checkpoints, then start the run again: it goes on from the last whole one"
             ) from error
         _tidy(run, handle)
     outcome = result.return_value

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from midibert_ray import storage
 from midibert_ray.data.format import read_manifest
@@ -54,10 +54,7 @@ def pin(folder: str, stores: Iterable[str]) -> None:
     """
     found = {storage.basename(store): read_manifest(store)["digest"] for store in stores}
     inputs = storage.join(folder, INPUTS)
-    noted = storage.find_json(inputs)
-    if noted is None:
-        storage.write_bytes(inputs, json.dumps(found, indent=1).encode())
-        return
+    noted = storage.find_json(inputs) or {}
     for name, digest in found.items():
         if noted.get(name, digest) != digest:
             raise ValueError(
@@ -65,14 +62,22 @@ def pin(folder: str, stores: Iterable[str]) -> None:
                 f"{digest[:16]} now, as files of the corpus have changed; bring the old files back and tokenize again, "
                 "or remove that folder to start from the beginning"
             )
+    if not found.keys() <= noted.keys():
+        storage.write_bytes(inputs, json.dumps(noted | found, indent=1).encode())
 
 
 def finished(config: Config, key: str) -> PretrainRun | None:
-    """The run of a key, if it has ended well. Raises CheckpointError where the best checkpoint is another run's."""
+    """The run of a key, if it has ended well; a result that is damaged is logged, and is none.
+
+    Raises CheckpointError where the best checkpoint is another run's.
+    """
     run = run_uri(config, key)
     result = storage.join(run, RESULT_FILE)
     content = storage.find_json(result)
     if content is None:
+        return None
+    if content.keys() != {field.name for field in fields(PretrainRun)}:
+        logger.warning("%s is damaged: it is no result of a run, and is made again", storage.without_query(result))
         return None
     done = PretrainRun(**content)
     # A storage root may have moved since, or its bucket be reached by another server; the folder's name stays.

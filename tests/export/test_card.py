@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from midibert_ray.corpora.catalogue import corpus
-from midibert_ray.data.format import FORMAT_VERSION, write_manifest
+from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, write_manifest
 from midibert_ray.export.about import About, remarks_on
 from midibert_ray.export.card import hub_licence, render, told_by_head
 from midibert_ray.model.folder import save_export
@@ -158,3 +158,7 @@ def test_remarks_come_from_the_stores_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "runs" / "pretrain-1" / "inputs.json").write_text(json.dumps(inputs))
     assert remarks_on(str(tmp_path), "pretrain-1") == {"pieces off the grid": 5}
     assert remarks_on(str(tmp_path), "pretrain-2") == {}
+    (tmp_path / "tokens" / "a-1" / MANIFEST).write_text("")
+    assert remarks_on(str(tmp_path), "pretrain-1") == {"pieces off the grid": 3}
+    (tmp_path / "runs" / "pretrain-1" / "inputs.json").write_text("")
+    assert remarks_on(str(tmp_path), "pretrain-1") == {}

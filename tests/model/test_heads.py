@@ -103,6 +103,7 @@ def test_linear_heads(representation: str, tmp_path: Path) -> None:
     torch.testing.assert_close(sequences(tokens, mask), sequences.head.output(means))
     torch.testing.assert_close(sequences(tokens, mask), sequences(other, mask), rtol=0, atol=1e-6)
     torch.testing.assert_close(sequences(tokens, torch.ones(3, 40)), sequences(tokens), rtol=0, atol=1e-6)
+    assert sequences(tokens, torch.zeros(3, 40)).isfinite().all(), "rows of padding alone"
     torch.testing.assert_close(notes(tokens, mask), notes.head.output(notes.midibert(tokens, mask).last_hidden_state))
     for model in (notes, sequences):
         model.save_pretrained(tmp_path / type(model).__name__)

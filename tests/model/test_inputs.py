@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel
@@ -34,6 +34,10 @@ WRONG = {
     "negative": (tokens(0, 3, -1, 7), r"hold -1 in the column Pitch"),
     "float": (tokens().float(), r"dtype torch.float32 are no ids; the model takes int64"),
     "bool": (tokens().bool(), r"dtype torch.bool are no ids"),
+    "a type that torch hardly knows": (tokens().to(torch.uint16), r"dtype torch.uint16 are no ids"),
+    "a list": (tokens().tolist(), r"tokens of type list does not fit this model; it takes a tensor"),
+    "an array": (tokens().numpy(), r"tokens of type ndarray does not fit"),
+    "no time step": (tokens()[:, :0], r"shape \[2, 0, 4\] do not fit this model"),
     "no batch": (tokens()[0, :, 0], r"shape \[4\] do not fit this model; it takes \[batch, time, 4\] \(cp\)"),
     "three columns": (tokens()[..., :3], r"shape \[2, 4, 3\] do not fit this model"),
 }
@@ -72,6 +76,8 @@ MASKS = {
     "for pairs": (torch.ones(2, 4, 4, dtype=torch.bool), r"of shape \[2, 4, 4\] does not fit"),
     "to be added": (torch.zeros(2, 4) - 10_000, r"of torch.float32 holds more than 0 and 1"),
     "counts": (torch.full((2, 4), 2), r"of torch.int64 holds more than 0 and 1"),
+    "undefined": (torch.full((2, 4), torch.nan), r"of torch.float32 holds more than 0 and 1"),
+    "a list": ([[1] * 4] * 2, r"of type list does not fit"),
 }
 
 
@@ -84,15 +90,37 @@ def test_a_mask_of_another_length_or_kind_is_refused(case: str) -> None:
         model()(tokens(), where=mask)
 
 
-@pytest.mark.parametrize("kind", [MidiBertForNotes, MidiBertForSequences, BiLstmNotes, BiLstmSequences])
+def with_head(kind: type, representation: str = "cp") -> nn.Module:
+    made: nn.Module
+    if kind in (BiLstmNotes, BiLstmSequences):
+        made = kind(num_classes=4, representation=representation)
+    else:
+        made = kind(MidiBertConfig(num_classes=4, representation=representation, **SIZES))
+    return made.eval()
+
+
+WITH_HEADS = [MidiBertForNotes, MidiBertForSequences, BiLstmNotes, BiLstmSequences]
+
+
+@pytest.mark.parametrize("kind", WITH_HEADS)
 def test_models_with_heads_look_as_well(kind: type) -> None:
-    sizes = {"num_classes": 4}
-    made = kind(**sizes) if kind in (BiLstmNotes, BiLstmSequences) else kind(MidiBertConfig(**SIZES, **sizes))
+    made = with_head(kind)
     made(tokens())
     with pytest.raises(ValueError, match="hold 100 in the column Pitch"):
         made(tokens(0, 3, 100, 7))
     with pytest.raises(ValueError, match="attention_mask"):
         made(tokens(), torch.ones(2, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", WITH_HEADS)
+@pytest.mark.parametrize("representation", ["cp", "remi"])
+def test_ids_and_masks_of_any_integer_type_are_taken(kind: type, representation: str) -> None:
+    made, given = with_head(kind, representation), tokens() if representation == "cp" else tokens()[..., 2]
+    mask = torch.tensor([[True, True, False, False]] * 2)
+    expected = made(given, mask)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert torch.equal(made(given.to(dtype), mask.to(dtype)), expected)
+    assert torch.equal(made(given, mask.float()), expected)
 
 
 def test_training_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,8 @@ def test_foreign_chunks_and_trailing_bytes_are_skipped():
 
 BROKEN = {
     "empty file": b"",
-    "not a MIDI file": b"garbage" * 10,
+    r"not a MIDI file: it begins with 'PK\\x03\\x04', not 'MThd'": b"PK\3\4" * 10,
+    "a RIFF file of type 'AVI '; only RMID": riff(END).replace(b"RMID", b"AVI "),
     "truncated": RUNNING_STATUS[:-6],
     "truncated: 10 bytes": RUNNING_STATUS[:10],
     "1 of the 2 tracks": raw_file(END, declared=2),
@@ -209,11 +210,22 @@ def test_pieces_are_bounded_in_hours_and_notes_and_not_in_ticks():
     assert columns(fine) == [(0, 5, 60), (0x0FFFFFFF + 5, 0x0FFFFFFF + 10, 62)]
     with pytest.raises(MidiError, match="29 hours long; more than 24"):
         read_notes(midi_file(note(60, 5, time=100_000_000)))
-    late = [mido.MetaMessage("set_tempo", tempo=5, time=0x0FFFFFFF)] * 9
-    with pytest.raises(MidiError, match="later than 2,147,483,648"):
+    late = [mido.MetaMessage("set_tempo", tempo=5, time=0x0FFFFFFF)] * 129
+    with pytest.raises(MidiError, match="later than 34,359,738,368"):
         read_notes(midi_file(late, note(60, 5)))
     with pytest.raises(MidiError, match="more than 1,000,000 notes"):
         read_notes(raw_file(b"\x00\x90\x3c\x40" + b"\x01\x3c\x00\x00\x3c\x40" * MAX_NOTES + b"\x01\x3c\x00" + END))
+
+
+@pytest.mark.parametrize("ticks", [1 << 31, 1 << 32, 5 << 30])
+@pytest.mark.parametrize("delta", [0x0FFFFFFF, 1 << 20])
+def test_ticks_of_more_bits_than_symusic_has_are_told(ticks, delta):
+    wait = [mido.MetaMessage("text", text="", time=delta)] * (ticks // delta)
+    late = note(62, 5, time=ticks - delta * len(wait))
+    for first in (note(60, 5), [*note(60, 5), *note(60, 5, channel=1)]):  # the second is read event by event anyway
+        start = sum(event.time for event in [*first, *wait]) + late[0].time
+        data = midi_file([*first, *wait, *late], ticks_per_beat=32767)
+        assert read_notes(data).start.max() == start == ticks + 5 * len(first) // 2
 
 
 def test_silence_that_ends_late_is_no_reason():
@@ -371,6 +383,43 @@ def test_a_part_reads_the_same_alone_and_beside_another_channel(events):
         own = [row[1:] for row in rows_of(notes) if notes.tracks[row[0]].program or row[3] != 62 or row[4] != 64]
         answers.append(sorted(own))
     assert answers[0] == answers[1]
+
+
+LAYOUTS = [
+    lambda note: (0, 0),
+    lambda note: (0, note % 2),
+    lambda note: (note % 2, 0),
+    lambda note: (note % 3, note % 2),
+    lambda note: (1, note % 2),  # behind a conductor track
+]
+"""Track and channel of each note."""
+
+
+@settings(max_examples=60)
+@given(
+    notes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 27)), min_size=1, max_size=8),
+    odd=st.lists(st.tuples(st.integers(0, 99), ODD), max_size=3),
+)
+def test_notes_read_the_same_however_they_are_split_over_tracks_and_channels(notes, odd):
+    answers = []
+    for layout in LAYOUTS:
+        tracks = {0: [(at, bytes.fromhex(ODD_EVENTS[kind].replace(" ", ""))) for at, kind in odd], 1: [], 2: []}
+        for number, (start, length) in enumerate(notes):
+            track, channel = layout(number)
+            tracks[track].append((start, bytes([0x90 + channel, 40 + number, 64])))
+            tracks[track].append((start + length, bytes([0x80 + channel, 40 + number, 0])))
+        bodies = []
+        for events in tracks.values():
+            events.sort(key=lambda event: event[0])
+            deltas = np.diff([0, *(at for at, _ in events)]).tolist()
+            bodies.append(b"".join(bytes([delta]) + event for delta, (_, event) in zip(deltas, events, strict=True)))
+        try:
+            read = read_notes(raw_file(*(body + END for body in bodies), kind=1))
+            rows = sorted(zip(read.start.tolist(), read.end.tolist(), read.pitch.tolist(), strict=True))
+            answers.append((rows, read.dropped, read.ignored, read.metre.tolist()))
+        except MidiError as error:
+            answers.append(str(error))
+    assert all(answer == answers[0] for answer in answers)
 
 
 def test_to_pretty_midi_and_back(sample_midi):

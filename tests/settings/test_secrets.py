@@ -47,8 +47,8 @@ def test_a_password_of_a_server_is_refused_whatever_is_in_it(password: str) -> N
     refused(f"http://user:{password}@host:5000")
     refused(f"HTTPS://user:{password}@host:5000/mlflow")
     refused(f"https://{password}@host:5000")
-    refused(f"https://user:{password}@host")
-    refused(f"http://{password}@host/mlflow")
+    refused(f"https://user:{password}@host.example")
+    refused(f"http://{password}@localhost/mlflow")
 
 
 @pytest.mark.parametrize(
@@ -92,9 +92,10 @@ def test_whatever_may_be_a_secret_is_refused(uri: str) -> None:
     [
         "http://host",
         "http://host:5000/",
+        "https://mlflow.lab.example/mlflow/a@b",
         "https://mlflow.lab.example/mlflow/a.b-c_d/~e",
         "http://[::1]:5000",
-        "http://host:5000/mlflow",
+        "http://host:5000/mlflow/a@b",
         "postgresql+psycopg2://user@host/db",
         "postgresql://user@host:5432/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
         "mysql+pymysql://us.er_1@10.0.0.5/db",

@@ -118,7 +118,11 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
     def lose_first(controller: TuneController, trial: Any, *settings: Any) -> None:
         if not lost:
             lost.append(trial.config["spec"].key)
-            ray.kill(trial.temporary_state.ray_actor)
+            actor = trial.temporary_state.ray_actor
+            ray.kill(actor)
+            with pytest.raises(ray.exceptions.RayActorError):  # it is dead, and not about to die
+                while True:
+                    ray.get(actor.__ray_ready__.remote())
         hand(controller, trial, *settings)
 
     monkeypatch.setattr(TuneController, "_schedule_trial_reset", lose_first)

@@ -11,11 +11,14 @@ from typing import Any, BinaryIO
 import pyarrow.parquet as pq
 import pytest
 
-from midibert_ray import storage
+from midibert_ray import pipeline, storage
+from midibert_ray.cli.dry_run import describe_plan
 from midibert_ray.data import node_copy
 from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, SHARDS, read_manifest, shard_name
 from midibert_ray.data.store import TokenStore
 from midibert_ray.music.protocol import CLEAN
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
 from midibert_ray.storage import lease
 from midibert_ray.tokenizing import commit, listing, plan, shard, tokenize
 from midibert_ray.tokenizing.tokenize import Summary
@@ -362,6 +365,15 @@ def test_remarks_reach_the_manifest_and_the_table(folder: Path) -> None:
     assert standing and standing == dataclasses.replace(summary, found=True)
     assert list(standing.notes())[1].endswith("; by chance 1/3")
     assert Summary.standing(summary.uri + "x") is None
+
+
+def test_a_dry_run_tells_the_remarks_on_tokens_that_are_there(folder: Path) -> None:
+    (folder / "late.mid").write_bytes(performance())
+    changes = {"storage.root": str(folder.parent / "root"), "corpora.names": (f"folder:{folder}",)}
+    plan = pipeline.plan(replace(preset("debug"), changes))
+    assert "off the grid" not in describe_plan(plan, "tokenize")
+    pipeline.tokenize(plan)
+    assert f"folder:{folder}: 1 pieces off the grid: share of onsets" in describe_plan(plan, "tokenize")
 
 
 def performance() -> bytes:

@@ -118,7 +118,7 @@ def test_what_kills_a_child_is_the_reason_and_the_rest_goes_on(act: Sandbox) -> 
         b"spin": "timed out after 1.5 s",
         b"allocate": "out of memory (limit 4 GiB)",
         b"bad_alloc": "out of memory (limit 4 GiB)",
-        b"raise": "KeyError: 'no such\\nthing'",
+        b"raise": "the reader fails on it; please report this file (KeyError: 'no such\\nthing')",
     }
     requests = [request(content) for deed in deeds for content in (deed, good)]
     answers = [act.tokenize(request).reason for request in requests]

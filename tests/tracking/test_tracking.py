@@ -176,6 +176,28 @@ def test_runs_that_were_deleted_are_restored_at_the_next_start(
         assert f"the {words} " in message and "was deleted in MLflow; it is restored" in message
 
 
+@pytest.mark.parametrize("deleted", ["run", "experiment"])
+def test_what_is_deleted_while_a_job_writes_to_it_is_restored(
+    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    tracker = tracking.Tracker(tracking.address(config))
+    run = tracker.open(STUDY, "s-1", "s-1", params={"lr": 1}, tags={})
+    run.log({"loss": 1}, 1)
+    (found,) = tracker.parents(STUDY)
+    if deleted == "run":
+        tracker._client.delete_run(found.info.run_id)
+    else:
+        tracker._client.delete_experiment(found.info.experiment_id)
+    for point in (2, 3):
+        run.log({"loss": point}, point)
+    run.finish()
+    (again,) = tracker.parents(STUDY)
+    assert (again.info.run_id, again.info.status) == (found.info.run_id, "FINISHED")
+    assert tracker.curve(again.info.run_id, "loss") == [(1, 1), (2, 2), (3, 3)]
+    assert caplog.text.count("was deleted in MLflow; it is restored") == 1
+
+
 def test_a_run_that_was_deleted_for_good_is_made_anew(tmp_path: Path) -> None:
     config = replace(Config(), {"storage.root": str(tmp_path / "root")})
     tracker = study(config, range(3))

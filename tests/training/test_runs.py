@@ -1,5 +1,6 @@
 """A run never goes on with other tokens than those that it was started on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,14 @@ def test_other_tokens_at_the_same_address_are_refused(sample_pieces: list[Piece]
     ):
         pin(run, [other])
     assert Path(run, INPUTS).read_bytes() == noted
+    more = write_store(tmp_path / "tokens" / "more-2", sample_pieces[3:4])
+    pin(run, [store, more])
+    assert list(json.loads(Path(run, INPUTS).read_bytes())) == ["sample-1", "more-2"]
+    with pytest.raises(ValueError, match="those of more-2 had digest"):
+        pin(run, [write_store(tmp_path / "changed" / "more-2", sample_pieces[4:5])])
 
 
-@pytest.mark.parametrize("content", ["", '{"sample-1": "0a', "[]"])
+@pytest.mark.parametrize("content", ["", '{"sample-1": "0a', "[]", "{}"])
 def test_files_that_were_cut_off_are_named_and_made_again(
     sample_pieces: list[Piece], tmp_path: Path, tiny: Config, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -42,5 +48,6 @@ def test_files_that_were_cut_off_are_named_and_made_again(
     pin(str(run), [store])
     assert (run / INPUTS).read_bytes() == inputs
     assert finished(config, key) is None
-    assert all(f"{run}/{name} is " in caplog.text for name in (INPUTS, RESULT_FILE))
+    assert f"{run}/{RESULT_FILE} is " in caplog.text
+    assert f"{run}/{INPUTS} is " in caplog.text or content == "{}"
     assert finish(config, key) == finished(config, key) == done

@@ -153,7 +153,9 @@ def finish_while_the_server_is_away(config: Config, s3: S3, relay: Relay) -> str
         while not (wrote("runs/.*/result.json") and box.names()):
             yield False
         relay.set("open")
-        while box.names() or not wrote("studies/.*/outcome.json"):  # it is back only once that has been noticed
+        while box.names():  # it is back once that has been noticed
+            yield False
+        while not wrote("studies/.*/outcome.json"):
             yield False
         relay.set("silent")
         while True:

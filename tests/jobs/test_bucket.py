@@ -163,7 +163,9 @@ def finish_while_the_server_is_away(config: Config, s3: S3, relay: Relay) -> str
 
     code, said = run(config, kill_when=disturb().__next__)
     assert code == 0, said
-    assert said.count("does not answer") == 2 and said.count("points arrived late") == 1, said
+    # Who sends at the end of the job may be another process, which says nothing of the second time to this one.
+    assert said.count("does not answer") in (1, 2) and said.count("points arrived late") == 1, said
+    assert "has not got all results. Nothing is lost; when it answers:" in said
     return said
 
 
@@ -196,7 +198,7 @@ def nothing_twice(config: Config, s3: S3) -> None:
     assert code == 0 and "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in said, said
     writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
     written = [request.partition(f"{path(config)}/")[2] for request in writes]
-    books = re.compile(r"(reports|spool)(/|$)|studies/[^/]+/(lease\.[^/]+|published\.json)?(\?|$)")
+    books = re.compile(r"(reports|spool)(/|$)|studies/[^/]+/(lease\.[^/?]+|\w+\.json)?(\?|$)")
     assert not [name for name in written if not books.match(name)]
 
 

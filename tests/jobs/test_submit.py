@@ -185,7 +185,7 @@ def visit(cluster: Cluster) -> Visit:
         assert process.stderr
         log = ""
         while not (seen := process.stdout.readline()).startswith("corpus"):
-            assert seen, log
+            assert seen, log + process.stderr.read()
             log += seen
         process.send_signal(signal.SIGINT)
         left = process.stderr.read()

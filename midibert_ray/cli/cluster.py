@@ -41,6 +41,9 @@ CONTACT_S = 600.0
 SILENCE_S = 120.0
 """How long a connection may send nothing before another one is made."""
 
+_NO_AGENT = "No available agent"
+"""Part of Ray's message while no process of the head can take a job."""
+
 BROKEN = 5
 """How many connections in a row may break off before the log of a job that has ended is taken as it is."""
 
@@ -98,6 +101,12 @@ def _explained(address: str, job: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if "Version check" in str(error):
             raise ClusterError(f"what answers at {address} runs no Ray jobs: {error}") from None
+        if _NO_AGENT in str(error):
+            raise ClusterError(
+                f"the cluster at {address} answers, but no job agent runs on its head; most often another program "
+                "there has port 52365: start the head with another (`ray start --dashboard-agent-listen-port`), or "
+                "look into dashboard_agent.log in the folder of its session"
+            ) from None
         if "status code 404" not in str(error) or not job:
             raise
         raise LookupError(
@@ -133,7 +142,7 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
                 return name, True
             except RuntimeError as error:
                 # Somebody was faster, or the head has just started: it answers before it can run jobs.
-                passing = any(words in str(error) for words in ("already exists", "No available agent"))
+                passing = any(words in str(error) for words in ("already exists", _NO_AGENT))
                 if not passing or time.monotonic() > deadline:
                     raise
                 time.sleep(1)

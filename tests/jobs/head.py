@@ -105,6 +105,8 @@ def started(home: Path, *more: str, **changes: str) -> Iterator[Cluster]:
     cluster = Cluster(f"http://127.0.0.1:{dashboard}", folder, home)
     program = Path(sys.executable).with_name("ray")
     options = [f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}"]
+    # Without that port, which any connection of the machine may have taken, no job agent comes up.
+    options.append(f"--dashboard-agent-listen-port={free_port()}")
     environment = cluster.environment(
         PATH=f"{program.parent}:{os.environ['PATH']}",
         RAY_AUTH_MODE="token",

@@ -138,6 +138,12 @@ def test_a_server_of_another_kind_is_no_cluster() -> None:
     assert f"error: no Ray cluster answers at http://127.0.0.1:{other.server_port} (HTTPError: 501" in said.stderr
 
 
+def test_a_head_that_cannot_take_jobs_is_told_from_one_that_does_not_answer() -> None:
+    said = r"http://head answers, but no job agent .*--dashboard-agent-listen-port"
+    with pytest.raises(server.ClusterError, match=said), server._explained("http://head"):
+        raise RuntimeError("Request failed with status code 500: No available agent to submit job, try again later..")
+
+
 def test_a_token_that_is_not_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))

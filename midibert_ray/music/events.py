@@ -32,8 +32,8 @@ _SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}
 _SHORTEST_BEAT = 6
 """Power of two of the shortest note value that a metre may count, a sixty-fourth."""
 _CHANNEL_EVENT = "controller, pitch bend or program above 127"
-_SMPTE_LIMITS = (0x80, 60, 60, 30, 100)
-"""Hours (with the frame rate in two of their bits), minutes, seconds, frames and hundredths stay below."""
+_SMPTE_LIMITS = (24, 60, 60, 30, 100)
+"""Hours, minutes, seconds, frames and hundredths stay below; the two bits above the five of the hours are a rate."""
 _META_NAMES = {_TEMPO: "set tempo", _METRE: "time signature", _KEY: "key signature", _SMPTE: "SMPTE offset"}
 
 _COMMON = re.compile(
@@ -166,7 +166,9 @@ def _is_sound(kind: int, data: bytes) -> bool:
     if kind == _KEY:
         return len(data) == 2 and (data[0] <= 7 or data[0] >= 249) and data[1] <= 1
     if kind == _SMPTE:
-        return len(data) == 5 and all(value < limit for value, limit in zip(data, _SMPTE_LIMITS, strict=True))
+        if len(data) != 5 or data[0] >= 0x80:
+            return False
+        return all(value < limit for value, limit in zip([data[0] & 0x1F, *data[1:]], _SMPTE_LIMITS, strict=True))
     return True
 
 

@@ -7,6 +7,7 @@ earlier.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -50,7 +51,7 @@ _FEWEST_ONSETS = 32
 _KIT = frozenset((35, 36, 37, 38, 39, 40, 42, 44, 46, 49, 51, 53, 55, 57, 59))
 """Pitches of bass drum, snare, hi-hat and cymbals in General MIDI; half of what a drum kit plays, at the least."""
 _MPE_CHANNELS = 3
-"""Other channels of the same instrument that make channel 10 one of many; two may be the hands of a pianist."""
+"""Channels of one instrument beside channel 10 that make it one of many; two may be the hands of a pianist."""
 _DRUM_WORDS = re.compile(r"drum|perc|kit|batter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
@@ -285,12 +286,14 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], di
 def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
     """Whether the notes of channel 10 are drums.
 
-    They are, unless the file has no other notes, or has them on many channels at once (MPE gives each note the next
-    channel); then a name or the pitches of a kit must speak for drums.
+    They are, unless the file has no other notes, or has those of one instrument on many channels at once (MPE gives
+    each note the next channel; the program of channel 10 may be another, as it names a kit there); then a name or the
+    pitches of a kit must speak for drums.
     """
     on_channel = [track for track in notes.tracks if track.is_drum]
-    others = [(track.name, track.program) for track in notes.tracks if not track.is_drum]
-    shared = sum(others.count((track.name, track.program)) for track in on_channel)
+    names = {track.name for track in on_channel}
+    others = Counter((track.name, track.program) for track in notes.tracks if not track.is_drum)
+    shared = max((count for (name, _), count in others.items() if name in names), default=0)
     if others and shared < _MPE_CHANNELS:
         return True
     if any(_DRUM_WORDS.search(track.name) for track in on_channel):

@@ -244,6 +244,27 @@ ODD_EVENTS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("offset", "damaged"),
+    [
+        ("17 3b 3b 1d 63", False),  # 23:59:59, frame 29.99 of 30 at 24 frames a second, as some programs write
+        ("77 00 00 00 00", False),  # 23 hours at 30 frames a second: a rate stands above the hours
+        ("18 00 00 00 00", True),
+        ("38 00 00 00 00", True),
+        ("7f 00 00 00 00", True),
+        ("97 00 00 00 00", True),
+        ("00 3c 00 00 00", True),
+        ("00 00 00 00 64", True),
+        ("00 00 00 00", True),
+    ],
+)
+def test_a_smpte_offset_that_is_no_time_of_day_is_damaged(offset, damaged):
+    data = bytes.fromhex(offset)
+    event = bytes([0, 0xFF, 0x54, len(data)]) + data
+    for channels in ("00903c4060803c00", "00903c4060813c0000803c00"):
+        assert read_notes(raw_file(event + bytes.fromhex(channels) + END)).ignored == ({"SMPTE offset": 1} if damaged else {})
+
+
 @pytest.mark.parametrize("kind", ODD_EVENTS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_an_event_that_has_no_bearing_on_notes_is_ignored_and_counted(kind, channels):

@@ -176,6 +176,7 @@ def field_docs(kind: type) -> dict[str, str]:
 @functools.cache
 def _classes(module: str) -> dict[str, ast.ClassDef]:
     """The classes of a module, parsed once: `inspect.getsource` of a class parses the whole file, and looks through
-    all modules that there are."""
+    all modules that there are.
+    """
     parsed = ast.parse(inspect.getsource(sys.modules[module]))
     return {node.name: node for node in parsed.body if isinstance(node, ast.ClassDef)}

@@ -262,7 +262,9 @@ def test_a_smpte_offset_that_is_no_time_of_day_is_damaged(offset, damaged):
     data = bytes.fromhex(offset)
     event = bytes([0, 0xFF, 0x54, len(data)]) + data
     for channels in ("00903c4060803c00", "00903c4060813c0000803c00"):
-        assert read_notes(raw_file(event + bytes.fromhex(channels) + END)).ignored == ({"SMPTE offset": 1} if damaged else {})
+        assert read_notes(raw_file(event + bytes.fromhex(channels) + END)).ignored == (
+            {"SMPTE offset": 1} if damaged else {}
+        )
 
 
 @pytest.mark.parametrize("kind", ODD_EVENTS)

@@ -129,5 +129,6 @@ def _concurrency(config: Config) -> str:
     kind = "GPU" if compute.gpu else "CPU"
     return (
         f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, "
-        f"a pre-training {counted(compute.workers, 'workers')}, each with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
+        f"a pre-training {counted(compute.workers, 'workers')}, each "
+        f"with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
     )

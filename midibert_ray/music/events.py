@@ -257,8 +257,8 @@ class _Walker:
         kind = status & 0xFF
         if status in _NOT_IN_FILES:
             self.ignored["system message"] += 1
-        elif status < _META:
-            self.ignored["SysEx event"] += not data.removesuffix(b"\xf7").isascii()
+        elif status < _META:  # what begins with 0xF7 may hold any bytes
+            self.ignored["SysEx event"] += status == _SYSEX and not data.removesuffix(b"\xf7").isascii()
         elif not _is_sound(kind, data):
             self.ignored[_META_NAMES[kind]] += 1
         elif kind == _NAME:

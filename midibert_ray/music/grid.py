@@ -52,7 +52,7 @@ _KIT = frozenset((35, 36, 37, 38, 39, 40, 42, 44, 46, 49, 51, 53, 55, 57, 59))
 """Pitches of bass drum, snare, hi-hat and cymbals in General MIDI; half of what a drum kit plays, at the least."""
 _MPE_CHANNELS = 3
 """Channels of one instrument beside channel 10 that make it one of many; two may be the hands of a pianist."""
-_DRUM_WORDS = re.compile(r"drum|perc|kit|batter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
+_DRUM_WORDS = re.compile(r"drum|\bperc(\b|u)|\bkits?\b|\bbatter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
 """Track names of POP909; the index + 1 is the part: 1 melody, 2 bridge, 3 accompaniment."""
@@ -272,10 +272,11 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
 def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:
     """The notes that have a token; how many have none, by reason; and remarks."""
     drums = np.array([track.is_drum and protocol.drops_drums for track in notes.tracks])[notes.track]
+    outside = (notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH)
     remarks: dict[str, int] = {}
-    if drums.any() and not _speaks_for_drums(notes, drums):
+    if drums.any() and not _speaks_for_drums(notes, drums, outside):
         remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
-    outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
+    outside &= ~drums
     if dropped := _counts({DRUM: drums, OUT_OF_RANGE: outside}):
         notes = notes.take(~(drums | outside))
         if len(notes) == 0:
@@ -283,16 +284,17 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], di
     return notes, dropped, remarks
 
 
-def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
-    """Whether the notes of channel 10 are drums.
+def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_], outside: NDArray[np.bool_]) -> bool:
+    """Whether the notes of channel 10 are drums, given those outside the range of a piano.
 
-    They are, unless the file has no other notes, or has those of one instrument on many channels at once (MPE gives
-    each note the next channel; the program of channel 10 may be another, as it names a kit there); then a name or the
-    pitches of a kit must speak for drums.
+    They are, unless the file has no other notes within it, or has those of one instrument on many channels at once
+    (MPE gives each note the next channel; the program of channel 10 may be another, as it names a kit there); then a
+    name or the pitches of a kit must speak for drums.
     """
     on_channel = [track for track in notes.tracks if track.is_drum]
     names = {track.name for track in on_channel}
-    others = Counter((track.name, track.program) for track in notes.tracks if not track.is_drum)
+    heard = [notes.tracks[number] for number in np.unique(notes.track[~drums & ~outside])]
+    others = Counter((track.name, track.program) for track in heard)
     shared = max((count for (name, _), count in others.items() if name in names), default=0)
     if others and shared < _MPE_CHANNELS:
         return True

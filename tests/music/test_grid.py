@@ -291,6 +291,8 @@ def on_channels(
     [
         on_channels(9),
         on_channels(9, name="Piano", pitches=range(30, 90)),
+        on_channels(9, name="Kitaro"),
+        on_channels(9, name="Percy Grainger"),
         on_channels(*range(1, 16)),  # MPE: every note takes the next channel
         on_channels(*range(1, 16), programs={9: 5}),  # with another program on the drum channel
         on_channels(*range(1, 16), program=4, programs={9: 0}, name="Piano"),
@@ -302,11 +304,19 @@ def test_a_piano_on_the_drum_channel_is_a_piano(notes):
     assert grid.remarks["notes of the drum channel read as piano"] == sum(notes.tracks[t].is_drum for t in notes.track)
 
 
+def test_a_note_that_no_piano_has_does_not_make_channel_10_drums():
+    grid = quantize(on_channels(*[9] * 15, 0, pitches=[*range(60, 75), 10]), CLEAN)
+    assert (len(grid), grid.dropped) == (15, {"pitch out of range": 1})
+
+
 @pytest.mark.parametrize(
     "notes",
     [
         on_channels(9, pitches=[36, 42, 38, 42] * 8),
         on_channels(9, name="Drumset"),
+        on_channels(9, name="Perc. 2"),
+        on_channels(9, name="Kit 1"),
+        on_channels(9, name="PERCUSSION"),
         on_channels(0, 9),  # a band
         on_channels(0, 1, 9, name="Band"),
         on_channels(*range(10), pitches=range(60, 80), programs=dict(enumerate(range(10)))),  # each its own program

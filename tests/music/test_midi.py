@@ -140,7 +140,6 @@ def test_bytes_of_a_sysex_event_are_never_taken_for_notes():
     with pytest.raises(MidiError, match="data byte 0x3c where a status byte must stand"):
         read_notes(raw_file(bytes.fromhex("00f003017ff7003c40") + RUNNING_STATUS[22:]))
     assert columns(ESCAPED) == [(0, 96, 60)]
-    assert read_notes(ESCAPED).ignored == {"SysEx event": 1}
 
 
 def test_whole_sysex_events_need_no_second_reading(monkeypatch):
@@ -277,6 +276,27 @@ def test_an_event_that_has_no_bearing_on_notes_is_ignored_and_counted(kind, chan
     assert notes.ignored == {kind: 1}
     assert notes.seconds_per_tick.tolist() == [60 / (120 * 480)]
     assert notes.metre.tolist() == []
+
+
+@pytest.mark.parametrize("event", ["b007ff", "b0ff07", "b00790", "e00080", "c0ff", "c090"])
+def test_a_channel_event_above_127_is_counted_whatever_its_kind(event):
+    odd = bytes.fromhex("00" + event)
+    for second in ("", "00913e4060813e00"):
+        notes = read_notes(raw_file(bytes.fromhex("00903c4060803c00") + odd + bytes.fromhex(second) + END))
+        assert notes.ignored == {"controller, pitch bend or program above 127": 1}
+        assert notes.start.tolist()[0] == 0 and notes.end.tolist()[0] == 96
+
+
+def test_an_escape_may_hold_any_bytes():
+    assert read_notes(ESCAPED).ignored == {}
+
+
+def test_tracks_that_the_header_does_not_declare_are_counted():
+    """No reader plays them, and music of which only one hand is read would look like any other."""
+    body = bytes.fromhex("00903c4060803c00") + END
+    notes = read_notes(raw_file(body, body, body, declared=1))
+    assert (len(notes), notes.ignored) == (1, {"tracks beyond those that the header declares": 2})
+    assert read_notes(raw_file(body) + b"MTr" + bytes(9)).ignored == {}
 
 
 def test_notes_that_never_end_last_to_the_end_of_their_track_where_they_are_asked_for():

@@ -207,6 +207,7 @@ def test_a_report_without_a_database_makes_none(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_a_report_without_a_database_leaves_nothing_behind(tmp_path: Path) -> None:
     said = run(sys.executable, "jobs/report.py", "ablation", HOME=str(tmp_path))
     assert said.returncode == 2 and said.stderr.startswith("error: there is no study 'ablation', as there is no MLflow")

@@ -69,6 +69,8 @@ class Annotator:
         *,
         device: str | torch.device | None = None,
         calibration: Calibration | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        overlap: float = windows.OVERLAP,
     ) -> None:
         """Put a model on a device.
 
@@ -76,10 +78,21 @@ class Annotator:
             model: an encoder or a fine-tuned model.
             device: None takes a GPU where there is one.
             calibration: None takes probabilities as they come, and no piece for unlike the training music.
+            precision: of the model's arithmetic; `bf16` is faster and rounds probabilities to some two digits.
+            overlap: share of a window that the next one sees again, 0 to below 1: more is more context, and slower.
+
+        Raises:
+            ValueError: another precision or overlap.
         """
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision!r} is not possible; allowed: 'fp32', 'bf16'")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap={overlap} is not possible; allowed: 0 to below 1")
+        self.precision, self.overlap = precision, overlap
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: Any = model.eval().to(self.device)
-        self.config: Any = model.config
+        config: Any = model.config
+        self.config: MidiBertConfig = config
         self.calibration = calibration
         self.protocol = protocol_of(self.config)
         levels: dict[type, Literal["note", "sequence"]] = {MidiBertForNotes: "note", MidiBertForSequences: "sequence"}
@@ -198,13 +211,14 @@ class Annotator:
         self, reading: Reading, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
     ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
         """Where the windows of a piece begin, [windows], and what is computed of each, [windows, ...]."""
-        begins = windows.starts(len(reading.ids), self.config.max_length)
+        begins = windows.starts(len(reading.ids), self.config.max_length, self.overlap)
         tokens, mask = self._inputs(reading, begins)
         rows = _ROWS.get(self.device.type, 8)
         results = []
         for start in range(0, len(tokens), rows):
             own = None if mask is None else mask[start : start + rows].to(self.device)
-            made = compute(tokens[start : start + rows].to(self.device), own)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                made = compute(tokens[start : start + rows].to(self.device), own)
             results.append([values.float().cpu().numpy() for values in made])
         return begins, [np.concatenate(parts) for parts in zip(*results, strict=True)]
 

@@ -38,6 +38,8 @@ class MidiBertConfig(PreTrainedConfig):
 
     `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` (or `num_labels`, as
     transformers calls it) and `head` (`paper` or `linear`) belong to the fine-tuning heads.
+    `lineage` lists what the weights come from, first to last, each with the `stage` in words, the `corpora` that it
+    learned from, and the `sha256` of the weights that it ended with; None where nothing is known.
     """
 
     model_type = "midibert"
@@ -57,6 +59,7 @@ class MidiBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     num_classes: int | None = None
     head: str = "paper"
+    lineage: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         classes = kwargs.pop("num_labels", self.num_classes)

@@ -6,6 +6,7 @@ and pooler, which the authors' code carries along although they never get a grad
 """
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
@@ -37,9 +38,10 @@ class MidiBertConfig(PreTrainedConfig):
     """Sizes of a MidiBERT; the defaults are the paper's. Raises ValueError on a value that cannot work.
 
     `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` (or `num_labels`, as
-    transformers calls it) and `head` (`paper` or `linear`) belong to the fine-tuning heads.
-    `lineage` lists what the weights come from, first to last, each with the `stage` in words, the `corpora` that it
-    learned from, and the `sha256` of the weights that it ended with; None where nothing is known.
+    transformers calls it) and `head` (`paper` or `linear`) belong to the fine-tuning heads. `task` and `protocol` (its
+    `name`, and the fields that were switched) say what it was trained for and how; None: not known. `lineage` lists
+    what the weights come from, first to last, each with the `stage` in words, the `corpora` that it learned from, and
+    the `sha256` of the weights that it ended with; None: from random weights.
     """
 
     model_type = "midibert"
@@ -59,12 +61,16 @@ class MidiBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     num_classes: int | None = None
     head: str = "paper"
+    task: str | None = None
+    protocol: dict[str, Any] | None = None
     lineage: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         classes = kwargs.pop("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
         self.num_classes = classes  # transformers takes 2 where nothing is said
+        if len(self.id2label or ()) != classes:  # the names are those of another head
+            self.id2label = self.label2id = None
         for name, allowed in (("representation", VOCABULARIES), ("attention", ATTENTIONS), ("head", HEADS)):
             self._check(name, getattr(self, name) in allowed, f"one of {sorted(allowed)}")
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -83,6 +89,11 @@ class MidiBertConfig(PreTrainedConfig):
         if not fine:
             value = getattr(self, name)
             raise ValueError(f"MidiBertConfig.{name}={value!r} is not possible; allowed: {allowed}")
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Give the outputs of a fine-tuning head their names, in order, in transformers' own fields."""
+        self.id2label = dict(enumerate(names))
+        self.label2id = {name: number for number, name in enumerate(names)}
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -27,6 +27,7 @@ from midibert_ray.training.checkpoints import remove_unfinished, verify, weights
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.start import FINETUNE, open_start
 from midibert_ray.training.task_data import TaskData
 
 
@@ -69,8 +70,9 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     config = spec.config
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
-    with weights(encoder) if encoder else nullcontext("") as start:
-        job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
+    with weights(encoder) if encoder else nullcontext("") as folder:
+        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start)
+        job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
     if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
@@ -79,7 +81,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     predictions = finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
     result = _result(spec, job, predictions, split)
-    origin = Provenance(study=study, encoder=encoder, config=flatten(config))
+    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:

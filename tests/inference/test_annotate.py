@@ -279,6 +279,23 @@ def test_embeddings_of_notes_stand_in_the_order_of_rows(note_model: Annotator) -
     assert np.isnan(states).all(axis=1).tolist() == unseen.tolist()
 
 
+def test_a_score_is_read_like_a_file(note_model: Annotator, tmp_path: Path) -> None:
+    partitura = pytest.importorskip("partitura")
+    part = partitura.score.Part("P1", quarter_duration=1)
+    part.add(partitura.score.TimeSignature(3, 4), 0)
+    for beat, step in enumerate("CDEFGA"):
+        part.add(partitura.score.Note(step=step, octave=4, voice=1), beat, beat + 1)
+    partitura.score.add_measures(part)
+    path = tmp_path / "waltz.musicxml"
+    partitura.save_musicxml(part, str(path))
+    found = note_model.annotate(path)
+    assert found.notes["bar"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert (found.notes["label"] != "").all()
+    made = found.to_midi()
+    assert [(m.numerator, m.denominator) for m in made.time_signature_changes][:1] == [(3, 4)]
+    assert sum(len(i.notes) for i in made.instruments) == 6
+
+
 def test_settings_that_cannot_be_are_refused(note_model: Annotator, note_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"layer=3 is not there; allowed: 0 \(embeddings\) to 2, or -1 to -3"):
         note_model.embed([SHORT], layer=3)

@@ -58,7 +58,7 @@ def _token_lines(name: str, uri: str) -> Iterator[str]:
 
 
 def _estimate(plan: JobPlan) -> str:
-    corpora = {each.uri: each for group in plan.tokens for each in group.values()}
+    corpora = {each.uri: each for group in plan.tokens for each in group.values()} | plan.corpora.labels
     trials = plan.study.trials if plan.study else {}
     return str(estimate(plan.pretrainings, trials, corpora, threads=int(plan.config.compute.cpus_per_trial)))
 

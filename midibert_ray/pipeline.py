@@ -13,7 +13,6 @@ from pathlib import Path
 
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import find_manifest
-from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -138,7 +137,7 @@ def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
     """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
     stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
-        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        task, corpus = spec.task, stores[spec.store]
         require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
         if task.level == "sequence":
             require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})

@@ -78,17 +78,19 @@ class TokenStore:
         """`train`, `valid`, `test` or `pretrain`."""
         return str(self._pieces["split"][index].as_py())
 
-    def label(self, index: int) -> str | None:
-        """Composer or emotion of a piece, None where the corpus has none."""
-        label: str | None = self._pieces["label"][index].as_py()
+    def label(self, index: int, column: str = "label") -> str | None:
+        """The label of a piece as its table spells it (`Task.column`), None where it has none."""
+        label: str | None = self._pieces[column][index].as_py()
         return label
 
-    def select(self, splits: AbstractSet[str] | None) -> NDArray[np.int64]:
-        """The pieces (int64, ascending) of some splits, or all."""
-        if splits is None:
-            return np.arange(len(self), dtype=np.int64)
-        inside = pc.is_in(self._pieces["split"], value_set=pa.array(sorted(splits), pa.string()))
-        return np.flatnonzero(inside.to_numpy()).astype(np.int64)
+    def select(self, splits: AbstractSet[str] | None, labelled: str = "") -> NDArray[np.int64]:
+        """The pieces (int64, ascending) of some splits, or all; only those with a label in a column, if named."""
+        chosen = np.ones(len(self), dtype=np.bool_)
+        if splits is not None:
+            chosen &= pc.is_in(self._pieces["split"], value_set=pa.array(sorted(splits), pa.string())).to_numpy()
+        if labelled:
+            chosen &= pc.is_valid(self._pieces[labelled]).to_numpy()
+        return np.flatnonzero(chosen).astype(np.int64)
 
     @property
     def splits(self) -> set[str]:

@@ -50,8 +50,8 @@ class Baseline(Record):
         return self.correct / self.scored
 
 
-def baselines(config: Config, store: TokenStore) -> list[Baseline]:
-    """The baselines of `finetune.task`, on a token store that was made under `tokens.protocol`.
+def baselines(config: Config, store: TokenStore, task: Task | None = None) -> list[Baseline]:
+    """The baselines of a task on a token store that was made under `tokens.protocol`.
 
     Every task has the majority class; one that knows which class is the melody also skyline and, as skyline only
     tells melody from the rest, the answer that nothing is melody; one whose pieces are clips of songs also the label
@@ -60,13 +60,14 @@ def baselines(config: Config, store: TokenStore) -> list[Baseline]:
     Raises:
         ValueError: where the store has no test split, or its labels are not those of the task.
     """
-    task = TASKS[config.finetune.task]
+    task = task or TASKS[config.finetune.task]
     segments = Segments(
         [store],
         splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
         drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
+        labelled=task.labelled,
     )
     counts = np.bincount(_true_classes(task, segments), minlength=len(task.classes)).tolist()
     support = dict(zip(task.classes, counts, strict=True))
@@ -100,7 +101,7 @@ def _true_classes(task: Task, segments: Segments) -> NDArray[np.int64]:
     """The class, 0..C-1, of everything that is scored: int64 [scored]."""
     if task.level == "sequence":
         pieces, _ = segments.locate(np.arange(len(segments)))
-        return np.array([sequence_label(task, segments.label(int(piece)) or "") for piece in pieces])
+        return np.array([sequence_label(task, segments.label(int(piece), task.column) or "") for piece in pieces])
     batch = segments.gather(np.arange(len(segments)))
     labels = note_labels(task, batch)[batch.note >= 0].astype(np.int64)
     return labels[labels > 0] - 1
@@ -145,14 +146,14 @@ def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[...,
         return found[1] if found else ""
 
     votes: dict[str, Counter[str | None]] = {}
-    for index in store.select({"train"}).tolist():
-        votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index)] += 1
+    for index in store.select({"train"}, task.labelled).tolist():
+        votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index, task.column)] += 1
     clips = range(segments.pieces)
     heard = [votes.get(song(segments.piece_id(clip)), Counter()) for clip in clips]
     known = np.array([bool(labels) for labels in heard])
     # max takes the first of equals
     answers = [max(task.classes, key=labels.__getitem__) for labels in heard]
-    right = known & [answer == segments.label(clip) for clip, answer in zip(clips, answers, strict=True)]
+    right = known & [answer == segments.label(clip, task.column) for clip, answer in zip(clips, answers, strict=True)]
     sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
     between = f"{task.classes[0]} to {task.classes[-1]}"
     return make(

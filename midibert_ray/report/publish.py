@@ -85,7 +85,9 @@ def _baselines(plan: StudyPlan) -> list[Baseline]:
     for entry in plan.trials.values():
         if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
             chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
-    found = (baselines(entry.config, open_store(entry.store, plan.config.storage)) for entry in chosen.values())
+    found = (
+        baselines(entry.config, open_store(entry.store, plan.config.storage), entry.task) for entry in chosen.values()
+    )
     return [item for items in found for item in items]
 
 

@@ -97,12 +97,12 @@ class _Meter:
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, self._open(entry.store, config.storage))
+            self._data[source] = TaskData(config, self._open(entry.store, config.storage), entry.task)
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
-        epochs = recipe(config).epochs
+        epochs = recipe(config, entry.task).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
         return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from midibert_ray import storage
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import identity
 from midibert_ray.studies.trials import Trial, grid
@@ -55,6 +55,7 @@ class TrialSpec:
 
     trial: Trial
     config: Config
+    task: Task
     store: str
     """Address of the token store of its task."""
     encoder: str = ""
@@ -121,7 +122,7 @@ def make(config: Config, locate: Locate) -> StudyPlan:
             key = run_key(encoder, inputs)
             pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=inputs))
         (store,) = locate(mine, [task_corpus(mine, trial.task)]).values()
-        spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key)
+        spec = TrialSpec(trial=trial, config=mine, task=TASKS[trial.task], store=store, encoder=key)
         trials[spec.key] = spec
     key = f"{config.study.name}-{identity(config, SECTIONS)}"
     return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)

@@ -66,7 +66,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     remove_unfinished(address, results.CHECKPOINT)
     config = spec.config
     store = open_store(spec.store, config.storage)
-    data = TaskData(config, store)
+    data = TaskData(config, store, spec.task)
     with weights(encoder) if encoder else nullcontext("") as start:
         job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
     if earlier := results.newest(address):

@@ -67,7 +67,7 @@ class Finetuning:
         self.config, self.data, self.device = config, data, device
         self.model: Classifier = model
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own signature
-        self.recipe = recipe(config)
+        self.recipe = recipe(config, data.task)
         self.optimizer = self.recipe.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         seed = keyed_hash(config.seed, "order", config.finetune.task) % 2**31

@@ -62,9 +62,10 @@ class TaskData:
     Raises ValueError where the corpus lacks a split or the labels of the task.
     """
 
-    def __init__(self, config: Config, store: TokenStore) -> None:
+    def __init__(self, config: Config, store: TokenStore, task: Task | None = None) -> None:
+        """Cut the segments; `task` is needed for one that is not among `TASKS`, where `finetune.task` names it."""
         self.config = config
-        self.task: Task = TASKS[config.finetune.task]
+        self.task: Task = task or TASKS[config.finetune.task]
         self.protocol = config.protocol_in_force
         self.outputs = len(self.task.classes) + int(self.protocol.padding_class and self.task.level == "note")
         self.classes = (("padding",) if self.outputs > len(self.task.classes) else ()) + self.task.classes
@@ -74,6 +75,7 @@ class TaskData:
             length=config.tokens.segment,
             representation=config.model.representation,
             drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
+            labelled=self.task.labelled,
         )
         require_splits(self.task, store.corpus, store.splits)
         self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
@@ -82,8 +84,9 @@ class TaskData:
         """int64 [k], the segments of the training split that are learned from, ascending."""
         if 0 < limit < count:
             self.learned = np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
-        if self.task.level == "sequence":
-            require_labels(self.task, store.corpus, {store.label(piece) for piece in range(len(store))})
+        if self.task.level == "sequence" and self.task.kind == "classes":
+            labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
+            require_labels(self.task, store.corpus, labels)
 
     def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
         """Some segments of a split as the model's input, and as they lie in the store."""
@@ -116,7 +119,10 @@ class TaskData:
         """Targets, and the positions that are attended to."""
         real = self._real(raw)
         if self.task.level == "sequence":
-            labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
+            labels = [
+                sequence_label(self.task, self.splits[split].label(int(piece), self.task.column) or "")
+                for piece in raw.piece
+            ]
             return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.protocol.attends_padding else real
         classes = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)  # 0: none
         targets = np.where(classes > 0, classes if self.protocol.padding_class else classes - 1, IGNORE)

@@ -81,7 +81,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
 
     def write(folder: Path) -> None:
         results.write(folder, result, origin, content)
-        job.model.save_pretrained(folder)
+        job.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)
 
@@ -101,6 +101,8 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         **spec.trial.tags,
         draw=spec.trial.draw,
         split=split,
+        kind=job.data.task.kind,
+        melody=job.data.task.melody,
         epoch=job.progress.epoch,
         figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
         classes=list(job.data.classes),

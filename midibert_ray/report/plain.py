@@ -30,8 +30,8 @@ TRAIN_SEGMENTS, VALID_SEGMENTS = 10_000, 2_000
 """Most segments that are learned from, and that models are chosen by; of more, as many are drawn."""
 TRAIN_NOTES, VALID_NOTES, NOTE_PIECES = 30_000, 10_000, 600
 """The same for notes, which are drawn from so many pieces at most."""
-THREADS = 2
-"""Of boosting, whatever the machine has: sums in another order differ in their last bits."""
+THREADS = 1
+"""Whatever the machine has: sums in another order differ in their last bits, and threads that wait spin."""
 _BLOCK = 256
 """Segments that are read at a time."""
 _SURE = 1e-6
@@ -86,7 +86,7 @@ def candidates(data: TaskData, labels: NDArray[Any], seed: int) -> Iterator[Cand
         if kind == "number":
             yield Candidate(f"ridge regression, alpha {1 / strength:g}", _scaled(Ridge(alpha=1 / strength)))
         else:
-            model = _scaled(LogisticRegression(C=strength, max_iter=300))
+            model = _scaled(LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
             yield Candidate(f"logistic regression, C {strength:g}", _by_tag(kind, model))
     for leaves in (7, 31):
         settings: dict[str, Any] = {"max_leaf_nodes": leaves, "random_state": seed, "early_stopping": False}

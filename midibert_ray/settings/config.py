@@ -24,6 +24,7 @@ Variant = Literal[
     "pretrained",
     "freeze-backbone",
     "freeze-attention",
+    "probe",
     "scratch",
     "rnn",
     "remi",
@@ -144,8 +145,9 @@ class FinetuneConfig:
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
     """Labelled corpus; empty takes the task's own."""
-    model: Literal["midibert", "rnn"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
+    model: Literal["midibert", "rnn", "probe"] = "midibert"
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`: a
+    linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
     freeze: Freeze = "none"

@@ -51,7 +51,7 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     allowed = f"0 to model.layers={layers}"
     require(settings.freeze_layers <= layers, "finetune.freeze_layers", settings.freeze_layers, allowed)
     shape = encoder_config(config)
-    shape.num_classes, shape.head = data.outputs, settings.head
+    shape.num_classes, shape.head = data.outputs, "linear" if settings.model == "probe" else settings.head
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
         model.midibert = MidiBertModel.from_pretrained(encoder)
@@ -75,6 +75,8 @@ class Finetuning:
         self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
+        self.figures: dict[str, float] = {}
+        """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
 
     def train_epoch(self) -> dict[str, float]:

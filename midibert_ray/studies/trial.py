@@ -25,6 +25,7 @@ from midibert_ray.training.checkpoints import remove_unfinished, verify, weights
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.probe import probe
 from midibert_ray.training.task_data import TaskData
 
 
@@ -74,14 +75,15 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
-    predictions = finetune(job, partial(_report, spec.key), split)
+    probes = config.finetune.model == "probe"
+    predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
     result = _result(spec, job, predictions, split)
     origin = Provenance(study=study, encoder=encoder, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         results.write(folder, result, origin, content)
-        job.model.save_pretrained(folder)
+        job.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)
 
@@ -101,8 +103,10 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         **spec.trial.tags,
         draw=spec.trial.draw,
         split=split,
+        kind=job.data.task.kind,
+        melody=job.data.task.melody,
         epoch=job.progress.epoch,
-        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
+        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.figures,
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(job.data.splits[split].piece_id),

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained": _TUNED,
     "freeze-backbone": {"finetune.init": "pretrained", "finetune.freeze": "backbone"},
     "freeze-attention": {"finetune.init": "pretrained", "finetune.freeze": "attention"},
+    "probe": {"finetune.init": "pretrained", "finetune.freeze": "backbone", "finetune.model": "probe"},
     "scratch": _SCRATCH,
     "rnn": _RNN,
     "remi": _TUNED | _REMI,

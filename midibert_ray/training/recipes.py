@@ -42,7 +42,8 @@ class AdamwRecipe:
     def __init__(self, config: Config, task: Task | None = None) -> None:
         self._config, settings = config, config.finetune
         self._metric = (task or TASKS[config.finetune.task]).metric
-        self.batch, self.epochs, self.rate = settings.batch, settings.epochs, settings.lr
+        self.batch, self.rate = settings.batch, settings.lr
+        self.epochs = 1 if settings.model == "probe" else settings.epochs
 
     def optimizer(self, model: Any) -> Optimizer:
         """AdamW of the protocol over all that learns; each stage below the head learns more slowly by `layer_decay`."""

@@ -273,6 +273,7 @@ class LabelPlan:
         storage.write_bytes(storage.join(self.uri, LABELS_TABLE), content)
         about = {"source": self.labels.source, "folds": self.folds, "fold": self.fold, "given": self.is_given}
         about |= {"divided_by": self.divided_by(bool(twins)), "crossing": crossing(rows.to_pylist())}
+        about |= {"pieces": dict(Counter(rows["split"].to_pylist()))}
         manifest = read_manifest(self.tokens.uri)
         write_manifest(self.uri, {**manifest, SHARDS: {LABELS_TABLE: len(content)}, LABELS: about})
 

@@ -49,7 +49,9 @@ def _eighths(onset: NDArray[np.int64], thirty_seconds: NDArray[np.int64]) -> tup
     return start.astype(np.int64), end.astype(np.int64)
 
 
-def top_note(onset: NDArray[np.integer], duration: NDArray[np.integer], pitch: NDArray[np.integer]) -> NDArray[np.bool_]:
+def top_note(
+    onset: NDArray[np.integer], duration: NDArray[np.integer], pitch: NDArray[np.integer]
+) -> NDArray[np.bool_]:
     """Which notes are melody, by the plainest rule: n notes -> bool[n].
 
     A note is, if it is the highest of its onset and nothing above it still sounds; of equal notes the first in the

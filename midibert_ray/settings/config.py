@@ -146,8 +146,8 @@ class FinetuneConfig:
     corpus: str = ""
     """Labelled corpus; empty takes the task's own."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`: a
-    linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
+    a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
     freeze: Freeze = "none"

@@ -15,7 +15,6 @@ from midibert_ray.music.tasks import note_labels
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training.finetune import Finetuning, TaskData, finetune, new_model
-from midibert_ray.training.objectives import ClassObjective
 from midibert_ray.training.recipes import AdamwRecipe, SgdRecipe, TrialProgress
 from midibert_ray.training.task_data import IGNORE
 

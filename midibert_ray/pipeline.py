@@ -245,7 +245,7 @@ def study(plan: JobPlan) -> StudyResult:
     require_tokens(plan)
     key = plan.study.key
     with lease(study_uri(plan.config, key), what=f"study {key}", report=logger.info) as held:
-        result = run_study(plan.study, plots.confusion)
+        result = run_study(plan.study, plots.answers)
         held.check()
         publish(plan.study, result)
     return result

@@ -94,11 +94,11 @@ def wilson(correct: float, scored: int) -> Interval:
     return float(low), float(high)
 
 
-def over_seeds(accuracies: Sequence[float]) -> Interval:
-    """Student's t interval of the mean of two seeds or more, cut to 0..1: what other seeds would score here."""
+def over_seeds(accuracies: Sequence[float], lowest: float = 0.0) -> Interval:
+    """Student's t interval of the mean of two seeds or more, cut to `lowest`..1: what other seeds would score here."""
     mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1))
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(accuracies) - 1)) * deviation / math.sqrt(len(accuracies))
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return max(lowest, mean - half), min(1.0, mean + half)
 
 
 def over_pieces(tally: Floats, statistic: Statistic = SHARE) -> Interval:

@@ -68,8 +68,8 @@ class TrialResult(Record):
     epoch: int
     """Epochs trained."""
     figures: dict[str, float]
-    """`valid/best`, `test/loss`, and what `training.predictions` gives of a kind: of classes `test/accuracy`, `test/f1`,
-    for sequence-level tasks also `test/piece_accuracy`; `test/r2`, `test/average_precision`, ..."""
+    """`valid/best`, `test/loss`, and what `training.predictions` gives of a kind: of classes `test/accuracy`, `test/f1`
+    and for sequence-level tasks `test/piece_accuracy`; of others `test/r2`, `test/average_precision`, ..."""
     classes: list[str]
     """Names of the model's outputs, in order; none of a number."""
     confusion: list[list[int]]

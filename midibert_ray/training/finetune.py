@@ -1,7 +1,7 @@
 """Fine-tuning on one labelled task, on one device: train, choose the best epoch by validation, test once.
 
-The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines. Their `recipes` say how they
-differ, and `objectives` what is learned of the notes of a batch (note-level tasks) or its segments (sequence-level ones).
+The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines. Their `recipes` say how
+they differ, and `objectives` what is learned of a batch's notes (note-level tasks) or segments (sequence-level ones).
 """
 
 import time

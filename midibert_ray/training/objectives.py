@@ -1,4 +1,4 @@
-"""What is learned by kind of task: the loss of a model's outputs, and what the outputs say in the units of the labels."""
+"""Objectives by kind of task: the loss of a model's outputs, and what these say in the units of the labels."""
 
 from typing import Any
 

@@ -161,7 +161,7 @@ class TagPredictions(Predictions):
         return np.zeros((0, 0), np.int64)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """By piece: mean average precision, macro-F1 at even odds, right decisions, mean cross-entropy of a decision."""
+        """By piece: mean average precision, macro-F1 at even odds, share of right decisions, mean cross-entropy."""
         _, truth, logits = self._whole()
         tagged = truth > 0
         loss = np.logaddexp(0, np.where(tagged, -logits, logits))

@@ -127,7 +127,7 @@ def _hidden(job: Finetuning, batch: Batch) -> list[Tensor]:
 
 
 def _fit(job: Finetuning, states: NDArray[np.float32], labels: NDArray[Any], strength: float) -> Linear:
-    """The head with the least loss on the training split: of states as they are, although standardised ones are fitted."""
+    """The head with the least loss on the training split; it takes states as they are, and is fitted to scaled ones."""
     scaler = StandardScaler().fit(states)
     ready = scaler.transform(states)
     outputs = job.data.outputs

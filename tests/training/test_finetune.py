@@ -10,9 +10,9 @@ import torch
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
-from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
+from midibert_ray.training.finetune import Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.metrics import confusion, macro_f1
-from midibert_ray.training.task_data import Batch
+from midibert_ray.training.task_data import IGNORE, Batch
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
-from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import mask_batch
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig

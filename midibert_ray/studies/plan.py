@@ -13,9 +13,25 @@ from midibert_ray.studies.trials import Trial, grid
 from midibert_ray.training import start
 from midibert_ray.training.runs import run_key
 
-SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
+SECTIONS = (
+    "seed",
+    "corpora",
+    "tokens",
+    "mask",
+    "augment",
+    "model",
+    "optimizer",
+    "pretrain",
+    "finetune",
+    "rnn",
+    "compute",
+)
 """What makes one study differ from another of the same name; which of its cells are computed does not."""
-TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
+SECTIONS = (
+    *("seed", "corpora", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "finetune", "rnn", "compute"),
+)
+"""What makes one study differ from another of the same name; which of its cells are computed does not."""
+TRIAL_SECTIONS = ("seed", "tokens", "augment", "model", "optimizer", "finetune", "rnn", "compute")
 
 Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
 """Takes a configuration and names of corpora, and gives the address of each one's token store, in their order."""

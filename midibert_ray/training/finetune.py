@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.order import BatchOrder, keyed_hash
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, freeze
 from midibert_ray.model.midibert import MidiBertModel, MidiBertPreTrainedModel
@@ -111,7 +112,9 @@ class Finetuning:
         Four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right, and
         how much it is.
         """
-        batch, _ = self.data.batch("train", rows, self.device)
+        seed, progress = keyed_hash(self.config.seed, "augment") % 2**31, self.progress
+        keys = row_keys(seed, progress.epoch, progress.step, torch.arange(len(rows)))
+        batch, _ = self.data.batch("train", rows, self.device, keys)
         logits = self._logits(batch)
         loss, weight = self.objective.loss(logits, batch.targets)
         # A last batch may be one segment of REMI without a Pitch token: nothing is scored then.

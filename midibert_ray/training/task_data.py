@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midibert_ray.data.augment import augment_segments
 from midibert_ray.data.order import Permutation
 from midibert_ray.data.segments import SegmentBatch, Segments
 from midibert_ray.data.store import TokenStore
@@ -90,9 +91,16 @@ class TaskData:
             labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
             require_labels(self.task, store.corpus, labels)
 
-    def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
-        """Some segments of a split as the model's input, and as they lie in the store."""
+    def batch(
+        self, split: str, rows: NDArray[np.int64], device: torch.device, keys: torch.Tensor | None = None
+    ) -> tuple[Batch, SegmentBatch]:
+        """Some segments of a split as the model's input, and as they lie in the store.
+
+        With keys (int64 [batch], `hashing.row_keys`) they are augmented as `augment.*` has it.
+        """
         raw = self.splits[split].gather(rows)
+        if keys is not None and (settings := self.config.augment.at("finetune")):
+            raw = augment_segments(raw, keys, **settings)
         arrays = (raw.tokens, *self._labels(split, raw))
         tokens, targets, attended = (torch.from_numpy(array).to(device) for array in arrays)
         if self.config.finetune.model == "rnn":

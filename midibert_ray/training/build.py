@@ -12,6 +12,9 @@ from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config, require
 from midibert_ray.settings.text import counted
 
+EMBEDDING = MidiBertConfig().embedding_size
+"""Numbers that a token is embedded in, of all models that are trained here."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -54,6 +57,7 @@ def encoder_config(config: Config) -> MidiBertConfig:
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=model.dropout,
         max_length=config.tokens.segment,
+        protocol=config.protocol_in_force.to_dict(),
     )
 
 

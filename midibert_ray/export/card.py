@@ -53,6 +53,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         about=about,
         config=config,
         classifier=classifier,
+        note_level=isinstance(model, MidiBertForNotes),
         masked_lm=isinstance(model, MidiBertForMaskedLM),
         kind=type(model) if classifier else MidiBertModel,
         remi=config.representation == "remi",

@@ -40,7 +40,7 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
         return "\n".join(lines)
     for key, found in start.inputs(config, start.PRETRAIN, start.FINETUNE).items():
         lines.append(f"{key:<15} {flatten(config)[key]}  sha256 {found}")
-    if "pretrain" in stages:
+    if "pretrain" in stages and not (study and config.finetune.start):  # which takes its place
         counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [
             f"{'pre-training':<15} {run_uri(config, plan.pretraining.key)}",

@@ -134,8 +134,8 @@ def make(config: Config, locate: Locate) -> StudyPlan:
             _require_start(trial, mine)
         spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key, start=begin)
         trials[spec.key] = spec
-    begin = start.inputs(config, start.PRETRAIN, start.FINETUNE)
-    key = f"{config.study.name}-{identity(config, SECTIONS, **begin)}"
+    started = start.inputs(config, start.PRETRAIN, start.FINETUNE)
+    key = f"{config.study.name}-{identity(config, SECTIONS, **started)}"
     return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)
 
 

@@ -71,7 +71,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
     with weights(encoder) if encoder else nullcontext("") as folder:
-        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start)
+        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
     if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))

@@ -127,8 +127,8 @@ class Annotator:
         """
         if self.level is None:
             raise ValueError(
-                f"this model ({type(self.model).__name__}) has no head, so it has no labels to give; embed it, or "
-                "fine-tune it"
+                f"this model ({type(self.model).__name__}) is an encoder: it has no head, and no labels to give; embed "
+                "it, or fine-tune it"
             )
         if not 0 <= abstain <= 1:
             raise ValueError(f"abstain={abstain} is not possible; allowed: a probability, 0 to 1")

@@ -193,13 +193,13 @@ def test_pieces_have_one_label_and_their_own_tracks(sequence_model: Annotator, s
 
 
 def test_a_piece_may_have_tags_or_a_number(make_model: MakeModel, songs: list[Path]) -> None:
-    tagged = mb.load(make_model("sequence", problem_type="multi_label_classification"), "cpu")
+    tagged = mb.load(make_model("sequence", answers="tags"), "cpu")
     found = tagged.annotate(songs[0])
     assert tagged.kind == found.kind == "tags"
     expected = [name for name, p in zip(found.classes, found.scores, strict=True) if p >= 0.5]
     assert 0 < len(expected) < 4 and found.label == ";".join(expected)
     assert tagged.annotate(songs[0], abstain=1.0).label == ""
-    folder = make_model("sequence", classes=("value",), problem_type="regression")
+    folder = make_model("sequence", classes=("value",), answers="number")
     number = mb.load(folder, "cpu").annotate(songs[0])
     assert number.classes == () and number.probabilities.empty
     assert float(number.label) == pytest.approx(number.value, rel=1e-5)
@@ -254,7 +254,7 @@ def test_the_protocol_is_the_models_but_for_repairs_of_reading() -> None:
     # Exports of before did not say it.
     old = MidiBertConfig(num_classes=4)
     assert protocol_of(old) == CLEAN
-    old.name_classes(("padding", "melody", "bridge", "accompaniment"))
+    old.name_outputs("classes", ("padding", "melody", "bridge", "accompaniment"))
     assert protocol_of(old).attends_labelled
 
 

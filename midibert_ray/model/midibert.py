@@ -97,10 +97,10 @@ class MidiBertConfig(PreTrainedConfig):
             value = getattr(self, name)
             raise ValueError(f"MidiBertConfig.{name}={value!r} is not possible; allowed: {allowed}")
 
-    def name_outputs(self, kind: str, names: Sequence[str]) -> None:
+    def name_classes(self, names: Sequence[str], kind: str = "classes") -> None:
         """Tell what the outputs of a fine-tuning head are, in transformers' own fields.
 
-        kind: of the task, see `PROBLEMS`; names: of the classes, in order; none for a number.
+        names: of the classes, in order; none for a number. kind: of the task, see `PROBLEMS`.
         """
         self.problem_type = PROBLEMS[kind]
         if not names:

@@ -30,7 +30,7 @@ def write_model(
         **{"max_length": 64, "num_classes": len(names) or None, "protocol": {"name": "clean"}} | sizes | config
     )
     if names:
-        made.name_outputs(answers, names)
+        made.name_classes(names, answers)
     return save_export(KINDS[kind](made), folder)
 
 

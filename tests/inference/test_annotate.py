@@ -254,7 +254,7 @@ def test_the_protocol_is_the_models_but_for_repairs_of_reading() -> None:
     # Exports of before did not say it.
     old = MidiBertConfig(num_classes=4)
     assert protocol_of(old) == CLEAN
-    old.name_outputs("classes", ("padding", "melody", "bridge", "accompaniment"))
+    old.name_classes(("padding", "melody", "bridge", "accompaniment"))
     assert protocol_of(old).attends_labelled
 
 

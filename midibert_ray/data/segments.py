@@ -110,6 +110,10 @@ class Segments:
         """The label of a piece; see `TokenStore.label`."""
         return self.stores[self._store[piece]].label(int(self._row[piece]), column)
 
+    def cluster(self, piece: int) -> str:
+        """The group of a piece; see `TokenStore.cluster`."""
+        return self.stores[self._store[piece]].cluster(int(self._row[piece]))
+
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Piece and first time step (int64[k] each) of some segments (int64[k]).
 

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Kind = Literal["classes", "number", "tags"]
+Metric = Literal["accuracy", "f1", "r2", "average_precision"]
 TAG_MARK = ";"
 """Stands between the labels of a cell that has several."""
 NOTE_COLUMNS = ("part", "velocity")
@@ -27,7 +29,7 @@ class Task:
     name: str
     level: Literal["note", "sequence"]
     """One label a note, or one a segment (all segments of a piece have the piece's)."""
-    kind: Literal["classes", "number", "tags"] = "classes"
+    kind: Kind = "classes"
     """One class each (classification), a number (regression), or any number of classes (multi-label)."""
     classes: tuple[str, ...]
     """Names of the classes, padding not counted; none for a number. Note-level labels are 1..C (0 is padding),
@@ -41,7 +43,7 @@ class Task:
     """Lowest value of each class but the first; without edges the column holds the label itself, 0 if unknown."""
     drops_short_rows: bool = False
     """Leave out a piece's last segment if it is less than half full (reference behaviour)."""
-    metric: Literal["accuracy", "f1", "r2", "average_precision"] = "accuracy"
+    metric: Metric = "accuracy"
     """Validation metric by which the best epoch and the best draw are chosen; higher is better."""
     rnn_lr: float = 1e-3
     """Learning rate of the authors' recurrent baseline."""

@@ -12,6 +12,7 @@ from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import CONSTANT, MAJORITY, Baseline, majority
 from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
+from midibert_ray.studies.folds import merged
 from midibert_ray.studies.paper import PaperTable, Row
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
@@ -217,9 +218,9 @@ def build(
 
 
 def by_key(outcomes: Iterable[TrialResult]) -> dict[Key, list[TrialResult]]:
-    """Outcomes that differ in their seed only, by seed."""
+    """Outcomes that differ in their seed only, by seed; folds are merged."""
     groups: dict[Key, list[TrialResult]] = {}
-    for item in sorted(outcomes, key=lambda item: item.seed):
+    for item in sorted(merged(outcomes), key=lambda item: item.seed):
         groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
     return groups
 

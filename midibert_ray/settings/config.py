@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
-from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY
+from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
@@ -35,6 +35,7 @@ Variant = Literal[
     "scratch-by-pitch",
     "rnn-by-pitch",
 ]
+_OURS = ("", "sample")  # labelled corpora that have the paper's tasks alone
 TableName = Literal["1", "2", "3", "4", "leak"]
 
 
@@ -145,6 +146,8 @@ class FinetuneConfig:
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
     """Labelled corpus; empty takes the task's own."""
+    fold: int = runtime(0)
+    """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
     """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
     a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
@@ -178,7 +181,9 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        checks.require_one_of("finetune.task", self.task, tuple(TASKS))
+        if self.corpus in _OURS:
+            checks.require_one_of("finetune.task", self.task, tuple(TASKS))
+        checks.require_name("finetune.task", self.task)
         checks.require_corpora("finetune.corpus", (self.corpus,))
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
@@ -215,7 +220,13 @@ class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
     tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
-    """Downstream tasks, one column each of the result table."""
+    """Downstream tasks, a column each of the result table: of the paper, or columns of the labelled corpus's table."""
+    corpus: str = runtime("")
+    """Labelled corpus of all tasks, such as folder:/music; empty takes that of `finetune.corpus`."""
+    folds: int = runtime(0)
+    """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
+    kinds: tuple[str, ...] = runtime(())
+    """Kinds of tasks that are not as their labels look, such as year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
     tables: tuple[str, ...] = runtime(())
@@ -231,7 +242,14 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        require_some_of("study.tasks", self.tasks, tuple(TASKS))
+        require(self.folds == 0 or 3 <= self.folds <= 100, "study.folds", self.folds, "0, or 3 to 100")
+        require(not (self.folds and self.draws), "study.folds", self.folds, "0 in a sweep, which chooses by validation")
+        checks.require_corpora("study.corpus", (self.corpus,))
+        for text in self.kinds:
+            column, _, kind = text.rpartition(":")
+            checks.require_one_of(f"study.kinds={text}: the column", column, self.tasks)
+            checks.require_one_of(f"study.kinds={text}: the kind", kind, get_args(Kind))
+        require(len(set(self.tasks)) == len(self.tasks) > 0, "study.tasks", self.tasks, "at least one, each once")
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
@@ -331,6 +349,9 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         _ = self.protocol_in_force  # raises on a contradiction
+        if (self.study.corpus or self.finetune.corpus) in _OURS:  # others' columns are known once they are listed
+            require_some_of("study.tasks", self.study.tasks, tuple(TASKS))
+            require(not self.study.folds, "study.folds", self.study.folds, "it with study.corpus=folder:/path")
 
     @property
     def protocol_in_force(self) -> Protocol:

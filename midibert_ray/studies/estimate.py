@@ -15,6 +15,7 @@ from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import PretrainingSpec, TrialSpec
+from midibert_ray.tokenizing.labelling import LabelPlan
 from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
@@ -53,7 +54,7 @@ class Estimate:
 def estimate(
     pretrainings: Mapping[str, PretrainingSpec],
     trials: Mapping[str, TrialSpec],
-    corpora: Mapping[str, CorpusPlan],
+    corpora: Mapping[str, CorpusPlan | LabelPlan],
     *,
     threads: int,
 ) -> Estimate:
@@ -78,7 +79,7 @@ def estimate(
 class _Meter:
     """Seconds of runs and trials; each kind of step is measured once."""
 
-    def __init__(self, device: torch.device, corpora: Mapping[str, CorpusPlan]) -> None:
+    def __init__(self, device: torch.device, corpora: Mapping[str, CorpusPlan | LabelPlan]) -> None:
         self.device, self.corpora = device, corpora
         self.guessed: set[str] = set()
         self._seconds: dict[tuple[object, ...], float] = {}
@@ -109,8 +110,10 @@ class _Meter:
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         if uri not in self.corpora or find_manifest(uri) is not None:
             return open_store(uri, config)
-        self.guessed.add(self.corpora[uri].corpus.name)
-        return _GuessedStore(uri, self.corpora[uri])
+        plan = self.corpora[uri]
+        tokens, rows = (plan.tokens, plan.table()) if isinstance(plan, LabelPlan) else (plan, None)
+        self.guessed.add(tokens.corpus.name)
+        return _GuessedStore(uri, tokens, rows)
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
@@ -126,7 +129,7 @@ class _Meter:
 class _GuessedStore(TokenStore):
     """A corpus as it will be once it is tokenized: its pieces, and about as many notes."""
 
-    def __init__(self, uri: str, plan: CorpusPlan) -> None:
+    def __init__(self, uri: str, plan: CorpusPlan, labels: pa.Table | None) -> None:
         self.uri, self.manifest = uri, {"corpus": plan.corpus.name}
         notes = [max(1, int(plan.files[piece.files[0]].size / BYTES_A_NOTE)) for piece in plan.there]
         self.offsets = np.concatenate([[0], np.cumsum(notes)])
@@ -135,7 +138,7 @@ class _GuessedStore(TokenStore):
         self.tokens, self.onset = np.zeros((total, 4), np.uint8), np.zeros(total, np.int32)
         self.velocity, self.part = np.full(total, 64, np.uint8), np.ones(total, np.uint8)
         rows = [{"piece": each.piece, "split": each.split, "label": each.label} for each in plan.there]
-        self._pieces = pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
+        self._pieces = labels or pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:

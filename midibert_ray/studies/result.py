@@ -9,7 +9,7 @@ import io
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -83,6 +83,12 @@ class TrialResult(Record):
     """GPUs that the trial held, or CPUs where it held none."""
     draw: int | None = None
     """Number of the draw, in a sweep."""
+    fold: int = 0
+    """The fold that was tested, from 1; 0 where nothing is divided, or folds have been merged."""
+    folds: int = 0
+    """Number of folds that were merged into it."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """Test piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
 
     @property
     def accuracy(self) -> float:

@@ -8,7 +8,17 @@ from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval
-from midibert_ray.report.table import Key, ResultTable, Score, by_key, labels, mean_confusion, scores, tallies
+from midibert_ray.report.table import (
+    Key,
+    ResultTable,
+    Score,
+    by_key,
+    labels,
+    mean_confusion,
+    scores,
+    shared_clusters,
+    tallies,
+)
 from midibert_ray.studies import paper
 from midibert_ray.studies.result import TrialResult
 
@@ -79,7 +89,8 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         first, second = tallies(best, item)
         if not len(first):
             continue
-        worth = statistics.difference(first, second, paired=True, statistic=best.statistic)
+        clusters = shared_clusters(best, item)
+        worth = statistics.difference(first, second, paired=True, statistic=best.statistic, clusters=clusters)
         verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
         low, high = worth
         points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"

@@ -123,7 +123,8 @@ def test_a_table_of_both_says_what_it_measures() -> None:
     (made,) = table.build(OUTCOMES, {})
     assert made.tasks == ("height", "mood")
     assert made.caption == (
-        "Explained variance (R²) of height; mean average precision of mood on the test split in %; p against pretrained."
+        "Explained variance (R²) of height; mean average precision of mood on the test split in %; "
+        "p against pretrained."
     )
     rows = list(csv.DictReader(io.StringIO(formats.to_csv([made]))))
     assert {row["f1"] == "" for row in rows if row["task"] == "height"} == {True}

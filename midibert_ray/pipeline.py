@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midibert_ray import storage, tracking
-from midibert_ray.corpora.table import Labels, make_task
+from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
@@ -27,7 +27,7 @@ from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
-from midibert_ray.tokenizing.labelling import LabelPlan, find_labels, require_column, write_labels
+from midibert_ray.tokenizing.labelling import NOTES, LabelPlan, find_labels, note_task, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.address import SQLITE
@@ -79,11 +79,15 @@ class CorpusPlans:
         if tokens.uri not in self.tables:
             self.tables[tokens.uri] = find_labels(self.files[name], tokens)
         labels = self.tables[tokens.uri]
-        if labels is None or column not in labels.columns:
+        of_notes = note_task(tokens) if column == NOTES else None
+        if of_notes:
+            labels = labels or unlabelled(tokens.there)
+        elif labels is None or column not in labels.columns:
             require_column(name, labels, column)
             return None
         kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
-        task = make_task(labels, column, name, kinds.get(column, ""))
+        assert labels
+        task = of_notes or make_task(labels, column, name, kinds.get(column, ""))
         plan = LabelPlan(tokens=tokens, labels=labels, seed=seed, folds=config.study.folds, fold=config.finetune.fold)
         plan = self.labels.setdefault(plan.uri, plan)
         plan.require_divisible(task)
@@ -107,6 +111,7 @@ class CorpusPlans:
                     storage_root=config.storage.root,
                     protocol=config.protocol_in_force,
                     segment=config.tokens.segment,
+                    notes=config.corpora.notes,
                 )
         return {name: plans[name].uri for name in names}
 

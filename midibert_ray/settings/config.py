@@ -44,12 +44,16 @@ class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
     """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
     MIDI files."""
+    notes: tuple[str, ...] = runtime(())
+    """Names of the classes of notes in folders of one's own, for the task `notes`: of MIDI tracks, or in NAME.notes.csv
+    beside NAME.mid. Token stores are named by them."""
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
     def __post_init__(self) -> None:
         checks.require_address("corpora.root", self.root)
         checks.require_corpora("corpora.names", self.names)
+        require(len(set(self.notes)) == len(self.notes) < 255, "corpora.notes", self.notes, "each name once, below 255")
 
 
 @dataclass(frozen=True, kw_only=True)

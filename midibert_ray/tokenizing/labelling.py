@@ -27,12 +27,14 @@ from midibert_ray.corpora.labels import PRETRAIN, Piece
 from midibert_ray.corpora.table import LabelError, Labels
 from midibert_ray.data.format import LABELS, LABELS_TABLE, SHARDS, find_manifest, read_manifest, write_manifest
 from midibert_ray.music import fingerprint
-from midibert_ray.music.tasks import TASKS, Task, split_tags
+from midibert_ray.music.tasks import MELODY, TASKS, Task, split_tags
 from midibert_ray.settings.config import require_some_of
 from midibert_ray.tokenizing.division import SHARES, divide
 from midibert_ray.tokenizing.listing import open_file
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan
 
+NOTES = "notes"
+"""The task of labels of single notes."""
 VERSION = 1
 """Counts up when the same labels are divided otherwise, or kept in another form."""
 
@@ -57,10 +59,20 @@ def find_labels(found: CorpusFiles, plan: CorpusPlan) -> Labels | None:
         raise LabelError(f"corpus {plan.corpus.name} has {' and '.join(names)} at its top; keep one")
     if names:
         with open_file(plan.corpus.location(plan.root), found.listing.files[names[0]].path) as stream:
-            frame = table.read_frame(names[0], stream.read())
-        if plan.corpus.lists is None or table.FILE in frame.columns:
-            return table.from_frame(names[0], frame, plan.there)
+            columns = table.read_columns(names[0], stream.read())
+        if plan.corpus.lists is None or table.FILE in columns:
+            return table.from_columns(names[0], columns, plan.there)
     return table.from_folders(plan.there) if plan.corpus.lists is None else None
+
+
+def note_task(plan: CorpusPlan) -> Task | None:
+    """The task of the labels that single notes have in a folder; None where `corpora.notes` names no classes."""
+    if not plan.notes:
+        return None
+    melody = next((name for name in plan.notes if name.lower() == MELODY.name), "")
+    return Task(
+        name=NOTES, level="note", classes=plan.notes, corpus=plan.corpus.name, column="part", metric="f1", melody=melody
+    )
 
 
 def require_column(name: str, labels: Labels | None, column: str) -> None:
@@ -70,6 +82,11 @@ def require_column(name: str, labels: Labels | None, column: str) -> None:
         ConfigError: with the nearest column.
         LabelError: for a corpus without labels.
     """
+    if column == NOTES and NOTES not in (labels.columns if labels else ()):
+        raise LabelError(
+            f"the task {NOTES} needs the names of its classes: corpora.notes=left,right, for MIDI tracks so named or "
+            "NAME.notes.csv beside NAME.mid"
+        )
     if labels is None and column not in TASKS:
         tables = " or ".join(table.TABLES)
         raise LabelError(
@@ -122,7 +139,7 @@ class LabelPlan:
         Raises:
             LabelError: names it.
         """
-        if self.is_given or task.kind == "number":
+        if self.is_given or task.kind == "number" or task.level == "note":
             return
         units = self.units(task)
         name = min(task.classes, key=lambda name: len(units[name]))

@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from steps import Updater, random_batch
 
-from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import mask_batch
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.training.flops import peak_flops, step_flops
@@ -148,7 +149,7 @@ def _checks(setting: Setting) -> Iterator[list[str]]:
 def _outputs(model: MidiBertForMaskedLM, batch: Any) -> tuple[torch.Tensor, float]:
     """Hidden states on the CPU in float64, and the loss."""
     hidden = model.midibert(batch.inputs, batch.attention_mask).last_hidden_state
-    logits = model(batch.inputs, batch.attention_mask, batch.where)
+    logits = model(batch.inputs, batch.attention_mask, batch.where).logits
     return hidden.double().cpu(), mlm_loss(logits, batch.targets[batch.where])["loss"].item()
 
 
@@ -258,7 +259,7 @@ def plain_step(
 
     def step(number: int) -> None:
         batch = _masked(tokens, number)
-        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where)
+        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where).logits
         mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
         updater.step()
 
@@ -286,7 +287,7 @@ def deepspeed_step(setting: Setting, attention: str, micro: int, stage: int) -> 
 
     def step(number: int) -> None:
         batch = _masked(tokens, number)
-        logits = engine(batch.inputs, batch.attention_mask, batch.where)
+        logits = engine(batch.inputs, batch.attention_mask, batch.where).logits
         engine.backward(mlm_loss(logits, batch.targets[batch.where])["loss"])
         engine.step()
 

@@ -101,7 +101,8 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
     import torch
     from steps import Updater, timed
 
-    from midibert_ray.data.masking import mask_batch, row_keys
+    from midibert_ray.data.hashing import row_keys
+    from midibert_ray.data.masking import mask_batch
     from midibert_ray.data.store import TokenStore
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.music.protocol import CLEAN
@@ -119,7 +120,7 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
         keys = row_keys(config.seed, 0, number, torch.arange(len(tokens)))
         masked = mask_batch(tokens, length, protocol=CLEAN, keys=keys)
         layout = packing(config, batch.length, config.tokens.segment, tokens.device, allowed=True)
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
         loss = mlm_loss(logits, masked.targets[masked.where])["loss"]
         loss.backward()
         updater.step()

@@ -97,7 +97,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from steps import Updater, random_batch, timed
 
-    from midibert_ray.data.masking import mask_batch, row_keys
+    from midibert_ray.data.hashing import row_keys
+    from midibert_ray.data.masking import mask_batch
     from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
     from midibert_ray.music.protocol import PAPER
 
@@ -112,7 +113,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     def step(number: int) -> None:
         batch = mask_batch(tokens, length, protocol=PAPER, keys=row_keys(0, 0, number, rows))
-        logits = model(batch.inputs, batch.attention_mask, batch.where)
+        logits = model(batch.inputs, batch.attention_mask, batch.where).logits
         mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
         updater.step()
 

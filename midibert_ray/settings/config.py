@@ -1,21 +1,22 @@
 """One configuration for every job: frozen dataclasses, checked when they are made.
 
 A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
-MLflow and in `config.json`. Two kinds of field exist:
+MLflow and in `config.json`. Three kinds of field exist:
 
 * *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
+* fields *by content* say where an input lies (weights to start from): its digest is hashed, not where it lies.
 * *runtime* fields change only where and how fast it is computed, or which cells of a study. They never change a
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.protocol import ProtocolConfig
-from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
+from midibert_ray.settings.validators import ConfigError, by_content, optional, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
@@ -70,10 +71,36 @@ class TokensConfig:
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     fraction: float = 0.15
-    """Share of a segment's positions chosen for prediction; 80 % become MASK, 10 % random, 10 % stay."""
+    """Share of a segment's positions chosen for prediction: with `pretrain.objective=mask` 80 % of them become MASK,
+    10 % random, 10 % stay; with `noise` all are changed a little (M2BERT: 0.3)."""
 
     def __post_init__(self) -> None:
         require(0 < self.fraction < 1, "mask.fraction", self.fraction, "a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    transpose: int = optional(0)
+    """Semitones, up or down, by which a segment is moved at most, drawn anew each time; no note leaves the range."""
+    shift: int = optional(0)
+    """Sixteenths, up to 15, by which bar lines are moved at most; for music in bars of 4/4."""
+    scale: bool = optional(False)
+    """Double or halve onsets and durations of a third of the segments each, where that loses nothing."""
+    thin: float = optional(0.0)
+    """Share of the notes that are left out."""
+    stage: Literal["both", "pretrain", "finetune"] = optional("both")
+    """Training that sees augmented segments; validation and test never do."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.transpose <= 24, "augment.transpose", self.transpose, "0 to 24 semitones")
+        require(0 <= self.shift <= 15, "augment.shift", self.shift, "0 to 15 sixteenths")
+        require(0 <= self.thin < 1, "augment.thin", self.thin, "a share from 0, below 1")
+
+    def at(self, stage: Literal["pretrain", "finetune"]) -> dict[str, Any]:
+        """Arguments of `data.augment.augment` for a kind of training; empty where it sees segments as they are."""
+        if self.stage not in ("both", stage) or not (self.transpose or self.shift or self.scale or self.thin):
+            return {}
+        return {"transpose": self.transpose, "shift": self.shift, "scale": self.scale, "thin": self.thin}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +151,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
+    objective: Literal["mask", "noise"] = optional("mask")
+    """`mask`: find masked tokens (the paper); `noise`: find the notes behind ones that were changed a little (M2BERT,
+    with `mask.fraction=0.3`)."""
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
     epochs: int = 500
@@ -137,8 +167,12 @@ class PretrainConfig:
     says of test pieces."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
+    start: str = by_content("")
+    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
+    empty: random weights."""
 
     def __post_init__(self) -> None:
+        checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
@@ -157,6 +191,8 @@ class FinetuneConfig:
     a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
+    start: str = by_content("")
+    """Weights whose encoder takes the place of a pre-training: as in `pretrain.start`; empty: the study pre-trains."""
     freeze: Freeze = "none"
     """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
     freeze_layers: int = 0
@@ -189,6 +225,7 @@ class FinetuneConfig:
             checks.require_one_of("finetune.task", self.task, tuple(TASKS))
         checks.require_name("finetune.task", self.task)
         checks.require_corpora("finetune.corpus", (self.corpus,))
+        checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
@@ -340,6 +377,7 @@ class Config:
     tokens: TokensConfig = TokensConfig()
     protocol: ProtocolConfig = field(default=ProtocolConfig())
     mask: MaskConfig = MaskConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -356,6 +394,12 @@ class Config:
         if (self.study.corpus or self.finetune.corpus) in _OURS:  # others' columns are known once they are listed
             require_some_of("study.tasks", self.study.tasks, tuple(TASKS))
             require(not self.study.folds, "study.folds", self.study.folds, "it with study.corpus=folder:/path")
+        if self.model.representation != "cp":
+            what = "with model.representation=cp alone, whose tokens are notes"
+            require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")
+            for name in ("transpose", "shift", "scale", "thin"):
+                value = getattr(self.augment, name)
+                require(not value, f"augment.{name}", value, f"it {what}")
 
     @property
     def protocol_in_force(self) -> Protocol:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
-from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import mask_batch
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
@@ -154,7 +155,7 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     allowed = config.protocol_in_force.packs_pretraining
     layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
 
 

@@ -3,18 +3,35 @@
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from midibert_ray import storage
 from midibert_ray.music.tasks import TASKS, Task
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, require
 from midibert_ray.settings.overrides import identity, replace
 from midibert_ray.studies.trials import Trial, grid
+from midibert_ray.training import start
 from midibert_ray.training.runs import run_key
 
-SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
+SECTIONS = (
+    "seed",
+    "corpora",
+    "tokens",
+    "mask",
+    "augment",
+    "model",
+    "optimizer",
+    "pretrain",
+    "finetune",
+    "rnn",
+    "compute",
+)
 """What makes one study differ from another of the same name; which of its cells are computed does not."""
-TRIAL_SECTIONS = ("seed", "tokens", "model", "optimizer", "finetune", "rnn", "compute")
+SECTIONS = (
+    *("seed", "corpora", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "finetune", "rnn", "compute"),
+)
+"""What makes one study differ from another of the same name; which of its cells are computed does not."""
+TRIAL_SECTIONS = ("seed", "tokens", "augment", "model", "optimizer", "finetune", "rnn", "compute")
 
 Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
 """Takes a configuration and names of corpora, and gives the address of each one's token store, in their order."""
@@ -71,13 +88,17 @@ class TrialSpec:
     store: str
     """Address of the token store of its task."""
     encoder: str = ""
-    """Key of its pre-training; empty where it starts from random weights."""
+    """Key of its pre-training; empty where it has none."""
+    start: str = ""
+    """Digest of the weights of `finetune.start`, if it starts from them."""
     slots: ClassVar[int] = 1
 
     @functools.cached_property
     def key(self) -> str:
         """The trial's name and a hash of all that it is made from: its folder, and its key in MLflow."""
-        own = {} if TASKS.get(self.task.name) == self.task else {"task": asdict(self.task)}
+        own: dict[str, Any] = {} if TASKS.get(self.task.name) == self.task else {"task": asdict(self.task)}
+        if self.start:
+            own["start"] = self.start
         store = storage.basename(self.store)
         made_from = identity(self.config, TRIAL_SECTIONS, store=store, encoder=self.encoder, **own)
         return f"{self.trial.name}-{made_from}"
@@ -138,6 +159,8 @@ def make(config: Config, locate: Locate, find_labels: FindLabels = lambda config
         mine, encoder, key = trial.config(config), trial.pretraining(config), ""
         own = find_labels(mine, config.seed)
         if encoder:
+            if encoder.pretrain.start:
+                start.require_fit(start.PRETRAIN, encoder.pretrain.start, encoder)
             inputs = dict(locate(encoder, encoder.corpora.names))
             if own and mine.finetune.corpus in inputs and _leaves_out(encoder):
                 inputs[mine.finetune.corpus] = own.store
@@ -146,11 +169,23 @@ def make(config: Config, locate: Locate, find_labels: FindLabels = lambda config
         if own is None:
             (store,) = locate(mine, [task_corpus(mine, trial.task)]).values()
             own = Labelled(TASKS[trial.task], store)
-        spec = TrialSpec(trial=trial, config=mine, task=own.task, store=own.store, encoder=key)
+        begin = "" if mine.finetune.init == "scratch" else start.inputs(mine, start.FINETUNE).get(start.FINETUNE, "")
+        if begin:
+            _require_start(trial, mine)
+        spec = TrialSpec(trial=trial, config=mine, task=own.task, store=own.store, encoder=key, start=begin)
         trials[spec.key] = spec
-    folds = {"folds": config.study.folds} if config.study.folds else {}
-    key = f"{config.study.name}-{identity(config, SECTIONS, **folds)}"
+    made_from: dict[str, Any] = start.inputs(config, start.PRETRAIN, start.FINETUNE)
+    if config.study.folds:
+        made_from["folds"] = config.study.folds
+    key = f"{config.study.name}-{identity(config, SECTIONS, **made_from)}"
     return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)
+
+
+def _require_start(trial: Trial, config: Config) -> None:
+    """Refuse weights that do not fit a trial, and a trial that is all about the pre-training that they replace."""
+    given = f"a row that is not about pre-training, as finetune.start={config.finetune.start} takes its place"
+    require(not trial.changes.keys() & {"pretrain.splits", "corpora.names"}, "study.variants", trial.variant, given)
+    start.require_fit(start.FINETUNE, config.finetune.start, config)
 
 
 def _leaves_out(config: Config) -> bool:

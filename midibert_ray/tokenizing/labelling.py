@@ -60,9 +60,9 @@ def find_labels(found: CorpusFiles, plan: CorpusPlan) -> Labels | None:
     if names:
         with open_file(plan.corpus.location(plan.root), found.listing.files[names[0]].path) as stream:
             columns = table.read_columns(names[0], stream.read())
-        if plan.corpus.lists is None or table.FILE in columns:
+        if plan.corpus.is_own or table.FILE in columns:
             return table.from_columns(names[0], columns, plan.there)
-    return table.from_folders(plan.there) if plan.corpus.lists is None else None
+    return table.from_folders(plan.there) if plan.corpus.is_own else None
 
 
 def note_task(plan: CorpusPlan) -> Task | None:
@@ -94,7 +94,7 @@ def require_column(name: str, labels: Labels | None, column: str) -> None:
             f"{table.FILE} and a column a label, or make a folder for each class"
         )
     if labels is not None:
-        paper = tuple(TASKS) if corpus(name).lists else ()
+        paper = tuple(TASKS) if not corpus(name).is_own else ()
         require_some_of("study.tasks", (column,), (*labels.columns, *paper))
 
 
@@ -126,7 +126,7 @@ class LabelPlan:
     @property
     def is_given(self) -> bool:
         """Whether splits are those of the table, or of the corpus's own lists."""
-        return not self.folds and (self.labels.splits is not None or self.tokens.corpus.lists is not None)
+        return not self.folds and (self.labels.splits is not None or not self.tokens.corpus.is_own)
 
     def is_current(self) -> bool:
         """Whether it has been written, for the tokens as they are now."""

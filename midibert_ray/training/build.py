@@ -11,6 +11,9 @@ from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
 from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config, require
 
+EMBEDDING = MidiBertConfig().embedding_size
+"""Numbers that a token is embedded in, of all models that are trained here."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -53,6 +56,7 @@ def encoder_config(config: Config) -> MidiBertConfig:
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=model.dropout,
         max_length=config.tokens.segment,
+        protocol=config.protocol_in_force.to_dict(),
     )
 
 

@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midibert_ray.data.augment import augment_segments
 from midibert_ray.data.order import Permutation
 from midibert_ray.data.segments import SegmentBatch, Segments
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model.midibert import IGNORE
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label, sequence_number, sequence_tags
 from midibert_ray.settings.config import Config
 from midibert_ray.training.build import packing
-
-IGNORE = -100
-"""Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Batch:
     """bool [batch, time]: positions that are attended to; None: all are read, as a recurrent model does in the
     authors' code."""
     targets: Tensor
-    """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE is not scored. Numbers: float32
-    [batch]; tags: float32 [batch, tags], 0 or 1."""
+    """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE (padding, and in REMI all
+    but Pitch tokens) is not scored. Numbers: float32 [batch]; tags: float32 [batch, tags], 0 or 1."""
     packing: Packing | None
     """How the segments share rows; None where each has its own."""
 
@@ -92,9 +91,16 @@ class TaskData:
             labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
             require_labels(self.task, store.corpus, labels)
 
-    def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
-        """Some segments of a split as the model's input, and as they lie in the store."""
+    def batch(
+        self, split: str, rows: NDArray[np.int64], device: torch.device, keys: torch.Tensor | None = None
+    ) -> tuple[Batch, SegmentBatch]:
+        """Some segments of a split as the model's input, and as they lie in the store.
+
+        With keys (int64 [batch], `hashing.row_keys`) they are augmented as `augment.*` has it.
+        """
         raw = self.splits[split].gather(rows)
+        if keys is not None and (settings := self.config.augment.at("finetune")):
+            raw = augment_segments(raw, keys, **settings)
         arrays = (raw.tokens, *self._labels(split, raw))
         tokens, targets, attended = (torch.from_numpy(array).to(device) for array in arrays)
         if self.config.finetune.model == "rnn":

@@ -87,15 +87,16 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
             continue
         key, best = max(column.items(), key=lambda each: each[1].accuracy)
         first, second = tallies(best, item)
-        # Answers of plain features are those of one seed; the tags of the truth come before both.
+        if not len(first):
+            continue
         clusters = shared_clusters(best, item)
         worth = statistics.difference(first, second, paired=True, statistic=best.statistic, clusters=clusters)
         verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
         low, high = worth
         points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         told.append(
-            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain features "
-            f"({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
+            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
+            f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
             f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told

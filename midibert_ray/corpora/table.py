@@ -7,6 +7,7 @@ label, optionally `split` and `group`. Labels stay as they are spelled; `make_ta
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -71,7 +72,7 @@ class Labels:
     unknown: tuple[str, ...] = ()
     """Pieces that no row names."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of all that it says."""
         content = [self.pieces, sorted(self.columns.items()), self.splits, self.groups]

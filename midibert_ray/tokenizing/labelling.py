@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -109,11 +109,6 @@ class LabelPlan:
     """Parts of a k-fold division; 0: train, valid and test."""
     fold: int = 0
     """1..folds: the part that is tested; the next one validates, all others train."""
-    _row: Mapping[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Index the rows."""
-        object.__setattr__(self, "_row", {piece: number for number, piece in enumerate(self.labels.pieces)})
 
     @functools.cached_property
     def uri(self) -> str:
@@ -171,7 +166,8 @@ class LabelPlan:
             LabelError: where pieces cannot be divided.
         """
         chosen, twins = pieces or self.tokens.there, twins or {}
-        rows = [self._row.get(piece.piece, -1) for piece in chosen]
+        number = {piece: row for row, piece in enumerate(self.labels.pieces)}
+        rows = [number.get(piece.piece, -1) for piece in chosen]
         groups = self._column(self.labels.groups, rows)
         alike = [twins.get(piece.piece) for piece in chosen]
         columns = {

@@ -20,7 +20,7 @@ from midibert_ray.report.table import (
     tallies,
 )
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import METRICS, TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -97,7 +97,7 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
             f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-            f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+            f"{METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told
 

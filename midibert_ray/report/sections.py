@@ -20,7 +20,7 @@ from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, PREDICTIONS, TrialResult
+from midibert_ray.studies.result import FIGURE, METRICS, PREDICTIONS, TrialResult
 from midibert_ray.tracking import Run
 
 BARS = 32
@@ -250,6 +250,6 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     pictures = []
     for protocol, task in _columns(source):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: {kinds.METRICS[figures[task]]} in validation, %"
+        title = f"{task}, {protocol}: {METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

@@ -14,7 +14,7 @@ from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
 from midibert_ray.studies.folds import merged
 from midibert_ray.studies.paper import PaperTable, Row
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import METRICS, TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
 
 PLAIN = "results"
@@ -168,7 +168,7 @@ class ResultTable(PaperTable):
         tested = any(cell.p is not None for cell in self.cells.values())
         metrics: dict[str, list[str]] = {}
         for key, cell in self.cells.items():
-            names = metrics.setdefault(kinds.METRICS[cell.score.kind if cell.score else "classes"], [])
+            names = metrics.setdefault(METRICS[cell.score.kind if cell.score else "classes"], [])
             names += [key.task] if key.task not in names else []
         told = [metric if len(metrics) == 1 else f"{metric} of {', '.join(tasks)}" for metric, tasks in metrics.items()]
         what = "; ".join(told)

@@ -185,8 +185,8 @@ class FinetuneConfig:
     fold: int = runtime(0)
     """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
-    a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), from random weights by the settings of `rnn.*`; `probe`: a linear
+    layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
     start: str = by_content("")

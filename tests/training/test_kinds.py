@@ -147,7 +147,7 @@ def test_a_number_is_learned_in_its_own_units(scratch: Config, sample_pieces: li
     job.save_pretrained(tmp_path / "model")
     batch, _ = data.batch("test", np.arange(2), CPU)
     opened = MidiBertForSequences.from_pretrained(tmp_path / "model").eval()
-    said = opened(batch.tokens, batch.mask).detach().numpy()
+    said = opened(batch.tokens, batch.mask).logits.detach().numpy()
     np.testing.assert_allclose(said, predictions.logits[:2], rtol=1e-3)
 
 
@@ -213,7 +213,7 @@ def test_a_probe_is_a_model_like_any_other(
     assert opened.config.num_hidden_layers == layer
     assert torch.equal(opened.midibert.layers[0].feed_forward.weight, first.layers[0].feed_forward.weight)
     batch, _ = data.batch("test", np.arange(3), CPU)
-    said = opened(batch.tokens, batch.mask).detach().numpy()
+    said = opened(batch.tokens, batch.mask).logits.detach().numpy()
     if task.level == "note":
         said = said[batch.targets.numpy() >= 0]
     np.testing.assert_allclose(said, found[0][: len(said)], rtol=1e-2, atol=1e-3)

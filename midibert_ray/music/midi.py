@@ -53,13 +53,15 @@ class Notes:
     """Note-ons of which no note came, by reason."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Damaged events that have no bearing on notes, by kind."""
+    label: NDArray[np.uint8] | None = None
+    """[n] class of each note, from 1, 0 where it is unknown; None where tracks tell it."""
 
     def __len__(self) -> int:
         return len(self.start)
 
     def take(self, index: NDArray) -> Notes:
         """The notes of ``index`` (positions or bool[n]), in that order; tracks and tempo map stay."""
-        names = ("start", "end", "pitch", "velocity", "track")
+        names = ("start", "end", "pitch", "velocity", "track", *(("label",) if self.label is not None else ()))
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 

@@ -83,7 +83,7 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
 
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
-    present = {key[:2] for key in by_key(source.outcomes)}
+    present = list(dict.fromkeys(key[:2] for key in by_key(source.outcomes)))
     tasks = kinds.in_order(task for _, task in present)
     return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 

@@ -145,7 +145,8 @@ def test_the_sections_of_a_report() -> None:
     assert "mean absolute error" in text
     assert "20 of 60 pieces" in text
     assert sections.confusions(made) == []
-    (height, mood) = sections.hardest_pieces(made)
+    height, mood = sections.hardest_pieces(made)
+    assert height["title"] == "height, protocol clean: pretrained"
     errors = [abs(float(row[1])) for row in height["rows"][1:]]
     assert errors == sorted(errors, reverse=True)
     pieces = [item.pieces for item in OUTCOMES[:2]]

@@ -129,7 +129,7 @@ class MelodyOrNot(NamedTuple):
 
     @property
     def f1(self) -> float:
-        """Note F1. All notes are given: there is nothing to match in time and pitch, as mir_eval does for found ones."""
+        """Note F1. All notes are given: nothing is matched in time and pitch, as mir_eval matches found notes."""
         hits, false, missed, _ = self.counts
         return 2 * hits / max(2 * hits + false + missed, 1)
 

@@ -15,10 +15,10 @@ from midibert_ray.training.predictions import KINDS
 
 def merged(outcomes: Iterable[TrialResult]) -> list[TrialResult]:
     """Outcomes, those of the folds of one configuration and seed as one; the others as they are."""
-    groups: dict[Trial, list[TrialResult]] = {}
-    for item in outcomes:
+    groups: dict[Trial | int, list[TrialResult]] = {}
+    for number, item in enumerate(outcomes):
         trial = Trial(task=item.task, variant=item.variant, protocol=item.protocol, seed=item.seed, draw=item.draw)
-        groups.setdefault(trial if item.fold else replace(trial, variant=item.trial), []).append(item)
+        groups.setdefault(trial if item.fold else number, []).append(item)
     return [merge(group) if group[0].fold else group[0] for group in groups.values()]
 
 

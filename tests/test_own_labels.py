@@ -22,6 +22,7 @@ from midibert_ray.music.tasks import note_labels
 from midibert_ray.report import table
 from midibert_ray.report.baselines import GROUP, SKYLINE, baselines
 from midibert_ray.settings.config import Config, ConfigError
+from midibert_ray.settings.overrides import replace as changed
 from midibert_ray.studies.plan import TrialSpec
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
@@ -266,3 +267,15 @@ def test_emopia_with_a_table_is_the_task_of_emotion(tmp_path: Path, corpora_root
         (one, raw), (other, same) = (data.batch(split, rows, "cpu") for data in (first, second))
         assert one.tokens.equal(other.tokens) and one.targets.equal(other.targets)
         assert np.array_equal(raw.piece, same.piece)
+
+
+def test_a_pretraining_on_the_same_folder_leaves_out_what_is_tested(music: Path, here: None) -> None:
+    write_table(music)
+    config = settings(music, study__folds=3, study__tasks=("genre", "year"), study__variants=("pretrained",))
+    study = pipeline.plan(config, study=True).study
+    assert study
+    assert (len(study.trials), len(study.pretrainings)) == (6, 3)
+    assert {spec.stores for spec in study.pretrainings.values()} == {(spec.store,) for spec in study.trials.values()}
+    shared = pipeline.plan(changed(config, {"protocol.pretrains_on_test": True}), study=True).study
+    assert shared
+    assert (len(shared.trials), len(shared.pretrainings)) == (6, 1)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midibert_ray import storage, tracking
-from midibert_ray.corpora.table import Labels, make_task
+from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
+from midibert_ray.music.tasks import Task
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -27,7 +28,7 @@ from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
-from midibert_ray.tokenizing.labelling import LabelPlan, find_labels, require_column, write_labels
+from midibert_ray.tokenizing.labelling import NOTES, LabelPlan, find_labels, note_task, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.address import SQLITE
@@ -62,6 +63,8 @@ class CorpusPlans:
     """Labels of corpora that have some of their own, by address."""
     tables: dict[str, Labels | None] = field(default_factory=dict)
     """Of these corpora, by the address of their tokens."""
+    tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
+    """Of columns of these tables, by the address of the tokens and the name of the column."""
 
     def find_labels(self, config: Config, seed: int) -> Labelled | None:
         """The task of a trial where it is a column of its corpus's own table, or the class folders' `label`.
@@ -80,15 +83,19 @@ class CorpusPlans:
         if tokens.uri not in self.tables:
             self.tables[tokens.uri] = find_labels(self.files[name], tokens)
         labels = self.tables[tokens.uri]
-        if labels is None or column not in labels.columns:
+        of_notes = note_task(tokens) if column == NOTES else None
+        if of_notes:
+            labels = self.tables[tokens.uri] = labels or unlabelled(tokens.there)
+        elif labels is None or column not in labels.columns:
             require_column(name, labels, column)
             return None
-        kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
-        task = make_task(labels, column, name, kinds.get(column, ""))
         plan = LabelPlan(tokens=tokens, labels=labels, seed=seed, folds=config.study.folds, fold=config.finetune.fold)
         plan = self.labels.setdefault(plan.uri, plan)
-        plan.require_divisible(task)
-        return Labelled(task, plan.uri)
+        if (known := (tokens.uri, column)) not in self.tasks:
+            kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
+            self.tasks[known] = of_notes or make_task(labels, column, name, kinds.get(column, ""))
+            plan.require_divisible(self.tasks[known])
+        return Labelled(self.tasks[known], plan.uri)
 
     def uris(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
@@ -108,6 +115,7 @@ class CorpusPlans:
                     storage_root=config.storage.root,
                     protocol=config.protocol_in_force,
                     segment=config.tokens.segment,
+                    notes=config.corpora.notes,
                 )
         return {name: plans[name].uri for name in names}
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from midibert_ray.corpora.catalogue import Corpus
 from midibert_ray.corpora.labels import Piece
+from midibert_ray.corpora.note_labels import label_notes
 from midibert_ray.music.grid import align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import MidiError, Notes, read_notes
 from midibert_ray.music.protocol import Protocol
@@ -30,11 +31,17 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     if corpus.beats is not None:
         notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
         lost += Counter(unaligned)
+    labelled: dict[str, int] = {}
+    if piece.notes and len(contents) > 1:
+        labels, labelled = label_notes(notes, contents[1], piece.notes)
+        notes = replace(notes, label=labels)
     if corpus.four_four and protocol.bars == "corpus":
         notes = replace(notes, metre=notes.metre[:0])
-    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
+    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts or piece.notes)
     ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
-    return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))
+    return encode(
+        replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | labelled | dict(grid.remarks))
+    )
 
 
 def _read(corpus: Corpus, data: bytes, protocol: Protocol) -> Notes:

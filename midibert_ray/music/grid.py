@@ -216,7 +216,8 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
             (`order="pitch"`) by pitch and duration, so that the order tells nothing about tracks, parts or velocities.
         merged: under `order="corpus"` all tracks come together by pitch, where one and the same pitch still comes
             track by track (the published ASAP arrays).
-        parts: names of tracks; a note's `part` is the place (from 1) of its track's first word, or 0.
+        parts: names of tracks; a note's `part` is the place (from 1) of its track's name, or of the first word of it,
+            or 0; notes that have labels of their own have these.
 
     Raises:
         MidiError: no note is left.
@@ -318,7 +319,9 @@ def _nearest(ticks: NDArray[np.int64], beat: int, steps: int) -> NDArray[np.int6
 
 
 def _parts(notes: Notes, parts: Sequence[str]) -> NDArray[np.uint8]:
-    names = [track.name.split(" ")[0] for track in notes.tracks]
+    if notes.label is not None:
+        return notes.label
+    names = [track.name if track.name in parts else track.name.split(" ")[0] for track in notes.tracks]
     table = np.array([parts.index(name) + 1 if name in parts else 0 for name in names], dtype=np.uint8)
     return table[notes.track]
 
@@ -340,6 +343,7 @@ def _by_pitch(
     places = np.zeros(len(order), dtype=bool)
     places[same] = places[same + 1] = True
     doubles, token = order[places], ordered[places]
-    content = (token * 128 + notes.velocity[doubles]) * 4 + part[doubles]
+    kinds = max(4, int(part.max()) + 1)
+    content = (token * 128 + notes.velocity[doubles]) * kinds + part[doubles]
     order[places] = doubles[np.lexsort((mix(content.astype(np.uint64) + np.uint64(STEP)), token))]
     return order

@@ -53,14 +53,20 @@ class Notes:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Note-ons of which no note came, by reason."""
     ignored: Mapping[str, int] = field(default_factory=dict)
+<<<<<<< HEAD
     """Damaged events that have no bearing on notes, and tracks beyond the declared ones, by kind."""
+=======
+    """Damaged events that have no bearing on notes, by kind."""
+    label: NDArray[np.uint8] | None = None
+    """[n] class of each note, from 1, 0 where it is unknown; None where tracks tell it."""
+>>>>>>> w-labels
 
     def __len__(self) -> int:
         return len(self.start)
 
     def take(self, index: NDArray) -> Notes:
         """The notes of ``index`` (positions or bool[n]), in that order; tracks and tempo map stay."""
-        names = ("start", "end", "pitch", "velocity", "track")
+        names = ("start", "end", "pitch", "velocity", "track", *(("label",) if self.label is not None else ()))
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 

@@ -12,7 +12,7 @@ from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
-from midibert_ray.report.baselines import PLAIN, Baseline, baselines, plain_features
+from midibert_ray.report.baselines import PLAIN, Baseline, baselines, merge, plain_features
 from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
@@ -85,17 +85,20 @@ def _baselines(plan: StudyPlan, earlier: Sequence[Baseline]) -> list[Baseline]:
     Plain features are learned once: where an earlier start has them, its baselines are taken.
     """
     there = {(item.protocol, item.task) for item in earlier if item.name == PLAIN}
-    chosen: dict[tuple[str, str], TrialSpec] = {}
+    chosen: dict[tuple[str, str], dict[int, TrialSpec]] = {}
     for entry in plan.trials.values():
         if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
-            chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
+            folds = chosen.setdefault((entry.trial.protocol, entry.trial.task), {})
+            folds.setdefault(entry.trial.fold, entry)
     found = []
-    for column, entry in chosen.items():
+    for column, folds in chosen.items():
         if column in there:
             found += [item for item in earlier if (item.protocol, item.task) == column]
             continue
-        store = open_store(entry.store, plan.config.storage)
-        found += [*baselines(entry.config, store, entry.task), plain_features(entry.config, store, entry.task)]
+        made = [(entry, open_store(entry.store, plan.config.storage)) for entry in folds.values()]
+        answers = [answer for entry, store in made for answer in baselines(entry.config, store, entry.task)]
+        answers += [plain_features(entry.config, store, entry.task) for entry, store in made]
+        found += merge(answers)
     return found
 
 

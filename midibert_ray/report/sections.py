@@ -20,7 +20,7 @@ from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, PREDICTIONS, TrialResult
+from midibert_ray.studies.result import FIGURE, METRICS, PREDICTIONS, TrialResult
 from midibert_ray.tracking import Run
 
 BARS = 32
@@ -83,7 +83,7 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
 
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
-    present = {key[:2] for key in by_key(source.outcomes)}
+    present = list(dict.fromkeys(key[:2] for key in by_key(source.outcomes)))
     tasks = kinds.in_order(task for _, task in present)
     return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
@@ -164,7 +164,12 @@ def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
 
 def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Headings, and of every piece its error, its name and what is shown of it."""
+<<<<<<< HEAD
     kind, rows = group[0].kind, []
+=======
+    kind = group[0].kind
+    rows: list[tuple[Any, ...]] = []
+>>>>>>> w-labels
     for piece in group[0].pieces:
         said = np.mean([item.pieces[piece] for item in group], axis=0)
         if kind == "classes":
@@ -249,6 +254,6 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     pictures = []
     for protocol, task in _columns(source):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: {kinds.METRICS[figures[task]]} in validation, %"
+        title = f"{task}, {protocol}: {METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

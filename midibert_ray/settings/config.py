@@ -36,20 +36,27 @@ Variant = Literal[
     "scratch-by-pitch",
     "rnn-by-pitch",
 ]
-_OURS = ("", "sample")  # labelled corpora that have the paper's tasks alone
 TableName = Literal["1", "2", "3", "4", "leak"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
+<<<<<<< HEAD
     """Corpora to tokenize and to pre-train on; `folder:/path` or `folder:s3://bucket/prefix` is any folder of music."""
+=======
+    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
+    MIDI files."""
+    notes: tuple[str, ...] = runtime(())
+    """Classes of notes in folders of one's own, for the task `notes`: MIDI tracks, or labels in NAME.notes.csv."""
+>>>>>>> w-labels
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
     def __post_init__(self) -> None:
         checks.require_address("corpora.root", self.root)
         checks.require_corpora("corpora.names", self.names)
+        require(len(set(self.notes)) == len(self.notes) < 255, "corpora.notes", self.notes, "each name once, below 255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,8 +187,8 @@ class FinetuneConfig:
     fold: int = runtime(0)
     """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
-    a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), from random weights by the settings of `rnn.*`; `probe`: a linear
+    layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
     start: str = by_content("")
@@ -214,7 +221,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        if self.corpus in _OURS:
+        if self.corpus in checks.OURS:
             checks.require_one_of("finetune.task", self.task, tuple(TASKS))
         checks.require_name("finetune.task", self.task)
         checks.require_corpora("finetune.corpus", (self.corpus,))
@@ -260,7 +267,7 @@ class StudyConfig:
     folds: int = runtime(0)
     """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
     kinds: tuple[str, ...] = runtime(())
-    """Kinds of tasks that are not as their labels look, such as year:classes; there are classes, number and tags."""
+    """Kinds of tasks other than their labels look, as in year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
     tables: tuple[str, ...] = runtime(())
@@ -276,14 +283,8 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        require(self.folds == 0 or 3 <= self.folds <= 100, "study.folds", self.folds, "0, or 3 to 100")
-        require(not (self.folds and self.draws), "study.folds", self.folds, "0 in a sweep, which chooses by validation")
         checks.require_corpora("study.corpus", (self.corpus,))
-        for text in self.kinds:
-            column, _, kind = text.rpartition(":")
-            checks.require_one_of(f"study.kinds={text}: the column", column, self.tasks)
-            checks.require_one_of(f"study.kinds={text}: the kind", kind, get_args(Kind))
-        require(len(set(self.tasks)) == len(self.tasks) > 0, "study.tasks", self.tasks, "at least one, each once")
+        checks.require_kinds("study.kinds", self.kinds, self.tasks, get_args(Kind))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
@@ -383,9 +384,9 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         _ = self.protocol_in_force  # raises on a contradiction
-        if (self.study.corpus or self.finetune.corpus) in _OURS:  # others' columns are known once they are listed
-            require_some_of("study.tasks", self.study.tasks, tuple(TASKS))
-            require(not self.study.folds, "study.folds", self.study.folds, "it with study.corpus=folder:/path")
+        ours = (self.study.corpus or self.finetune.corpus) in checks.OURS  # others' columns are known once it is listed
+        require_some_of("study.tasks", self.study.tasks, tuple(TASKS) if ours else self.study.tasks)
+        checks.require_folds("study.folds", self.study.folds, possible=not (ours or self.study.draws))
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")

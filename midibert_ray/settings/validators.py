@@ -22,6 +22,9 @@ QUERIES: dict[str, dict[str, str]] = {
 }
 """Object stores by the scheme of their URIs: the parts that a query may have, and their patterns."""
 
+OURS = ("", "sample")
+"""Labelled corpora that have the paper's tasks alone, as a setting names them."""
+
 FOLDER = "folder:"
 """Start of the name of a corpus of the user's own; its address follows."""
 
@@ -59,6 +62,20 @@ def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...])
     require(len(set(values)) == len(values), key, values, "each value once")
     for value in values:
         require(value in allowed, key, value, f"some of {', '.join(allowed)}{_nearest(value, allowed)}")
+
+
+def require_folds(key: str, folds: int, *, possible: bool) -> None:
+    """Refuse all but no folds, or three and more where a corpus can be divided."""
+    allowed = "0, or 3 to 100 with study.corpus=folder:/path (not in a sweep, which chooses by validation)"
+    require(folds == 0 or (possible and 3 <= folds <= 100), key, folds, allowed)
+
+
+def require_kinds(key: str, values: tuple[str, ...], tasks: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+    """Refuse all but `TASK:KIND`."""
+    for value in values:
+        task, _, kind = value.rpartition(":")
+        require_one_of(f"{key}={value}: the task", task, tasks)
+        require_one_of(f"{key}={value}: the kind", kind, kinds)
 
 
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

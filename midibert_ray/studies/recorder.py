@@ -16,7 +16,7 @@ from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import FIGURE, TrialResult
 from midibert_ray.studies.scheduler import FAILURE
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,9 @@ class Recorder(tune.Callback):
         if not points:
             return
         self.log.trial(spec.key).log(points, int(result["epoch"]))
-        shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
+        shown = "  ".join(
+            f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", *FIGURE.values()))
+        )
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -116,7 +116,7 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(job.data.splits[split].piece_id),
-        clusters=job.data.clusters(split),
+        clusters=job.data.splits[split].clusters,
         seconds=job.progress.seconds,
         devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )

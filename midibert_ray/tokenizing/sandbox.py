@@ -263,7 +263,8 @@ def _limit(what: int, value: int) -> None:
 
 
 def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
-    piece = Piece(**{**header["piece"], "files": tuple(header["piece"]["files"])})
+    lists = {name: tuple(header["piece"][name]) for name in ("files", "notes")}
+    piece = Piece(**header["piece"] | lists)
     protocol = PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"])
     return Request(corpus=header["corpus"], piece=piece, protocol=protocol, contents=tuple(blobs))
 

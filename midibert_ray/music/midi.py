@@ -53,13 +53,9 @@ class Notes:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Note-ons of which no note came, by reason."""
     ignored: Mapping[str, int] = field(default_factory=dict)
-<<<<<<< HEAD
     """Damaged events that have no bearing on notes, and tracks beyond the declared ones, by kind."""
-=======
-    """Damaged events that have no bearing on notes, by kind."""
     label: NDArray[np.uint8] | None = None
     """[n] class of each note, from 1, 0 where it is unknown; None where tracks tell it."""
->>>>>>> w-labels
 
     def __len__(self) -> int:
         return len(self.start)

@@ -97,11 +97,7 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
             f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-<<<<<<< HEAD
-            f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
-=======
             f"{METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
->>>>>>> w-labels
         )
     return told
 

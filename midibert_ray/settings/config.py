@@ -42,14 +42,9 @@ TableName = Literal["1", "2", "3", "4", "leak"]
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
-<<<<<<< HEAD
     """Corpora to tokenize and to pre-train on; `folder:/path` or `folder:s3://bucket/prefix` is any folder of music."""
-=======
-    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
-    MIDI files."""
     notes: tuple[str, ...] = runtime(())
     """Classes of notes in folders of one's own, for the task `notes`: MIDI tracks, or labels in NAME.notes.csv."""
->>>>>>> w-labels
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 

@@ -13,8 +13,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, PrefixLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
+from pandas import Series
 
-CATEGORIES = ("#e0603a", "#6f55ad", "#3f93b8", "#4a9d78", "#d29a22", "#c0567f", "#279a9a", "#8f6d4c")
+CATEGORIES = ("#e0603a", "#8268c6", "#3f93b8", "#4a9d78", "#d29a22", "#c0567f", "#279a9a", "#8f6d4c")
 """Colours of classes that stand in no order; they repeat where there are more."""
 ORDER = ("#5a7fb5", "#46a0a8", "#6aae73", "#c4aa3d", "#e0873e", "#cf4b3c")
 """Colours from the lowest to the highest class."""
@@ -141,6 +142,39 @@ class Roll:
 def document(roll: Roll, sentences: Sequence[str] = ()) -> str:
     """A page of its own: the title, some sentences, the pieces."""
     return environment().get_template("inference/page.html").render(roll=roll, sentences=sentences)
+
+
+def render(annotation: Any) -> str:
+    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's."""
+    notes, said = annotation.notes, [*filter(None, [annotation.unfamiliar]), *annotation.remarks]
+    numbers = {name: number for number, name in enumerate(annotation.classes)}
+    blank = np.full(len(notes), -1)
+    by_note = annotation.level == "note"
+    piece = RollPiece(
+        name=annotation.song.name or "a piece",
+        **{name: notes[name].to_numpy() for name in ("onset_s", "offset_s", "pitch", "velocity")},
+        label=notes["label"].map(numbers).fillna(-1).to_numpy(np.int64) if by_note else blank,
+        probability=notes["probability"].to_numpy(np.float64) if by_note else blank,
+        bars_s=bar_lines(notes["bar"], notes["position"], notes["onset_s"]),
+    )
+    if not by_note:
+        ranked = annotation.probabilities.sort_values(ascending=False)
+        said.insert(0, "The piece: " + ", ".join(f"{name} {share(chance)}" for name, chance in ranked.items()) + ".")
+    return document(Roll(title=piece.name, classes=annotation.classes if by_note else (), pieces=[piece]), said)
+
+
+def bar_lines(bar: Series, position: Series, onset_s: Series) -> NDArray[np.float64] | None:
+    """Seconds at which the bars from 1 on begin, told by the notes that stand there; None where fewer than two do.
+
+    bar: from 1; position: sixteenths in the bar; nothing where a note was not seen.
+    """
+    known = onset_s[(position == 0).fillna(False).astype(bool)].groupby(bar).min()
+    if len(known) < 2:
+        return None
+    numbers, times = known.index.to_numpy(np.float64), np.maximum.accumulate(known.to_numpy(np.float64))
+    wanted = np.arange(1, int(numbers[-1]) + 1)
+    before = times[0] - (numbers[0] - wanted) * (times[1] - times[0]) / (numbers[1] - numbers[0])
+    return np.where(wanted < numbers[0], before, np.interp(wanted, numbers, times))
 
 
 def player(roll: Roll) -> Markup:

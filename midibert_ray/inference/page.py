@@ -15,6 +15,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pandas import Series
 
+from midibert_ray.settings.text import clock
+
 CATEGORIES = ("#e0603a", "#8268c6", "#3f93b8", "#4a9d78", "#d29a22", "#c0567f", "#279a9a", "#8f6d4c")
 """Colours of classes that stand in no order; they repeat where there are more."""
 ORDER = ("#5a7fb5", "#46a0a8", "#6aae73", "#c4aa3d", "#e0873e", "#cf4b3c")
@@ -200,11 +202,6 @@ def environment(*rooms: str) -> Environment:
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.filters |= {"clock": clock, "share": share}
     return made
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def share(value: float | None) -> str:

@@ -19,8 +19,8 @@ BY_PITCH = "-by-pitch"
 def verdict(tables: Sequence[ResultTable]) -> list[str]:
     """Two sentences: the worth of pre-training by task, and where the best models stand beside trivial answers.
 
-    They are about protocol clean where a study has it. An effect counts as beyond chance where its interval, over other
-    pieces, leaves zero out. A sweep, which looks at no test split, has no verdict.
+    About protocol clean where a study has it. An effect counts as beyond chance where its interval, over other pieces,
+    leaves zero out. A sweep, which looks at no test split, has no verdict.
     """
     found = scores(tables)
     protocols = {key.protocol for key in found}
@@ -59,7 +59,8 @@ def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], p
     place = "above" if low > top.accuracy else "below" if high < top.accuracy else "not clearly apart from"
     return (
         f"on {task} the best row, {labels(tables)[best]}, has {_percent(column[best])} "
-        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, {100 * top.accuracy:.1f} %)"
+        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, "
+        f"{100 * top.accuracy:.1f} %)"
     )
 
 

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from midibert_ray.inference.sources import Song
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
+from midibert_ray.music.midi import keep_tempi
+from midibert_ray.music.writing import midi_bytes
 
+TAG_MARK = ";"
+"""Stands between the tags of a piece."""
 UNLABELLED = "unlabelled"
 """Name of the track of notes without a label."""
 
@@ -30,8 +34,11 @@ class Annotation:
     level: str
     """`note` or `sequence`."""
     classes: tuple[str, ...]
+    """None where the answer is a number."""
     scores: NDArray[np.float32] = field(repr=False)
-    """Probabilities of the classes: [len(grid), classes] (level `note`) or [classes] (`sequence`)."""
+    """Probabilities of the classes: [len(grid), classes] (level `note`) or [classes] (`sequence`); or one number."""
+    kind: str = "classes"
+    """Of the answer: `classes`, one of which is right, or for pieces `tags`, of which several may be, or a `number`."""
     abstain: float = 0.0
     """Answers of a lower probability are left out."""
     remarks: tuple[str, ...] = ()
@@ -68,27 +75,38 @@ class Annotation:
             table["probability"] = np.full(n, np.nan, dtype=np.float32)
             table["probability"][grid.source] = self.scores.max(axis=1)
         table["unseen"] = self._reasons()
-        return pd.DataFrame(table).iloc[self._order].reset_index(drop=True)
+        return pd.DataFrame(table).iloc[self.song.order].reset_index(drop=True)
 
     @property
     def label(self) -> str:
-        """The class of the piece (level `sequence`); empty where the model abstains.
+        """The class of the piece (level `sequence`); its tags as `sad;slow`; its number as text.
 
-        Raises:
-            AttributeError: the model labels notes.
+        Empty where the model abstains. Raises AttributeError where the model labels notes.
         """
-        return str(self.probabilities.idxmax()) if self.probabilities.max() >= self.abstain else ""
+        probabilities = self.probabilities
+        if self.kind == "number":
+            return f"{self.value:.6g}"
+        if self.kind == "tags":
+            return TAG_MARK.join(probabilities.index[probabilities >= max(0.5, self.abstain)])
+        return str(probabilities.idxmax()) if probabilities.max() >= self.abstain else ""
+
+    @property
+    def value(self) -> float:
+        """The number that a model of numbers gives the piece; AttributeError where the model gives none."""
+        if self.kind != "number":
+            raise AttributeError(f"the model answers in {self.kind}, not in numbers: look at `label`, or at `notes`")
+        return float(self.scores[0])
 
     @cached_property
     def probabilities(self) -> pd.Series:
-        """The probability of each class for the whole piece, float32 (level `sequence`).
+        """The probability of each class for the whole piece, float32 (level `sequence`); none where it is a number.
 
         Raises:
             AttributeError: the model labels notes.
         """
         if self.level != "sequence":
             raise AttributeError("the model labels notes, not pieces: look at `notes` and `note_probabilities`")
-        return pd.Series(self.scores, index=list(self.classes), name="probability")
+        return pd.Series(self.scores[: len(self.classes)], index=list(self.classes), name="probability")
 
     @cached_property
     def note_probabilities(self) -> pd.DataFrame:
@@ -101,7 +119,7 @@ class Annotation:
             raise AttributeError("the model labels pieces, not notes: look at `label` and `probabilities`")
         values = np.full((len(self.song), len(self.classes)), np.nan, dtype=np.float32)
         values[self.grid.source] = self.scores
-        return pd.DataFrame(values[self._order], columns=list(self.classes))
+        return pd.DataFrame(values[self.song.order], columns=list(self.classes))
 
     def to_midi(self) -> pretty_midi.PrettyMIDI:
         """The piece with all its events, its notes in one track a label (and instrument, where there are several).
@@ -123,8 +141,13 @@ class Annotation:
                     instrument.name = " ".join(filter(None, (frame.name if several or not label else "", label)))
                     instrument.notes = self._notes_of(rows)
                     made.append(instrument)
+        keep_tempi(midi)
         midi.instruments = made + midi.instruments[len(song.notes.tracks) :]
         return midi
+
+    def to_bytes(self) -> bytes:
+        """`to_midi` as the bytes of a file."""
+        return midi_bytes(self.to_midi())
 
     def to_html(self) -> str:
         """One page of HTML to look at and listen to, complete in itself."""
@@ -142,11 +165,6 @@ class Annotation:
             what = f"{len(self.song):,} notes"
         lines = "".join(f"<p>{text}</p>" for text in map(_escaped, said))
         return f"<h4>{_escaped(head)}: {_escaped(what)}</h4>{lines}{table.to_html()}"
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        """Order of the rows of `notes`."""
-        return np.lexsort((self.song.notes.track, self.song.notes.pitch, self.song.onset_s))
 
     @cached_property
     def _labels(self) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ of that kind; first-in-first-out readers give other durations, and notes of leng
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -161,6 +162,15 @@ def ticks_to_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float
     return passed[at] + notes.seconds_per_tick[at] * (ticks - notes.tempo_ticks[at])
 
 
+def seconds_to_ticks(
+    seconds: NDArray[np.float64], tempo_ticks: NDArray[np.int64], seconds_per_tick: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The nearest ticks of ``seconds`` [n], none of them before 0, by a tempo map as in `Notes`: int64[n]."""
+    passed = np.concatenate([[0.0], np.cumsum(seconds_per_tick[:-1] * np.diff(tempo_ticks))])
+    at = np.searchsorted(passed, seconds, side="right") - 1
+    return np.rint(tempo_ticks[at] + (seconds - passed[at]) / seconds_per_tick[at]).astype(np.int64)
+
+
 def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     """`Notes` -> `PrettyMIDI`, one instrument a track, ready for ``.write(path or file)``.
 
@@ -170,6 +180,7 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     # pretty_midi has no public way to set more than the first tempo.
     midi._tick_scales = list(zip(notes.tempo_ticks.tolist(), notes.seconds_per_tick.tolist(), strict=True))
     midi._update_tick_to_time(int(notes.end.max(initial=0)) + 1)
+    keep_tempi(midi)
     midi.instruments = [pretty_midi.Instrument(t.program, t.is_drum, t.name) for t in notes.tracks]
     start, end = ticks_to_seconds(notes, np.stack([notes.start, notes.end]))
     columns = (notes.track, notes.velocity, notes.pitch, start, end)
@@ -181,3 +192,20 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
         for (_, numerator, denominator), time in zip(notes.metre.tolist(), times.tolist(), strict=True)
     ]
     return midi
+
+
+def keep_tempi(midi: pretty_midi.PrettyMIDI) -> None:
+    """Make `midi.write` tell whole microseconds a beat as they are.
+
+    It cuts off the fraction of what it computes, so that half of all tempi would lose a microsecond a beat, and notes
+    some milliseconds an hour. Such tempi are raised by their last bits; the times of events do not change.
+    """
+    kept = []
+    for tick, scale in midi._tick_scales:
+        whole = round(scale * midi.resolution * 1e6)
+        while (
+            abs(scale * midi.resolution * 1e6 - whole) < 1e-6 and int(6e7 / (60.0 / (scale * midi.resolution))) < whole
+        ):
+            scale = math.nextafter(scale, math.inf)
+        kept.append((tick, scale))
+    midi._tick_scales = kept

@@ -146,9 +146,12 @@ def document(roll: Roll, sentences: Sequence[str] = ()) -> str:
     return environment().get_template("inference/page.html").render(roll=roll, sentences=sentences)
 
 
-def render(annotation: Any) -> str:
-    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's."""
-    notes, said = annotation.notes, [*filter(None, [annotation.unfamiliar]), *annotation.remarks]
+def render(annotation: Any, *sentences: str) -> str:
+    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's.
+
+    `sentences` stand below the title, before those that the annotation has.
+    """
+    notes, said = annotation.notes, [*sentences, *filter(None, [annotation.unfamiliar]), *annotation.remarks]
     numbers = {name: number for number, name in enumerate(annotation.classes)}
     blank = np.full(len(notes), -1)
     by_note = annotation.level == "note"

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 
 from midibert_ray import storage
 from midibert_ray.inference.load import load
+from midibert_ray.inference.page import render
 from midibert_ray.inference.sources import read_song
 from midibert_ray.music.midi import MidiError, notes_to_pretty_midi
 from midibert_ray.music.tasks import TASKS
+from midibert_ray.report.formats import percent
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import StudyPlan
 from midibert_ray.studies.result import TrialResult
@@ -41,7 +43,11 @@ def write(plan: StudyPlan, corpora: Mapping[str, CorpusPlan], outcomes: Sequence
             logger.warning("no song is annotated: %s cannot be read any more: %s", piece, error)
             return ""
         song = read_song(notes_to_pretty_midi(notes), f"{piece}: {item.task}")
-        page = load(done[1]).annotate(song).to_html()
+        page = render(
+            load(done[1]).annotate(song),
+            f"A test piece of {corpora[spec.store].corpus.name}, which no model of the study has learnt from, as "
+            f"{item.trial} hears it; on the test split {percent(item.accuracy)} % of its labels are right.",
+        )
         uri = storage.root.song(plan.config.storage.root, plan.key)
         storage.write_bytes(uri, page.encode())
         return uri

@@ -8,7 +8,7 @@ from midibert_ray.inference.load import load
 from midibert_ray.inference.page import render
 from midibert_ray.inference.sources import read_song
 from midibert_ray.music.midi import MidiError, notes_to_pretty_midi
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.report import kinds
 from midibert_ray.report.formats import percent
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import StudyPlan
@@ -29,9 +29,12 @@ def write(plan: StudyPlan, corpora: Mapping[str, CorpusPlan], outcomes: Sequence
         corpora: by the address of their token stores.
         outcomes: of the trials that have finished.
     """
-    tasks, found = list(TASKS), [item for item in outcomes if TASKS[item.task].level == "note" and item.split == "test"]
+    tasks = kinds.in_order(item.task for item in outcomes)
+    found = [item for item in outcomes if item.kind == "classes" and item.split == "test"]
     for item in sorted(found, key=lambda item: (tasks.index(item.task), item.variant != "pretrained", -item.accuracy)):
         key, spec = next((key, spec) for key, spec in plan.trials.items() if spec.trial.name == item.trial)
+        if spec.task.level != "note":
+            continue
         done = results.find(plan.uri(key))
         if done is None or spec.store not in corpora:
             continue

@@ -63,9 +63,11 @@ class StudyLog:
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
         """Store a trial's result and end its run."""
-        run.json(result.confusion, "confusion_matrix.json")
+        name = "confusion_matrix" if result.kind == "classes" else "answers"
+        if result.confusion:
+            run.json(result.confusion, f"{name}.json")
         if self.picture:
-            run.figure(self.picture(result), "confusion_matrix.png")
+            run.figure(self.picture(result), f"{name}.png")
         run.data(predictions, results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
         run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)

@@ -24,7 +24,7 @@ UPON: dict[str, set[str]] = {
     "tokenizing": {"corpora", "data"},
     "training": {"data", "model", "tracking"},
     "studies": {"training", "tokenizing"},
-    "report": {"studies"},
+    "report": {"studies", "inference"},
     "export": {"studies"},
     "pipeline": {"report", "export", "inference"},
     "cli": {"pipeline"},

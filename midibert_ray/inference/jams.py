@@ -9,15 +9,14 @@ import json
 import math
 from typing import Any
 
-import pandas as pd
-
 from midibert_ray import __version__
+from midibert_ray.inference.annotation import Annotation
 
 SCHEMA_VERSION = "0.3.5"
 """Of JAMS."""
 
 
-def to_jams(annotation: Any, *, title: str, model: str) -> str:
+def to_jams(annotation: Annotation, *, title: str, model: str) -> str:
     """The JSON text of an `Annotation`.
 
     Args:
@@ -25,19 +24,20 @@ def to_jams(annotation: Any, *, title: str, model: str) -> str:
         title: name of the file.
         model: name or digest of the model, for `annotation_tools`.
     """
-    notes: pd.DataFrame = annotation.notes
+    notes = annotation.notes
     duration = round(float(notes["offset_s"].max()), 6)
     metadata = {"annotation_tools": f"midibert_ray {__version__}, model {model}", "data_source": "program"}
     parts = []
-    if annotation.label is not None:
-        probability = float(annotation.probabilities[annotation.label])
-        parts.append(_part("tag_open", {}, [_observation(0.0, duration, annotation.label, probability)]))
+    if annotation.level == "sequence":
+        label, probability = annotation.label, float(annotation.probabilities.max())
+        parts.append(_part("tag_open", {}, [_observation(0.0, duration, label, probability)] if label else []))
     else:
-        for label, own in notes[notes["label"].notna()].groupby("label", sort=True, observed=True):
+        for label in annotation.classes:
+            own = notes[notes["label"] == label]
             columns = (own["onset_s"], own["offset_s"], own["pitch"], own["probability"])
             rows = zip(*(column.tolist() for column in columns), strict=True)
             data = [_observation(start, end - start, float(pitch), sure) for start, end, pitch, sure in rows]
-            parts.append(_part("note_midi", {"label": str(label)}, data))
+            parts.append(_part("note_midi", {"label": label}, data))
     for part in parts:
         part["annotation_metadata"] = metadata
         part["duration"] = duration

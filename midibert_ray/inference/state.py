@@ -54,7 +54,7 @@ class Record(TypedDict):
 
 SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("file",)),
+        ("file", pa.string()),
         *((name, pa.int64()) for name in ("size", "mtime_ns", "notes", "unseen")),
         ("label", pa.string()),
         ("probability", pa.float64()),
@@ -100,14 +100,21 @@ class State:
             "remove this one first"
         )
 
-    def records(self) -> dict[str, Record]:
-        """Records of all files so far, by file; those of later jobs come last."""
-        return {row["file"]: row for uri in self._tables() for row in self._read(uri).to_pylist()}
+    def records(self, *, made: bool = True) -> list[Record]:
+        """Records of all files so far; of `embed` without those whose vectors are in an output that is not `made`."""
+        tables = [self._read(uri) for uri in self._tables() if made or storage.basename(uri) != DONE]
+        return [row for table in tables for row in table.to_pylist()]
 
-    def vectors(self) -> Iterator[pa.Table]:
-        """The tables of records with their embeddings."""
+    def vectors(self) -> Iterator[dict[str, Any]]:
+        """Records of jobs that have not ended, with their embeddings."""
         for uri in self._tables():
-            yield self._read(uri, [*SCHEMA.names, VECTORS])
+            if storage.basename(uri) != DONE:
+                yield from self._read(uri, [*SCHEMA.names, VECTORS]).to_pylist()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the last job has ended."""
+        return [storage.basename(uri) for uri in self._tables()] == [DONE]
 
     def add(self, records: Sequence[Record], vectors: Sequence[bytes] | None = None) -> None:
         """Write the records of a task, and with them the embeddings of its files."""
@@ -134,10 +141,8 @@ class State:
         return pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=columns or SCHEMA.names)
 
 
-def is_done(record: Record | None, file: File) -> bool:
-    """Whether a record is that of a file as it stands now, and final."""
-    if record is None or record["may_pass"]:
-        return False
+def is_of(record: Mapping[str, Any], file: File) -> bool:
+    """Whether a record is that of a file as it stands now."""
     return (record["size"], record["mtime_ns"]) == (file.size, -1 if file.mtime_ns is None else file.mtime_ns)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from midibert_ray.inference.annotator import Annotator
-from midibert_ray.model.folder import WEIGHT_FILES, load_checkpoint
+from midibert_ray.model.calibration import CALIBRATION, Calibration
+from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 
-_FILES = (*WEIGHT_FILES, "calibration.json")
+_FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
 _MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 
@@ -32,7 +33,11 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> 
     """
     with _local(str(uri)) as folder:
         model = load_checkpoint(folder)
-        return Annotator(model, device=device)
+        try:
+            calibration = Calibration.find(folder)
+        except ValueError as error:
+            raise ModelFileError(f"{folder}: {error}") from error
+        return Annotator(model, device=device, calibration=calibration)
 
 
 @contextmanager

@@ -17,9 +17,8 @@ import ray
 from midibert_ray.inference.outcome import Summary, finish
 from midibert_ray.inference.plan import Plan
 from midibert_ray.inference.state import State
-from midibert_ray.inference.worker import Work, Worker
+from midibert_ray.inference.worker import Worker
 from midibert_ray.storage.lease import lease
-from midibert_ray.tokenizing.listing import File
 from midibert_ray.tokenizing.tokenize import Progress, quiet
 
 logger = logging.getLogger(__name__)
@@ -57,14 +56,13 @@ def run(made: Plan, actors: Actors) -> Summary:
 
 def _stream(made: Plan, actors: Actors) -> Iterator[int]:
     """Run the tasks on actors, and give the number of files of each when it is done."""
-    tasks = [{"task": pickle.dumps(task)} for task in made.tasks()]
     gpus = actors.gpus if actors.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    most = min(actors.most or len(tasks), len(tasks))
     work = replace(made.work, threads=max(1, int(actors.cpus)))
+    tasks = [{"task": pickle.dumps((work, task))} for task in made.tasks()]
+    most = min(actors.most or len(tasks), len(tasks))
     with quiet():
         results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             _Actor,
-            fn_constructor_args=(work,),
             batch_size=1,
             num_cpus=actors.cpus,
             num_gpus=gpus,
@@ -85,16 +83,17 @@ def _room(cpus: float, gpus: float, most: int) -> int:
 
 
 class _Actor:
-    """A `Worker` as Ray Data wants it."""
+    """A `Worker` as Ray Data wants it; it opens the model when it gets the first task."""
 
-    def __init__(self, work: Work) -> None:
-        self._worker = Worker(work)
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do some tasks, each a pickled mapping of names to files."""
+        """Do some tasks, each a pickled `Work` and some files by name."""
         counts, absent = [], ""
         for task in batch["task"]:
-            files: dict[str, File] = pickle.loads(task)
+            work, files = pickle.loads(task)
+            self._worker = self._worker or Worker(work)
             try:
                 self._worker.do(files)
             except FileNotFoundError as error:

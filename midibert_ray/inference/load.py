@@ -16,7 +16,8 @@ from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpo
 
 _FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
-_MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
+MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
+"""Beginnings of URIs of models that MLflow has."""
 
 
 def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> Annotator:
@@ -43,11 +44,11 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> 
 @contextmanager
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
-    if "://" not in uri and not uri.startswith(_MLFLOW):
+    if "://" not in uri and not uri.startswith(MLFLOW):
         yield Path(uri).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
-        if uri.startswith(_MLFLOW):
+        if uri.startswith(MLFLOW):
             from midibert_ray.tracking.models import download_model
 
             yield download_model(uri, Path(scratch))

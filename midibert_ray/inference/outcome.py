@@ -1,4 +1,4 @@
-"""The end of a job that applies a model to files: the table of files, what says that all is there, and what to do next."""
+"""The end of a job that applies a model: the table of files, what says that all is there, and what to do next."""
 
 import hashlib
 import json
@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 from midibert_ray import storage
 from midibert_ray.inference.formats import ENDINGS
 from midibert_ray.inference.plan import Plan, current
-from midibert_ray.inference.state import SCHEMA, VECTORS, Record, State, is_of
+from midibert_ray.inference.state import VECTORS, Record, State, is_of
 from midibert_ray.settings.text import aligned
-
-_SHOWN = ("file", "notes", "unseen", "label", "probability", "labels", "remark", "reason")
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Summary:
         notes = sum(row["notes"] for row in good)
         rows = [("", "files", "notes"), (_DONE[self.plan.work.kind], f"{len(good):,}", f"{notes:,}")]
         rows += [(f"  {label}", files, count) for label, files, count in _by_label(good)]
-        rows += [("  unlike the training music", f"{n:,}", "")] if (n := sum(bool(r["remark"]) for r in good)) else []
+        rows += [("with a remark", f"{n:,}", "")] if (n := sum(bool(row["remark"]) for row in good)) else []
         rows += [("unreadable", f"{len(bad):,}", ""), ("done before", f"{self.found:,}", "")]
         lines = [aligned(rows, numbers=True), ""]
         lines += [f"unreadable  {row['file']}: {row['reason']}" for row in bad[:10]]
@@ -78,16 +76,25 @@ def finish(made: Plan) -> Summary:
     records = list(current(state.records(), made.inputs).values())
     if missing := made.inputs.files.keys() - {row["file"] for row in records}:
         raise RuntimeError(f"{len(missing):,} files were not heard of, such as {min(missing)}; start the job again")
-    rows = pd.DataFrame(records, columns=list(SCHEMA.names))[list(_SHOWN)]
-    unlisted = [{"file": name, "notes": 0, "reason": why} for name, why in made.inputs.unlisted.items()]
-    rows = pd.concat([rows, pd.DataFrame(unlisted, columns=list(_SHOWN))] if unlisted else [rows])
-    storage.write_bytes(made.table, rows.to_csv(index=False, lineterminator="\n").encode())
+    storage.write_bytes(made.table, _table(made, records).to_csv(index=False, lineterminator="\n").encode())
     if made.work.kind == "annotate":
         storage.write_bytes(made.last, json.dumps(_manifest(made, records), indent=1).encode())
     else:
         _merge(made, state)
     state.close(records)
     return Summary(made, records, len(made.done))
+
+
+def _table(made: Plan, records: Sequence[Record]) -> pd.DataFrame:
+    """A row a file, places that could not be looked at included; of a note-level model with the notes of each label."""
+    labels: dict[str, int] = {}
+    for row in records:
+        labels |= dict.fromkeys(json.loads(row["labels"]), 0)
+    whole = ["label", "probability"] if any(row["label"] for row in records) else []
+    rows = [{**row, **labels, **json.loads(row["labels"])} for row in records]
+    rows += [{"file": name, "notes": 0, "unseen": 0, "reason": why} for name, why in made.inputs.unlisted.items()]
+    columns = ["file", "notes", "unseen", *labels, *whole, "remark", "reason"]
+    return pd.DataFrame(rows, columns=columns).sort_values("file").fillna(dict.fromkeys(labels, 0))
 
 
 def _manifest(made: Plan, records: Sequence[Record]) -> dict[str, Any]:

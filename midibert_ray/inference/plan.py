@@ -12,7 +12,7 @@ from midibert_ray import storage
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.inputs import Inputs, list_inputs
 from midibert_ray.inference.load import MLFLOW, load
-from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of
+from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
 from midibert_ray.inference.worker import Work
 from midibert_ray.settings.validators import ConfigError, require, require_address
 from midibert_ray.tokenizing.listing import File
@@ -20,6 +20,7 @@ from midibert_ray.tokenizing.listing import File
 FORMAT_VERSION = 1
 FILES, MANIFEST, STATE = "files.csv", "manifest.json", "_job"
 
+_TOLD = ("formats", "abstain", "layer", "pool")
 _TASKS, _MOST_BYTES = 1024, 4 << 20  # a task's files are read ahead
 
 
@@ -54,8 +55,9 @@ class Plan:
         return storage.join(self.work.output, MANIFEST) if self.work.kind == "annotate" else self.work.output
 
     def tasks(self) -> Iterator[dict[str, File]]:
-        """The open files of each task: alike in number, and bounded in bytes."""
-        most, size = max(1, -(-len(self.open) // _TASKS)), 0
+        """The open files of each task: few, so that all actors have work to the end, and bounded in bytes."""
+        count, size = len(self.open), 0
+        most = max(1, min(count // 32, 8), -(-count // _TASKS))
         task: dict[str, File] = {}
         for name, file in self.open.items():
             if task and (len(task) == most or size + file.size > _MOST_BYTES):
@@ -76,7 +78,7 @@ class Plan:
             ("open", f"{len(self.open):,}, {size / 2**20:.1f} MiB"),
             ("output", storage.without_query(self.work.output)),
         ]
-        lines += [(key, _words(value)) for key, value in self.settings.items() if key in ("formats", "layer", "pool")]
+        lines += [(key, shown(value)) for key, value in self.settings.items() if key in _TOLD]
         return "\n".join(f"{key:<8} {value}" for key, value in lines)
 
 
@@ -96,10 +98,10 @@ def plan(work: Work, source: str) -> Plan:
     require_address("output", work.output)
     storage.require_bucket("output", work.output)
     inputs = list_inputs(source)
-    model = storage.resolve(work.model) if _is_folder(work.model) else work.model
+    model = storage.resolve(work.model) if not work.model.startswith(MLFLOW) else work.model
     digest = _check_model(work, model)
     output = storage.resolve(work.output)
-    state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job", keep=True)
+    state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job")
     made = replace(work, model=model, digest=digest, inputs=inputs.uri, output=output, state=state)
     settings = _settings(made)
     _check_output(made, settings, inputs)

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pretty_midi
-from numpy.typing import NDArray
 
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.sources import Song, read_song
@@ -80,14 +79,16 @@ class Reader:
 def _unpack_song(header: dict[str, Any], blobs: list[bytes]) -> Song | str:
     if header["reason"] is not None:
         return str(header["reason"])
-    columns: dict[str, NDArray] = {
+    columns: dict[str, Any] = {
         name: np.frombuffer(blob, dtype) for (name, dtype), blob in zip(_COLUMNS.items(), blobs, strict=True)
     }
     tracks = tuple(Track(**track) for track in header["tracks"])
     sizes = {len(columns[name]) for name in (*_NOTE, *_SECONDS)}
     if len(sizes) != 1 or not 0 <= columns["track"].min() <= columns["track"].max() < len(tracks):
         raise ValueError("columns of notes that do not fit together")
-    counts = {name: {str(key): int(n) for key, n in header[name].items()} for name in ("dropped", "ignored")}
+    counts: dict[str, Any] = {
+        name: {str(reason): int(count) for reason, count in header[name].items()} for name in ("dropped", "ignored")
+    }
     notes = Notes(
         **{name: columns[name] for name in (*_NOTE, *_REST)} | {"metre": columns["metre"].reshape(-1, 3)},
         tracks=tracks,
@@ -119,7 +120,9 @@ def respond(header: dict[str, Any], blobs: list[bytes]) -> Message:
     song = read_song(blobs[0], header["name"])
     notes = song.notes
     quantize(notes.take(np.flatnonzero(notes.end > notes.start)), Protocol.from_dict(header["protocol"]))
-    columns = {name: getattr(notes, name) for name in (*_NOTE, *_REST)} | {name: getattr(song, name) for name in _SECONDS}
+    columns = {name: getattr(notes, name) for name in (*_NOTE, *_REST)} | {
+        name: getattr(song, name) for name in _SECONDS
+    }
     answer = {
         "name": song.name,
         "tracks": [dataclasses.asdict(track) for track in notes.tracks],
@@ -134,10 +137,13 @@ def _written(header: dict[str, Any], data: bytes, source: bytes, scores: bytes) 
     """The piece with a track a label, as a MIDI file."""
     classes, seen = tuple(header["classes"]), np.frombuffer(source, np.int64)
     values = np.frombuffer(scores, np.float32)
-    nothing = {item.name: np.zeros(0) for item in dataclasses.fields(GridNotes) if item.name not in ("source", "remarks")}
+    nothing = {
+        item.name: np.zeros(0) for item in dataclasses.fields(GridNotes) if item.name not in ("source", "remarks")
+    }
+    nothing |= {"source": seen, "dropped": {}, "remarks": {}}
     annotation = Annotation(
         song=read_song(data),
-        grid=GridNotes(**nothing | {"source": seen, "dropped": {}}),
+        grid=GridNotes(**nothing),
         level=header["level"],
         classes=classes,
         scores=values.reshape(-1, len(classes)) if header["level"] == "note" else values,

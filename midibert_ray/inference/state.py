@@ -94,7 +94,7 @@ class State:
         if before is None or before == settings:
             return
         differing = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-        words = "; ".join(f"{key} {_shown(before.get(key))}, now {_shown(settings.get(key))}" for key in differing)
+        words = "; ".join(f"{key} {shown(before.get(key))}, now {shown(settings.get(key))}" for key in differing)
         raise OtherSettingsError(
             f"output={storage.without_query(output)} was written with other settings ({words}); name a new output, or "
             "remove this one first"
@@ -152,7 +152,8 @@ def _bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A setting as it stands on a command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return str(value)

@@ -37,14 +37,14 @@ class Work:
     kind: Literal["annotate", "embed"]
     model: str
     """URI."""
-    digest: str
-    """Of the model."""
-    inputs: str
+    digest: str = ""
+    """Of the model; this and the next are the plan's to fill in."""
+    inputs: str = ""
     """URI of the folder."""
     output: str
     """URI of the folder of outputs (`annotate`), or of the one file (`embed`)."""
-    state: str
-    """URI of the folder of the job's state."""
+    state: str = ""
+    """URI of the folder of the job's state; the plan's to fill in."""
     formats: tuple[str, ...] = ()
     abstain: float = 0.0
     layer: int = -1
@@ -108,7 +108,9 @@ class Worker:
     def _finished(self, files: Mapping[str, File]) -> Iterator[tuple[Record, bytes]]:
         """Records and vectors, file by file, once the outputs are written."""
         with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as writing:
-            ahead: list[tuple[str, Future[Any]]] = [(name, reading.submit(self._read, name, files[name])) for name in files]
+            ahead: list[tuple[str, Future[Any]]] = [
+                (name, reading.submit(self._read, name, files[name])) for name in files
+            ]
             behind: list[Future[tuple[Record, bytes]]] = []
             for name, future in ahead:
                 behind.append(writing.submit(self._write, name, files[name], self._compute(name, future)))

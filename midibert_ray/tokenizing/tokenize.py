@@ -263,8 +263,8 @@ def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Datasets that are created inside keep to themselves; each keeps the context of its creation."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     before = context.enable_progress_bars, context.print_on_execution_start
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
@@ -294,6 +294,8 @@ class Progress:
         done = f"{self._done:,}/{self._total:,}"
         # below ten a second a decimal tells whether it moves
         speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
-        logger.info("%s %s %s (%d %%), %s %s/s, eta %.0f s", self._what, done, self._unit, share, speed, self._unit, left)
+        logger.info(
+            "%s %s %s (%d %%), %s %s/s, eta %.0f s", self._what, done, self._unit, share, speed, self._unit, left
+        )
         if self._done >= self._total:
             self._bar.close()

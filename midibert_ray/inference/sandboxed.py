@@ -20,6 +20,8 @@ from midibert_ray.music.protocol import Protocol
 from midibert_ray.tokenizing.sandbox import Message, Sandbox
 from midibert_ray.tokenizing.shard import UnusableError
 
+HANDLER = "midibert_ray.inference.sandboxed:respond"
+"""What the child calls, as module:function."""
 TIME_LIMIT_S = 60.0
 """Wall time for reading or for writing one piece, seconds: pretty_midi takes 40 microseconds a note for each."""
 
@@ -34,7 +36,7 @@ class Reader:
 
     def __init__(self, protocol: Protocol) -> None:
         """A reader for models that read pieces under a protocol."""
-        self._sandbox = Sandbox(handler=f"{__name__}:respond", time_limit_s=TIME_LIMIT_S)
+        self._sandbox = Sandbox(handler=HANDLER, time_limit_s=TIME_LIMIT_S)
         self._protocol = protocol.to_dict()
 
     def start(self) -> None:

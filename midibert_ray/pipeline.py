@@ -31,6 +31,7 @@ from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, p
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
 from midibert_ray.training.task_data import require_labels, require_splits
@@ -126,12 +127,21 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     """
     storage.root.require_usable(config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
+    config = replace(config, {key: storage.resolve(uri) for key, uri in _starts(config).items()})
+    if config.pretrain.start:
+        start.require_fit(start.PRETRAIN, config.pretrain.start, config)
     corpora = CorpusPlans()
     made = plan_study(config, corpora.uris) if study else None
     corpora.uris(config, config.corpora.names)
     if made:
         _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
+
+
+def _starts(config: Config) -> dict[str, str]:
+    """The weights that are started from: setting -> URI."""
+    given = {start.PRETRAIN: config.pretrain.start, start.FINETUNE: config.finetune.start}
+    return {key: uri for key, uri in given.items() if uri}
 
 
 def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:

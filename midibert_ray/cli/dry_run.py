@@ -17,6 +17,7 @@ from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import StudyPlan, study_uri
 from midibert_ray.tokenizing.tokenize import Summary
+from midibert_ray.training import start
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.runs import run_uri
 
@@ -37,6 +38,8 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     lines = [_settings(config), "", *(line for name, uri in places.items() for line in _token_lines(name, uri))]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
+    for key, found in start.inputs(config, start.PRETRAIN, start.FINETUNE).items():
+        lines.append(f"{key:<15} {flatten(config)[key]}  sha256 {found}")
     if "pretrain" in stages:
         counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [

@@ -30,6 +30,13 @@ from midibert_ray.music.tokens import encode, remi_from_cp
 PADDING = "padding"
 """Name of the first output of note-level heads under the protocol of the paper."""
 
+_KINDS = {
+    None: "classes",
+    "single_label_classification": "classes",
+    "multi_label_classification": "tags",
+    "regression": "number",
+}
+"""transformers' word for a problem -> kind of the answers."""
 _ROWS = {"cpu": 4, "cuda": 32}
 """Windows that are computed at once."""
 
@@ -69,6 +76,8 @@ class Annotator:
         *,
         device: str | torch.device | None = None,
         calibration: Calibration | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        overlap: float = windows.OVERLAP,
     ) -> None:
         """Put a model on a device.
 
@@ -76,20 +85,33 @@ class Annotator:
             model: an encoder or a fine-tuned model.
             device: None takes a GPU where there is one.
             calibration: None takes probabilities as they come, and no piece for unlike the training music.
+            precision: of the model's arithmetic; `bf16` is faster and rounds probabilities to some two digits.
+            overlap: share of a window that the next one sees again, 0 to below 1: more is more context, and slower.
+
+        Raises:
+            ValueError: another precision or overlap.
         """
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision!r} is not possible; allowed: 'fp32', 'bf16'")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap={overlap} is not possible; allowed: 0 to below 1")
+        self.precision, self.overlap = precision, overlap
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: Any = model.eval().to(self.device)
-        self.config: Any = model.config
+        config: Any = model.config
+        self.config: MidiBertConfig = config
         self.calibration = calibration
         self.protocol = protocol_of(self.config)
         levels: dict[type, Literal["note", "sequence"]] = {MidiBertForNotes: "note", MidiBertForSequences: "sequence"}
         self.level = levels.get(type(model))
         """`note`, `sequence`, or None for an encoder."""
+        self.kind = _KINDS[self.config.problem_type]
+        """Of the answers: see `Annotation.kind`."""
         named: Any = self.config.id2label or {}
         names = [str(named.get(k, k)) for k in range(self.config.num_classes or 0)] if self.level else []
         self._skipped = int(self.level == "note" and _has_padding(self.config))
-        self.classes = tuple(names[self._skipped :])
-        """Names of the classes, without padding."""
+        self.classes = () if self.kind == "number" else tuple(names[self._skipped :])
+        """Names of the classes, without padding; none where answers are numbers."""
         self.encoder: MidiBertModel = model if isinstance(model, MidiBertModel) else self.model.midibert
 
     def annotate(self, source: Source | Song, *, abstain: float = 0.0) -> Annotation:
@@ -117,7 +139,8 @@ class Annotator:
             grid=reading.grid,
             level=self.level,
             classes=self.classes,
-            scores=self._probabilities(logits),
+            scores=self._scores(logits),
+            kind=self.kind,
             abstain=abstain,
             remarks=_remarks(reading),
             unfamiliar=self._unfamiliar(hidden),
@@ -198,13 +221,14 @@ class Annotator:
         self, reading: Reading, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
     ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
         """Where the windows of a piece begin, [windows], and what is computed of each, [windows, ...]."""
-        begins = windows.starts(len(reading.ids), self.config.max_length)
+        begins = windows.starts(len(reading.ids), self.config.max_length, self.overlap)
         tokens, mask = self._inputs(reading, begins)
         rows = _ROWS.get(self.device.type, 8)
         results = []
         for start in range(0, len(tokens), rows):
             own = None if mask is None else mask[start : start + rows].to(self.device)
-            made = compute(tokens[start : start + rows].to(self.device), own)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                made = compute(tokens[start : start + rows].to(self.device), own)
             results.append([values.float().cpu().numpy() for values in made])
         return begins, [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
@@ -223,9 +247,12 @@ class Annotator:
             mask = torch.from_numpy(np.isin(where, reading.note_at))
         return torch.from_numpy(ids[where]), mask
 
-    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        temperature = self.calibration.temperature if self.calibration else 1.0
-        return softmax(logits.astype(np.float64) / temperature).astype(np.float32)
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities, but of numbers, which are the model's output itself."""
+        if self.kind == "number":
+            return logits
+        scaled = logits.astype(np.float64) / (self.calibration.temperature if self.calibration else 1.0)
+        return (softmax(scaled) if self.kind == "classes" else 1 / (1 + np.exp(-scaled))).astype(np.float32)
 
     def _unfamiliar(self, hidden: NDArray[np.float32]) -> str:
         """A sentence, where the piece is unlike the training music; see `model.calibration`."""

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers.utils import logging
 
-from midibert_ray.inference.annotator import Annotator
+from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 
@@ -20,25 +22,40 @@ MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 """Beginnings of URIs of models that MLflow has."""
 
 
-def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> Annotator:
+def load(uri: str | PathLike[str], device: str | torch.device | None = None, **options: Any) -> Annotator:
     """A model, ready for anybody's music.
 
     Args:
         uri: a folder as `midibert export` writes it, local or in a bucket (`s3://`, `gs://`), or MLflow's `runs:/...`
             or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow.
         device: None takes a GPU where there is one.
+        **options: `precision` and `overlap`, see `Annotator`.
 
     Raises:
         FileNotFoundError: there is no such model.
         ModelFileError: the folder is damaged, or holds another kind of model.
     """
     with _local(str(uri)) as folder:
-        model = load_checkpoint(folder)
+        with _without_progress_bars():
+            model: Any = load_checkpoint(folder)
         try:
+            protocol_of(model.config)
             calibration = Calibration.find(folder)
         except ValueError as error:
             raise ModelFileError(f"{folder}: {error}") from error
-        return Annotator(model, device=device, calibration=calibration)
+    return Annotator(model, device=device, calibration=calibration, **options)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Transformers has one for a tenth of a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """One configuration for every job: frozen dataclasses, checked when they are made.
 
 A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
-MLflow and in `config.json`. Two kinds of field exist:
+MLflow and in `config.json`. Three kinds of field exist:
 
 * *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
+* fields *by content* say where an input lies (weights to start from): its digest is hashed, not where it lies.
 * *runtime* fields change only where and how fast it is computed, or which cells of a study. They never change a
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
@@ -15,7 +16,7 @@ from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.protocol import ProtocolConfig
-from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
+from midibert_ray.settings.validators import ConfigError, by_content, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
@@ -131,8 +132,12 @@ class PretrainConfig:
     says of test pieces."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
+    start: str = by_content("")
+    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
+    empty: random weights."""
 
     def __post_init__(self) -> None:
+        checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
@@ -148,6 +153,8 @@ class FinetuneConfig:
     """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
+    start: str = by_content("")
+    """Weights whose encoder takes the place of a pre-training: as in `pretrain.start`; empty: the study pre-trains."""
     freeze: Freeze = "none"
     """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
     freeze_layers: int = 0
@@ -178,6 +185,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         checks.require_one_of("finetune.task", self.task, tuple(TASKS))
         checks.require_corpora("finetune.corpus", (self.corpus,))
+        checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):

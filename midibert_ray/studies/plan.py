@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from midibert_ray import storage
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, require
 from midibert_ray.settings.overrides import identity
 from midibert_ray.studies.trials import Trial, grid
+from midibert_ray.training import start
 from midibert_ray.training.runs import run_key
 
 SECTIONS = ("seed", "corpora", "tokens", "mask", "model", "optimizer", "pretrain", "finetune", "rnn", "compute")
@@ -58,13 +59,18 @@ class TrialSpec:
     store: str
     """Address of the token store of its task."""
     encoder: str = ""
-    """Key of its pre-training; empty where it starts from random weights."""
+    """Key of its pre-training; empty where it has none."""
+    start: str = ""
+    """Digest of the weights of `finetune.start`, if it starts from them."""
     slots: ClassVar[int] = 1
 
     @functools.cached_property
     def key(self) -> str:
         """The trial's name and a hash of all that it is made from: its folder, and its key in MLflow."""
-        made_from = identity(self.config, TRIAL_SECTIONS, store=storage.basename(self.store), encoder=self.encoder)
+        begin = {"start": self.start} if self.start else {}
+        made_from = identity(
+            self.config, TRIAL_SECTIONS, store=storage.basename(self.store), encoder=self.encoder, **begin
+        )
         return f"{self.trial.name}-{made_from}"
 
     @property
@@ -117,11 +123,24 @@ def make(config: Config, locate: Locate) -> StudyPlan:
     for trial in grid(config):
         mine, encoder, key = trial.config(config), trial.pretraining(config), ""
         if encoder:
+            if encoder.pretrain.start:
+                start.require_fit(start.PRETRAIN, encoder.pretrain.start, encoder)
             inputs = tuple(locate(encoder, encoder.corpora.names).values())
             key = run_key(encoder, inputs)
             pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=inputs))
         (store,) = locate(mine, [task_corpus(mine, trial.task)]).values()
-        spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key)
+        begin = "" if mine.finetune.init == "scratch" else start.inputs(mine, start.FINETUNE).get(start.FINETUNE, "")
+        if begin:
+            _require_start(trial, mine)
+        spec = TrialSpec(trial=trial, config=mine, store=store, encoder=key, start=begin)
         trials[spec.key] = spec
-    key = f"{config.study.name}-{identity(config, SECTIONS)}"
+    begin = start.inputs(config, start.PRETRAIN, start.FINETUNE)
+    key = f"{config.study.name}-{identity(config, SECTIONS, **begin)}"
     return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)
+
+
+def _require_start(trial: Trial, config: Config) -> None:
+    """Refuse weights that do not fit a trial, and a trial that is all about the pre-training that they replace."""
+    given = f"a row that is not about pre-training, as finetune.start={config.finetune.start} takes its place"
+    require(not trial.changes.keys() & {"pretrain.splits", "corpora.names"}, "study.variants", trial.variant, given)
+    start.require_fit(start.FINETUNE, config.finetune.start, config)

@@ -98,6 +98,8 @@ class Provenance(Record):
     study: str
     encoder: str
     """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
+    start: str = ""
+    """Digest of the weights of `finetune.start`, if it starts from them."""
     config: dict[str, Any]
     """The trial's whole configuration, flat."""
 

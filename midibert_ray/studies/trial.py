@@ -15,16 +15,19 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
+from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
+from midibert_ray.training.calibrate import calibrate
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.start import FINETUNE, open_start
 from midibert_ray.training.task_data import TaskData
 
 
@@ -67,20 +70,23 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     config = spec.config
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store)
-    with weights(encoder) if encoder else nullcontext("") as start:
-        job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
+    with weights(encoder) if encoder else nullcontext("") as folder:
+        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start)
+        job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
     if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
     predictions = finetune(job, partial(_report, spec.key), split)
+    calibration = calibrate(job, predictions, split)
     result = _result(spec, job, predictions, split)
-    origin = Provenance(study=study, encoder=encoder, config=flatten(config))
+    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         results.write(folder, result, origin, content)
+        (folder / CALIBRATION).write_text(calibration.to_json())
         job.model.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)

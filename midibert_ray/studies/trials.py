@@ -69,11 +69,12 @@ class Trial:
         return replace(base, self.changes)
 
     def pretraining(self, base: Config) -> Config | None:
-        """The configuration of the pre-training that the trial starts from; None where it starts from random weights.
+        """The configuration of the pre-training that the trial starts from; None where it starts from random weights,
+        or from those of `finetune.start`.
 
         Trials that differ in what only fine-tuning reads share one.
         """
-        if self.config(base).finetune.init == "scratch":
+        if self.config(base).finetune.init == "scratch" or base.finetune.start:
             return None
         return replace(base, {key: value for key, value in self.changes.items() if not key.startswith(OF_FINETUNING)})
 

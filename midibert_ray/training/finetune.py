@@ -18,13 +18,14 @@ from torch import Tensor
 
 from midibert_ray.data.order import BatchOrder, keyed_hash
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, freeze
-from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.midibert import MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
 from midibert_ray.settings.config import Config, require
 from midibert_ray.training.build import encoder_config
 from midibert_ray.training.metrics import FiniteWatch
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.recipes import TrialProgress, recipe
+from midibert_ray.training.start import encoder_weights
 from midibert_ray.training.task_data import IGNORE, Batch, TaskData
 
 STATE_FILE = "trial.pt"
@@ -35,10 +36,10 @@ Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 """Takes metrics, and a function that writes the trial's checkpoint into a folder, or None for metrics alone."""
 
 
-def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
+def new_model(config: Config, data: TaskData, encoder: str | MidiBertPreTrainedModel) -> Classifier:
     """A model for the task, frozen as configured; raises ConfigError for more frozen layers than there are.
 
-    `encoder` is the folder of a pre-trained model; read for `finetune.init=pretrained` alone, by no recurrent model.
+    `encoder` is a pre-trained model or its folder; read for `finetune.init=pretrained` alone, by no recurrent model.
     """
     torch.manual_seed(keyed_hash(config.seed, "head", config.finetune.task) % 2**63)
     settings, note_level = config.finetune, data.task.level == "note"
@@ -55,7 +56,9 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     shape.name_classes(data.classes)
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
-        model.midibert = MidiBertModel.from_pretrained(encoder)
+        start = MidiBertModel.from_pretrained(encoder) if isinstance(encoder, str) else encoder
+        model.midibert.load_state_dict(encoder_weights(start))
+        model.config.lineage = start.config.lineage
     model.midibert.trusted = True
     freeze(model, settings.freeze, settings.freeze_layers)
     return model
@@ -116,7 +119,8 @@ class Finetuning:
     def _logits(self, batch: Batch) -> Tensor:
         packed = {"packing": batch.packing} if batch.packing else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16"):
-            logits: Tensor = self.model(batch.tokens, batch.mask, **packed)
+            output: Any = self.model(batch.tokens, batch.mask, **packed)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits  # a recurrent model gives no more
         return logits.float()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

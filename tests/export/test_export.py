@@ -20,14 +20,16 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from midibert_ray import pipeline, storage, tracking
 from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
-from midibert_ray.export.reference import load_reference
+from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.vocabulary import CP
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
+from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
@@ -99,7 +101,7 @@ class TestReference:
         assert equal(model.state_dict(), expected.state_dict())
         tokens, mask = torch.randint(0, 3, (2, LENGTH, 4)), torch.ones(2, LENGTH, dtype=torch.bool)
         outputs = [m(tokens=tokens, attention_mask=mask) for m in (model, expected)]
-        assert torch.equal(*(out if kind != "encoder" else out.last_hidden_state for out in outputs))
+        assert torch.equal(*(out.logits if kind != "encoder" else out.last_hidden_state for out in outputs))
         encoder = getattr(expected, "midibert", expected)
         assert equal(AutoModel.from_pretrained(folder).state_dict(), encoder.state_dict())
 
@@ -149,7 +151,7 @@ class TestReference:
         with torch.no_grad():
             # In sequence-level tasks the authors attend to padding.
             actual = model(tokens=tokens, attention_mask=torch.ones_like(mask) if kind == "sequences" else mask)
-        actual = actual.last_hidden_state if kind == "encoder" else actual
+        actual = actual.last_hidden_state if kind == "encoder" else actual.logits
         real = mask.bool() if kind != "sequences" else slice(None)
         torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=1e-5)
 
@@ -286,10 +288,15 @@ class TestRun:
 
 @pytest.fixture(scope="module")
 def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[str, Path]:
-    """Variant -> folder of a finished trial on that encoder, run for real without Ray; stored as Tune does."""
+    """Variant -> folder of a finished trial on that encoder."""
+    return finished_trials(config, run.checkpoint, sample_store)
+
+
+def finished_trials(config: Config, encoder: str, store: TokenStore) -> dict[str, Path]:
+    """Variant -> folder of a trial that is run for real without Ray, and stored as Tune does."""
     folders: dict[str, Path] = {}
     mine = replace(config, TRIALS | {"storage.cache": str(Path(config.storage.root) / "cache")})
-    plan = make(mine, lambda config, names: dict.fromkeys(names, sample_store.uri))
+    plan = make(mine, lambda config, names: dict.fromkeys(names, store.uri))
     for key, entry in plan.trials.items():
         folder = folders[entry.trial.variant] = Path(plan.uri(key))
 
@@ -301,7 +308,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
+            run_trial(entry, encoder if entry.encoder else "", plan.key, str(folder))
     return folders
 
 
@@ -319,7 +326,8 @@ class TestTrial:
         assert code == 0 and str(checkpoint) in said
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
         assert code == 0 and "not known" not in said, said
-        assert names(tmp_path / "out") == FILES
+        assert names(tmp_path / "out") == sorted([*FILES, "calibration.json"])
+        assert (tmp_path / "out" / "calibration.json").read_bytes() == (checkpoint / "calibration.json").read_bytes()
         model, trained = MidiBertForNotes.from_pretrained(tmp_path / "out"), load_checkpoint(checkpoint)
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
@@ -333,6 +341,11 @@ class TestTrial:
         assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
         assert f"{left.scored:,} notes of the test split of sample, protocol `clean`" in card
         assert f"would score {left.majority:.4f}" in card
+        calibration = Calibration.find(tmp_path / "out")
+        assert calibration and calibration.test and calibration.test.scored == left.scored
+        assert f"Divide logits by {calibration.temperature:.4f}" in card and "On the test split, probability" in card
+        first = calibration.test.abstention[0]
+        assert f"| 0.5 | {first.coverage:.4f} | {first.accuracy:.4f} |" in card
         assert "1 epoch from" in card and "license: mit" in card and "finetune.lr=0.01" in card
         assert "Not known" not in card and "not known" not in card
         assert str(tmp_path.parent) not in card and "finetune.corpus" not in card, "no addresses of this machine"
@@ -363,15 +376,40 @@ class TestTrial:
         )
         assert "test split of pop909, protocol `paper`" in card and "gives the melody away" in card
 
+    def test_a_lineage_goes_on(
+        self, config: Config, run: PretrainRun, sample_store: TokenStore, tmp_path: Path, job: Job
+    ) -> None:
+        assert job(f"run={run.checkpoint}", f"output={tmp_path / 'first'}")[0] == 0
+        assert "## Lineage" not in (tmp_path / "first" / "README.md").read_text()
+        start = {"finetune.start": str(tmp_path / "first"), "storage.root": str(tmp_path / "root")}
+        folder = finished_trials(replace(config, start), "", sample_store)["freeze-backbone"]
+        code, said = job(f"run={folder}", f"output={tmp_path / 'second'}")
+        assert code == 0, said
+        first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+        assert equal(second.midibert.state_dict(), first.midibert.state_dict()), "which was frozen"
+        sha256 = digests.of_file(tmp_path / "first" / "model.safetensors")["sha256"]
+        (pretrained,) = first.config.lineage
+        ancestor, own = second.config.lineage
+        assert ancestor == pretrained | {"sha256": sha256} and own["corpora"] == ["sample"]
+        card = (tmp_path / "second" / "README.md").read_text()
+        assert (
+            f"1. pre-training `{run.key}` after 10 optimizer steps, on sample; sha256 of its weights `{sha256}`" in card
+        )
+        assert "2. fine-tuning for melody, trial `melody-freeze-backbone-clean-seed2021` of study `" in card
+        assert "1 epoch from the encoder of its lineage with the encoder frozen" in card
+        assert "| earlier stages and fine-tuning | " in card and "license: mit" in card and str(tmp_path) not in card
+
     def test_without_its_settings_a_trial_still_has_figures(
         self, trials: dict[str, Path], tmp_path: Path, job: Job
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()
         (checkpoint / results.ORIGIN).unlink()
+        (checkpoint / "calibration.json").unlink()  # as in a trial of an earlier version
         write_digests_anew(checkpoint)
         code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
         assert code == 0 and "has no trial.json: the model card will say that its training is not known" in said
         card = (tmp_path / "out" / "README.md").read_text()
+        assert "Not calibrated" in card and names(tmp_path / "out") == FILES
         assert "| `test/accuracy` |" in card and "notes of the test split" in card and "license: other" in card
         assert "neither is what these weights may be used for" in card
 
@@ -465,12 +503,7 @@ class TestOutput:
 WITHOUT_RAY = """
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "deepspeed", "mlflow"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules |= dict.fromkeys(("ray", "deepspeed", "mlflow"))  # none of them is found, nor can be imported
 for name in ("ray", "deepspeed"):
     try:
         __import__(name)

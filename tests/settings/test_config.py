@@ -90,6 +90,7 @@ def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
         | {"compute.gpu": True, "compute.accelerator": "L4", "compute.placement": "SPREAD"},
     )
     assert identity(moved, SECTIONS) == before
+    assert identity(replace(base, {"pretrain.start": "x"}), SECTIONS) == before, "it counts by its content"
     for change in ({"seed": 1}, {"optimizer.lr": 1e-3}, {"compute.precision": "bf16"}, {"model.attention": "rope"}):
         assert identity(replace(base, change), SECTIONS) != before
     assert identity(base, SECTIONS, stores=["a"]) != before

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import ModelFileError
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from tests.reference import FF, HEADS, HIDDEN, LAYERS, LENGTH, reference_weights, write
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"
@@ -209,8 +209,7 @@ class TestParity:
         assert info.kind == kind
         with torch.no_grad():
             actual = model(tokens, torch.ones_like(mask) if kind == "sequences" else mask)
-        if kind == "encoder":
-            actual = actual.last_hidden_state
+        actual = actual.last_hidden_state if kind == "encoder" else actual.logits
         if kind != "sequences":
             actual, expected = actual[mask.bool()], expected[mask.bool()]
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)

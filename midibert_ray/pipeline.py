@@ -14,9 +14,15 @@ from pathlib import Path
 from midibert_ray import storage, tracking
 from midibert_ray.data.format import find_manifest
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import formats, plots, table
+from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
-from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
+from midibert_ray.report.publish import (
+    known_baselines,
+    postpone_report,
+    postponed_reports,
+    publish,
+    report_is_written,
+)
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
@@ -256,8 +262,8 @@ def flush(config: Config, *keys: str) -> list[str]:
 
 def outcome(config: Config, result: StudyResult) -> str:
     """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
-    tables = table.build(result.outcomes, result.failed, (), config.study.tables)
-    lines = ["", formats.to_text(tables)]
+    tables = table.build(result.outcomes, result.failed, known_baselines(config, result.key), config.study.tables)
+    lines = ["", formats.to_text(tables), "", *findings.verdict(tables)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)

@@ -25,7 +25,7 @@ UPON: dict[str, set[str]] = {
     "inference": {"model", "tracking", "tokenizing"},
     "training": {"data", "model", "tracking"},
     "studies": {"training", "tokenizing"},
-    "report": {"studies"},
+    "report": {"studies", "inference"},
     "export": {"studies"},
     "pipeline": {"report", "export", "inference"},
     "cli": {"pipeline"},

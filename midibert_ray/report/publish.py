@@ -32,11 +32,12 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     outcomes = [*result.outcomes, *_earlier_results(plan)]
     names, trivial, failed = _add_to_book(plan, result, outcomes)
     tables = table.build(outcomes, failed, trivial, names)
-    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
+    said = [*findings.verdict(tables), *findings.leaks(tables)]
+    melody = findings.melody_or_not(outcomes, trivial, tables)
     run = StudyLog(plan).parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
-    run.text(formats.to_markdown(tables, leaks, melody), "results.md")
-    run.text(page.to_html(tables, leaks), "results.html")
+    run.text(formats.to_markdown(tables, said, melody), "results.md")
+    run.text(page.to_html(tables, said), "results.html")
     run.json([asdict(item) for item in outcomes], "results.json")
     run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
     run.json([asdict(item) for item in trivial], BASELINES)
@@ -95,6 +96,12 @@ def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
     own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
     places = {(store.manifest["protocol"], store.corpus): store for store in own}
     return [places[place] for place in product(PROTOCOLS, table_one.PRINTED) if place in places]
+
+
+def known_baselines(config: Config, key: str) -> list[Baseline]:
+    """The trivial baselines of a study that `publish` has noted."""
+    noted = storage.find_json(storage.join(study_uri(config, key), PUBLISHED)) or {}
+    return [Baseline(**item) for item in noted.get("baselines", ())]
 
 
 def postpone_report(config: Config, key: str) -> None:

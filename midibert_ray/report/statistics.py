@@ -90,6 +90,13 @@ def paired_p(first: Floats, second: Floats) -> float:
     return as_far / len(signs) if exact else (as_far + 1) / (len(signs) + 1)
 
 
+def p_text(p: float | None) -> str:
+    """A p value as it is read; nothing where there is no test."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def holm(values: Sequence[float]) -> list[float]:
     """P values that hold for all of several tests together (Holm, 1979), in the order given."""
     raw = np.asarray(values, dtype=np.float64)

@@ -149,10 +149,17 @@ class ResultTable(PaperTable):
         found = (item for item in self.baselines if (item.protocol, item.task, item.name) == (protocol, task, name))
         return next(found, None)
 
-    def best(self, protocol: str, task: str) -> float:
-        """The highest accuracy of a column."""
+    def best(self, protocol: str, task: str) -> float | None:
+        """The highest accuracy of a column; None where a trivial baseline is as good."""
         column = (cell.score for key, cell in self.cells.items() if key[:2] == (protocol, task))
-        return max((score.accuracy for score in column if score), default=0.0)
+        highest = max((score.accuracy for score in column if score), default=0.0)
+        top = self.highest_trivial(protocol, task)
+        return None if top and top.accuracy >= highest else highest
+
+    def highest_trivial(self, protocol: str, task: str) -> Baseline | None:
+        """The trivial baseline of a column that scores best."""
+        found = [item for item in self.baselines if (item.protocol, item.task) == (protocol, task)]
+        return max(found, key=lambda item: item.accuracy, default=None)
 
 
 def build(

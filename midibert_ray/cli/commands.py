@@ -48,7 +48,7 @@ _ACTORS = {
 }
 _APPLIED = {
     "model": "Folder of a model as `export` writes it, `s3://bucket/prefix`, or MLflow's runs:/... or models:/...",
-    "input": "A MIDI file, or a folder or bucket of them (*.mid, *.midi, however deep).",
+    "input": "A file of music, or a folder or bucket of them, however deep (*.mid, *.midi, *.mxl, *.musicxml).",
 }
 _EVERYTHING = (*_ENCODER, "finetune", "rnn", "study", "compute", "storage", "tracking")
 

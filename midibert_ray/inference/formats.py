@@ -5,12 +5,18 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from midibert_ray.corpora.labels import MIDI_SUFFIXES
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.jams import to_jams
 from midibert_ray.settings.validators import require_some_of
 
 ENDINGS = {"midi": "", "csv": ".csv", "parquet": ".parquet", "jams": ".jams", "html": ".html"}
-"""Format -> what is added to the name of the input; the MIDI file has the same name."""
+"""Format -> what is added to the name of the input; of a MIDI file the new MIDI file has the same name."""
+
+
+def ending(name: str, format: str) -> str:
+    """What is added to the name of an input."""
+    return ENDINGS[format] or ("" if name.lower().endswith(MIDI_SUFFIXES) else ".mid")
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -43,7 +49,7 @@ def render(
         "jams": lambda: to_jams(annotation, title=name, model=model).encode(),
         "html": lambda: annotation.to_html().encode(),
     }
-    return {ENDINGS[each]: makers[each]() for each in formats}
+    return {ending(name, each): makers[each]() for each in formats}
 
 
 def _csv(annotation: Annotation) -> bytes:

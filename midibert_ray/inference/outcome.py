@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from midibert_ray import storage
-from midibert_ray.inference.formats import ENDINGS
+from midibert_ray.inference.formats import ending
 from midibert_ray.inference.plan import Plan, current
 from midibert_ray.inference.state import VECTORS, Record, State, is_of
 from midibert_ray.settings.text import aligned
@@ -64,10 +64,10 @@ def _next(plan: Plan, good: Sequence[Record]) -> Iterator[str]:
     if plan.work.kind == "embed":
         yield f"next        python -c \"import pandas; print(pandas.read_parquet('{output}'))\""
     elif good:
-        first = storage.without_query(storage.join(plan.work.output, good[0]["file"]))
+        first = storage.without_query(storage.join(plan.work.output, name := good[0]["file"]))
         shown = "html" if "html" in plan.work.formats else plan.work.formats[0]
         where = {"html": "open it in a browser", "midi": "open it in any sequencer: a track a label"}
-        yield f"next        {first}{ENDINGS[shown]}: {where.get(shown, f'the notes of one piece, as {shown}')}"
+        yield f"next        {first}{ending(name, shown)}: {where.get(shown, f'the notes of one piece, as {shown}')}"
 
 
 def finish(made: Plan) -> Summary:

@@ -73,7 +73,7 @@ class Plan:
         size = sum(file.size for file in self.open.values())
         lines = [
             ("model", f"{storage.without_query(self.work.model)} ({self.work.digest})"),
-            ("input", f"{storage.without_query(self.inputs.uri)}: {len(self.inputs.files):,} MIDI files"),
+            ("input", f"{storage.without_query(self.inputs.uri)}: {len(self.inputs.files):,} files of music"),
             ("done", f"{len(self.done):,}"),
             ("open", f"{len(self.open):,}, {size / 2**20:.1f} MiB"),
             ("output", storage.without_query(self.work.output)),

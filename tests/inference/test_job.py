@@ -271,7 +271,7 @@ Place = Callable[..., tuple[Work, Path]]
         ("encoder", ConfigError, "is an encoder and has no head; embed it .*, or fine-tune it"),
         ("no input", ConfigError, "input='' is not allowed"),
         ("absent input", FileNotFoundError, "input=.*/nowhere: there is no such file or folder"),
-        ("empty", ValueError, r"input=.* has no MIDI files \(\*\.mid or \*\.midi\) below it"),
+        ("empty", ValueError, r"input=.* has no music below it \(\*\.mid, \*\.midi, "),
         ("inside", ConfigError, "lies in the folder of the input"),
         ("other formats", ConfigError, r"written with other settings \(formats midi,csv, now csv\); name a new output"),
         ("other model", ConfigError, r"written with other settings \(model \w{12}, now \w{12}\)"),
@@ -318,12 +318,12 @@ def test_a_file_alone_may_have_any_name(note_folder: Path, songs: list[Path], tm
     shutil.copyfile(songs[0], tmp_path / "song.kar")
     summary = carry_out(wanted(note_folder, tmp_path / "out"), tmp_path / "song.kar")
     assert [row["file"] for row in summary.records] == ["song.kar"]
-    assert (tmp_path / "out/song.kar.csv").exists()
+    assert (tmp_path / "out/song.kar.csv").exists() and (tmp_path / "out/song.kar.mid").exists()
 
 
 def test_a_dry_run_says_what_is_open(music: Path, note_folder: Path, tmp_path: Path) -> None:
     said = plan(wanted(note_folder, tmp_path / "out"), str(music)).describe()
-    assert "4 MIDI files" in said and "open     4" in said and "formats  midi,csv" in said
+    assert "4 files of music" in said and "open     4" in said and "formats  midi,csv" in said
     assert not (tmp_path / "out").exists()
 
 

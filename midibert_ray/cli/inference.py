@@ -1,5 +1,7 @@
 """Jobs that apply a model to files: from their command line to what they print."""
 
+from dataclasses import replace
+
 from transformers.utils import logging
 
 from midibert_ray import storage
@@ -9,7 +11,7 @@ from midibert_ray.cli.resources import Request
 from midibert_ray.inference import job
 from midibert_ray.inference.plan import plan
 from midibert_ray.inference.worker import Work
-from midibert_ray.settings.validators import number, require
+from midibert_ray.settings.validators import number, require, require_one_of
 
 MOST = 100_000
 """CPUs, GPUs and actors that may be asked for."""
@@ -21,6 +23,9 @@ def apply(work: Work, args: Args) -> str:
     asked = {key: number(key, args.extra[key], 0, MOST) for key in ("cpus", "gpus", "actors") if key in args.extra}
     require(asked.get("cpus", 1) > 0, "cpus", args.extra.get("cpus"), "a positive number")
     actors = job.Actors(cpus=asked.get("cpus", 1), gpus=asked.get("gpus"), most=int(asked.get("actors", 0)))
+    precision = args.extra.get("precision", "fp32")
+    require_one_of("precision", precision, ("fp32", "bf16"))
+    work = replace(work, precision="bf16" if precision == "bf16" else "fp32")
     made = plan(work, args.extra.get("input", ""))
     if args.dry_run:
         return made.describe()

@@ -19,6 +19,8 @@ class Inputs:
     """Of the folder, absolute."""
     files: Mapping[str, File] = field(repr=False)
     """By name below the folder, sorted."""
+    alone: bool = False
+    """Whether the one file was named, not the folder."""
     unlisted: Mapping[str, str] = field(default_factory=dict)
     """Folders (with a slash at the end) and files of music that could not be looked at, with the reason."""
 
@@ -44,7 +46,7 @@ def list_inputs(uri: str) -> Inputs:
         name = storage.basename(uri)
         folder = storage.without_query(uri).removesuffix(f"/{name}") or "/"
         query = uri[len(storage.without_query(uri)) :]
-        return Inputs(uri=folder + query, files={name: File(int(about.size), about.mtime_ns, name)})
+        return Inputs(uri=folder + query, alone=True, files={name: File(int(about.size), about.mtime_ns, name)})
     try:
         listing = list_files(uri)
     except PermissionError as error:

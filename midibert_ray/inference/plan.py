@@ -20,7 +20,7 @@ from midibert_ray.tokenizing.listing import File
 FORMAT_VERSION = 1
 FILES, MANIFEST, STATE = "files.csv", "manifest.json", "_job"
 
-_TOLD = ("formats", "abstain", "layer", "pool")
+_TOLD = ("formats", "abstain", "layer", "pool", "precision")
 _TASKS, _MOST_BYTES = 1024, 4 << 20  # a task's files are read ahead
 
 
@@ -88,7 +88,7 @@ def plan(work: Work, source: str) -> Plan:
     Raises:
         ConfigError: for an address that cannot be used, an output that another job has written, and a model without a
             head for `annotate`.
-        FileNotFoundError: where there is no such model or input; ValueError for a folder without MIDI files.
+        FileNotFoundError: where there is no such model or input; ValueError for a folder without music.
         ModelFileError: for a damaged model.
     """
     require(bool(work.model), "model", work.model, "the folder of a model, such as model=exports/melody")
@@ -147,15 +147,16 @@ def _settings(work: Work) -> dict[str, Any]:
     if work.kind == "embed":
         own = {"layer": work.layer, "pool": work.pool}
     inputs = storage.without_query(work.inputs)
-    return {"job": work.kind, "model": work.digest, "input": inputs, **own, "version": FORMAT_VERSION}
+    settings = {"job": work.kind, "model": work.digest, "input": inputs, **own}
+    return {**settings, "precision": work.precision, "version": FORMAT_VERSION}
 
 
 def _check_output(work: Work, settings: Mapping[str, Any], inputs: Inputs) -> None:
     """Refuse an output that is somebody else's, or would be read as music the next time."""
     shown, state = storage.without_query(work.output), State(work.state)
-    if work.kind == "annotate" and f"{shown}/".startswith(f"{storage.without_query(inputs.uri)}/"):
+    if work.kind == "annotate" and not inputs.alone and f"{shown}/".startswith(f"{storage.without_query(inputs.uri)}/"):
         raise OtherSettingsError(
-            f"output={shown} lies in the folder of the input, where its MIDI files would be read as music the next "
+            f"output={shown} lies in the folder of the input, where its files would be read as music the next "
             "time; name a folder outside"
         )
     state.require(settings, work.output)

@@ -49,6 +49,8 @@ class Work:
     abstain: float = 0.0
     layer: int = -1
     pool: Literal["mean"] | None = "mean"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the model."""
     threads: int = 1
     """Of torch, where there is no GPU."""
 
@@ -74,6 +76,8 @@ class Worker:
         torch.set_num_threads(work.threads)
         self._work = work
         self._model = load(work.model)
+        if work.precision == "bf16":
+            self._model.model.to(torch.bfloat16)
         self._reads, self._writes = Reader(self._model.protocol), Reader(self._model.protocol)
         self._reads.start()
         self._state = State(work.state)

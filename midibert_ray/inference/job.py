@@ -15,7 +15,7 @@ import pyarrow as pa
 import ray
 
 from midibert_ray.inference.outcome import Summary, finish
-from midibert_ray.inference.plan import Plan
+from midibert_ray.inference.plan import Plan, look
 from midibert_ray.inference.state import State
 from midibert_ray.inference.worker import Worker
 from midibert_ray.storage.lease import lease
@@ -46,7 +46,9 @@ def run(made: Plan, actors: Actors) -> Summary:
     """
     state = State(made.work.state)
     with lease(state.uri, what=f"{made.work.kind} {made.work.output}", report=logger.info) as held:
+        state.require(made.settings, made.work.output)  # another may have begun meanwhile
         state.begin(made.settings)
+        made = look(made)
         progress = Progress(made.work.kind, "files", len(made.open))
         for count in _stream(made, actors) if made.open else ():
             progress.add(count)

@@ -32,9 +32,9 @@ class Plan:
     settings: Mapping[str, Any]
     """What decides the outputs."""
     inputs: Inputs
-    done: Mapping[str, Record] = field(repr=False)
+    done: Mapping[str, Record] = field(default_factory=dict, repr=False)
     """Records of files as they stand now."""
-    is_complete: bool
+    is_complete: bool = False
     """Whether nothing is left to do."""
 
     @property
@@ -103,13 +103,18 @@ def plan(work: Work, source: str) -> Plan:
     output = storage.resolve(work.output)
     state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job")
     made = replace(work, model=model, digest=digest, inputs=inputs.uri, output=output, state=state)
-    settings = _settings(made)
+    settings = _settings(made, inputs)
     _check_output(made, settings, inputs)
-    made_before = storage.exists(output if work.kind == "embed" else storage.join(output, MANIFEST))
-    records = State(state).records(made=work.kind == "annotate" or made_before)
-    done = {name: row for name, row in current(records, inputs).items() if not row["may_pass"]}
-    closed = State(state).is_closed and {row["file"] for row in records} == done.keys() == inputs.files.keys()
-    return Plan(work=made, settings=settings, inputs=inputs, done=done, is_complete=closed and made_before)
+    return look(Plan(work=made, settings=settings, inputs=inputs))
+
+
+def look(made: Plan) -> Plan:
+    """The same plan with what is done by now."""
+    files, state, stands = made.inputs.files, State(made.work.state), storage.exists(made.last)
+    records = state.records(made=made.work.kind == "annotate" or stands)
+    done = {name: row for name, row in current(records, made.inputs).items() if not row["may_pass"]}
+    closed = state.is_closed and {row["file"] for row in records} == done.keys() == files.keys()
+    return replace(made, done=done, is_complete=closed and stands)
 
 
 def _beside(output: str, ending: str) -> str:
@@ -142,12 +147,12 @@ def model_digest(annotator: Annotator) -> str:
     return found.hexdigest()[:12]
 
 
-def _settings(work: Work) -> dict[str, Any]:
+def _settings(work: Work, inputs: Inputs) -> dict[str, Any]:
     own: dict[str, Any] = {"formats": list(work.formats), "abstain": work.abstain}
     if work.kind == "embed":
         own = {"layer": work.layer, "pool": work.pool}
-    inputs = storage.without_query(work.inputs)
-    settings = {"job": work.kind, "model": work.digest, "input": inputs, **own}
+    named = storage.join(inputs.uri, *inputs.files) if inputs.alone else inputs.uri
+    settings = {"job": work.kind, "model": work.digest, "input": storage.without_query(named), **own}
     return {**settings, "precision": work.precision, "version": FORMAT_VERSION}
 
 

@@ -139,13 +139,11 @@ def _written(header: dict[str, Any], data: bytes, source: bytes, scores: bytes) 
     """The piece with a track a label, as a MIDI file."""
     classes, seen = tuple(header["classes"]), np.frombuffer(source, np.int64)
     values = np.frombuffer(scores, np.float32)
-    nothing = {
-        item.name: np.zeros(0) for item in dataclasses.fields(GridNotes) if item.name not in ("source", "remarks")
-    }
-    nothing |= {"source": seen, "dropped": {}, "remarks": {}}
+    columns: dict[str, Any] = {item.name: np.zeros(0) for item in dataclasses.fields(GridNotes)}
+    columns |= {"source": seen, "dropped": {}, "remarks": {}}
     annotation = Annotation(
         song=read_song(data),
-        grid=GridNotes(**nothing),
+        grid=GridNotes(**columns),
         level=header["level"],
         classes=classes,
         scores=values.reshape(-1, len(classes)) if header["level"] == "note" else values,

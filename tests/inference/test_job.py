@@ -20,6 +20,7 @@ import pytest
 
 import midibert_ray as mb
 from midibert_ray import storage
+from midibert_ray.cli.submission import describe
 from midibert_ray.inference import job, sandboxed, worker
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.jams import to_jams
@@ -319,6 +320,9 @@ def test_a_file_alone_may_have_any_name(note_folder: Path, songs: list[Path], tm
     summary = carry_out(wanted(note_folder, tmp_path / "out"), tmp_path / "song.kar")
     assert [row["file"] for row in summary.records] == ["song.kar"]
     assert (tmp_path / "out/song.kar.csv").exists() and (tmp_path / "out/song.kar.mid").exists()
+    shutil.copyfile(songs[1], tmp_path / "other.kar")
+    with pytest.raises(ConfigError, match=r"\(input .*/song\.kar, now .*/other\.kar\)"):
+        plan(wanted(note_folder, tmp_path / "out"), str(tmp_path / "other.kar"))
 
 
 def test_a_dry_run_says_what_is_open(music: Path, note_folder: Path, tmp_path: Path) -> None:
@@ -387,3 +391,26 @@ def test_a_killed_job_goes_on_and_gives_the_same_bytes_for_any_number_of_actors(
     assert went_on.found == len(rest.done)
     assert contents(out) == contents(tmp_path / "alone")
     assert {path.name for path in (out / "_job").iterdir()} == {"settings.json", "done.parquet"}
+
+
+# ------------------------------------------------------------------------------------------- on a cluster
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model=exports/melody", "input=/a", "output=/b"), "model='exports/melody' is a relative path"),
+        (("model=/m", "input=midi", "output=/b"), "input='midi' is a relative path"),
+        (("model=/m", "input=/a", "output=out"), "output='out' is a relative path"),
+    ],
+)
+def test_relative_folders_are_not_submitted(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        describe("annotate", *words)
+
+
+def test_models_of_mlflow_are_submitted_and_an_output_has_one_job() -> None:
+    words = ("model=models:/melody/1", "input=s3://bucket/midi", "output=s3://bucket/out")
+    one, other = describe("annotate", *words), describe("annotate", *words[:2], "output=s3://bucket/other")
+    assert one.entrypoint == f"python jobs/annotate.py {' '.join(words)}"
+    assert one.id != other.id

@@ -1,7 +1,9 @@
 """`annotate` and `embed` over folders: outputs that mirror the input, done once, whole wherever a job is killed."""
 
+import functools
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ import midibert_ray as mb
 from midibert_ray import storage
 from midibert_ray.cli.submission import describe
 from midibert_ray.inference import job, sandboxed, worker
+from midibert_ray.inference import plan as plans
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.jams import to_jams
 from midibert_ray.inference.outcome import Summary, finish
@@ -69,7 +72,11 @@ class ReaderHere(sandboxed.Reader):
 
 @pytest.fixture
 def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything in this process, and each model opened once."""
     monkeypatch.setattr(worker, "Reader", ReaderHere)
+    opened = functools.cache(mb.load)
+    for module in (worker, plans):
+        monkeypatch.setattr(module, "load", lambda uri, device="cpu": opened(uri, device))
 
 
 def wanted(model: Path | str, output: Path | str, kind: Any = "annotate", **changes: Any) -> Work:
@@ -346,6 +353,20 @@ def test_buckets_hold_the_same(music: Path, note_folder: Path, s3: S3, tmp_path:
     keys = [key for key in s3.keys(f"{bucket}/out") if not key.startswith("_job/")]
     assert {key: storage.read_bytes(s3.address(f"{bucket}/out/{key}")) for key in keys} == expected
     assert plan(work, s3.address(f"{bucket}/in")).is_complete
+
+
+@pytest.mark.usefixtures("no_child")
+def test_an_actor_does_tasks_and_says_which_folder_it_does_not_see(
+    music: Path, note_folder: Path, tmp_path: Path
+) -> None:
+    made = plan(wanted(note_folder, tmp_path / "out"), str(music))
+    State(made.work.state).begin(made.settings)
+    batch = {"task": [pickle.dumps((made.work, task)) for task in made.tasks()]}
+    actor = job._Actor()
+    assert actor(batch) == {"files": [1] * 4, "absent": [""] * 4}
+    music.rename(tmp_path / "elsewhere")
+    expected = f"{music} is not on this node; input must be visible from every node"
+    assert actor({"task": batch["task"][:1]}) == {"files": [1], "absent": [expected]}
 
 
 # ------------------------------------------------------------------------------------------- with Ray

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midibert_ray import storage, tracking
+from midibert_ray.corpora.table import Labels, make_task
 from midibert_ray.data.format import find_manifest
-from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
+from midibert_ray.report import song as songs
 from midibert_ray.report.publish import (
     known_baselines,
     postpone_report,
@@ -28,11 +29,12 @@ from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_uri
+from midibert_ray.studies.plan import Labelled, PretrainingSpec, StudyPlan, study_uri
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
+from midibert_ray.tokenizing.labelling import LabelPlan, find_labels, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.address import SQLITE
@@ -62,6 +64,38 @@ class CorpusPlans:
         """The plans of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
         how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
         return self.plans.setdefault(how, {})
+
+    labels: dict[str, LabelPlan] = field(default_factory=dict)
+    """Labels of corpora that have some of their own, by address."""
+    tables: dict[str, Labels | None] = field(default_factory=dict)
+    """Of these corpora, by the address of their tokens."""
+
+    def find_labels(self, config: Config, seed: int) -> Labelled | None:
+        """The task of a trial where it is a column of its corpus's own table, or the class folders' `label`.
+
+        `seed` divides the pieces; it is that of the study, so that all of its seeds are scored on the same ones.
+
+        Raises:
+            ConfigError: for a task that is neither there nor one of the paper's.
+            LabelError: for labels that cannot be used.
+        """
+        name, column = config.finetune.corpus, config.finetune.task
+        if name in ("", "sample"):
+            return None
+        self.uris(config, [name])
+        tokens = self.of(config)[name]
+        if tokens.uri not in self.tables:
+            self.tables[tokens.uri] = find_labels(self.files[name], tokens)
+        labels = self.tables[tokens.uri]
+        if labels is None or column not in labels.columns:
+            require_column(name, labels, column)
+            return None
+        kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
+        task = make_task(labels, column, name, kinds.get(column, ""))
+        plan = LabelPlan(tokens=tokens, labels=labels, seed=seed, folds=config.study.folds, fold=config.finetune.fold)
+        plan = self.labels.setdefault(plan.uri, plan)
+        plan.require_divisible(task)
+        return Labelled(task, plan.uri)
 
     def uris(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
@@ -97,7 +131,8 @@ class JobPlan:
     @property
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
-        groups, needed = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
+        groups, stores = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
+        needed = {self.corpora.labels[uri].tokens.uri if uri in self.corpora.labels else uri for uri in stores}
         chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
@@ -137,7 +172,7 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     if config.pretrain.start:
         start.require_fit(start.PRETRAIN, config.pretrain.start, config)
     corpora = CorpusPlans()
-    made = plan_study(config, corpora.uris) if study else None
+    made = plan_study(config, corpora.uris, corpora.find_labels) if study else None
     corpora.uris(config, config.corpora.names)
     if made:
         _require_tasks(made, corpora)
@@ -154,15 +189,23 @@ def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
     """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
     stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
-        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        if spec.store in corpora.labels:
+            continue  # its table was read, and says what it lacks
+        task, corpus = spec.task, stores[spec.store]
         require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
         if task.level == "sequence":
             require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
 def tokenize(plan: JobPlan) -> list[Summary]:
-    """Write the token stores that a job needs, or find them; needs Ray."""
-    return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
+    """Write the token stores that a job needs, and the labels beside them, or find them; needs Ray.
+
+    Raises:
+        LabelError: where pieces cannot be divided; the token stores are there.
+    """
+    made = [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
+    write_labels(list(plan.corpora.labels.values()))
+    return made
 
 
 def require_tokens(plan: JobPlan) -> None:
@@ -219,7 +262,7 @@ def study(plan: JobPlan) -> StudyResult:
     require_tokens(plan)
     key = plan.study.key
     with lease(study_uri(plan.config, key), what=f"study {key}", report=logger.info) as held:
-        result = run_study(plan.study, plots.confusion)
+        result = run_study(plan.study, plots.answers)
         held.check()
         publish(plan.study, result)
     return result
@@ -260,16 +303,33 @@ def flush(config: Config, *keys: str) -> list[str]:
     return pages
 
 
-def outcome(config: Config, result: StudyResult) -> str:
-    """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
+def song(plan: JobPlan, result: StudyResult) -> str:
+    """Write the page of a test piece as a model of the study labels it; its address, or nothing where there is none."""
+    assert plan.study, "plan(config, study=True)"
+    corpora = {each.uri: each for group in plan.corpora.plans.values() for each in group.values()}
+    return songs.write(plan.study, corpora, result.outcomes)
+
+
+def outcome(config: Config, result: StudyResult, song: str = "") -> str:
+    """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow.
+
+    `song`: address of the page of `annotated_song`, if there is one.
+    """
     tables = table.build(result.outcomes, result.failed, known_baselines(config, result.key), config.study.tables)
     lines = ["", formats.to_text(tables), "", *findings.verdict(tables)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    mlflow = tracking.address(config).command()
-    return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
+    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {tracking.address(config).command()}"]
+    lines += [f"listen  {song}  (open it in a browser)"] if song else []
+    best = max(result.outcomes, key=lambda item: (item.variant == "pretrained", item.accuracy), default=None)
+    if best and not config.study.draws:
+        export = command_line(
+            "export", config, f"run={best.trial}", f"output=exports/{best.task}", only=("tracking.uri",)
+        )
+        lines.append(f"next    {export}")
+    return "\n".join(lines)
 
 
 def _report_or_how(config: Config, key: str) -> str:

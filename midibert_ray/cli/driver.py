@@ -115,6 +115,8 @@ def start_ray(needed: Sequence[Request] = ()) -> None:
     local = address in ("", "local")
     if local:
         _require_short_sockets()
+        # It warns of a token that nobody needs to know: this Ray is on the loopback interface.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         # Without "local" Ray would look for a cluster that `ray start` left behind, dead ones included.
         with _on_loopback():
             ray.init(address="local", num_cpus=resources.LOCAL_CPUS, **quiet)

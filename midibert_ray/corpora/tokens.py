@@ -25,16 +25,26 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
     """
-    notes = _read(corpus, contents[0], protocol)
-    lost = Counter(notes.dropped)
-    if corpus.beats is not None:
-        notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
-        lost += Counter(unaligned)
+    notes, lost = read_piece(corpus, contents, protocol)
     if corpus.four_four and protocol.bars == "corpus":
         notes = replace(notes, metre=notes.metre[:0])
     grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
     ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
     return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))
+
+
+def read_piece(corpus: Corpus, contents: Sequence[bytes], protocol: Protocol) -> tuple[Notes, Counter[str]]:
+    """A piece's files -> its notes, aligned to beats where its corpus annotates them, and what was lost, by reason.
+
+    Raises:
+        MidiError: the piece cannot be used; ``str(error)`` is the reason.
+    """
+    notes = _read(corpus, contents[0], protocol)
+    lost = Counter(notes.dropped)
+    if corpus.beats is not None:
+        notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
+        lost += Counter(unaligned)
+    return notes, lost
 
 
 def _read(corpus: Corpus, data: bytes, protocol: Protocol) -> Notes:

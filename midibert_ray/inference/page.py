@@ -15,6 +15,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from pandas import Series
 
+from midibert_ray.settings.text import clock
+
 CATEGORIES = ("#e0603a", "#8268c6", "#3f93b8", "#4a9d78", "#d29a22", "#c0567f", "#279a9a", "#8f6d4c")
 """Colours of classes that stand in no order; they repeat where there are more."""
 ORDER = ("#5a7fb5", "#46a0a8", "#6aae73", "#c4aa3d", "#e0873e", "#cf4b3c")
@@ -144,9 +146,12 @@ def document(roll: Roll, sentences: Sequence[str] = ()) -> str:
     return environment().get_template("inference/page.html").render(roll=roll, sentences=sentences)
 
 
-def render(annotation: Any) -> str:
-    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's."""
-    notes, said = annotation.notes, [*filter(None, [annotation.unfamiliar]), *annotation.remarks]
+def render(annotation: Any, *sentences: str) -> str:
+    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's.
+
+    `sentences` stand below the title, before those that the annotation has.
+    """
+    notes, said = annotation.notes, [*sentences, *filter(None, [annotation.unfamiliar]), *annotation.remarks]
     numbers = {name: number for number, name in enumerate(annotation.classes)}
     blank = np.full(len(notes), -1)
     by_note = annotation.level == "note"
@@ -200,11 +205,6 @@ def environment(*rooms: str) -> Environment:
     made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     made.filters |= {"clock": clock, "share": share}
     return made
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 def share(value: float | None) -> str:

@@ -151,18 +151,18 @@ def without_damage(body: bytes) -> bytes:
         if status >> 8 == _META:
             if kind not in _KEPT_META or not _is_sound(kind, data):
                 continue
-            event = bytes((_META, kind)) + _as_variable(len(data)) + data
+            event = bytes((_META, kind)) + as_variable(len(data)) + data
         elif status < _SYSEX and data.isascii():
             event = bytes((status,)) + data
         else:
             continue
-        made += _as_variable(tick - last) + event
+        made += as_variable(tick - last) + event
         last = tick
     return bytes(made + b"\x00\xff\x2f\x00")
 
 
-def _as_variable(value: int) -> bytes:
-    """A number as `_variable` reads it."""
+def as_variable(value: int) -> bytes:
+    """A number in seven bits a byte, the last without the high bit, as delta times and lengths are written."""
     digits = [value & 0x7F]
     while value := value >> 7:
         digits.append(value & 0x7F | 0x80)

@@ -162,6 +162,15 @@ def ticks_to_seconds(notes: Notes, ticks: NDArray[np.int64]) -> NDArray[np.float
     return passed[at] + notes.seconds_per_tick[at] * (ticks - notes.tempo_ticks[at])
 
 
+def seconds_to_ticks(
+    seconds: NDArray[np.float64], tempo_ticks: NDArray[np.int64], seconds_per_tick: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The nearest ticks of ``seconds`` [n], none of them before 0, by a tempo map as in `Notes`: int64[n]."""
+    passed = np.concatenate([[0.0], np.cumsum(seconds_per_tick[:-1] * np.diff(tempo_ticks))])
+    at = np.searchsorted(passed, seconds, side="right") - 1
+    return np.rint(tempo_ticks[at] + (seconds - passed[at]) / seconds_per_tick[at]).astype(np.int64)
+
+
 def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     """`Notes` -> `PrettyMIDI`, one instrument a track, ready for ``.write(path or file)``.
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import statistics
-from midibert_ray.report.baselines import NO_MELODY, QUADRANTS, SONG, Baseline
+from midibert_ray.report import kinds, statistics
+from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval, p_text
 from midibert_ray.report.table import Key, ResultTable, Score, by_key, labels, mean_confusion, scores, tallies
 from midibert_ray.studies import paper
@@ -19,15 +19,15 @@ BY_PITCH = "-by-pitch"
 def verdict(tables: Sequence[ResultTable]) -> list[str]:
     """Two sentences: the worth of pre-training by task, and where the best models stand beside trivial answers.
 
-    They are about protocol clean where a study has it. An effect counts as beyond chance where its interval, over other
-    pieces, leaves zero out. A sweep, which looks at no test split, has no verdict.
+    About protocol clean where a study has it. An effect counts as beyond chance where its interval, over other pieces,
+    leaves zero out. A sweep, which looks at no test split, has no verdict.
     """
     found = scores(tables)
     protocols = {key.protocol for key in found}
     if not found or any(table.split != "test" for table in tables):
         return []
     protocol = CLEAN.name if CLEAN.name in protocols else PAPER.name
-    tasks = [name for name in TASKS if any(key[:2] == (protocol, name) for key in found)]
+    tasks = kinds.in_order(key.task for key in found if key.protocol == protocol)
     worth = [text for task in tasks if (text := _pretraining(found, tables, protocol, task))]
     if worth:
         first = f"Under protocol {protocol} pre-training is worth {_listed(worth)}."
@@ -42,12 +42,12 @@ def _pretraining(found: Mapping[Key, Score], tables: Sequence[ResultTable], prot
     full, scratch = found.get(key), found.get(other := key._replace(variant="scratch"))
     if not full or not scratch:
         return ""
-    interval = statistics.difference(*tallies(full, scratch), paired=True)
+    interval = statistics.difference(*tallies(full, scratch), paired=True, statistic=full.statistic)
     cells = (table.cells.get(other) for table in tables)
     tested = next((cell.p for cell in cells if cell and cell.p is not None), None)
     verdict = f"{'' if interval[0] > 0 or interval[1] < 0 else 'not '}beyond chance"
     p = f", {p_text(tested)} over {len(full.tally)} pieces" if tested is not None else ""
-    return f"{_points(full, scratch, interval)} of accuracy on {task} ({verdict}{p})"
+    return f"{_points(full, scratch, interval)} of {kinds.METRICS[full.kind]} on {task} ({verdict}{p})"
 
 
 def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:
@@ -59,13 +59,19 @@ def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], p
     place = "above" if low > top.accuracy else "below" if high < top.accuracy else "not clearly apart from"
     return (
         f"on {task} the best row, {labels(tables)[best]}, has {_percent(column[best])} "
-        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, {100 * top.accuracy:.1f} %)"
+        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, "
+        f"{100 * top.accuracy:.1f} %)"
     )
 
 
 def _listed(parts: Sequence[str], separator: str = ", ") -> str:
     *most, last = parts
     return f"{separator.join(most)}{';' if separator != ', ' and most else ''} and {last}" if most else last
+
+
+def sentences(tables: Sequence[ResultTable]) -> list[str]:
+    """All findings of some tables in words."""
+    return [*leaks(tables), *beside_plain(tables)]
 
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
@@ -113,6 +119,30 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str)
     return ""
 
 
+def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
+    """Sentences, one a column: the best row beside plain features, where these are known."""
+    found = scores(tables)
+    plain = {(item.protocol, item.task): item for table in tables for item in table.baselines if item.name == PLAIN}
+    names, told = labels(tables), []
+    for (protocol, task), item in plain.items():
+        column = {key: score for key, score in found.items() if key[:2] == (protocol, task)}
+        if not column:
+            continue
+        key, best = max(column.items(), key=lambda each: each[1].accuracy)
+        first, second = tallies(best, item)
+        # Answers of plain features are those of one seed; the tags of the truth come before both.
+        worth = statistics.difference(first, second, paired=True, statistic=best.statistic)
+        verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
+        low, high = worth
+        points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        told.append(
+            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
+            f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
+            f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+        )
+    return told
+
+
 def _percent(score: Score) -> str:
     return f"{100 * score.accuracy:.1f} %"
 
@@ -151,7 +181,7 @@ def melody_or_not(
 
     Where a study has the models whose confusions the paper shows, only these; else all.
     """
-    groups = {key: group for key, group in by_key(outcomes).items() if TASKS[key.task].melody}
+    groups = {key: group for key, group in by_key(outcomes).items() if kinds.melody(group[0])}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, rows = labels(tables), []
     for protocol in PROTOCOLS:
@@ -171,7 +201,7 @@ def melody_or_not(
 def _quadrants(group: Sequence[TrialResult]) -> tuple[float, float, float, float]:
     """The `QUADRANTS` of the class melody, means over seeds."""
     matrix = mean_confusion(group)
-    melody = group[0].classes.index(TASKS[group[0].task].melody)
+    melody = group[0].classes.index(kinds.melody(group[0]))
     hits = matrix[melody, melody]
     true, said = matrix[melody].sum(), matrix[:, melody].sum()
     return float(hits), float(said - hits), float(true - hits), float(matrix.sum() - true - said + hits)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from midibert_ray.inference.page import Roll, RollPiece, player
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import table
+from midibert_ray.report import kinds, table
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.table import Key, by_key
 from midibert_ray.studies.result import PREDICTIONS, TrialResult
@@ -37,19 +37,20 @@ class Listening(NamedTuple):
 
 
 def listenings(source: LoadedStudy) -> list[Listening]:
-    """The pieces of each note-level task, those with the lowest accuracy first, as its pre-trained model labels them.
+    """The pieces of each task with a class a note, the lowest accuracy first, as its pre-trained model labels them.
 
     Where there is none the best model is taken, and the clean protocol before the paper's.
     """
-    groups = by_key(source.outcomes)
-    found = []
-    for task in TASKS:
-        ranked = sorted((key for key in groups if key.task == task), key=lambda key: _rank(key, groups[key][0]))
-        contents = ((key, _predictions(source, groups[key][0])) for key in ranked if TASKS[task].level == "note")
-        chosen = next(((key, content) for key, content in contents if content), None)
-        if chosen:
-            key, content = chosen
-            found.append(_listening(source, groups[key][0], pq.read_table(io.BytesIO(content))))
+    groups, found = by_key(source.outcomes), []
+    for task in kinds.in_order(key.task for key in groups):
+        mine = [key for key in groups if key.task == task and groups[key][0].kind == "classes"]
+        for key in sorted(mine, key=lambda key: _rank(key, groups[key][0])):
+            content = _predictions(source, groups[key][0])
+            notes = pq.read_table(io.BytesIO(content)) if content else None
+            if notes is not None and "onset" in notes.column_names:
+                found.append(_listening(source, groups[key][0], notes))
+            if notes is not None:
+                break
     return found
 
 
@@ -58,18 +59,21 @@ def _rank(key: Key, result: TrialResult) -> tuple[bool, bool, float]:
 
 
 def _predictions(source: LoadedStudy, result: TrialResult) -> bytes | None:
-    return source.tracker.artifact(source.children[result.trial].info.run_id, PREDICTIONS)
+    run = source.children.get(result.trial)
+    return source.tracker.artifact(run.info.run_id, PREDICTIONS) if run else None
 
 
 def _listening(source: LoadedStudy, result: TrialResult, notes: pa.Table) -> Listening:
-    task = TASKS[result.task]
-    made = sorted(_pieces(notes, len(result.classes) - len(task.classes)), key=lambda piece: piece.accuracy or 0.0)
+    padding = int(result.classes[0] == "padding")
+    made = sorted(_pieces(notes, padding), key=lambda piece: piece.accuracy or 0.0)
     sizes = np.cumsum([piece.notes for piece in made])
     shown = [piece for piece, size in zip(made, sizes, strict=True) if size <= NOTES] or made[:1]
     label = table.labels(source.tables)[result.variant]
-    roll = Roll(title=f"Test pieces: {task.name}", classes=task.classes, pieces=shown, ordered=bool(task.edges))
+    ordered = result.task in TASKS and bool(TASKS[result.task].edges)
+    title = f"Test pieces: {result.task}"
+    roll = Roll(title=title, classes=result.classes[padding:], pieces=shown, ordered=ordered)
     model = f"{label}, protocol {result.protocol}, seed {result.seed}"
-    return Listening(task.name, model, len(made) - len(shown), player(roll))
+    return Listening(result.task, model, len(made) - len(shown), player(roll))
 
 
 def _pieces(notes: pa.Table, padding: int) -> Iterator[RollPiece]:

@@ -3,22 +3,25 @@
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from midibert_ray.inference.page import assets
 from midibert_ray.music.protocol import PROTOCOLS
-from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import plots, table, table_one
+from midibert_ray.report import kinds, plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
-from midibert_ray.report.findings import leaks, melody_or_not
+from midibert_ray.report.findings import melody_or_not, sentences
 from midibert_ray.report.formats import melody_grid, percent
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
 from midibert_ray.report.pieces import listenings
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
+from midibert_ray.studies.result import FIGURE, TrialResult
 from midibert_ray.tracking import Run
 
+HARDEST = 20
+"""Pieces of a column that are shown."""
 Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
@@ -32,6 +35,8 @@ def all_sections(source: LoadedStudy) -> list[Section]:
         Section("Melody or not", "melody", melody_grid(melody) if melody else []),
         Section("Test pieces", "test_pieces", test_pieces(source)),
         Section("Confusion", "confusions", confusions(source)),
+        Section("Numbers and tags", "answers", answers(source)),
+        Section("Hardest pieces", "pieces", hardest_pieces(source)),
         Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
         Section("Pre-training", "pretraining", pretraining(source)),
         Section("Fine-tuning", "finetuning", finetuning(source)),
@@ -44,7 +49,7 @@ def all_sections(source: LoadedStudy) -> list[Section]:
 def _results(source: LoadedStudy) -> dict[str, Any]:
     """The findings in words, and the tables with a chart of each."""
     return {
-        "sentences": leaks(source.tables),
+        "sentences": sentences(source.tables),
         "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
         "statistics": STATISTICS,
     }
@@ -64,6 +69,7 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
             "columns": columns,
             "rows": {label: row for label, row in rows.items() if any(row)},
             "majority": [percent(table.majority_f1(item)) if item else "" for item in found],
+            "numbers": any(score.kind == "number" for score in scores.values()),
         }
         if scores
         else {}
@@ -73,7 +79,8 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
-    return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
+    tasks = kinds.in_order(task for _, task in present)
+    return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
 
 def test_pieces(source: LoadedStudy) -> dict[str, Any]:
@@ -84,9 +91,9 @@ def test_pieces(source: LoadedStudy) -> dict[str, Any]:
 
 def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     """By task the confusion matrices, and whether the paper shows those of the same model."""
-    names, groups = table.labels(source.tables), by_key(source.outcomes)
+    names, groups = table.labels(source.tables), by_key(each for each in source.outcomes if each.kind == "classes")
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for task, protocol, variant in product(TASKS, PROTOCOLS, names):
+    for task, protocol, variant in product(kinds.in_order(key.task for key in groups), PROTOCOLS, names):
         if group := groups.get(Key(protocol, task, variant)):
             true, predicted, shares = plots.in_percent(group)
             matrix = {
@@ -97,6 +104,55 @@ def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
             }
             tasks.setdefault(task, []).append(matrix)
     return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
+
+
+def answers(source: LoadedStudy) -> list[tuple[str, Any]]:
+    """Of tasks that have no confusion matrix a picture of every row, of its first seed: caption, picture."""
+    names = table.labels(source.tables)
+    groups = {key: group for key, group in by_key(source.outcomes).items() if group[0].kind != "classes"}
+    return [
+        (f"{key.task}: {names[key.variant]}, {key.protocol}", plots.answers(group[0])) for key, group in groups.items()
+    ]
+
+
+def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
+    """Of every column the test pieces with the largest errors of the best row, those of its seeds together."""
+    scores, names = table.scores(source.tables), table.labels(source.tables)
+    found = []
+    for protocol, task in _columns(source):
+        column = [key for key in scores if key[:2] == (protocol, task)]
+        key = max(column, key=lambda key: scores[key].accuracy)
+        group = by_key(source.outcomes)[key]
+        head, rows = _errors(group)
+        shown = [[piece, *cells] for _, piece, *cells in sorted(rows, key=lambda row: (-row[0], row[1]))[:HARDEST]]
+        title = f"{task}, protocol {protocol}: {names[key.variant]}"
+        found.append({"title": title, "rows": [["piece", *head], *shown], "of": len(rows)})
+    return found
+
+
+def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Headings, and of every piece its error, its name and what is shown of it."""
+    kind = group[0].kind
+    rows: list[tuple[Any, ...]] = []
+    for piece in group[0].pieces:
+        said = np.mean([item.pieces[piece] for item in group], axis=0)
+        if kind == "classes":
+            rows.append((1 - said[0] / said[1], piece, percent(1 - said[0] / said[1]), f"{said[1]:,.0f}"))
+        elif kind == "number":
+            error = float(said[1] - said[0])
+            rows.append((abs(error), piece, f"{error:+.4g}", f"{said[0]:.4g}", f"{said[1]:.4g}"))
+        else:
+            truth, shares = np.split(said, 2)
+            loss = -np.log(np.maximum(np.where(truth > 0, shares, 1 - shares), 1e-6)).mean()
+            tags = np.array(group[0].classes, dtype=object)
+            told = (", ".join(tags[chosen]) or "none" for chosen in (truth > 0, shares > 0.5))
+            rows.append((float(loss), piece, f"{loss:.3f}", *told))
+    heads = {
+        "classes": ["wrong, %", "scored"],
+        "number": ["error", "true", "predicted"],
+        "tags": ["cross-entropy", "true", "predicted"],
+    }
+    return heads[kind], rows
 
 
 def pretraining(source: LoadedStudy) -> dict[str, Any]:
@@ -147,11 +203,13 @@ def _told(params: dict[str, str]) -> list[str]:
 
 
 def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
-    """Validation accuracy by epoch, the mean of the seeds that came so far: protocol, task, picture."""
+    """The metric in validation by epoch, the mean of the seeds that came so far: protocol, task, picture."""
+    figures = {item.task: item.kind for item in source.outcomes}
     curves: dict[tuple[str, ...], Curve] = {}
     for run in source.children.values():
         key = tuple(run.data.tags.get(name, "") for name in Key._fields)
-        curves.setdefault(key, []).extend(_curve(source, run, "valid/accuracy", 100))
+        figure = FIGURE[figures.get(run.data.tags.get("task", ""), "classes")]
+        curves.setdefault(key, []).extend(_curve(source, run, f"valid/{figure}", 100))
     means = {
         key: list(pd.DataFrame(points, columns=["epoch", "value"]).groupby("epoch")["value"].mean().items())
         for key, points in curves.items()
@@ -160,6 +218,6 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     pictures = []
     for protocol, task in _columns(source):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: validation accuracy, %"
+        title = f"{task}, {protocol}: {kinds.METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

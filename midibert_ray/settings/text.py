@@ -1,4 +1,4 @@
-"""Tables as text: aligned for a terminal, or as Markdown."""
+"""Tables as text, aligned for a terminal or as Markdown, and times."""
 
 from collections.abc import Sequence
 
@@ -20,3 +20,10 @@ def piped(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

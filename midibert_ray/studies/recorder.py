@@ -5,7 +5,8 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 
 import json
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Set
 from functools import cached_property
 from typing import Any
 
@@ -13,11 +14,13 @@ from ray import tune
 
 from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
+from midibert_ray.settings.text import clock
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.scheduler import FAILURE
+from midibert_ray.training.recipes import recipe
 
 logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
@@ -60,9 +63,11 @@ class StudyLog:
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
         """Store a trial's result and end its run."""
-        run.json(result.confusion, "confusion_matrix.json")
+        name = "confusion_matrix" if result.kind == "classes" else "answers"
+        if result.confusion:
+            run.json(result.confusion, f"{name}.json")
         if self.picture:
-            run.figure(self.picture(result), "confusion_matrix.png")
+            run.figure(self.picture(result), f"{name}.png")
         run.data(predictions, results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
         run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)
@@ -75,12 +80,16 @@ class Recorder(tune.Callback):
     Tune pickles callbacks, so runs are opened (or found again) when they are first needed.
     """
 
-    def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
-        self.plan, self.picture = plan, picture
+    def __init__(self, plan: StudyPlan, picture: Picture | None = None, done: Set[str] = frozenset()) -> None:
+        """`done`: keys of the trials that an earlier start of the study has ended."""
+        self.plan, self.picture, self.done = plan, picture, done
         self._given_up: set[str] = set()
+        self._shares: dict[str, float] = dict.fromkeys(done, 1.0)
+        self._ended = set(done)
+        self._begun: tuple[float, float] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recorder, (self.plan, self.picture)
+        return Recorder, (self.plan, self.picture, self.done)
 
     @cached_property
     def log(self) -> StudyLog:
@@ -97,11 +106,27 @@ class Recorder(tune.Callback):
         self.log.trial(spec.key).log(points, int(result["epoch"]))
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
+        self._advance(spec.key, min(result["epoch"] / recipe(spec.config).epochs, 0.99))
+
+    def _advance(self, key: str, share: float) -> None:
+        """Note how much of a trial is done, and say where the study stands when one has ended."""
+        self._shares[key] = share
+        done, now = sum(self._shares.values()), time.monotonic()
+        self._begun = self._begun or (now, done)
+        if share < 1 or key in self._ended:
+            return
+        self._ended.add(key)
+        passed, gained = now - self._begun[0], done - self._begun[1]
+        left = passed * (len(self.plan.trials) - done) / gained if gained else 0.0
+        logger.info("trial %d of %d is done │ eta %s", len(self._ended), len(self.plan.trials), clock(left))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Store the result that the trial left in its last checkpoint, or why there is none."""
         spec, last = trial.config["spec"], trial.last_result
-        if isinstance(spec, PretrainingSpec) or self.store(spec.key):
+        if isinstance(spec, PretrainingSpec):
+            return
+        self._advance(spec.key, 1.0)
+        if self.store(spec.key):
             return
         if self.plan.config.study.draws and FAILURE not in last:
             self.stop(spec.key, {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
@@ -118,6 +143,7 @@ class Recorder(tune.Callback):
         if trial.num_failures <= self.plan.config.compute.max_failures:
             self._given_up.add(spec.key)
         elif not isinstance(spec, PretrainingSpec):
+            self._advance(spec.key, 1.0)
             self.fail(spec.key, "its process died")
 
     def take_given_up(self) -> set[str]:

@@ -73,7 +73,7 @@ def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
         *(plan.key, "goes on where it stopped" if done else "begins", len(done), len(plan.trials)),
         *(len(encoders), len(plan.pretrainings)),
     )
-    recorder = Recorder(plan, picture)
+    recorder = Recorder(plan, picture, done)
     reasons = _finish(plan, recorder, todo, encoders) if todo else {}
     return _collect(plan, recorder, reasons)
 
@@ -133,8 +133,8 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
         config = entry.config
         kind = (entry.trial.task, entry.store, config.model.representation)
         if kind not in segments:
-            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage)).learned)
-        return segments[kind] * recipe(config).epochs
+            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage), entry.task).learned)
+        return segments[kind] * recipe(config, entry.task).epochs
 
     return [*first, *sorted(trials, key=size, reverse=True)]
 

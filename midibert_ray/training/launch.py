@@ -14,6 +14,7 @@ from midibert_ray import storage, tracking
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.storage.lease import lease
+from midibert_ray.training import start
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished, says_full
 from midibert_ray.training.console import HEAD, open_console
@@ -120,6 +121,7 @@ def _trainer(
     # a core, so looking more often than this takes its time from workers that fill a node.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     task = {"config": flatten(config), "stores": list(stores), "key": key, "console": console, "watch": watch}
+    task["start"] = start.inputs(config, start.PRETRAIN).get(start.PRETRAIN, "")
     return TorchTrainer(
         train_worker,
         train_loop_config=task,

@@ -7,6 +7,7 @@ from ray.train import Checkpoint, UserCallback
 from midibert_ray import tracking
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.text import clock
 
 
 class RunRecorder(UserCallback):
@@ -61,10 +62,3 @@ def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) ->
         return f"{line} │ accuracy {metrics['valid/accuracy']:.1%}"
     rate, left = metrics["throughput/super_tokens_per_s"], metrics["throughput/eta_s"]
     return f"{line} │ lr {metrics['optimizer/lr']:.1e} │ {rate:>9,.0f} super tokens/s │ eta {clock(left)}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss, or m:ss below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -15,7 +15,7 @@ from midibert_ray.training.engine import PROGRESS_FILE
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("seed", "tokens", "mask", "model", "optimizer", "pretrain", "compute")
+SECTIONS = ("seed", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "compute")
 """Sections of the configuration that make one pre-training run differ from another, beside its token stores."""
 
 INPUTS = "inputs.json"

@@ -14,6 +14,7 @@ from ray.train.torch import get_device
 
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
+from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import from_flat
 from midibert_ray.training import engine as engines
 from midibert_ray.training import start
@@ -36,7 +37,8 @@ def train_worker(task: dict[str, Any]) -> Any:
     """Train one worker's share of a run; Ray Train calls it again after a failure.
 
     Args:
-        task: `config` (flat), `stores` (URIs), `key` of the run, `console`, `watch`.
+        task: `config` (flat), `stores` (URIs), `key` of the run, `console`, `watch`, `start` (digest of the weights to
+            begin with, if there are such).
 
     Returns:
         FINISHED; or the error for which the run cannot go on: raised, it would only be tried again, and in vain.
@@ -48,11 +50,12 @@ def train_worker(task: dict[str, Any]) -> Any:
     if device.type == "cpu":
         torch.set_num_threads(config.compute.cpus_per_worker)
     data = PretrainData(config, [open_store(store, config.storage) for store in task["stores"]])
-    engine = engines.build(
-        start.begin(new_model(config), config), config, steps=data.steps(config.pretrain.epochs), device=device
-    )
     try:
+        model = start.begin(new_model(config), config, task.get("start", ""))
+        engine = engines.build(model, config, steps=data.steps(config.pretrain.epochs), device=device)
         progress, broken = _restore(engine, run, task["console"])
+    except ConfigError as error:
+        return CheckpointError(str(error))
     except CheckpointError as error:
         return error
     rank, world = context.get_world_rank(), context.get_world_size()

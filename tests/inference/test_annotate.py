@@ -43,7 +43,7 @@ def test_a_short_piece_has_the_answers_of_the_model_itself(note_model: Annotator
 
 
 def test_every_note_of_a_long_piece_has_context_on_both_sides(note_model: Annotator, songs: list[Path]) -> None:
-    """Of the windows that see a note, one has a quarter of its length on both sides, but at the piece's ends."""
+    """Of the windows that see a note, one has an eighth of its length on both sides, but at the piece's ends."""
     length = note_model.config.max_length
     for steps in (1, 63, 64, 65, 96, 97, 1000, 1445):
         begins = windows.starts(steps, length)
@@ -55,7 +55,7 @@ def test_every_note_of_a_long_piece_has_context_on_both_sides(note_model: Annota
             np.where(begins[:, None] == begins[-1], length, behind),
         )
         context = np.where(inside, np.minimum(before, behind), -1).max(axis=0)
-        assert context.min() >= length // 4 - 1
+        assert context.min() >= length // 8 - 1
         assert (begins >= 0).all() and (np.diff(begins) > 0).all()
 
 

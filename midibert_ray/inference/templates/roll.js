@@ -291,7 +291,7 @@
       pen.textBaseline = "alphabetic";
       pen.fillStyle = this.colour.soft;
       const top = 22 + k * (this.panel + this.gap);
-      for (let pitch = this.low; pitch <= this.high; pitch++) if (pitch % 12 === 0 && this.y(pitch, k) > top + 22) pen.fillText(name(pitch), 4, this.y(pitch, k) + this.row);
+      for (let pitch = this.low; pitch <= this.high; pitch++) if (pitch % 12 === 0 && this.y(pitch, k) > top + (this.piece.truth ? 22 : 4)) pen.fillText(name(pitch), 4, this.y(pitch, k) + this.row);
       if (this.piece.truth) {
         pen.font = "600 11px system-ui, sans-serif";
         pen.fillStyle = this.colour.ink;

@@ -71,7 +71,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         model = _open(done.checkpoint)
         known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, figures=done.metrics)
     if names := known.classes or told_by_head(model)[1]:
-        model.config.name_classes(names)
+        model.config.name_classes(names, known.task.kind if known.task else "classes")
     if known.task:
         model.config.task = known.task.name
     if known.protocol:

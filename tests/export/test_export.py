@@ -331,6 +331,8 @@ class TestTrial:
         model, trained = MidiBertForNotes.from_pretrained(tmp_path / "out"), load_checkpoint(checkpoint)
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
+        for config in (model.config, trained.config):
+            assert config.task == "melody" and config.protocol == {"name": "clean"}
 
         card, left = (
             (tmp_path / "out" / "README.md").read_text(),

@@ -17,7 +17,7 @@ from midibert_ray.report.page import Section
 from midibert_ray.report.pieces import listenings
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, METRICS, PREDICTIONS, TrialResult
+from midibert_ray.studies.result import FIGURE, METRICS, TrialResult
 from midibert_ray.tracking import Run
 
 HARDEST = 20

@@ -116,7 +116,7 @@ class CorpusPlan:
             size += own
         yield group
 
-    def notes(self, piece: str) -> Notes:
+    def read(self, piece: str) -> Notes:
         """The notes of a piece by its id, aligned to beats where the corpus annotates them.
 
         Raises:

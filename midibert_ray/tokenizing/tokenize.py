@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import pickle
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from tqdm.auto import tqdm
 
 from midibert_ray import storage
 from midibert_ray.data.format import MANIFEST, find_manifest, read_manifest, store_digest, write_manifest
@@ -209,7 +211,7 @@ def _make(plans: Sequence[CorpusPlan]) -> tuple[set[str], list[str]]:
     with contextlib.ExitStack() as stack:
         ledgers = {ledger.plan.corpus.name: ledger for ledger in _begin(plans, stack)}
         shards = [shard for ledger in ledgers.values() for shard in ledger.shards]
-        progress = _Progress(sum(len(shard.pieces) for shard in shards))
+        progress = Progress("tokenize", "pieces", sum(len(shard.pieces) for shard in shards))
         failures: list[str | None] = []
         for reports in _stream(shards) if shards else ():
             ledger = ledgers[reports[0]["corpus"]]
@@ -238,7 +240,7 @@ def _stream(shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:
     Raises:
         FileNotFoundError: where a node does not see the corpus or the store.
     """
-    with _quiet():
+    with quiet():
         rows = [{"shard": pickle.dumps(shard)} for shard in shards]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(_task, num_cpus=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -259,10 +261,10 @@ def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Datasets that are created inside keep to themselves; each keeps the context of its creation."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     before = context.enable_progress_bars, context.print_on_execution_start
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
@@ -271,16 +273,18 @@ def _quiet() -> Iterator[None]:
         context.enable_progress_bars, context.print_on_execution_start = before
 
 
-class _Progress:
-    """A line in the log now and then."""
+class Progress:
+    """A line in the log now and then, and a bar in a notebook."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
+    def __init__(self, what: str, unit: str, total: int) -> None:
+        self._what, self._unit, self._total, self._done = what, unit, total, 0
         self._started = self._last = time.monotonic()
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", disable="ipykernel" not in sys.modules)
 
-    def add(self, pieces: int) -> None:
-        """Count some pieces."""
-        self._done += pieces
+    def add(self, count: int) -> None:
+        """Count what is done."""
+        self._done += count
+        self._bar.update(count)
         now = time.monotonic()
         if now - self._last < _PROGRESS_S and self._done < self._total:
             return
@@ -288,4 +292,10 @@ class _Progress:
         rate = self._done / (now - self._started)
         share, left = 100 * self._done // self._total, (self._total - self._done) / rate
         done = f"{self._done:,}/{self._total:,}"
-        logger.info("tokenize %s pieces (%d %%), %.0f pieces/s, eta %.0f s", done, share, rate, left)
+        # below ten a second a decimal tells whether it moves
+        speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
+        logger.info(
+            "%s %s %s (%d %%), %s %s/s, eta %.0f s", self._what, done, self._unit, share, speed, self._unit, left
+        )
+        if self._done >= self._total:
+            self._bar.close()

@@ -29,8 +29,8 @@ from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
-from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.uris import SQLITE
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
 from midibert_ray.training.task_data import require_labels, require_splits
@@ -216,7 +216,7 @@ def report(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     database = Path(where.uri.removeprefix(SQLITE))
     if where.uri.startswith(SQLITE) and not database.exists():
         raise LookupError(
@@ -236,7 +236,7 @@ def flush(config: Config, *keys: str) -> list[str]:
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     tracking.flush(where)
     pages = [report(config, key) for key in dict.fromkeys([*postponed_reports(config), *keys])]
     if pages:
@@ -252,13 +252,13 @@ def outcome(config: Config, result: StudyResult) -> str:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    mlflow = tracking.address(config).command()
+    mlflow = tracking.uris(config).command()
     return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
 
 
 def _report_or_how(config: Config, key: str) -> str:
     """The address of the report, or how it is written later where a tracking server does not answer."""
-    where = tracking.address(config)
+    where = tracking.uris(config)
     with suppress(UnreachableError):
         if tracking.caught_up(where):
             return report(config, key)

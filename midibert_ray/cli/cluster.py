@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import requests
 from midibert_ray.cli import workdir
 from midibert_ray.cli.submission import ROOT, Submission
 from midibert_ray.settings.config import ConfigError
+from midibert_ray.settings.presets import program
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -165,7 +167,7 @@ def join(submission: Submission, running: "JobDetails", code: str) -> str:
     if labels.get("settings") != submission.settings:
         raise ConfigError(
             f"{name} makes the same results just now, with other settings for the way there: {running.entrypoint}\n"
-            f"Let it end, or stop it (python jobs/submit.py --stop {name}); what is submitted then goes on from there"
+            f"Let it end, or stop it ({shlex.join(program('submit'))} --stop {name}); what is submitted then goes on from there"
         )
     if labels.get("code") != code:
         logger.warning("note      %s runs other code than that of %s", name, ROOT)

@@ -132,7 +132,7 @@ def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Co
     """The configuration of a run, and its validation figures at a step, as MLflow holds them."""
     if not (config.tracking.uri or storage.is_local(root)):
         return None
-    where = tracking.address(replace(config, {"storage.root": root}))
+    where = tracking.uris(replace(config, {"storage.root": root}))
     if where.uri.startswith("sqlite:///") and not Path(where.uri.removeprefix("sqlite:///")).exists():
         return None  # looking would make an empty database
     tracker = tracking.Tracker(where)

@@ -33,7 +33,7 @@ class StudyLog:
         config = plan.config
         self.plan, self.picture = plan, picture
         self._trials: dict[str, tracking.RunLog] = {}
-        self.tracker = tracking.Tracker(tracking.address(config))
+        self.tracker = tracking.Tracker(tracking.uris(config))
         self.experiment = tracking.study_experiment(config.study.name)
         tags = {"stage": "study", "study": plan.key}
         self.parent = self.tracker.open(self.experiment, plan.key, plan.key, params=flatten(config), tags=tags)
@@ -149,7 +149,7 @@ class Recorder(tune.Callback):
         if found is None:
             return None
         result, checkpoint = found
-        here, mark = self._recorded.setdefault(self.log.tracker.address.uri, {}), digest(result.to_json())
+        here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
             predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
             self.log.complete(self.log.trial(key), result, predictions)

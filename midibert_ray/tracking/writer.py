@@ -11,10 +11,10 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from midibert_ray.settings.secrets import is_server
-from midibert_ray.tracking.address import Address
 from midibert_ray.tracking.client import answers, connect, find
 from midibert_ray.tracking.runs import PARENT, RUN_KEY
 from midibert_ray.tracking.spool import Record, RejectedError
+from midibert_ray.tracking.uris import TrackingUris
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ class Writer:
     One that has met an error is to be replaced: the request may have been carried out all the same.
     """
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._client = connect(address)
+    def __init__(self, uris: TrackingUris) -> None:
+        self._uris = uris
+        self._client = connect(uris)
         self._ids: dict[tuple[str, str], str] = {}
         self._new: set[str] = set()  # ids of the runs that this writer made: their curves hold its own points only
         self._last: dict[tuple[str, str], int] = {}  # id of a run, curve -> its last step
@@ -44,7 +44,7 @@ class Writer:
         """
         content = records[0].content
         experiment, key = content["experiment"], content["key"]
-        with answers(self._address.uri):
+        with answers(self._uris.uri):
             if content["kind"] == "open":
                 return self._open(experiment, key, content)
             run = self._id(experiment, key)
@@ -52,7 +52,7 @@ class Writer:
                 self._carry_out(run, records)
             except MlflowException as error:
                 # Records for a server are set aside where it will not take them; a database has no place for these.
-                if is_server(self._address.uri) or error.error_code != _INVALID:
+                if is_server(self._uris.uri) or error.error_code != _INVALID:
                     raise
                 self._experiment(experiment)
                 self._restored(experiment, key)
@@ -100,7 +100,7 @@ class Writer:
                 self._client.restore_experiment(known.experiment_id)
             return str(known.experiment_id)
         # Without an explicit root sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
-        root = f"{self._address.artifacts}/{name}" if self._address.artifacts else None
+        root = f"{self._uris.artifacts}/{name}" if self._uris.artifacts else None
         try:
             return str(self._client.create_experiment(name, artifact_location=root))
         except MlflowException as error:

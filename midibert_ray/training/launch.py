@@ -57,15 +57,15 @@ def pretrain(
             return done
         counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)
-        address = tracking.address(config)
+        uris = tracking.uris(config)
         try:
             _fit(config, stores, key, console, callbacks)
             held.check()
             run = finish(config, key)
         except (ray.train.TrainingFailedError, FloatingPointError, CheckpointError):
-            open_log(address, config, key).finish("FAILED")
+            open_log(uris, config, key).finish("FAILED")
             raise
-        log = open_log(address, config, key)
+        log = open_log(uris, config, key)
         log.tag(checkpoint=run.checkpoint)
         log.finish()
         return run
@@ -114,7 +114,7 @@ def _trainer(
     # By default an actor of a Tune trial would be one of its placement group, which has no room for it.
     watching = ray.remote(num_cpus=0, resources=HEAD, scheduling_strategy="DEFAULT")(Watch)
     watch: Any = watching.remote(key, console)
-    recorder = RunRecorder(tracking.address(config), config, key, console, watch)
+    recorder = RunRecorder(tracking.uris(config), config, key, console, watch)
     system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.

@@ -15,13 +15,13 @@ class RunRecorder(UserCallback):
     It survives the workers, so a curve goes on after a restart; points that stand already are left out.
     """
 
-    def __init__(self, address: tracking.Address, config: Config, key: str, console: Any, watch: Any) -> None:
-        self.address, self.config, self.key, self.console, self.watch = address, config, key, console, watch
+    def __init__(self, uris: tracking.TrackingUris, config: Config, key: str, console: Any, watch: Any) -> None:
+        self.uris, self.config, self.key, self.console, self.watch = uris, config, key, console, watch
         self._log: tracking.RunLog | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Take in the points of the first worker; all workers report the same sums."""
-        self._log = self._log or open_log(self.address, self.config, self.key)
+        self._log = self._log or open_log(self.uris, self.config, self.key)
         points, lines = [], []
         for point in metrics[0]["points"]:
             values = dict(point)
@@ -39,12 +39,12 @@ class RunRecorder(UserCallback):
             self.console.put.remote(f"worker {rank} failed: {reason}")
 
 
-def open_log(address: tracking.Address, config: Config, key: str) -> tracking.RunLog:
+def open_log(uris: tracking.TrackingUris, config: Config, key: str) -> tracking.RunLog:
     """The MLflow run of a pre-training, made or found again."""
     model = config.model
     name = f"{model.representation} {model.layers}x{model.hidden} {'+'.join(config.corpora.names)} ({key[-4:]})"
     tags = {"stage": "pretrain", "protocol": config.tokens.protocol, "seed": config.seed}
-    return tracking.Tracker(address).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
+    return tracking.Tracker(uris).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
 
 
 def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:

@@ -178,7 +178,7 @@ def words(config: Config) -> list[str]:
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
     key = run_key(config, [each.uri for each in pipeline.plan(config).tokens[0].values()])
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_uri(config, key)
     for step in (10, 20):

@@ -98,7 +98,7 @@ def came_to(config: Config) -> dict[str, Any]:
 
 def runs(config: Config) -> tuple[Curves, dict[str, str]]:
     """Every curve in MLflow whose values follow from the settings, and the status of every run, by name of the run."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
     found = [*tracker.parents(tracking.PRETRAINING), parent, *children]
@@ -181,7 +181,7 @@ def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
 
 def check_mlflow(config: Config) -> None:
     """One run a thing, all finished, each curve with every step once."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (pretraining,) = tracker.parents(tracking.PRETRAINING)
     steps = [step for step, _ in tracker.curve(pretraining.info.run_id, "valid/loss")]
     assert len(steps) == config.pretrain.epochs

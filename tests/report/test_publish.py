@@ -46,7 +46,7 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     recorder = Recorder(plan)
     trial = next(iter(plan.trials))
     recorder.fail(trial, "its process died")
-    spool = Spool(recorder.log.tracker.address.spool)
+    spool = Spool(recorder.log.tracker.uris.spool)
     assert len(spool.names()) == 5, "two runs, the cells of the study, the reason and the end of the trial"
 
     result = StudyResult(plan.key, [], {plan.trials[trial].trial: "its process died"}, [])
@@ -64,7 +64,7 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     assert command.startswith(f"python jobs/report.py {plan.key} --flush ")
     assert "Nothing is lost" in ending and command in ending
     assert dry_run.describe_flush(away).splitlines() == [
-        f"records         0 points of curves ({written} records) wait in {recorder.log.tracker.address.spool}",
+        f"records         0 points of curves ({written} records) wait in {recorder.log.tracker.uris.spool}",
         f"studies         {plan.key}",
     ]
     with pytest.raises(UnreachableError, match="does not answer"):

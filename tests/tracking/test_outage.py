@@ -66,7 +66,7 @@ def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:
 
 def write(config: Config, name: str, between: Callable[[int], None] = lambda step: None) -> None:
     """A study of two trials as its recorder writes it, with a resumed trial; `between` is called before every step."""
-    tracker = Tracker(tracking.address(config))
+    tracker = Tracker(tracking.uris(config))
     parent = tracker.open(STUDY, name, name, params=flatten(config), tags={"stage": "study"})
     parent.extend(tables=["1", "2"])
     trials = [
@@ -79,9 +79,7 @@ def write(config: Config, name: str, between: Callable[[int], None] = lambda ste
             trial.log({"train/loss": 1 / step + number, "train/accuracy": step / 40}, step)
             if step % 10 == 0:
                 trial.log({"valid/loss": 2 / step + number}, step)
-    again = Tracker(tracking.address(config)).open(
-        STUDY, f"{name}/two", "two", params={"lr": 0.2}, tags={}, parent=name
-    )
+    again = Tracker(tracking.uris(config)).open(STUDY, f"{name}/two", "two", params={"lr": 0.2}, tags={}, parent=name)
     for step in range(31, 51):  # from the last checkpoint on
         between(step)
         again.log({"train/loss": 1 / step + 1, "train/accuracy": step / 40}, step)
@@ -96,7 +94,7 @@ def write(config: Config, name: str, between: Callable[[int], None] = lambda ste
 
 def content(config: Config, name: str) -> Any:
     """All that MLflow holds of such a study: every point with its step and value, in the order of its timestamps."""
-    tracker = Tracker(tracking.address(config))
+    tracker = Tracker(tracking.uris(config))
     (parent,) = [run for run in tracker.parents(STUDY) if run.info.run_name == name]
     runs = [parent, *tracker.children(STUDY, parent.info.run_id)]
     assert [run.info.run_name for run in runs] == [name, "one", "two"]
@@ -129,7 +127,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def check(config: Config, name: str, undisturbed: Any) -> None:
-    assert Spool(tracking.address(config).spool).names() == []
+    assert Spool(tracking.uris(config).spool).names() == []
     found = content(config, name)
     for curve, values in undisturbed["curves"].items():
         assert found["curves"][curve if curve[0] != "calm" else (name, curve[1])] == values, curve
@@ -162,7 +160,7 @@ def test_a_job_without_the_password_ends_at_once(
     assert not password or password not in shown
     assert PASSWORD not in shown
     with pytest.raises(UnreachableError, match="refuses access"):
-        Tracker(tracking.address(config)).studies()
+        Tracker(tracking.uris(config)).studies()
 
 
 def test_a_password_that_is_changed_meanwhile_is_an_outage(
@@ -198,7 +196,7 @@ def test_an_outage_leaves_no_trace(
     config: Config, relay: Relay, undisturbed: Any, fault: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`deaf`: the server carries everything out, and its answers are lost."""
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
 
     def lines(words: str) -> int:
         return sum(words in line.message for line in caplog.records)
@@ -243,7 +241,7 @@ def test_a_run_that_is_made_late_and_twice_is_one(
 ) -> None:
     """The server carries out what was given up and repeated in the meantime."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
 
     def delay(step: int) -> None:
         if step == 1:
@@ -272,7 +270,7 @@ def test_a_server_that_hangs(
 
 def test_a_writer_does_not_wait_for_a_server(config: Config, relay: Relay, undisturbed: Any) -> None:
     relay.set("silent")
-    place = tracking.address(config)
+    place = tracking.uris(config)
     write(config, "afterwards")  # nobody sends: it returns all the same
     box = Spool(place.spool)
     before = box.names()
@@ -294,7 +292,7 @@ def test_a_job_that_ends_first_says_how_the_rest_is_sent(
     monkeypatch.setattr("midibert_ray.tracking.delivery.PATIENCE_S", 1.0)
     with tracking.recording(config):
         write(config, "left", lambda step: relay.set("closed") if step == 20 else None)
-    left = len(Spool(tracking.address(config).spool).names())
+    left = len(Spool(tracking.uris(config).spool).names())
     assert left
     last = caplog.records[-1].message
     settings = f"storage.root={config.storage.root} tracking.uri={relay.uri}"
@@ -349,7 +347,7 @@ def writer(config: Config) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_writer_that_is_killed_while_it_sends(config: Config, relay: Relay, undisturbed: Any) -> None:
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
     relay.set("silent")
     with writer(config) as process:
         assert process.stdout and process.stdout.readline() == "written\n"
@@ -370,7 +368,7 @@ def test_a_writer_that_is_killed_while_it_sends(config: Config, relay: Relay, un
 def test_a_run_that_somebody_deletes_takes_nothing_with_it(
     config: Config, undisturbed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = tracking.address(config)
+    place = tracking.uris(config)
     tracker = Tracker(place)
     log = tracker.open("midibert/x", "gone", "gone", params={}, tags={})
     tracking.flush(place)

@@ -165,6 +165,7 @@ def join(submission: Submission, running: "JobDetails", code: str) -> str:
     """
     labels, name = running.metadata or {}, str(running.submission_id)
     if labels.get("settings") != submission.settings:
+        stop = shlex.join([*program("submit"), "--stop", name])
         raise ConfigError(
             f"{name} makes the same results just now, with other settings for the way there: {running.entrypoint}\n"
             f"Let it end, or stop it ({shlex.join(program('submit'))} --stop {name}); what is submitted then goes on from there"

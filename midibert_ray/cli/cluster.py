@@ -168,7 +168,7 @@ def join(submission: Submission, running: "JobDetails", code: str) -> str:
         stop = shlex.join([*program("submit"), "--stop", name])
         raise ConfigError(
             f"{name} makes the same results just now, with other settings for the way there: {running.entrypoint}\n"
-            f"Let it end, or stop it ({shlex.join(program('submit'))} --stop {name}); what is submitted then goes on from there"
+            f"Let it end, or stop it ({stop}); what is submitted then goes on from there"
         )
     if labels.get("code") != code:
         logger.warning("note      %s runs other code than that of %s", name, ROOT)

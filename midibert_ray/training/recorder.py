@@ -7,6 +7,7 @@ from ray.train import Checkpoint, UserCallback
 from midibert_ray import tracking
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.training import node
 
 
 class RunRecorder(UserCallback):
@@ -18,9 +19,10 @@ class RunRecorder(UserCallback):
     def __init__(self, uris: tracking.TrackingUris, config: Config, key: str, console: Any, watch: Any) -> None:
         self.uris, self.config, self.key, self.console, self.watch = uris, config, key, console, watch
         self._log: tracking.RunLog | None = None
+        self._nodes = ""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Take in the points of the first worker; all workers report the same sums."""
+        """Take in the points of the first worker, as all report the same sums, and each one's node."""
         self._log = self._log or open_log(self.uris, self.config, self.key)
         points, lines = [], []
         for point in metrics[0]["points"]:
@@ -29,7 +31,13 @@ class RunRecorder(UserCallback):
             points.append((values, step, at))
             lines += progress_lines(step, steps, values)
         self.console.put.remote(*lines)
+        _, step, at = points[-1]
+        points += [(worker["usage"], step, at) for worker in metrics]
         self._log.log_points(points)
+        nodes = "; ".join(dict.fromkeys(worker[node.HARDWARE] for worker in metrics))
+        if nodes != self._nodes:
+            self._log.tag(hardware=nodes)
+            self._nodes = nodes
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Name each worker that failed, and why; Ray Train decides whether to start again."""

@@ -21,18 +21,19 @@ UPON: dict[str, set[str]] = {
     "data": {"music", "storage"},
     "model": {"music", "settings"},
     "tracking": {"storage"},
+    "inference": {"model", "storage", "tracking"},
     "tokenizing": {"corpora", "data"},
     "training": {"data", "model", "tracking"},
     "studies": {"training", "tokenizing"},
     "report": {"studies"},
     "export": {"studies"},
-    "pipeline": {"report", "export"},
+    "pipeline": {"report", "export", "inference"},
     "cli": {"pipeline"},
 }
 """Room -> the rooms that it stands upon; it may use these, and whatever they stand upon."""
 
 HOMES = {
-    "ray.data": {"tokenizing"},
+    "ray.data": {"tokenizing", "inference"},
     "ray.train": {"training"},
     "deepspeed": {"training"},
     "ray.tune": {"studies"},

@@ -69,8 +69,11 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         model = _open(done.checkpoint)
         known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, figures=done.metrics)
     if names := known.classes or told_by_head(model)[1]:
-        model.config.id2label = dict(enumerate(names))
-        model.config.label2id = {name: number for number, name in enumerate(names)}
+        model.config.name_classes(names)
+    if known.task:
+        model.config.task = known.task.name
+    if known.protocol:
+        model.config.protocol = known.protocol.to_dict()
     _write(model, final, render(model, known))
     return final
 

@@ -6,6 +6,7 @@ and pooler, which the authors' code carries along although they never get a grad
 """
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -34,7 +35,8 @@ class MidiBertConfig(PreTrainedConfig):
     """Sizes of a MidiBERT; the defaults are the paper's. Raises ValueError on a value that cannot work.
 
     `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` and `head` (`paper` or
-    `linear`) belong to the fine-tuning heads.
+    `linear`) belong to the fine-tuning heads. `task` and `protocol` (its `name`, and the fields that were switched) say
+    what it was trained for and how; None: not known.
     """
 
     model_type = "midibert"
@@ -53,6 +55,8 @@ class MidiBertConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     num_classes: int | None = None
     head: str = "paper"
+    task: str | None = None
+    protocol: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -74,6 +78,11 @@ class MidiBertConfig(PreTrainedConfig):
         if not fine:
             value = getattr(self, name)
             raise ValueError(f"MidiBertConfig.{name}={value!r} is not possible; allowed: {allowed}")
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Give the outputs of a fine-tuning head their names, in order, in transformers' own fields."""
+        self.id2label = dict(enumerate(names))
+        self.label2id = {name: number for number, name in enumerate(names)}
 
     @property
     def vocabulary(self) -> Vocabulary:

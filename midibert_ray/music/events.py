@@ -34,6 +34,8 @@ _SHORTEST_BEAT = 6
 _CHANNEL_EVENT = "controller, pitch bend or program above 127"
 _SMPTE_LIMITS = (0x80, 60, 60, 30, 100)
 """Hours (with the frame rate in two of their bits), minutes, seconds, frames and hundredths stay below."""
+_KEPT_META = frozenset((0x01, _NAME, 0x05, _TEMPO, _METRE, _KEY))
+"""Texts, names, lyrics, and what is told of time and key."""
 _META_NAMES = {_TEMPO: "set tempo", _METRE: "time signature", _KEY: "key signature", _SMPTE: "SMPTE offset"}
 
 _COMMON = re.compile(
@@ -135,6 +137,36 @@ def is_doubtful(body: bytes) -> bool:
         )
     except MidiError:
         return True
+
+
+def without_damage(body: bytes) -> bytes:
+    """A track with the events that readers understand and no others, each with a status byte of its own.
+
+    Left out are damaged events, SysEx, system messages, and meta events but for texts, names, lyrics, tempi, metres and
+    keys; what follows them keeps its tick. A MidiError as from `walk`.
+    """
+    made, last = bytearray(), 0
+    for tick, status, start, end in _events(body):
+        kind, data = status & 0xFF, body[start:end]
+        if status >> 8 == _META:
+            if kind not in _KEPT_META or not _is_sound(kind, data):
+                continue
+            event = bytes((_META, kind)) + _as_variable(len(data)) + data
+        elif status < _SYSEX and data.isascii():
+            event = bytes((status,)) + data
+        else:
+            continue
+        made += _as_variable(tick - last) + event
+        last = tick
+    return bytes(made + b"\x00\xff\x2f\x00")
+
+
+def _as_variable(value: int) -> bytes:
+    """A number as `_variable` reads it."""
+    digits = [value & 0x7F]
+    while value := value >> 7:
+        digits.append(value & 0x7F | 0x80)
+    return bytes(reversed(digits))
 
 
 def without_tempi(body: bytes) -> bytes:

@@ -78,6 +78,10 @@ class GridNotes:
     """[n] 1 melody, 2 bridge, 3 accompaniment, 0 unknown."""
     dropped: Mapping[str, int]
     """Notes left out, by reason."""
+    source: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[n] index of the note among those that `quantize` was given."""
+    bar_number: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    """[n] number of the note's bar, from 0, empty bars counted."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """What else a reader should know of the piece, counted; see `OFF_GRID` and `DRUM_CHANNEL_PIANO`."""
 
@@ -216,8 +220,10 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
     Raises:
         MidiError: no note is left.
     """
-    notes, dropped, remarks = _usable(notes, protocol)
-    onset, bar, duration = _grid_times(notes, protocol)
+    used, dropped, remarks = _usable(notes, protocol)
+    if dropped:
+        notes = notes.take(used)
+    onset, bar, number, duration = _grid_times(notes, protocol)
     part = _parts(notes, parts)
     if protocol.order == "pitch":
         sort = _by_pitch(notes, onset, duration, part)
@@ -234,6 +240,8 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
         velocity=notes.velocity[sort],
         part=part[sort],
         dropped=dropped,
+        source=used[sort],
+        bar_number=number[sort].astype(np.int32),
         remarks=remarks | ({OFF_GRID: 1} if _is_off_grid(notes) else {}),
     )
 
@@ -250,7 +258,7 @@ def _is_off_grid(notes: Notes) -> bool:
 
 
 def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ...]:
-    """Onsets of notes and of their bars in sub-beats, and duration indices, [n] each."""
+    """Onsets of notes and of their bars in sub-beats, numbers of these bars, and duration indices, [n] each."""
     beat = TICKS_PER_BEAT if protocol.ticks_per_beat == "480" else notes.ticks_per_beat
     last = int(notes.start.max())
     bars = None
@@ -263,23 +271,24 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
         onset = np.minimum(onset, max(latest, 0))
     if onset.max() >= _MOST:
         raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
-    bar = bars.bars(onset) if bars else onset - onset % SUBBEATS_PER_BAR
+    number = bars.numbers(onset) if bars else onset // SUBBEATS_PER_BAR
+    bar = bars.bars(onset) if bars else number * SUBBEATS_PER_BAR
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
-    return onset, bar, np.clip(duration, 0, DURATIONS - 1)
+    return onset, bar, number, np.clip(duration, 0, DURATIONS - 1)
 
 
-def _usable(notes: Notes, protocol: Protocol) -> tuple[Notes, dict[str, int], dict[str, int]]:
-    """The notes that have a token; how many have none, by reason; and remarks."""
+def _usable(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], dict[str, int], dict[str, int]]:
+    """Indices of the notes that have a token; how many have none, by reason; and remarks."""
     drums = np.array([track.is_drum and protocol.drops_drums for track in notes.tracks])[notes.track]
     remarks: dict[str, int] = {}
     if drums.any() and not _speaks_for_drums(notes, drums):
         remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
     outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
-    if dropped := _counts({DRUM: drums, OUT_OF_RANGE: outside}):
-        notes = notes.take(~(drums | outside))
-        if len(notes) == 0:
-            raise NoNotesError(dropped, " left")
-    return notes, dropped, remarks
+    dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
+    used = np.flatnonzero(~(drums | outside))
+    if len(used) == 0:
+        raise NoNotesError(dropped, " left")
+    return used, dropped, remarks
 
 
 def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:

@@ -47,7 +47,11 @@ class Bars:
 
     def bars(self, onsets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the bars of notes begin: int64 [n] sub-beats, given their onsets [n]."""
-        return self.grid[np.searchsorted(self.grid, onsets, side="right") - 1]
+        return self.grid[self.numbers(onsets)]
+
+    def numbers(self, onsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices of the bars of notes: int64 [n], given their onsets [n] in sub-beats."""
+        return np.searchsorted(self.grid, onsets, side="right") - 1
 
 
 def lay_bars(signatures: NDArray[np.int64], ticks_per_beat: int, last: int) -> Bars:

@@ -100,6 +100,18 @@ class Protocol:
         """The name and the switched fields: `paper, order=pitch`."""
         return ", ".join([self.name, *(f"{name}={value}" for name, value in self.switched().items())])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The name and the switched fields, as a model's config.json holds them."""
+        return {"name": self.name, **self.switched()}
+
+    @classmethod
+    def from_dict(cls, stated: Mapping[str, Any]) -> "Protocol":
+        """The protocol of which `to_dict` gave this; a ValueError as from `switch`, or for another name."""
+        name = stated.get("name", "")
+        if name not in PROTOCOLS:
+            raise ValueError(f"protocol {name!r} is not known; allowed: {', '.join(PROTOCOLS)}")
+        return PROTOCOLS[name].switch(**{key: value for key, value in stated.items() if key != "name"})
+
     @property
     def packs_pretraining(self) -> bool:
         """Segments may share rows in pre-training: padding is neither scored nor attended to."""

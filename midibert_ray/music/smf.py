@@ -27,9 +27,10 @@ class NoNotesError(MidiError):
         super().__init__(f"no notes{where} (dropped: {counts})" if counts else f"no notes{where}")
 
 
-def pack(ticks_per_beat: int, body: bytes) -> bytes:
-    """The bytes of a MIDI file of one track."""
-    return struct.pack(">4sIHHH4sI", b"MThd", 6, 0, 1, ticks_per_beat, b"MTrk", len(body)) + body
+def pack(ticks_per_beat: int, *bodies: bytes) -> bytes:
+    """The bytes of a MIDI file of these tracks."""
+    chunks = (struct.pack(">4sI", b"MTrk", len(body)) + body for body in bodies)
+    return struct.pack(">4sIHHH", b"MThd", 6, int(len(bodies) > 1), len(bodies), ticks_per_beat) + b"".join(chunks)
 
 
 def split(data: bytes) -> tuple[int, list[bytes]]:

@@ -53,6 +53,7 @@ def encoder_config(config: Config) -> MidiBertConfig:
         hidden_dropout_prob=model.dropout,
         attention_probs_dropout_prob=model.dropout,
         max_length=config.tokens.segment,
+        protocol=config.protocol_in_force.to_dict(),
     )
 
 

@@ -51,7 +51,8 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     allowed = f"0 to model.layers={layers}"
     require(settings.freeze_layers <= layers, "finetune.freeze_layers", settings.freeze_layers, allowed)
     shape = encoder_config(config)
-    shape.num_classes, shape.head = data.outputs, settings.head
+    shape.num_classes, shape.head, shape.task = data.outputs, settings.head, data.task.name
+    shape.name_classes(data.classes)
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
         model.midibert = MidiBertModel.from_pretrained(encoder)

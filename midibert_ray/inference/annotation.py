@@ -1,0 +1,182 @@
+"""A piece with what a model says of it: a table of its notes, and the piece again with a track a label."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pretty_midi
+from numpy.typing import NDArray
+
+from midibert_ray.inference.sources import Song
+from midibert_ray.music.events import ZERO_DURATION
+from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
+
+UNLABELLED = "unlabelled"
+"""Name of the track of notes without a label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """One piece, annotated."""
+
+    song: Song
+    grid: GridNotes = field(repr=False)
+    """The notes that the model saw; `source` leads to those of the song."""
+    level: str
+    """`note` or `sequence`."""
+    classes: tuple[str, ...]
+    scores: NDArray[np.float32] = field(repr=False)
+    """Probabilities of the classes: [len(grid), classes] (level `note`) or [classes] (`sequence`)."""
+    abstain: float = 0.0
+    """Answers of a lower probability are left out."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on how the piece was read."""
+    unfamiliar: str = ""
+    """A sentence where the piece is unlike the music that the model was trained on; empty where it is not, or where the
+    model has no calibration to tell."""
+
+    @cached_property
+    def notes(self) -> pd.DataFrame:
+        """A row for every note of the input, by onset, pitch and track.
+
+        onset_s, offset_s: float, seconds. pitch, velocity: MIDI numbers. track: number of the instrument, from 0, with
+        its name, program and is_drum. bar: from 1, a pickup and the pieces of bars longer than 4/4 counted. position:
+        sixteenths from the start of the bar, from 0. label, probability: of the most probable class (level `note`);
+        the label is empty where the model abstains or did not see the note. unseen: why it did not, else empty.
+        """
+        song, grid, n = self.song, self.grid, len(self.song)
+        tracks = [song.notes.tracks[k] for k in song.notes.track]
+        table = {
+            "onset_s": song.onset_s,
+            "offset_s": song.offset_s,
+            "pitch": song.notes.pitch.astype(np.int64),
+            "velocity": song.notes.velocity.astype(np.int64),
+            "track": song.notes.track.astype(np.int64),
+            "instrument": [track.name for track in tracks],
+            "program": [track.program for track in tracks],
+            "is_drum": [track.is_drum for track in tracks],
+            "bar": _spread(grid.source, grid.bar_number + 1, n),
+            "position": _spread(grid.source, grid.onset - grid.bar, n),
+        }
+        if self.level == "note":
+            table["label"] = np.array([*self.classes, ""], dtype=object)[self._labels]
+            table["probability"] = np.full(n, np.nan, dtype=np.float32)
+            table["probability"][grid.source] = self.scores.max(axis=1)
+        table["unseen"] = self._reasons()
+        return pd.DataFrame(table).iloc[self._order].reset_index(drop=True)
+
+    @property
+    def label(self) -> str:
+        """The class of the piece (level `sequence`); empty where the model abstains.
+
+        Raises:
+            AttributeError: the model labels notes.
+        """
+        return str(self.probabilities.idxmax()) if self.probabilities.max() >= self.abstain else ""
+
+    @cached_property
+    def probabilities(self) -> pd.Series:
+        """The probability of each class for the whole piece, float32 (level `sequence`).
+
+        Raises:
+            AttributeError: the model labels notes.
+        """
+        if self.level != "sequence":
+            raise AttributeError("the model labels notes, not pieces: look at `notes` and `note_probabilities`")
+        return pd.Series(self.scores, index=list(self.classes), name="probability")
+
+    @cached_property
+    def note_probabilities(self) -> pd.DataFrame:
+        """The probability of each class for each row of `notes` (level `note`); not a number for notes not seen.
+
+        Raises:
+            AttributeError: the model labels pieces.
+        """
+        if self.level != "note":
+            raise AttributeError("the model labels pieces, not notes: look at `label` and `probabilities`")
+        values = np.full((len(self.song), len(self.classes)), np.nan, dtype=np.float32)
+        values[self.grid.source] = self.scores
+        return pd.DataFrame(values[self._order], columns=list(self.classes))
+
+    def to_midi(self) -> pretty_midi.PrettyMIDI:
+        """The piece with all its events, its notes in one track a label (and instrument, where there are several).
+
+        Each track has the program, controllers and bends of the instrument that its notes came from, so that it sounds
+        as before. Of a piece with one label as a whole, the tracks stay.
+        """
+        song, midi = self.song, self.song.frame()
+        groups = [(name, self._labels == number) for number, name in enumerate((*self.classes, UNLABELLED))]
+        if self.level != "note":
+            groups = [("", np.ones(len(song), dtype=bool))]
+        several = len(song.notes.tracks) > 1
+        made = []
+        for track, frame in enumerate(midi.instruments[: len(song.notes.tracks)]):
+            for label, chosen in groups:
+                rows = np.flatnonzero(chosen & (song.notes.track == track))
+                if len(rows):
+                    instrument = copy.copy(frame)
+                    instrument.name = " ".join(filter(None, (frame.name if several or not label else "", label)))
+                    instrument.notes = self._notes_of(rows)
+                    made.append(instrument)
+        midi.instruments = made + midi.instruments[len(song.notes.tracks) :]
+        return midi
+
+    def to_html(self) -> str:
+        """One page of HTML to look at and listen to, complete in itself."""
+        from midibert_ray.inference.page import render
+
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        head = self.song.name or "a piece"
+        said = [*([self.unfamiliar] if self.unfamiliar else []), *self.remarks]
+        if self.level == "sequence":
+            table, what = self.probabilities.to_frame(), self.label or "no label is probable enough"
+        else:
+            table = self.notes["label"].replace("", UNLABELLED).value_counts().to_frame("notes")
+            what = f"{len(self.song):,} notes"
+        lines = "".join(f"<p>{text}</p>" for text in map(_escaped, said))
+        return f"<h4>{_escaped(head)}: {_escaped(what)}</h4>{lines}{table.to_html()}"
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        """Order of the rows of `notes`."""
+        return np.lexsort((self.song.notes.track, self.song.notes.pitch, self.song.onset_s))
+
+    @cached_property
+    def _labels(self) -> NDArray[np.int64]:
+        """[n] classes of the song's notes; the number behind the last where there is none."""
+        labels = np.full(len(self.song), len(self.classes), dtype=np.int64)
+        if self.level == "note":
+            sure = self.scores.max(axis=1) >= self.abstain
+            labels[self.grid.source[sure]] = self.scores[sure].argmax(axis=1)
+        return labels
+
+    def _reasons(self) -> NDArray[np.object_]:
+        notes = self.song.notes
+        drums = np.array([track.is_drum for track in notes.tracks])[notes.track] & (DRUM in self.grid.dropped)
+        reasons = np.where(drums, DRUM, OUT_OF_RANGE).astype(object)
+        reasons[notes.end <= notes.start] = ZERO_DURATION
+        reasons[self.grid.source] = ""
+        return reasons
+
+    def _notes_of(self, rows: NDArray[np.int64]) -> list[pretty_midi.Note]:
+        song = self.song
+        columns: Sequence[NDArray] = (song.notes.velocity, song.notes.pitch, song.onset_s, song.offset_s)
+        return [pretty_midi.Note(*row) for row in zip(*(column[rows].tolist() for column in columns), strict=True)]
+
+
+def _spread(source: NDArray[np.int64], values: NDArray, n: int) -> pd.api.extensions.ExtensionArray:
+    """Values of the seen notes as a column of all n; nothing where a note was not seen."""
+    column = pd.array([pd.NA] * n, dtype="Int64")
+    column[source] = values.astype(np.int64)
+    return column
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")

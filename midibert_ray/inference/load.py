@@ -1,0 +1,59 @@
+"""Open a model from a folder, a bucket, or MLflow."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from midibert_ray.inference.annotator import Annotator
+from midibert_ray.model.folder import WEIGHT_FILES, load_checkpoint
+
+_FILES = (*WEIGHT_FILES, "calibration.json")
+"""Files of a model's folder that are read."""
+_MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+
+def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> Annotator:
+    """A model, ready for anybody's music.
+
+    Args:
+        uri: a folder as `midibert export` writes it, local or in a bucket (`s3://`, `gs://`), or MLflow's `runs:/...`
+            or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow.
+        device: None takes a GPU where there is one.
+
+    Raises:
+        FileNotFoundError: there is no such model.
+        ModelFileError: the folder is damaged, or holds another kind of model.
+    """
+    with _local(str(uri)) as folder:
+        model = load_checkpoint(folder)
+        return Annotator(model, device=device)
+
+
+@contextmanager
+def _local(uri: str) -> Iterator[Path]:
+    """The folder with the model's files, on this machine."""
+    if "://" not in uri and not uri.startswith(_MLFLOW):
+        yield Path(uri).expanduser()
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        if uri.startswith(_MLFLOW):
+            from midibert_ray.tracking.models import download_model
+
+            yield download_model(uri, Path(scratch))
+        else:
+            from midibert_ray import storage
+
+            if storage.is_local(uri):
+                yield Path(storage.resolve(uri))
+                return
+            found = storage.names(uri)
+            if missing := [name for name in WEIGHT_FILES if name not in found]:
+                raise FileNotFoundError(f"{uri} is not a model's folder: {' and '.join(missing)} not found in it")
+            storage.download(uri, Path(scratch), [name for name in found if name in _FILES])
+            yield Path(scratch)

@@ -1,0 +1,222 @@
+"""How far the answers of a model can be trusted: measured when its training ends, kept beside its weights.
+
+A temperature makes probabilities out of logits (Guo et al., "On Calibration of Modern Neural Networks", 2017). The
+figures of a split say how often an answer of some probability is right, and how many answers are left where those below
+a threshold are withheld. A distance says how unlike the training music a piece is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CALIBRATION = "calibration.json"
+"""Name of the file in a model's folder."""
+
+BINS = 15
+"""Bins of a reliability diagram, equally wide."""
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Probabilities below which answers are withheld, in the table of a model card."""
+
+FAMILIAR = 0.95
+"""Share of the validation pieces that count as familiar."""
+
+TEMPERATURES = (0.05, 20.0)
+"""The lowest and the highest; a split on which all or no answers are right would ask for more."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Answers whose probability lies in one bin of a reliability diagram."""
+
+    confidence: float
+    """Mean probability of these answers."""
+    accuracy: float
+    """Share of them that are right."""
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abstention:
+    """Answers that are left where those below a threshold are withheld."""
+
+    threshold: float
+    coverage: float
+    """Share of all answers."""
+    accuracy: float | None
+    """Share of them that are right; None where none is left."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Probabilities and answers on one split."""
+
+    scored: int
+    """Notes or segments."""
+    ece_before: float
+    """Expected calibration error with temperature 1: mean |confidence - accuracy| over the answers' bins."""
+    ece: float
+    """The same with the temperature."""
+    bins: tuple[Bin, ...]
+    """With the temperature, those that are not empty, ascending."""
+    abstention: tuple[Abstention, ...]
+    """With the temperature, by ascending threshold."""
+
+    @classmethod
+    def measure(cls, logits: ArrayLike, labels: ArrayLike, temperature: float) -> Self:
+        """Of logits float [n, outputs] and labels int [n]; ValueError where there are none."""
+        scores, truth = _scored(logits, labels)
+        right = scores.argmax(axis=-1) == truth
+        confidence = softmax(scores / temperature).max(axis=-1)
+        bins = _bins(confidence, right)
+        kept = {threshold: confidence >= threshold for threshold in THRESHOLDS}
+        return cls(
+            scored=len(truth),
+            ece_before=_ece(_bins(softmax(scores).max(axis=-1), right)),
+            ece=_ece(bins),
+            bins=bins,
+            abstention=tuple(
+                Abstention(
+                    threshold=threshold,
+                    coverage=float(left.mean()),
+                    accuracy=float(right[left].mean()) if left.any() else None,
+                )
+                for threshold, left in kept.items()
+            ),
+        )
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """From the values that `asdict` gives."""
+        bins = tuple(Bin(**each) for each in record["bins"])
+        return cls(**{**record, "bins": bins, "abstention": tuple(Abstention(**each) for each in record["abstention"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Familiarity:
+    """The training music as a cloud of pieces, each the mean of its notes' hidden states behind the last layer."""
+
+    mean: tuple[float, ...]
+    """[hidden]."""
+    deviation: tuple[float, ...]
+    """[hidden], standard deviation over the training pieces."""
+    threshold: float
+    """Distance below which `FAMILIAR` of the validation pieces lie."""
+
+    @classmethod
+    def fit(cls, train: ArrayLike, valid: ArrayLike) -> Self:
+        """From the pooled hidden states of training pieces and of validation pieces, float [pieces, hidden] each."""
+        known = np.asarray(train, dtype=np.float64)
+        new = cls(
+            mean=tuple(known.mean(axis=0).tolist()), deviation=tuple(known.std(axis=0).clip(1e-6).tolist()), threshold=0
+        )
+        return cls(**{**vars(new), "threshold": float(np.quantile(new.distance(valid), FAMILIAR))})
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """From the values that `asdict` gives."""
+        return cls(**{**record, "mean": tuple(record["mean"]), "deviation": tuple(record["deviation"])})
+
+    def distance(self, pooled: ArrayLike) -> Floats:
+        """Distance of pieces, float [pieces, hidden] -> float [pieces]."""
+        return np.asarray(np.sqrt(np.square((np.asarray(pooled) - self.mean) / self.deviation).mean(axis=-1)))
+
+    def knows(self, pooled: ArrayLike) -> NDArray[np.bool_]:
+        """True for the pieces that are no more unlike the training music than nearly all validation pieces."""
+        return np.asarray(self.distance(pooled) <= self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The content of `calibration.json`."""
+
+    temperature: float
+    """Logits are divided by it before they become probabilities; fitted on the validation split."""
+    valid: Reliability
+    """On the validation split, which chose the epoch and the temperature."""
+    test: Reliability | None = None
+    """On the test split; None where it was not scored, as in a sweep."""
+    familiarity: Familiarity | None = None
+    """None for a model without hidden states of its own, such as a recurrent one."""
+
+    def probabilities(self, logits: ArrayLike) -> Floats:
+        """Calibrated probabilities of logits, float [..., outputs] each."""
+        return softmax(np.asarray(logits, dtype=np.float64) / self.temperature)
+
+    def to_json(self) -> str:
+        """The file's content."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """From the file's content. Raises ValueError where it is not that of `to_json`."""
+        try:
+            record = json.loads(text)
+            test, known = record["test"], record["familiarity"]
+            return cls(
+                temperature=float(record["temperature"]),
+                valid=Reliability.from_record(record["valid"]),
+                test=Reliability.from_record(test) if test else None,
+                familiarity=Familiarity.from_record(known) if known else None,
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{CALIBRATION} is damaged: {error!r}; export the model again") from error
+
+    @classmethod
+    def find(cls, folder: str | Path) -> Self | None:
+        """That of a model's folder; None where it has none, as an encoder, or a model of before there was one."""
+        path = Path(folder, CALIBRATION)
+        return cls.from_json(path.read_bytes()) if path.is_file() else None
+
+
+def softmax(logits: Floats) -> Floats:
+    """Probabilities over the last axis."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True))
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """The temperature with the lowest mean cross-entropy of logits float [n, outputs] to labels int [n].
+
+    The cross-entropy is convex in 1 / temperature, so that where its slope changes sign is found by halving.
+    Raises ValueError where there are no labels.
+    """
+    scores, truth = _scored(logits, labels)
+    chosen = scores[np.arange(len(truth)), truth].mean()
+    low, high = (-np.log(bound) for bound in reversed(TEMPERATURES))
+    if np.ptp(scores, axis=-1).max() == 0:
+        return 1.0  # any will do
+    for _ in range(40):
+        middle = (low + high) / 2
+        slope = (softmax(scores * np.exp(middle)) * scores).sum(axis=-1).mean() - chosen
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return float(np.exp(-(low + high) / 2))
+
+
+def _scored(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
+    scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if not len(truth) or scores.shape[:-1] != truth.shape:
+        raise ValueError(f"logits of shape {scores.shape} and labels of shape {truth.shape}; use [n, outputs] and [n]")
+    return scores, truth
+
+
+def _bins(confidence: Floats, right: NDArray[np.bool_]) -> tuple[Bin, ...]:
+    number = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    members = (number == each for each in np.unique(number))
+    return tuple(
+        Bin(confidence=float(confidence[mine].mean()), accuracy=float(right[mine].mean()), count=int(mine.sum()))
+        for mine in members
+    )
+
+
+def _ece(bins: tuple[Bin, ...]) -> float:
+    counts = np.array([each.count for each in bins])
+    gaps = np.array([abs(each.confidence - each.accuracy) for each in bins])
+    return float((gaps * counts).sum() / counts.sum())

@@ -1,0 +1,89 @@
+"""Calibration against values computed by hand, by scipy, and on answers whose probabilities are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from midibert_ray.model.calibration import (
+    THRESHOLDS,
+    Abstention,
+    Bin,
+    Calibration,
+    Familiarity,
+    Reliability,
+    fit_temperature,
+    softmax,
+)
+
+
+def answers(temperature: float, count: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of three classes that are too large by a factor, and labels drawn from the true probabilities."""
+    random = np.random.default_rng(3)
+    true = random.normal(scale=2.0, size=(count, 3))
+    labels = (softmax(true).cumsum(axis=-1) > random.random((count, 1))).argmax(axis=-1)
+    return true * temperature, labels
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_temperature_is_that_of_the_lowest_cross_entropy(temperature: float) -> None:
+    logits, labels = answers(temperature)
+
+    def loss(log: float) -> float:
+        return -log_softmax(logits / np.exp(log), axis=-1)[np.arange(len(labels)), labels].mean()
+
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x), rel=1e-3)
+    assert found == pytest.approx(temperature, rel=0.06)
+
+
+@pytest.mark.parametrize(("logits", "expected"), [([[0.0, 0.0]], 1.0), ([[2.0, 0.0]], 0.05), ([[0.0, 2.0]], 20.0)])
+def test_a_split_that_asks_for_too_much_gets_a_temperature_all_the_same(
+    logits: list[list[float]], expected: float
+) -> None:
+    assert fit_temperature(logits, [0]) == pytest.approx(expected)
+
+
+def test_figures_by_hand() -> None:
+    """Four answers of two classes with probabilities .91, .91, .61 and .61; three are right."""
+    odds = np.log(np.divide([0.91, 0.91, 0.61, 0.61], [0.09, 0.09, 0.39, 0.39]))
+    found = Reliability.measure(np.stack([odds, np.zeros(4)], axis=1), [0, 1, 0, 0], 1.0)
+    low, high = found.bins
+    assert (low.count, low.accuracy, high.count, high.accuracy) == (2, 1.0, 2, 0.5)
+    assert (low.confidence, high.confidence) == (pytest.approx(0.61), pytest.approx(0.91))
+    assert found.ece == found.ece_before == pytest.approx((0.39 + 0.41) / 2)
+    table = {row.threshold: (row.coverage, row.accuracy) for row in found.abstention}
+    assert table == {0.5: (1, 0.75), 0.6: (1, 0.75), 0.7: (0.5, 0.5), 0.8: (0.5, 0.5), 0.9: (0.5, 0.5), 0.95: (0, None)}
+    assert tuple(table) == THRESHOLDS and found.scored == 4
+
+
+def test_a_temperature_makes_probabilities_that_hold() -> None:
+    logits, labels = answers(5.0)
+    found = Reliability.measure(logits, labels, fit_temperature(logits, labels))
+    assert found.ece_before > 0.1 and found.ece < 0.03
+    shares, right = zip(*((row.coverage, row.accuracy) for row in found.abstention), strict=True)
+    assert sorted(shares, reverse=True) == list(shares) and sorted(right) == list(right)
+
+
+def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
+    logits, labels = answers(2.0, 50)
+    known = Familiarity.fit(np.eye(3), np.ones((4, 3)))
+    one = Reliability.measure(logits, labels, 2.0)
+    made = Calibration(temperature=2.0, valid=one, familiarity=known)
+    assert Calibration.from_json(made.to_json()) == made
+    assert isinstance(made.valid.bins[0], Bin) and isinstance(made.valid.abstention[0], Abstention)
+    assert np.allclose(made.probabilities([[0.0, 2 * np.log(3.0)]]), [[0.25, 0.75]])
+    assert Calibration.find(tmp_path) is None
+    (tmp_path / "calibration.json").write_text(made.to_json()[:-9])
+    with pytest.raises(ValueError, match=r"calibration\.json is damaged"):
+        Calibration.find(tmp_path)
+    with pytest.raises(ValueError, match=r"calibration\.json is damaged.*valid"):
+        Calibration.from_json(json.dumps({"temperature": 1.0, "test": None, "familiarity": None}))
+
+
+def test_no_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels of shape \(0,\)"):
+        fit_temperature(np.zeros((0, 3)), [])

@@ -172,7 +172,10 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     require_tokens(plan)
-    return run_pretraining(plan.config, plan.pretraining.stores)
+    run = run_pretraining(plan.config, plan.pretraining.stores)
+    if name := plan.config.tracking.register:
+        tracking.Tracker(tracking.uris(plan.config)).log(tracking.PRETRAINING, run.key).register(name)
+    return run
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -252,7 +255,8 @@ def outcome(config: Config, result: StudyResult) -> str:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    mlflow = tracking.uris(config).command()
+    mlflow = tracking.Tracker(tracking.uris(config)).browse(tracking.study_experiment(config.study.name))
+    mlflow = mlflow.replace("\n", "\n        ")
     return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
 
 

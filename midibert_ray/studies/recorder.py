@@ -5,25 +5,42 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property
 from typing import Any
 
 from ray import tune
 
 from midibert_ray import storage, tracking
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.scheduler import FAILURE
+from midibert_ray.training import node
+from midibert_ray.training.recorder import dataset
 
 logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
+FIGURES = "figures.json"
+"""Artifact of a trial: the figures of its result, as a table."""
+BEST = "valid/best"
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
+
+
+def best(found: Iterable[TrialResult]) -> TrialResult:
+    """The result that was best in validation; of equals the first by name. The test split chooses nothing."""
+    return min(found, key=lambda result: (-result.figures[BEST], result.trial))
+
+
+def _describe(entry: TrialSpec) -> str:
+    trial = entry.trial
+    start = f"from the encoder of {entry.encoder}" if entry.encoder else "from random weights"
+    return f"{trial.task} by {trial.variant}, {start}, protocol {trial.protocol}, seed {trial.seed}."
 
 
 class StudyLog:
@@ -35,7 +52,9 @@ class StudyLog:
         self._trials: dict[str, tracking.RunLog] = {}
         self.tracker = tracking.Tracker(tracking.uris(config))
         self.experiment = tracking.study_experiment(config.study.name)
-        tags = {"stage": "study", "study": plan.key}
+        tasks = ", ".join(dict.fromkeys(entry.trial.task for entry in plan.trials.values()))
+        note = f"Study {config.study.name}: fine-tuning for {tasks}, a child run a trial."
+        tags = {"stage": "study", "study": plan.key, tracking.NOTE: note}
         self.parent = self.tracker.open(self.experiment, plan.key, plan.key, params=flatten(config), tags=tags)
         # What it holds; it may be started again with other cells, which then come beside the first.
         self.parent.extend(
@@ -53,20 +72,41 @@ class StudyLog:
                 f"{self.plan.key}/{key}",
                 entry.trial.name,
                 params=flatten(entry.config),
-                tags=entry.trial.tags | {"encoder": entry.encoder},
+                tags=entry.trial.tags | {"stage": "trial", "encoder": entry.encoder, tracking.NOTE: _describe(entry)},
                 parent=self.plan.key,
             )
+            uses = {"train": "training", "valid": "validation", "test": "testing"}
+            self._trials[key].datasets(dataset(entry.store, split, use) for split, use in uses.items())
         return self._trials[key]
 
-    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
-        """Store a trial's result and end its run."""
+    def complete(self, key: str, result: TrialResult, checkpoint: str) -> None:
+        """Store a trial's result and model, whose weights stay in its last checkpoint, and end its run."""
+        run = self.trial(key)
         run.json(result.confusion, "confusion_matrix.json")
         if self.picture:
             run.figure(self.picture(result), "confusion_matrix.png")
-        run.data(predictions, results.PREDICTIONS)
+        run.data(storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS)), results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
-        run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)
+        costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
+        figures = {"epoch": result.epoch, "majority/accuracy": result.majority, **result.figures, **costs}
+        run.table({"figure": [*figures], "value": [*figures.values()]}, FIGURES)
+        if result.split == "test":
+            run.log({"test/accuracy": result.accuracy}, result.epoch)  # by which runs are sorted and compared
+        config = self.plan.trials[key].config
+        if config.finetune.model == "midibert":
+            run.model(checkpoint, TASKS[result.task].level, self.plan.trials[key].trial.tags)
         run.finish()
+
+    def summarize(self, found: Collection[TrialResult]) -> None:
+        """Add a point to the study's own curves, which run over the number of finished trials."""
+        groups: dict[str, list[TrialResult]] = {}
+        for result in found:
+            groups.setdefault(f"{result.protocol}/{result.task}", []).append(result)
+        figures = {}
+        for name, group in groups.items():
+            figures[f"{name}/best_accuracy"] = best(group).accuracy
+            figures[f"{name}/mean_accuracy"] = sum(result.accuracy for result in group) / len(group)
+        self.parent.log(figures, len(found))
 
 
 class Recorder(tune.Callback):
@@ -78,6 +118,7 @@ class Recorder(tune.Callback):
     def __init__(self, plan: StudyPlan, picture: Picture | None = None) -> None:
         self.plan, self.picture = plan, picture
         self._given_up: set[str] = set()
+        self._placed: set[str] = set()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recorder, (self.plan, self.picture)
@@ -94,7 +135,13 @@ class Recorder(tune.Callback):
         points = {key: value for key, value in result.items() if key.partition("/")[0] in ("train", "valid", "test")}
         if not points:
             return
-        self.log.trial(spec.key).log(points, int(result["epoch"]))
+        system = {key: value for key, value in result.items() if key.startswith("system/")}
+        curves = {key: value for key, value in points.items() if key.startswith(("train/", "valid/")) and key != BEST}
+        run = self.log.trial(spec.key)
+        run.log(curves | system, int(result["epoch"]))
+        if spec.key not in self._placed:
+            run.tag(hardware=result.get(node.HARDWARE, ""))
+            self._placed.add(spec.key)
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
 
@@ -151,11 +198,19 @@ class Recorder(tune.Callback):
         result, checkpoint = found
         here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
-            self.log.complete(self.log.trial(key), result, predictions)
+            self.log.complete(key, result, checkpoint)
             here[key] = mark
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
+        if key not in self._finished:
+            self._finished[key] = result
+            self.log.summarize(self._finished.values())
         return result
+
+    @cached_property
+    def _finished(self) -> dict[str, TrialResult]:
+        """Results by trial, those of earlier starts included."""
+        found = {key: results.find(self.plan.uri(key)) for key in self._recorded.get(self.log.tracker.uris.uri, {})}
+        return {key: item[0] for key, item in found.items() if item and key in self.plan.trials}
 
     @cached_property
     def _recorded(self) -> dict[str, dict[str, str]]:

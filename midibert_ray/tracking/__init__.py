@@ -13,7 +13,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from midibert_ray.tracking.runs import PRETRAINING, RUN_KEY, RunLog, study_experiment
+from midibert_ray.tracking.runs import NOTE, PRETRAINING, RUN_KEY, RunLog, study_experiment
 from midibert_ray.tracking.uris import TrackingUris, uris
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from midibert_ray.tracking.tracker import Run, Tracker
 
 __all__ = [
+    "NOTE",
     "PRETRAINING",
     "RUN_KEY",
     "Run",

@@ -50,7 +50,7 @@ def _make_database(path: Path) -> None:
             return
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             made = Path(scratch, path.name)
-            MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments()
+            MlflowClient(tracking_uri=f"{SQLITE}{made}").delete_experiment("0")  # "Default", which would stay empty
             made.chmod(0o600)  # sqlite gives its journals the mode of their database
             made.replace(path)
 

@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 def tags(job: str) -> dict[str, str]:
-    """Tags of a run that this process makes, in MLflow's own names where it has them; `job` is the stage of the run."""
+    """Tags of a run that this process makes, in MLflow's own names where it has them; `job` makes such runs."""
     entry = Path(sys.argv[0])
     called = entry.name == "midibert" or entry.parent.name == "jobs"
     found = {

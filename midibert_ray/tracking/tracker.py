@@ -2,14 +2,19 @@
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from midibert_ray.settings.secrets import is_server
 from midibert_ray.tracking.client import Run, answers, connect, find, search
 from midibert_ray.tracking.runs import PARENT, RunLog, study_experiment
-from midibert_ray.tracking.spool import Spool
+from midibert_ray.tracking.spool import RejectedError, Spool, UnreachableError
 from midibert_ray.tracking.uris import TrackingUris
 from midibert_ray.tracking.writer import Writer
+
+LOCAL = "http://127.0.0.1:5000"
+"""Where `mlflow ui` answers."""
 
 
 class Tracker:
@@ -45,6 +50,19 @@ class Tracker:
         """The run of a key, or None."""
         with answers(self.uris.uri):
             return next(iter(find(self._client, experiment, key)), None)
+
+    def browse(self, experiment: str) -> str:
+        """How to look at the runs of an experiment: a link to them, behind the command that starts MLflow's pages.
+
+        Without a server's answer the link leads to its list of experiments.
+        """
+        known = None
+        with suppress(UnreachableError, RejectedError), answers(self.uris.uri):
+            known = self._client.get_experiment_by_name(experiment)
+        server = self.uris.uri.rstrip("/") if is_server(self.uris.uri) else LOCAL
+        # Without the last part the pages show an experiment's traces of language models, of which there are none.
+        link = f"{server}/#/experiments{f'/{known.experiment_id}/runs' if known else ''}?workflowType=machine_learning"
+        return link if is_server(self.uris.uri) else f"{self.uris.command()}\nthen open {link}"
 
     def children(self, experiment: str, parent: str) -> list[Run]:
         """The runs of a study's trials, oldest first, by the id of the study's run."""

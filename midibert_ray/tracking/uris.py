@@ -25,9 +25,7 @@ class TrackingUris:
     """Root URI of the records that wait for a tracking server; empty for a database, which takes them at once."""
 
     def command(self) -> str:
-        """The command line that shows the runs, with the mlflow of this environment."""
-        if is_server(self.uri):
-            return f"open {self.uri}"
+        """The command line that shows the runs of a database, with the mlflow of this environment."""
         program = Path(sys.executable).with_name("mlflow")
         args = [str(program) if program.exists() else "mlflow", "ui", "--backend-store-uri", self.uri]
         # Else its server also starts ten processes for scheduled jobs, of which there are none.

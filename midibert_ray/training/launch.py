@@ -17,8 +17,8 @@ from midibert_ray.storage.lease import lease
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished, says_full
 from midibert_ray.training.console import HEAD, open_console
-from midibert_ray.training.recorder import RunRecorder, open_log
-from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_key, run_uri
+from midibert_ray.training.recorder import RunRecorder, dataset, open_log
+from midibert_ray.training.runs import PretrainRun, finish, finished, note_settings, pin, run_key, run_uri
 from midibert_ray.training.watchdog import Watch
 from midibert_ray.training.worker import FINISHED, train_worker
 
@@ -49,6 +49,7 @@ def pretrain(
     batch, key = plan_batch(config), run_key(config, stores)
     folder, report = run_uri(config, key), console.put.remote if console else logger.info
     pin(folder, stores)
+    note_settings(folder, config)
     if done := finished(config, key):
         logger.info("pre-training %s is there already: %s", key, done.checkpoint)
         return done
@@ -59,6 +60,7 @@ def pretrain(
         logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)
         uris = tracking.uris(config)
         try:
+            open_log(uris, config, key).datasets(dataset(store, config.pretrain.splits, "training") for store in stores)
             _fit(config, stores, key, console, callbacks)
             held.check()
             run = finish(config, key)
@@ -67,6 +69,7 @@ def pretrain(
             raise
         log = open_log(uris, config, key)
         log.tag(checkpoint=run.checkpoint)
+        log.model(run.checkpoint, "encoder", {"run": key, "step": run.step})
         log.finish()
         return run
 

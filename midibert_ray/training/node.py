@@ -36,7 +36,7 @@ def usage(worker: int = 0) -> dict[str, float]:
 
 @cache
 def hardware() -> str:
-    """This node in words: its GPUs, CPUs and memory."""
+    """The node in words: its GPUs, CPUs and memory."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     kinds = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
     memory = psutil.virtual_memory().total / 2**30
@@ -44,8 +44,8 @@ def hardware() -> str:
 
 
 def _processor() -> str:
-    with suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
-        return next(
-            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), os.uname().machine
-        )
-    return os.uname().machine
+    names: list[str] = []
+    with suppress(OSError):  # only Linux has it
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else os.uname().machine

@@ -1,10 +1,12 @@
 """A pre-training run in MLflow and on the driver's console, written by the Train controller."""
 
+import json
 from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
 from midibert_ray import tracking
+from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.training import node
@@ -51,8 +53,21 @@ def open_log(uris: tracking.TrackingUris, config: Config, key: str) -> tracking.
     """The MLflow run of a pre-training, made or found again."""
     model = config.model
     name = f"{model.representation} {model.layers}x{model.hidden} {'+'.join(config.corpora.names)} ({key[-4:]})"
-    tags = {"stage": "pretrain", "protocol": config.tokens.protocol, "seed": config.seed}
+    note = (
+        f"Masked language modelling of {', '.join(config.corpora.names)}: {model.representation.upper()}, "
+        f"{model.layers} layers of {model.hidden}, {model.attention}, protocol {config.tokens.protocol}."
+    )
+    tags = {"stage": "pretrain", "protocol": config.tokens.protocol, "seed": config.seed, tracking.NOTE: note}
     return tracking.Tracker(uris).open(tracking.PRETRAINING, key, name, params=flatten(config), tags=tags)
+
+
+def dataset(store: str, split: str, context: str) -> dict[str, str]:
+    """A split of a token store (URI), as a run's data in MLflow; `context` is its use, such as `training`."""
+    manifest = read_manifest(store)
+    facts = {"protocol": manifest["protocol"], "split": split, "settings": manifest["settings"], **manifest["counts"]}
+    digest = manifest["digest"][:36]  # MLflow takes no more
+    name = f"{manifest['corpus']}:{split}"
+    return {"name": name, "digest": digest, "uri": store, "context": context, "profile": json.dumps(facts)}
 
 
 def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:

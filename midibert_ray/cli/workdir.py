@@ -23,6 +23,7 @@ CODE = (
     "requirements.txt",
     "jobs/*.py",
     "midibert_ray/**/*.py",
+    "midibert_ray/py.typed",
     "midibert_ray/music/vocabulary.json",
     "midibert_ray/corpora/contents.json",
     "midibert_ray/corpora/splits/asap.json",

@@ -148,7 +148,7 @@ def _checks(setting: Setting) -> Iterator[list[str]]:
 def _outputs(model: MidiBertForMaskedLM, batch: Any) -> tuple[torch.Tensor, float]:
     """Hidden states on the CPU in float64, and the loss."""
     hidden = model.midibert(batch.inputs, batch.attention_mask).last_hidden_state
-    logits = model(batch.inputs, batch.attention_mask, batch.where)
+    logits = model(batch.inputs, batch.attention_mask, batch.where).logits
     return hidden.double().cpu(), mlm_loss(logits, batch.targets[batch.where])["loss"].item()
 
 
@@ -258,7 +258,7 @@ def plain_step(
 
     def step(number: int) -> None:
         batch = _masked(tokens, number)
-        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where)
+        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where).logits
         mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
         updater.step()
 
@@ -286,7 +286,7 @@ def deepspeed_step(setting: Setting, attention: str, micro: int, stage: int) -> 
 
     def step(number: int) -> None:
         batch = _masked(tokens, number)
-        logits = engine(batch.inputs, batch.attention_mask, batch.where)
+        logits = engine(batch.inputs, batch.attention_mask, batch.where).logits
         engine.backward(mlm_loss(logits, batch.targets[batch.where])["loss"])
         engine.step()
 

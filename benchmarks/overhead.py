@@ -264,7 +264,7 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     layout = packing(
         config, batch.length, config.tokens.segment, tokens.device, allowed=config.protocol_in_force.packs_pretraining
     )
-    logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+    logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
     return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
 
 

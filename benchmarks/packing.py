@@ -119,7 +119,7 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
         keys = row_keys(config.seed, 0, number, torch.arange(len(tokens)))
         masked = mask_batch(tokens, length, protocol=CLEAN, keys=keys)
         layout = packing(config, batch.length, config.tokens.segment, tokens.device, allowed=True)
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
         loss = mlm_loss(logits, masked.targets[masked.where])["loss"]
         loss.backward()
         updater.step()

@@ -112,7 +112,7 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     def step(number: int) -> None:
         batch = mask_batch(tokens, length, protocol=PAPER, keys=row_keys(0, 0, number, rows))
-        logits = model(batch.inputs, batch.attention_mask, batch.where)
+        logits = model(batch.inputs, batch.attention_mask, batch.where).logits
         mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
         updater.step()
 

@@ -1,6 +1,6 @@
 """Ray-native pre-training, fine-tuning and comparison of BERT-like models of piano MIDI.
 
-`load` opens a trained model and applies it to somebody's music; `tokenize` gives the ids of a piece, with the way back.
+`load` opens a trained model and applies it to somebody's music; `tokenize` and `detokenize` lead to its ids and back.
 """
 
 import importlib
@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from midibert_ray.inference.load import load
-    from midibert_ray.inference.tokenized import tokenize
+    from midibert_ray.inference.tokenized import detokenize, tokenize
 
 __version__ = "0.2.0"
-__all__ = ["load", "tokenize"]
+__all__ = ["detokenize", "load", "tokenize"]
 
-_ROOMS = {"load": "midibert_ray.inference.load", "tokenize": "midibert_ray.inference.tokenized"}
+_HOMES = {"detokenize": "tokenized", "load": "load", "tokenize": "tokenized"}
+"""Function -> its file in inference/."""
 
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first used."""
-    if name not in _ROOMS:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_ROOMS[name]), name)
+    return getattr(importlib.import_module(f"midibert_ray.inference.{_HOMES[name]}"), name)

@@ -13,6 +13,7 @@ from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.data.format import MANIFEST
 from midibert_ray.export.find import run_of
 from midibert_ray.export.reference import ReferenceInfo
+from midibert_ray.model.calibration import Calibration
 from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
@@ -54,6 +55,8 @@ class About:
     """The data behind the figures, as Markdown."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted settings of the run, those that change its result."""
+    calibration: Calibration | None = None
+    """How far its probabilities can be trusted; None: not known, or it gives none."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 

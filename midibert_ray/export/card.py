@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.export.about import About
+from midibert_ray.model.calibration import FAMILIAR
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.grid import OFF_GRID
@@ -69,6 +70,8 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         off_grid=about.remarks.get(OFF_GRID, 0),
         four_four=about.protocol is not None and about.protocol.bars == "4/4",
         DURATIONS=DURATIONS,
+        reliability=about.calibration and (about.calibration.test or about.calibration.valid),
+        familiar=FAMILIAR,
     )
     return f"{card}\n"
 

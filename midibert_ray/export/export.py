@@ -1,14 +1,15 @@
 """Any model as a folder that transformers opens: a finished pre-training, a checkpoint, a trial, a file of the
 authors' code.
 
-    config.json  model.safetensors  vocabulary.json  README.md (the model card)
+    config.json  model.safetensors  vocabulary.json  README.md (the model card)  calibration.json (of trials)
 
 Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
 """
 
+import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from midibert_ray import storage
@@ -18,6 +19,7 @@ from midibert_ray.export.card import CARD, render, told_by_head
 from midibert_ray.export.find import find, run_of
 from midibert_ray.export.reference import load_reference
 from midibert_ray.model import folder as models
+from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import VOCABULARY, WEIGHT_FILES, ModelFileError, OutputError
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.settings.config import Config, ConfigError
@@ -30,7 +32,7 @@ from midibert_ray.training.runs import PretrainRun
 
 logger = logging.getLogger(__name__)
 
-UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, WEIGHT_FILES[0])
+UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, CALIBRATION, WEIGHT_FILES[0])
 """An export in a bucket, in the order in which it is written: the last file says that the others are there."""
 
 Pretrained = Callable[[Config], PretrainRun]
@@ -72,7 +74,10 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         model.config.task = known.task.name
     if known.protocol:
         model.config.protocol = known.protocol.to_dict()
-    _write(model, final, render(model, known))
+    texts = {CARD: render(model, known)}
+    if known.calibration:
+        texts[CALIBRATION] = known.calibration.to_json()
+    _write(model, final, texts)
     return final
 
 
@@ -100,12 +105,13 @@ def _check_free(final: str) -> None:
         raise OutputError(f"{final} is there already; nothing is overwritten: name a new folder, or remove it first")
 
 
-def _write(model: MidiBertPreTrainedModel, final: str, card: str) -> None:
+def _write(model: MidiBertPreTrainedModel, final: str, texts: Mapping[str, str]) -> None:
     if storage.is_local(final):
-        models.save_export(model, final, {CARD: card})
+        models.save_export(model, final, texts)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        storage.upload(models.save_export(model, Path(scratch, "export"), {CARD: card}), final, UPLOADED)
+        folder = models.save_export(model, Path(scratch, "export"), texts)
+        storage.upload(folder, final, [name for name in UPLOADED if (folder / name).exists()])
 
 
 def _from_reference(reference: str) -> tuple[MidiBertPreTrainedModel, About]:
@@ -134,11 +140,15 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
-    place = storage.join(uri, results.ORIGIN)
+    place, origin = storage.join(uri, results.ORIGIN), None
     if storage.exists(place):
-        return _open(uri), about.of_trial(result, results.Provenance.from_json(storage.read_bytes(place)))
-    logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
-    return _open(uri), about.of_trial(result, None)
+        origin = results.Provenance.from_json(storage.read_bytes(place))
+    else:
+        logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
+    known, place = about.of_trial(result, origin), storage.join(uri, CALIBRATION)
+    if storage.exists(place):  # trials of earlier versions have none
+        known = dataclasses.replace(known, calibration=Calibration.from_json(storage.read_bytes(place)))
+    return _open(uri), known
 
 
 def _open(uri: str) -> MidiBertPreTrainedModel:

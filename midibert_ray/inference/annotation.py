@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from midibert_ray.inference.sources import Song
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
+from midibert_ray.music.midi import keep_tempi
 
 UNLABELLED = "unlabelled"
 """Name of the track of notes without a label."""
@@ -68,7 +69,7 @@ class Annotation:
             table["probability"] = np.full(n, np.nan, dtype=np.float32)
             table["probability"][grid.source] = self.scores.max(axis=1)
         table["unseen"] = self._reasons()
-        return pd.DataFrame(table).iloc[self._order].reset_index(drop=True)
+        return pd.DataFrame(table).iloc[self.song.order].reset_index(drop=True)
 
     @property
     def label(self) -> str:
@@ -101,7 +102,7 @@ class Annotation:
             raise AttributeError("the model labels pieces, not notes: look at `label` and `probabilities`")
         values = np.full((len(self.song), len(self.classes)), np.nan, dtype=np.float32)
         values[self.grid.source] = self.scores
-        return pd.DataFrame(values[self._order], columns=list(self.classes))
+        return pd.DataFrame(values[self.song.order], columns=list(self.classes))
 
     def to_midi(self) -> pretty_midi.PrettyMIDI:
         """The piece with all its events, its notes in one track a label (and instrument, where there are several).
@@ -123,6 +124,7 @@ class Annotation:
                     instrument.name = " ".join(filter(None, (frame.name if several or not label else "", label)))
                     instrument.notes = self._notes_of(rows)
                     made.append(instrument)
+        keep_tempi(midi)
         midi.instruments = made + midi.instruments[len(song.notes.tracks) :]
         return midi
 
@@ -142,11 +144,6 @@ class Annotation:
             what = f"{len(self.song):,} notes"
         lines = "".join(f"<p>{text}</p>" for text in map(_escaped, said))
         return f"<h4>{_escaped(head)}: {_escaped(what)}</h4>{lines}{table.to_html()}"
-
-    @cached_property
-    def _order(self) -> NDArray[np.int64]:
-        """Order of the rows of `notes`."""
-        return np.lexsort((self.song.notes.track, self.song.notes.pitch, self.song.onset_s))
 
     @cached_property
     def _labels(self) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from midibert_ray.inference import windows
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.sources import Song, Source, read_song
+from midibert_ray.model.calibration import FAMILIAR, Calibration, softmax
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.events import ZERO_DURATION
@@ -55,31 +56,49 @@ def protocol_of(config: MidiBertConfig) -> Protocol:
 
 
 def _has_padding(config: MidiBertConfig) -> bool:
-    return bool((config.id2label or {}).get(0) == PADDING)
+    named: Any = config.id2label or {}
+    return bool(named.get(0) == PADDING)
 
 
 class Annotator:
     """A model, ready for anybody's music; `midibert_ray.load` opens one."""
 
     def __init__(
-        self, model: MidiBertPreTrainedModel, *, device: str | torch.device | None = None, calibration: Any = None
+        self,
+        model: MidiBertPreTrainedModel,
+        *,
+        device: str | torch.device | None = None,
+        calibration: Calibration | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        overlap: float = windows.OVERLAP,
     ) -> None:
         """Put a model on a device.
 
         Args:
             model: an encoder or a fine-tuned model.
             device: None takes a GPU where there is one.
-            calibration: as `model.calibration` reads it from the model's folder, or None.
+            calibration: None takes probabilities as they come, and no piece for unlike the training music.
+            precision: of the model's arithmetic; `bf16` is faster and rounds probabilities to some two digits.
+            overlap: share of a window that the next one sees again, 0 to below 1: more is more context, and slower.
+
+        Raises:
+            ValueError: another precision or overlap.
         """
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision={precision!r} is not possible; allowed: 'fp32', 'bf16'")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap={overlap} is not possible; allowed: 0 to below 1")
+        self.precision, self.overlap = precision, overlap
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: Any = model.eval().to(self.device)  # type: ignore[arg-type]
-        self.config: MidiBertConfig = model.config
+        self.model: Any = model.eval().to(self.device)
+        config: Any = model.config
+        self.config: MidiBertConfig = config
         self.calibration = calibration
         self.protocol = protocol_of(self.config)
         levels: dict[type, Literal["note", "sequence"]] = {MidiBertForNotes: "note", MidiBertForSequences: "sequence"}
         self.level = levels.get(type(model))
         """`note`, `sequence`, or None for an encoder."""
-        named = self.config.id2label or {}
+        named: Any = self.config.id2label or {}
         names = [str(named.get(k, k)) for k in range(self.config.num_classes or 0)] if self.level else []
         self._skipped = int(self.level == "note" and _has_padding(self.config))
         self.classes = tuple(names[self._skipped :])
@@ -105,16 +124,16 @@ class Annotator:
         if not 0 <= abstain <= 1:
             raise ValueError(f"abstain={abstain} is not possible; allowed: a probability, 0 to 1")
         reading = self.read(source)
-        logits = self._logits(reading)
+        logits, hidden = self._answers(reading)
         return Annotation(
             song=reading.song,
             grid=reading.grid,
             level=self.level,
             classes=self.classes,
-            scores=_softmax(logits / self._temperature),
+            scores=self._probabilities(logits),
             abstain=abstain,
             remarks=_remarks(reading),
-            unfamiliar=self._unfamiliar(reading, logits),
+            unfamiliar=self._unfamiliar(hidden),
         )
 
     def annotate_many(self, sources: Iterable[Source | Song], *, abstain: float = 0.0) -> Iterator[Annotation]:
@@ -144,10 +163,10 @@ class Annotator:
         if pool not in ("mean", None):
             raise ValueError(f"pool={pool!r} is not possible; allowed: 'mean', None")
         given = sources if isinstance(sources, list | tuple) else [sources]
-        states = (self._states(self.read(source), layer, pool) for source in given)
         if pool is None:
-            return list(states)
-        return np.stack([*states]) if given else np.zeros((0, self.config.hidden_size), dtype=np.float32)
+            return [self._every_note(reading, self._states(reading, layer)) for reading in map(self.read, given)]
+        pooled = [_pooled(self._states(reading, layer)) for reading in map(self.read, given)]
+        return np.array(pooled, dtype=np.float32).reshape(len(given), self.config.hidden_size)
 
     def read(self, source: Source | Song) -> Reading:
         """A piece as the model reads it: under its protocol, in its representation; errors as from `read_song`."""
@@ -155,59 +174,88 @@ class Annotator:
         grid, ids, note_at = read_grid(song, self.config.representation, self.protocol)
         return Reading(song=song, grid=grid, ids=ids, note_at=note_at)
 
-    @property
-    def _temperature(self) -> float:
-        return 1.0 if self.calibration is None else float(self.calibration.temperature)
+    def _every_note(self, reading: Reading, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values of the notes that were seen, for all notes of the song in the order of `Annotation.notes`."""
+        rows = np.full((len(reading.song), values.shape[1]), np.nan, dtype=np.float32)
+        rows[reading.grid.source] = values
+        return rows[reading.song.order]
 
-    def _unfamiliar(self, reading: Reading, logits: NDArray[np.float32]) -> str:
-        return ""
+    def _answers(self, reading: Reading) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits [notes, classes] (level `note`) or [classes], and hidden states of the last layer, [notes, hidden].
 
-    def _logits(self, reading: Reading) -> NDArray[np.float32]:
-        """[notes, classes] (level `note`) or [classes]."""
-        if self.level == "sequence":
-            values, begins = self._run(reading, lambda tokens, mask: self.model(tokens, mask)[:, None])
-            ends = begins + self.config.max_length
-            notes = np.searchsorted(reading.note_at, ends) - np.searchsorted(reading.note_at, begins)
-            return np.asarray(np.average(values[:, 0], axis=0, weights=notes), dtype=np.float32)
-        values, begins = self._run(reading, self.model)
-        return windows.average(values, begins, len(reading.ids))[reading.note_at, self._skipped :]
+        A piece's logits are the mean of its windows', weighted by their notes.
+        """
+        begins, (logits, states) = self._run(reading, self._label)
+        hidden = windows.average(states, begins, len(reading.ids))[reading.note_at]
+        if self.level == "note":
+            return windows.average(logits, begins, len(reading.ids))[reading.note_at, self._skipped :], hidden
+        at, ends = reading.note_at, begins + self.config.max_length
+        notes = np.searchsorted(at, ends) - np.searchsorted(at, begins)
+        return np.average(logits, axis=0, weights=notes).astype(np.float32), hidden
 
-    def _states(self, reading: Reading, layer: int, pool: str | None) -> NDArray[np.float32]:
-        def states(tokens: Tensor, mask: Tensor | None) -> Tensor:
-            return self.encoder(tokens, mask, output_hidden_states=True).hidden_states[layer]
+    def _label(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder(tokens, mask).last_hidden_state
+        return self.model.head(hidden, *([mask] if self.level == "sequence" else [])), hidden
 
-        values, begins = self._run(reading, states)
-        seen = windows.average(values[:, : len(reading.ids)], begins, len(reading.ids))[reading.note_at]
-        if pool == "mean":
-            return np.asarray(seen.mean(axis=0, dtype=np.float64), dtype=np.float32)
-        song = reading.song
-        rows = np.full((len(song), seen.shape[1]), np.nan, dtype=np.float32)
-        rows[reading.grid.source] = seen
-        return rows[np.lexsort((song.notes.track, song.notes.pitch, song.onset_s))]
+    def _states(self, reading: Reading, layer: int) -> NDArray[np.float32]:
+        """Hidden states of the notes, [notes, hidden]."""
+
+        def states(tokens: Tensor, mask: Tensor | None) -> tuple[Tensor]:
+            return (self.encoder(tokens, mask, output_hidden_states=True).hidden_states[layer],)
+
+        begins, (hidden,) = self._run(reading, states)
+        return windows.average(hidden, begins, len(reading.ids))[reading.note_at]
 
     @torch.inference_mode()
     def _run(
-        self, reading: Reading, compute: Callable[[Tensor, Tensor | None], Tensor]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """What is computed of each window of a piece, [windows, ...], and where the windows begin, [windows]."""
-        ids, length, protocol = reading.ids, self.config.max_length, self.protocol
-        begins = windows.starts(len(ids), length)
-        if self.level == "sequence" and protocol.attends_padding and len(ids) < length:
-            padding = np.broadcast_to(np.array(self.config.vocabulary.pad), (length - len(ids), ids[0].size))
-            ids = np.concatenate([ids, padding.reshape(-1, *ids.shape[1:])])
-        length = min(length, len(ids))
-        cut = ids[begins[:, None] + np.arange(length)]
-        labelled = None
-        if self.level == "note" and protocol.attends_labelled and len(ids) > len(reading.note_at):
-            is_note = np.zeros(len(ids), dtype=bool)
-            is_note[reading.note_at] = True
-            labelled = is_note[begins[:, None] + np.arange(length)]
+        self, reading: Reading, compute: Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.float32]]]:
+        """Where the windows of a piece begin, [windows], and what is computed of each, [windows, ...]."""
+        begins = windows.starts(len(reading.ids), self.config.max_length, self.overlap)
+        tokens, mask = self._inputs(reading, begins)
+        rows = _ROWS.get(self.device.type, 8)
         results = []
-        for start in range(0, len(cut), rows := _ROWS.get(self.device.type, 8)):
-            tokens = torch.from_numpy(cut[start : start + rows]).to(self.device)
-            mask = None if labelled is None else torch.from_numpy(labelled[start : start + rows]).to(self.device)
-            results.append(compute(tokens, mask).float().cpu().numpy())
-        return np.concatenate(results), begins
+        for start in range(0, len(tokens), rows):
+            own = None if mask is None else mask[start : start + rows].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                made = compute(tokens[start : start + rows].to(self.device), own)
+            results.append([values.float().cpu().numpy() for values in made])
+        return begins, [np.concatenate(parts) for parts in zip(*results, strict=True)]
+
+    def _inputs(self, reading: Reading, begins: NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Tokens of windows, [windows, time, 4] or [windows, time], and their mask; None: all are attended to.
+
+        There is no padding but for models that were trained to attend to it.
+        """
+        ids, length = reading.ids, self.config.max_length
+        if self.level == "sequence" and self.protocol.attends_padding and len(ids) < length:
+            padding = np.array(self.config.vocabulary.pad).reshape(1, *ids.shape[1:])
+            ids = np.concatenate([ids, padding.repeat(length - len(ids), axis=0)])
+        where = begins[:, None] + np.arange(min(length, len(ids)))
+        mask = None
+        if self.level == "note" and self.protocol.attends_labelled and len(ids) > len(reading.note_at):
+            mask = torch.from_numpy(np.isin(where, reading.note_at))
+        return torch.from_numpy(ids[where]), mask
+
+    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        return softmax(logits.astype(np.float64) / temperature).astype(np.float32)
+
+    def _unfamiliar(self, hidden: NDArray[np.float32]) -> str:
+        """A sentence, where the piece is unlike the training music; see `model.calibration`."""
+        known = self.calibration and self.calibration.familiarity
+        pooled = _pooled(hidden)
+        if not known or known.knows(pooled):
+            return ""
+        return (
+            f"This piece is unlike the music that the model was trained on (distance {known.distance(pooled):.2f}; "
+            f"{FAMILIAR:.0%} of the validation pieces lie below {known.threshold:.2f}): its labels may mean little."
+        )
+
+
+def _pooled(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of hidden states [notes, hidden] over notes."""
+    return hidden.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def read_grid(
@@ -246,8 +294,3 @@ def _remarks(reading: Reading) -> tuple[str, ...]:
     if DRUM_CHANNEL_PIANO in remarks:
         said.append("The notes of the drum channel were read as piano.")
     return tuple(said)
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), dtype=np.float32)

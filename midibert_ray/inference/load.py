@@ -7,24 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from midibert_ray.inference.annotator import Annotator
-from midibert_ray.model.folder import WEIGHT_FILES, load_checkpoint
+from midibert_ray.inference.annotator import Annotator, protocol_of
+from midibert_ray.model.calibration import CALIBRATION, Calibration
+from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 
-_FILES = (*WEIGHT_FILES, "calibration.json")
+_FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
 _MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 
-def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> Annotator:
+def load(uri: str | PathLike[str], device: str | torch.device | None = None, **options: Any) -> Annotator:
     """A model, ready for anybody's music.
 
     Args:
         uri: a folder as `midibert export` writes it, local or in a bucket (`s3://`, `gs://`), or MLflow's `runs:/...`
             or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow.
         device: None takes a GPU where there is one.
+        **options: `precision` and `overlap`, see `Annotator`.
 
     Raises:
         FileNotFoundError: there is no such model.
@@ -32,7 +35,12 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None) -> 
     """
     with _local(str(uri)) as folder:
         model = load_checkpoint(folder)
-        return Annotator(model, device=device)
+        try:
+            protocol_of(model.config)
+            calibration = Calibration.find(folder)
+        except ValueError as error:
+            raise ModelFileError(f"{folder}: {error}") from error
+    return Annotator(model, device=device, calibration=calibration, **options)
 
 
 @contextmanager

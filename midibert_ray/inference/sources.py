@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pretty_midi
@@ -22,7 +22,7 @@ from midibert_ray.music.events import Track, without_damage
 from midibert_ray.music.midi import MidiError, Notes, notes_to_pretty_midi, read_notes, ticks_to_seconds
 from midibert_ray.music.smf import NoNotesError, pack, split
 
-Source = str | PathLike[str] | bytes | pretty_midi.PrettyMIDI | symusic.core.ScoreTick
+Source: TypeAlias = str | PathLike[str] | bytes | pretty_midi.PrettyMIDI | Any
 """A path, the bytes of a MIDI file, a `pretty_midi.PrettyMIDI` or a symusic `Score` of any time unit."""
 
 _SCORES = (symusic.core.ScoreTick, symusic.core.ScoreQuarter, symusic.core.ScoreSecond)
@@ -50,6 +50,11 @@ class Song:
 
     def __len__(self) -> int:
         return len(self.notes)
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """[n] indices of the notes by onset, pitch and track, as tables list them."""
+        return np.lexsort((self.notes.track, self.notes.pitch, self.onset_s))
 
 
 def read_song(source: Source | Song, name: str = "") -> Song:
@@ -182,7 +187,9 @@ def _frame_of_bytes(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
     for instrument in midi.instruments:
         instrument.notes = []
     if not midi.time_signature_changes:  # pretty_midi reads those of the first track alone
-        midi.time_signature_changes = notes_to_pretty_midi(notes.take(slice(0))).time_signature_changes
+        midi.time_signature_changes = notes_to_pretty_midi(
+            notes.take(np.zeros(0, dtype=np.int64))
+        ).time_signature_changes
     return midi
 
 
@@ -203,6 +210,6 @@ def _parse(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
             pretty_midi.pretty_midi.MAX_TICK = _MOST_TICKS
             return pretty_midi.PrettyMIDI(io.BytesIO(pack(ticks_per_beat, *map(without_damage, bodies))))
         except _REFUSED:
-            return notes_to_pretty_midi(notes.take(slice(0)))
+            return notes_to_pretty_midi(notes.take(np.zeros(0, dtype=np.int64)))
         finally:
             pretty_midi.pretty_midi.MAX_TICK = most

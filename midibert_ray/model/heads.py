@@ -5,10 +5,12 @@ from itertools import chain, islice
 from typing import ClassVar, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
-from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.model.midibert import IGNORE, MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.model.packing import Packing
 from midibert_ray.settings.config import Freeze
 
@@ -84,10 +86,20 @@ class _Classifier(MidiBertPreTrainedModel):
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__(config)
         if config.num_classes is None:
-            raise ValueError(f"MidiBertConfig.num_classes=None; {type(self).__name__} needs the number of its outputs")
+            raise ValueError(
+                f"MidiBertConfig.num_classes=None; {type(self).__name__} needs the number of its outputs (num_labels)"
+            )
         self.midibert = MidiBertModel(config)
         self.head = self.head_classes[config.head](config.hidden_size, config.num_classes)
         self.post_init()
+
+    @staticmethod
+    def _loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Mean cross-entropy of logits float [..., num_classes] over all that has a label; 0 where nothing has one."""
+        if labels is None:
+            return None
+        total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        return total / (labels != IGNORE).sum().clamp_min(1)
 
 
 class MidiBertForNotes(_Classifier):
@@ -95,9 +107,24 @@ class MidiBertForNotes(_Classifier):
 
     head_classes: ClassVar = {"paper": NoteHead, "linear": LinearNoteHead}
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """Logits float [b, t, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`."""
-        return self.head(self.midibert(tokens, attention_mask, packing=packing).last_hidden_state)
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        packing: Packing | None = None,
+        output_hidden_states: bool = False,
+    ) -> TokenClassifierOutput:
+        """Logits float [b, t, num_classes], and with labels (int64 [b, t], IGNORE is not scored) their loss.
+
+        For all else see `MidiBertModel`.
+        """
+        encoded = self.midibert(tokens, attention_mask, packing=packing, output_hidden_states=output_hidden_states)
+        logits = self.head(encoded.last_hidden_state)
+        return TokenClassifierOutput(
+            loss=self._loss(logits, labels), logits=logits, hidden_states=encoded.hidden_states
+        )
 
 
 class MidiBertForSequences(_Classifier):
@@ -105,13 +132,24 @@ class MidiBertForSequences(_Classifier):
 
     head_classes: ClassVar = {"paper": SequenceHead, "linear": LinearSequenceHead}
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None) -> Tensor:
-        """Logits float [b, num_classes]; tokens, attention_mask and packing: see `MidiBertModel`.
+    def forward(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        packing: Packing | None = None,
+        output_hidden_states: bool = False,
+    ) -> SequenceClassifierOutput:
+        """Logits float [b, num_classes], and with labels (int64 [b]) their loss; for all else see `MidiBertModel`.
 
         Masked positions do not enter the averages over time either.
         """
-        hidden = self.midibert(tokens, attention_mask, packing=packing).last_hidden_state
-        return self.head(hidden, attention_mask)
+        encoded = self.midibert(tokens, attention_mask, packing=packing, output_hidden_states=output_hidden_states)
+        logits = self.head(encoded.last_hidden_state, attention_mask)
+        return SequenceClassifierOutput(
+            loss=self._loss(logits, labels), logits=logits, hidden_states=encoded.hidden_states
+        )
 
 
 def stages(model: MidiBertForNotes | MidiBertForSequences) -> Iterator[list[nn.Parameter]]:

@@ -8,7 +8,7 @@ and pooler, which the authors' code carries along although they never get a grad
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
 from midibert_ray.model.attention import ATTENTIONS, SelfAttention, Where
 from midibert_ray.model.cpu import Dropout, GeluLinear
@@ -30,16 +30,20 @@ VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
 HEADS = ("paper", "linear")
 """Kinds of fine-tuning heads."""
 
+IGNORE = -100
+"""Label of a position that is not scored, as torch and transformers have it."""
+
 
 class MidiBertConfig(PreTrainedConfig):
     """Sizes of a MidiBERT; the defaults are the paper's. Raises ValueError on a value that cannot work.
 
-    `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` and `head` (`paper` or
-    `linear`) belong to the fine-tuning heads. `task` and `protocol` (its `name`, and the fields that were switched) say
-    what it was trained for and how; None: not known.
+    `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` (or `num_labels`, as
+    transformers calls it) and `head` (`paper` or `linear`) belong to the fine-tuning heads. `task` and `protocol` (its
+    `name`, and the fields that were switched) say what it was trained for and how; None: not known.
     """
 
     model_type = "midibert"
+    attribute_map: ClassVar[dict[str, str]] = {"num_labels": "num_classes"}
 
     representation: str = "cp"
     attention: str = "relative_key_query"
@@ -59,7 +63,9 @@ class MidiBertConfig(PreTrainedConfig):
     protocol: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        classes = kwargs.pop("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
+        self.num_classes = classes  # transformers takes 2 where nothing is said
         for name, allowed in (("representation", VOCABULARIES), ("attention", ATTENTIONS), ("head", HEADS)):
             self._check(name, getattr(self, name) in allowed, f"one of {sorted(allowed)}")
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -163,6 +169,7 @@ class MidiBertPreTrainedModel(PreTrainedModel):
 
     config_class = MidiBertConfig
     base_model_prefix = "midibert"
+    main_input_name = "tokens"
     supports_gradient_checkpointing = True
 
     @torch.no_grad()
@@ -249,14 +256,26 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, tokens: Tensor, attention_mask: Tensor | None, where: Tensor, packing: Packing | None = None
-    ) -> tuple[Tensor, ...]:
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor | None = None,
+        where: Tensor | None = None,
+        packing: Packing | None = None,
+        labels: Tensor | None = None,
+    ) -> MaskedLMOutput:
         """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t]) is true.
 
         tokens, attention_mask, packing: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
+        labels: int64, of the shape of tokens, the true ids; IGNORE where a position is not scored. With them the output
+        has the `loss` of `mlm_loss`. Without `where` the positions are those that have labels, and without labels all:
+        logits are float [b, t, n_f] then.
         """
+        if where is None and labels is not None:
+            where = (labels if labels.dim() == 2 else labels[..., 0]) != IGNORE
         hidden = self.midibert(tokens, attention_mask, where=where, packing=packing).last_hidden_state
-        return tuple(head(hidden) for head in self.heads)
+        logits = tuple(head(hidden) for head in self.heads)
+        loss = None if labels is None else mlm_loss(logits, labels[where])["loss"]
+        return MaskedLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]  # a tensor a token type
 
 
 def mlm_loss(

@@ -7,6 +7,7 @@ of that kind; first-in-first-out readers give other durations, and notes of leng
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -170,6 +171,7 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
     # pretty_midi has no public way to set more than the first tempo.
     midi._tick_scales = list(zip(notes.tempo_ticks.tolist(), notes.seconds_per_tick.tolist(), strict=True))
     midi._update_tick_to_time(int(notes.end.max(initial=0)) + 1)
+    keep_tempi(midi)
     midi.instruments = [pretty_midi.Instrument(t.program, t.is_drum, t.name) for t in notes.tracks]
     start, end = ticks_to_seconds(notes, np.stack([notes.start, notes.end]))
     columns = (notes.track, notes.velocity, notes.pitch, start, end)
@@ -181,3 +183,20 @@ def notes_to_pretty_midi(notes: Notes) -> pretty_midi.PrettyMIDI:
         for (_, numerator, denominator), time in zip(notes.metre.tolist(), times.tolist(), strict=True)
     ]
     return midi
+
+
+def keep_tempi(midi: pretty_midi.PrettyMIDI) -> None:
+    """Make `midi.write` tell whole microseconds a beat as they are.
+
+    It cuts off the fraction of what it computes, so that half of all tempi would lose a microsecond a beat, and notes
+    some milliseconds an hour. Such tempi are raised by their last bits; the times of events do not change.
+    """
+    kept = []
+    for tick, scale in midi._tick_scales:
+        whole = round(scale * midi.resolution * 1e6)
+        while (
+            abs(scale * midi.resolution * 1e6 - whole) < 1e-6 and int(6e7 / (60.0 / (scale * midi.resolution))) < whole
+        ):
+            scale = math.nextafter(scale, math.inf)
+        kept.append((tick, scale))
+    midi._tick_scales = kept

@@ -19,7 +19,10 @@ from midibert_ray.music.midi import Notes, Track, notes_to_pretty_midi
 from midibert_ray.music.vocabulary import (
     BAR_CONTINUE,
     BAR_NEW,
+    CP_PAD,
+    FAMILIES,
     PITCH_LOW,
+    POSITIONS,
     REMI_BAR,
     REMI_DURATION,
     REMI_PITCH,
@@ -77,6 +80,49 @@ def encode(grid: GridNotes) -> Tokens:
         dropped=grid.dropped,
         remarks=grid.remarks,
     )
+
+
+def decode(ids: NDArray[np.integer]) -> Tokens:
+    """Ids -> a piece in 4/4: [n, 4] (CP) or [m] (REMI), without PAD and MASK.
+
+    Ids do not tell of bars without notes, nor of the length of bars: bars follow one another at every whole note. Nor
+    do they tell velocities, which are 80 here.
+
+    Raises:
+        ValueError: ids of another shape, or where none may stand.
+    """
+    cp = np.asarray(ids).astype(np.int64)
+    if cp.ndim == 1:
+        cp = _cp_from_remi(cp)
+    if cp.ndim != 2 or cp.shape[1] != len(FAMILIES):
+        raise ValueError(
+            f"ids of shape {list(cp.shape)} are no piece; give [notes, {len(FAMILIES)}] (CP) or [m] (REMI)"
+        )
+    if (bad := (cp < 0) | (cp >= CP_PAD)).any():
+        row, column = np.argwhere(bad)[0].tolist()
+        raise ValueError(
+            f"note {row} has the id {cp[row, column]} in the column {FAMILIES[column]}; notes have 0 to "
+            f"{CP_PAD[column] - 1}, without PAD and MASK"
+        )
+    bar = np.maximum(np.cumsum(cp[:, 0] == BAR_NEW) - 1, 0)
+    return Tokens(
+        tokens=cp.astype(np.uint8),
+        onset=(bar * POSITIONS + cp[:, 1]).astype(np.int32),
+        velocity=np.full(len(cp), 80, dtype=np.uint8),
+        part=np.zeros(len(cp), dtype=np.uint8),
+    )
+
+
+def _cp_from_remi(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """REMI ids -> CP rows; a ValueError where a note is no Position, Pitch and Duration."""
+    is_bar = ids == REMI_BAR
+    notes, first = ids[~is_bar], np.flatnonzero(~is_bar)[::3]
+    if len(notes) % 3 or (np.diff(np.flatnonzero(~is_bar).reshape(-1, 3)) != 1).any():
+        raise ValueError(f"{len(notes)} REMI ids beside Bar; a note is Position, Pitch and Duration in a row")
+    begins = np.searchsorted(np.flatnonzero(is_bar), first)
+    new_bar = np.append(begins[:1] > 0, np.diff(begins) > 0)
+    columns = notes.reshape(-1, 3) - (REMI_POSITION, REMI_PITCH, REMI_DURATION)
+    return np.column_stack([np.where(new_bar, BAR_NEW, BAR_CONTINUE), columns])
 
 
 def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMIDI:

@@ -151,7 +151,7 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     allowed = config.protocol_in_force.packs_pretraining
     layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout)
+        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
     mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
 
 

@@ -15,6 +15,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from midibert_ray import storage
 from midibert_ray.data.store import open_store
+from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies import result as results
@@ -22,6 +23,7 @@ from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
 from midibert_ray.training import node
+from midibert_ray.training.calibrate import calibrate
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
@@ -76,12 +78,14 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
     predictions = finetune(job, partial(_report, spec.key), split)
+    calibration = calibrate(job, predictions, split)
     result = _result(spec, job, predictions, split)
     origin = Provenance(study=study, encoder=encoder, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         results.write(folder, result, origin, content)
+        (folder / CALIBRATION).write_text(calibration.to_json())
         job.model.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)

@@ -116,7 +116,8 @@ class Finetuning:
     def _logits(self, batch: Batch) -> Tensor:
         packed = {"packing": batch.packing} if batch.packing else {}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.compute.precision == "bf16"):
-            logits: Tensor = self.model(batch.tokens, batch.mask, **packed)
+            output: Any = self.model(batch.tokens, batch.mask, **packed)
+        logits: Tensor = output if isinstance(output, Tensor) else output.logits  # a recurrent model gives no more
         return logits.float()
 
     def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -151,7 +151,7 @@ class PretrainLoop:
         masked = mask_batch(tokens, length, keys=keys.to(self.device), **self.masking)
         packs = self.protocol.packs_pretraining
         layout = packing(self.config, batch.length, segments.length, self.device, allowed=packs)
-        logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout)
+        logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout).logits
         sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
         return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
 

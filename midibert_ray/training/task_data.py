@@ -12,13 +12,11 @@ from torch import Tensor
 from midibert_ray.data.order import Permutation
 from midibert_ray.data.segments import SegmentBatch, Segments
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model.midibert import IGNORE
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
 from midibert_ray.settings.config import Config
 from midibert_ray.training.build import packing
-
-IGNORE = -100
-"""Target of a position that is not scored: padding, and in REMI all but Pitch tokens."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,8 @@ class Batch:
     """bool [batch, time]: positions that are attended to; None: all are read, as a recurrent model does in the
     authors' code."""
     targets: Tensor
-    """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE is not scored."""
+    """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE (padding, and in REMI all
+    but Pitch tokens) is not scored."""
     packing: Packing | None
     """How the segments share rows; None where each has its own."""
 

@@ -21,6 +21,7 @@ from midibert_ray import pipeline, storage, tracking
 from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
 from midibert_ray.export.reference import load_reference
+from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
@@ -99,7 +100,7 @@ class TestReference:
         assert equal(model.state_dict(), expected.state_dict())
         tokens, mask = torch.randint(0, 3, (2, LENGTH, 4)), torch.ones(2, LENGTH, dtype=torch.bool)
         outputs = [m(tokens=tokens, attention_mask=mask) for m in (model, expected)]
-        assert torch.equal(*(out if kind != "encoder" else out.last_hidden_state for out in outputs))
+        assert torch.equal(*(out.logits if kind != "encoder" else out.last_hidden_state for out in outputs))
         encoder = getattr(expected, "midibert", expected)
         assert equal(AutoModel.from_pretrained(folder).state_dict(), encoder.state_dict())
 
@@ -149,7 +150,7 @@ class TestReference:
         with torch.no_grad():
             # In sequence-level tasks the authors attend to padding.
             actual = model(tokens=tokens, attention_mask=torch.ones_like(mask) if kind == "sequences" else mask)
-        actual = actual.last_hidden_state if kind == "encoder" else actual
+        actual = actual.last_hidden_state if kind == "encoder" else actual.logits
         real = mask.bool() if kind != "sequences" else slice(None)
         torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=1e-5)
 
@@ -319,7 +320,8 @@ class TestTrial:
         assert code == 0 and str(checkpoint) in said
         code, said = job(f"run={folder}", f"output={tmp_path / 'out'}")
         assert code == 0 and "not known" not in said, said
-        assert names(tmp_path / "out") == FILES
+        assert names(tmp_path / "out") == sorted([*FILES, "calibration.json"])
+        assert (tmp_path / "out" / "calibration.json").read_bytes() == (checkpoint / "calibration.json").read_bytes()
         model, trained = MidiBertForNotes.from_pretrained(tmp_path / "out"), load_checkpoint(checkpoint)
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
@@ -333,6 +335,11 @@ class TestTrial:
         assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
         assert f"{left.scored:,} notes of the test split of sample, protocol `clean`" in card
         assert f"would score {left.majority:.4f}" in card
+        calibration = Calibration.find(tmp_path / "out")
+        assert calibration and calibration.test and calibration.test.scored == left.scored
+        assert f"Divide logits by {calibration.temperature:.4f}" in card and "On the test split, probability" in card
+        first = calibration.test.abstention[0]
+        assert f"| 0.5 | {first.coverage:.4f} | {first.accuracy:.4f} |" in card
         assert "1 epoch from" in card and "license: mit" in card and "finetune.lr=0.01" in card
         assert "Not known" not in card and "not known" not in card
         assert str(tmp_path.parent) not in card and "finetune.corpus" not in card, "no addresses of this machine"
@@ -368,10 +375,12 @@ class TestTrial:
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()
         (checkpoint / results.ORIGIN).unlink()
+        (checkpoint / "calibration.json").unlink()  # as in a trial of an earlier version
         write_digests_anew(checkpoint)
         code, said = job(f"run={checkpoint}", f"output={tmp_path / 'out'}")
         assert code == 0 and "has no trial.json: the model card will say that its training is not known" in said
         card = (tmp_path / "out" / "README.md").read_text()
+        assert "Not calibrated" in card and names(tmp_path / "out") == FILES
         assert "| `test/accuracy` |" in card and "notes of the test split" in card and "license: other" in card
         assert "neither is what these weights may be used for" in card
 

@@ -209,8 +209,7 @@ class TestParity:
         assert info.kind == kind
         with torch.no_grad():
             actual = model(tokens, torch.ones_like(mask) if kind == "sequences" else mask)
-        if kind == "encoder":
-            actual = actual.last_hidden_state
+        actual = actual.last_hidden_state if kind == "encoder" else actual.logits
         if kind != "sequences":
             actual, expected = actual[mask.bool()], expected[mask.bool()]
         torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)

@@ -70,11 +70,11 @@ def test_a_temperature_makes_probabilities_that_hold() -> None:
 
 def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     logits, labels = answers(2.0, 50)
-    known = Familiarity.fit(np.eye(3), np.ones((4, 3)))
+    known = Familiarity.fit(np.eye(8), np.ones((4, 8)))
     one = Reliability.measure(logits, labels, 2.0)
     made = Calibration(temperature=2.0, valid=one, familiarity=known)
     assert Calibration.from_json(made.to_json()) == made
-    assert isinstance(made.valid.bins[0], Bin) and isinstance(made.valid.abstention[0], Abstention)
+    assert made.valid and isinstance(made.valid.bins[0], Bin) and isinstance(made.valid.abstention[0], Abstention)
     assert np.allclose(made.probabilities([[0.0, 2 * np.log(3.0)]]), [[0.25, 0.75]])
     assert Calibration.find(tmp_path) is None
     (tmp_path / "calibration.json").write_text(made.to_json()[:-9])
@@ -82,6 +82,26 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
         Calibration.find(tmp_path)
     with pytest.raises(ValueError, match=r"calibration\.json is damaged.*valid"):
         Calibration.from_json(json.dumps({"temperature": 1.0, "test": None, "familiarity": None}))
+
+
+def test_distances_are_those_of_the_covariance() -> None:
+    """A cloud with two wide axes, the rest alike: all of them are found, and what lies along a narrow one is far."""
+    random = np.random.default_rng(5)
+    turned = np.linalg.qr(random.normal(size=(40, 40)))[0]
+    spread = np.r_[10.0, 3.0, np.ones(38)]
+    pieces = (random.normal(size=(3, 4000, 40)) * spread) @ turned + 7
+    found = Familiarity.fit(pieces[0], pieces[1])
+    expected = np.sqrt((((pieces[2] - 7) @ turned.T / spread) ** 2).mean(axis=-1))
+    np.testing.assert_allclose(found.distance(pieces[2]), expected, rtol=0.1)
+    assert found.knows(pieces[2]).mean() == pytest.approx(0.95, abs=0.015)
+    wide, narrow = 8 * turned[[0]] + 7, 8 * turned[[30]] + 7
+    assert found.knows(wide).all() and not found.knows(narrow).any()
+
+
+def test_a_handful_of_pieces_makes_a_cloud_as_well() -> None:
+    for pieces in (np.zeros((1, 4)), np.eye(4)[:2], np.ones((5, 4))):
+        found = Familiarity.fit(pieces, pieces)
+        assert np.isfinite(found.distance(np.eye(4))).all() and np.isfinite(found.threshold)
 
 
 def test_no_labels_are_refused() -> None:

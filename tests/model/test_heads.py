@@ -64,15 +64,15 @@ def test_shapes_and_padding(representation: str) -> None:
     tokens, other, mask = padded(representation)
     config = MidiBertConfig(**CONFIG, representation=representation)
     notes, sequences = MidiBertForNotes(config).eval(), MidiBertForSequences(config).eval()
-    assert notes(tokens, mask).shape == (3, 40, 4)
-    assert sequences(tokens, mask).shape == (3, 4)
-    assert torch.equal(notes(tokens, mask)[mask], notes(other, mask)[mask])
-    torch.testing.assert_close(sequences(tokens, mask), sequences(other, mask), rtol=0, atol=1e-6)
+    assert notes(tokens, mask).logits.shape == (3, 40, 4)
+    assert sequences(tokens, mask).logits.shape == (3, 4)
+    assert torch.equal(notes(tokens, mask).logits[mask], notes(other, mask).logits[mask])
+    torch.testing.assert_close(sequences(tokens, mask).logits, sequences(other, mask).logits, rtol=0, atol=1e-6)
 
 
 def test_an_all_ones_mask_is_no_mask() -> None:
     tokens, model = random_tokens(), MidiBertForSequences(MidiBertConfig(**CONFIG)).eval()
-    torch.testing.assert_close(model(tokens, torch.ones(3, 40)), model(tokens), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(tokens, torch.ones(3, 40)).logits, model(tokens).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_class", MODELS)
@@ -89,7 +89,7 @@ def test_saved_heads_load_through_auto_classes(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / auto.__name__)
         again = auto.from_pretrained(tmp_path / auto.__name__)
         assert type(again) is model_class
-        assert torch.equal(again(tokens), model(tokens))
+        assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 @pytest.mark.parametrize("representation", ["cp", "remi"])
@@ -100,16 +100,18 @@ def test_linear_heads(representation: str, tmp_path: Path) -> None:
     assert count(notes.head) == count(sequences.head) == 32 * 4 + 4
     hidden = sequences.midibert(tokens, mask).last_hidden_state
     means = torch.stack([row[real].mean(0) for row, real in zip(hidden, mask, strict=True)])
-    torch.testing.assert_close(sequences(tokens, mask), sequences.head.output(means))
-    torch.testing.assert_close(sequences(tokens, mask), sequences(other, mask), rtol=0, atol=1e-6)
-    torch.testing.assert_close(sequences(tokens, torch.ones(3, 40)), sequences(tokens), rtol=0, atol=1e-6)
-    assert sequences(tokens, torch.zeros(3, 40)).isfinite().all(), "rows of padding alone"
-    torch.testing.assert_close(notes(tokens, mask), notes.head.output(notes.midibert(tokens, mask).last_hidden_state))
+    torch.testing.assert_close(sequences(tokens, mask).logits, sequences.head.output(means))
+    torch.testing.assert_close(sequences(tokens, mask).logits, sequences(other, mask).logits, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sequences(tokens, torch.ones(3, 40)).logits, sequences(tokens).logits, rtol=0, atol=1e-6)
+    assert sequences(tokens, torch.zeros(3, 40)).logits.isfinite().all(), "rows of padding alone"
+    torch.testing.assert_close(
+        notes(tokens, mask).logits, notes.head.output(notes.midibert(tokens, mask).last_hidden_state)
+    )
     for model in (notes, sequences):
         model.save_pretrained(tmp_path / type(model).__name__)
         again = load_checkpoint(tmp_path / type(model).__name__)
         assert type(again.head) is type(model.head)
-        assert torch.equal(again(tokens, mask), model(tokens, mask))
+        assert torch.equal(again(tokens, mask).logits, model(tokens, mask).logits)
 
 
 def test_a_folder_from_before_there_were_two_heads_has_the_paper_s(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_frozen_parameters_do_not_change_a_bit(model_class: type, what: str) -> 
     model = frozen(model_class, what)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
-    model(random_tokens()).square().sum().backward()
+    model(random_tokens()).logits.square().sum().backward()
     optimizer.step()
     for name, parameter in model.named_parameters():
         learns = name.startswith(LEARNING[what])

@@ -52,7 +52,7 @@ def test_shapes_and_hidden_states(representation: str, attention: str, t: int) -
 def test_masked_positions_get_the_logits_that_all_positions_would(representation: str, attention: str) -> None:
     model = MidiBertForMaskedLM(tiny(representation, attention)).eval()
     tokens, where = random_tokens(representation), torch.rand(3, 64) < 0.15
-    logits = model(tokens, None, where)
+    logits = model(tokens, None, where).logits
     hidden = model.midibert(tokens).last_hidden_state
     sizes = model.config.vocabulary.sizes
     assert [x.shape for x in logits] == [(int(where.sum()), n) for n in sizes]
@@ -82,7 +82,7 @@ def test_a_row_of_padding_alone_gives_finite_states(representation: str, attenti
 def test_every_parameter_learns(representation: str, attention: str) -> None:
     model = MidiBertForMaskedLM(tiny(representation, attention))
     tokens, where = random_tokens(representation), torch.rand(3, 64) < 0.3
-    mlm_loss(model(tokens, None, where), tokens[where])["loss"].backward()
+    mlm_loss(model(tokens, None, where).logits, tokens[where])["loss"].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
@@ -97,7 +97,7 @@ def test_overfits_one_batch(representation: str, attention: str) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(100):
-        loss = mlm_loss(model(corrupted, None, where), tokens[where])["loss"]
+        loss = mlm_loss(model(corrupted, None, where).logits, tokens[where])["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,7 +112,7 @@ def test_a_saved_model_gives_equal_logits(dtype: torch.dtype, tmp_path: object) 
     tokens, where = random_tokens("cp"), torch.rand(3, 64) < 0.15
     again = AutoModelForMaskedLM.from_pretrained(tmp_path)
     assert isinstance(again, MidiBertForMaskedLM) and again.dtype == dtype
-    for a, b in zip(model(tokens, None, where), again(tokens, None, where), strict=True):
+    for a, b in zip(model(tokens, None, where).logits, again(tokens, None, where).logits, strict=True):
         assert torch.equal(a, b)
     encoder = AutoModel.from_pretrained(tmp_path)
     assert isinstance(encoder, MidiBertModel)
@@ -137,14 +137,14 @@ def test_initial_weights_are_the_authors() -> None:
 def test_bfloat16_and_gradient_checkpointing(attention: str) -> None:
     model = MidiBertForMaskedLM(tiny(attention=attention, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     tokens, where = random_tokens("cp"), torch.rand(3, 64) < 0.3
-    loss = mlm_loss(model(tokens, None, where), tokens[where])["loss"]
+    loss = mlm_loss(model(tokens, None, where).logits, tokens[where])["loss"]
     loss.backward()
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model.gradient_checkpointing_enable()
-    mlm_loss(model(tokens, None, where), tokens[where])["loss"].backward()
+    mlm_loss(model(tokens, None, where).logits, tokens[where])["loss"].backward()
     torch.testing.assert_close([p.grad for p in model.parameters()], expected)
-    half = mlm_loss(model.bfloat16()(tokens, None, where), tokens[where])["loss"]
+    half = mlm_loss(model.bfloat16()(tokens, None, where).logits, tokens[where])["loss"]
     assert half.item() == pytest.approx(loss.item(), abs=0.05)
 
 

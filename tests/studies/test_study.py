@@ -10,6 +10,7 @@ from ray.tune.execution.tune_controller import TuneController
 
 from midibert_ray import tracking
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model.calibration import Calibration
 from midibert_ray.report import plots
 from midibert_ray.report.publish import publish
 from midibert_ray.settings.config import Config
@@ -74,6 +75,9 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
     assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "scratch"]
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("root/studies/*/*/checkpoint_*/outcome.json")}
     assert len(written) == 2
+    for path in written:
+        calibration = Calibration.find(path.parent)
+        assert calibration and calibration.test and calibration.familiarity and calibration.valid.scored > 0
 
     more = replace(config, {"study.seeds": 2})
     plan = make(more, locate)

@@ -52,7 +52,7 @@ def built(config: Config) -> Any:
 def step(engine: Any) -> float:
     tokens = torch.zeros(12, 64, 4, dtype=torch.int64)
     where = torch.ones(12, 64, dtype=torch.bool)
-    loss = torch.stack([logits.float().square().mean() for logits in engine(tokens, where, where)]).sum()
+    loss = torch.stack([logits.float().square().mean() for logits in engine(tokens, where, where).logits]).sum()
     engine.backward(loss)
     engine.step()
     return float(loss.detach())

@@ -24,6 +24,7 @@ from midibert_ray.cli import workdir
 from midibert_ray.cli.submission import ROOT, Submission
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.presets import program
+from midibert_ray.tracking import origin
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -138,7 +139,7 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
                 name = client.submit_job(
                     entrypoint=submission.entrypoint,  # Ray runs it on the head as long as it asks for no resources
                     submission_id=submission.id if number == 1 else f"{submission.id}-{number}",
-                    runtime_env={"working_dir": str(archive)},
+                    runtime_env={"working_dir": str(archive), "env_vars": {origin.COMMIT: origin.revision()}},
                     metadata=labels | {"settings": submission.settings, "code": code},
                 )
                 return name, True

@@ -128,7 +128,8 @@ def _from_checkpoint(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     root, key, checkpoint = run_of(uri)
     progress = storage.find_json(storage.join(uri, PROGRESS_FILE))
     if checkpoint and progress and (trained := runs.settings(root, key)):
-        figures = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
+        last = (progress.get("reports") or [{}])[-1]
+        figures = {name: value for name, value in last.items() if name.startswith("valid/")}
         return model, about.of_pretraining(trained, root, key=key, step=int(progress["step"]), figures=figures)
     logger.warning("no %s beside %s: the model card will say that its training is not known", runs.SETTINGS, uri)
     return model, about.UNKNOWN

@@ -47,7 +47,7 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     trial = next(iter(plan.trials))
     recorder.fail(trial, "its process died")
     spool = Spool(recorder.log.tracker.uris.spool)
-    assert len(spool.names()) == 5, "two runs, the cells of the study, the reason and the end of the trial"
+    assert len(spool.names()) == 6, "two runs, the cells of the study; the data, the reason and the end of the trial"
 
     result = StudyResult(plan.key, [], {plan.trials[trial].trial: "its process died"}, [])
     publish(plan, result)
@@ -131,7 +131,7 @@ def test_a_result_is_recorded_once_wherever_runs_are_recorded(tmp_path: Path, lo
         @property
         def log(self) -> StudyLog:
             log = super().log
-            log.complete = lambda run, result, predictions: recorded.append(result.trial)  # type: ignore[method-assign]
+            log.complete = lambda key, result, checkpoint: recorded.append(result.trial)  # type: ignore[method-assign]
             return log
 
     assert Noting(plan).store(key) is None

@@ -73,6 +73,7 @@ def write(config: Config, name: str, between: Callable[[int], None] = lambda ste
         tracker.open(STUDY, f"{name}/{trial}", trial, params={"lr": 0.1}, tags={"variant": trial}, parent=name)
         for trial in ("one", "two")
     ]
+    trials[0].datasets([{"name": "pop909:train", "digest": "d", "uri": "/t", "context": "training", "profile": "{}"}])
     for step in range(1, 41):
         between(step)
         for number, trial in enumerate(trials):
@@ -85,6 +86,8 @@ def write(config: Config, name: str, between: Callable[[int], None] = lambda ste
         again.log({"train/loss": 1 / step + 1, "train/accuracy": step / 40}, step)
     parent.extend(tables=["3", "1"])
     parent.json({"a": 1}, "folder/a.json")
+    trials[0].model("/no/weights/here", "note", {"task": "melody"})
+    trials[0].register(f"{name}-model".replace(" ", "-"))
     trials[0].finish()
     again.tag(failure="as planned")
     again.finish("FAILED")
@@ -104,12 +107,20 @@ def content(config: Config, name: str) -> Any:
             history = tracker._client.get_metric_history(run.info.run_id, key)
             ordered = sorted(history, key=lambda point: (point.timestamp, point.step))
             curves[run.info.run_name, key] = [(point.step, point.value) for point in ordered]
+    one = runs[1]
+    experiment = one.info.experiment_id
+    logged = tracker._client.search_logged_models([experiment], f"source_run_id = '{one.info.run_id}'")
+    versions = tracker._client.search_model_versions(f"name = '{name.replace(' ', '-')}-model'")
     own = ("stage", "variant", "tables", "failure")
     return {
         "curves": curves,
         "status": [run.info.status for run in runs],
         "tags": [{key: value for key, value in run.data.tags.items() if key in own} for run in runs],
         "params": [{key: value for key, value in run.data.params.items() if "." not in key} for run in runs],
+        "data": [(each.dataset.name, each.tags[0].value) for each in one.inputs.dataset_inputs],
+        "models": [(str(each.status), each.params) for each in logged],
+        "outputs": len(one.outputs.model_outputs),
+        "versions": [(version.version, version.run_id == one.info.run_id) for version in versions],
         "files": [tracker.artifact(parent.info.run_id, file) for file in ("folder/a.json", "b.bin")],
     }
 
@@ -122,6 +133,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     found = content(config, "calm")
     assert found["curves"]["two", "train/loss"] == [(step, 1 / step + 1) for step in range(1, 51)]
     assert found["status"] == ["FINISHED", "FINISHED", "FAILED"]
+    assert found["data"] == [("pop909:train", "training")]
+    assert (found["models"], found["outputs"]) == ([("READY", {"task": "melody"})], 1)
+    assert [right for _, right in found["versions"]] == [True]
     assert found["tags"][0] == {"stage": "study", "tables": "1,2,3"}
     return found
 

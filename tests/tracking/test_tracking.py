@@ -1,5 +1,6 @@
 """Curves without gaps or duplicates, on a real MLflow over sqlite."""
 
+import json
 import logging
 import shlex
 import shutil
@@ -235,3 +236,59 @@ def test_what_a_job_leaves_is_its_owners_alone(tmp_path: Path) -> None:
     assert {"mlflow.db", "a.txt", "result.json", "by-a-process"} <= {path.name for path in made}
     assert [path for path in made if path.stat().st_mode & 0o077] == []
     assert (tmp_path / "after").stat().st_mode & 0o044, "the process is as it was before"
+
+
+def test_mlflow_has_our_experiments_alone_and_a_link_opens_the_runs_of_one(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.uris(config))
+    tracker.open("midibert/linked", "key-5", "fifth", params={}, tags={})
+    experiments = tracker._client.search_experiments()
+    assert "Default" not in [each.name for each in experiments]
+    (own,) = [each for each in experiments if each.name == "midibert/linked"]
+    assert own.tags["mlflow.experimentKind"] == "custom_model_development"
+    command, link = tracker.browse("midibert/linked").splitlines()
+    assert command == tracker.uris.command()
+    page = f"/#/experiments/{own.experiment_id}/runs?workflowType=machine_learning"
+    assert link == f"then open http://127.0.0.1:5000{page}"
+    away = tracking.Tracker(tracking.TrackingUris("http://127.0.0.1:9/", "", "unused"))
+    assert away.browse("midibert/linked") == "http://127.0.0.1:9/#/experiments?workflowType=machine_learning"
+
+
+def test_a_run_has_data_and_a_table_however_often_they_are_said(config: Config) -> None:
+    tracker = tracking.Tracker(tracking.uris(config))
+    log = tracker.open("midibert/x", "key-6", "sixth", params={}, tags={tracking.NOTE: "A sentence."})
+    facts = {"digest": "d" * 36, "uri": "/root/tokens/pop909", "profile": '{"protocol": "clean"}'}
+    for _ in range(2):
+        log.datasets(facts | {"name": f"pop909:{split}", "context": use} for split, use in (("a", "b"), ("c", "d")))
+        log.table({"figure": ["test/accuracy", "test/f1"], "value": [0.5, 0.25]}, "figures.json")
+    run = tracker.find("midibert/x", "key-6")
+    assert run is not None and run.data.tags["mlflow.note.content"] == "A sentence."
+    found = {each.dataset.name: (each.tags[0].value, each.dataset) for each in run.inputs.dataset_inputs}
+    assert {name: use for name, (use, _) in found.items()} == {"pop909:a": "b", "pop909:c": "d"}
+    dataset = found["pop909:a"][1]
+    assert (dataset.digest, dataset.profile) == (facts["digest"], facts["profile"])
+    assert json.loads(dataset.source) == {"uri": facts["uri"]}
+    table = json.loads(tracker.artifact(run.info.run_id, "figures.json") or b"")
+    assert table == {"columns": ["figure", "value"], "data": [["test/accuracy", 0.5], ["test/f1", 0.25]]}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "figures.json", "type": "table"}]
+
+
+def test_a_run_that_is_deleted_for_good_while_a_job_writes_to_it_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
+    tracker = tracking.Tracker(tracking.uris(config))
+    run, other = (tracker.open(STUDY, key, key, params={"lr": 1}, tags={}) for key in ("s-1", "s-2"))
+    run.log({"loss": 1}, 1)
+    tracker._client._tracking_client.store._hard_delete_run(tracker.find(STUDY, "s-1").info.run_id)  # type: ignore[union-attr]
+    for step in (2, 3):
+        run.log({"loss": step}, step)
+        other.log({"loss": step}, step)
+    run.text("a", "a.txt")
+    run.finish()
+    (warning,) = [line.message for line in caplog.records if line.levelno >= logging.WARNING]
+    assert warning.startswith(f"the run s-1 of {STUDY} was deleted from MLflow for good; what is recorded of it now is")
+    (left,) = tracker.parents(STUDY)
+    assert tracker.curve(left.info.run_id, "loss") == [(2, 2), (3, 3)]
+    tracker.open(STUDY, "s-1", "s-1", params={"lr": 1}, tags={}).log({"loss": 4}, 4)
+    again = tracker.find(STUDY, "s-1")
+    assert again is not None and tracker.curve(again.info.run_id, "loss") == [(4, 4)]

@@ -75,26 +75,32 @@ class StudyLog:
                 tags=entry.trial.tags | {"stage": "trial", "encoder": entry.encoder, tracking.NOTE: _describe(entry)},
                 parent=self.plan.key,
             )
-            uses = {"train": "training", "valid": "validation", "test": "testing"}
-            self._trials[key].datasets(dataset(entry.store, split, use) for split, use in uses.items())
         return self._trials[key]
 
-    def complete(self, key: str, result: TrialResult, checkpoint: str) -> None:
-        """Store a trial's result and model, whose weights stay in its last checkpoint, and end its run."""
-        run = self.trial(key)
+    def data(self, key: str) -> None:
+        """Name the splits that a trial reads."""
+        uses = {"train": "training", "valid": "validation", "test": "testing"}
+        store = self.plan.trials[key].store
+        self.trial(key).datasets(dataset(store, split, use) for split, use in uses.items())
+
+    def model(self, key: str, checkpoint: str) -> None:
+        """Log the model of a finished trial, whose weights stay in its last checkpoint; baselines have none."""
+        spec = self.plan.trials[key]
+        if spec.config.finetune.model == "midibert":
+            self.trial(key).model(checkpoint, TASKS[spec.trial.task].level, spec.trial.tags)
+
+    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
+        """Store a trial's result and end its run."""
         run.json(result.confusion, "confusion_matrix.json")
         if self.picture:
             run.figure(self.picture(result), "confusion_matrix.png")
-        run.data(storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS)), results.PREDICTIONS)
+        run.data(predictions, results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
         costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
         figures = {"epoch": result.epoch, "majority/accuracy": result.majority, **result.figures, **costs}
         run.table({"figure": [*figures], "value": [*figures.values()]}, FIGURES)
         if result.split == "test":
             run.log({"test/accuracy": result.accuracy}, result.epoch)  # by which runs are sorted and compared
-        config = self.plan.trials[key].config
-        if config.finetune.model == "midibert":
-            run.model(checkpoint, TASKS[result.task].level, self.plan.trials[key].trial.tags)
         run.finish()
 
     def summarize(self, found: Collection[TrialResult]) -> None:
@@ -141,6 +147,7 @@ class Recorder(tune.Callback):
         run.log(curves | system, int(result["epoch"]))
         if spec.key not in self._placed:
             run.tag(hardware=result.get(node.HARDWARE, ""))
+            self.log.data(spec.key)
             self._placed.add(spec.key)
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
@@ -198,7 +205,10 @@ class Recorder(tune.Callback):
         result, checkpoint = found
         here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            self.log.complete(key, result, checkpoint)
+            self.log.data(key)
+            self.log.model(key, checkpoint)
+            predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
+            self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
         if key not in self._finished:

@@ -29,6 +29,8 @@ CODE = (
     "midibert_ray/corpora/splits/asap.json",
     "midibert_ray/corpora/splits/emopia.json",
     "midibert_ray/corpora/splits/emopia_song_disjoint.json",
+    "midibert_ray/corpora/splits/lieder.json",
+    "midibert_ray/corpora/splits/lieder_composers.json",
     "midibert_ray/corpora/splits/pianist8.json",
     "midibert_ray/corpora/splits/pop909.json",
     "midibert_ray/corpora/sample/POP909/LICENSE",

@@ -1,4 +1,4 @@
-"""The five corpora of the paper, the sample inside this package, and any folder of MIDI files.
+"""The five corpora of the paper, two more with a melody, the sample inside this package, and any folder of files.
 
 An entry describes how its publisher lays files out, so that a download is read where it lies. `labels` makes pieces
 of an entry, `tokens` makes tokens of a piece.
@@ -35,7 +35,7 @@ class Corpus:
     citation: str = ""
     url: str = ""
     lists: str | None = None
-    """Name of the split lists (`splits/*.json`); None: all MIDI files of the folder, split "pretrain"."""
+    """Name of the split lists (`splits/*.json`); None: all files of the folder, split `split`."""
     lists_by_song: str | None = None
     """Those with every song in one split alone, where `lists` divide its clips."""
     midi: str = "{}"
@@ -46,6 +46,10 @@ class Corpus:
     """Labels are the first folder's name, or what stands before the first underscore of the id."""
     parts: tuple[str, ...] = ()
     """Names of the tracks that are melody, bridge and accompaniment."""
+    score_parts: tuple[str, ...] = ()
+    """Names that the parts of a score (MusicXML) get, in their order, whatever the score calls them."""
+    split: str = "pretrain"
+    """The split of every piece of a corpus without lists."""
     merged: bool = False
     """The published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     four_four: bool = False
@@ -82,6 +86,20 @@ _POP909 = Corpus(
     midi="{}/{}.mid",
     beats="{}/beat_audio.txt",
     parts=PARTS,
+)
+
+_LIEDER = Corpus(
+    name="lieder",
+    title="OpenScore Lieder (one voice, one piano)",
+    folder="Lieder/scores",
+    licence="CC0 1.0",
+    redistribute=True,
+    citation='M. Gotham and P. Jonas, "The OpenScore Lieder Corpus", MEC 2021',
+    url="https://github.com/OpenScore/Lieder",
+    lists="lieder",
+    midi="{}.mxl",
+    parts=PARTS,
+    score_parts=("MELODY", "PIANO"),
 )
 
 CORPORA: dict[str, Corpus] = {
@@ -135,6 +153,21 @@ CORPORA: dict[str, Corpus] = {
             lists_by_song="emopia_song_disjoint",
             label="prefix",
         ),
+        _LIEDER,
+        replace(
+            _LIEDER, name="lieder_composers", title="Lieder (17 composers)", lists="lieder_composers", label="folder"
+        ),
+        Corpus(
+            name="solo",
+            title="Solo instrument with accompaniment",
+            folder="Solo",
+            licence="published for research: never redistribute",
+            redistribute=False,
+            citation='F. Simonetta et al., "Symbolic melody identification", 2019',
+            url="https://github.com/LIMUNIMI/Symbolic-Melody-Identification",
+            parts=PARTS,
+            split="test",
+        ),
         replace(
             _POP909,
             name="sample",
@@ -150,8 +183,8 @@ CORPORA: dict[str, Corpus] = {
 def corpus(name: str) -> Corpus:
     """The corpus of this name: one of `CORPORA`, or ``folder:<path or URI>``.
 
-    A folder corpus is every ``.mid`` and ``.midi`` file below the folder, however deep; the piece id is the
-    path below it.
+    A folder corpus is every ``.mid``, ``.midi``, ``.mxl`` and ``.musicxml`` file below the folder, however deep; the
+    piece id is the path below it.
 
     Raises:
         ValueError: no such corpus (the nearest name is given), or a folder without a path.

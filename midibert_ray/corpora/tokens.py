@@ -7,8 +7,9 @@ from dataclasses import replace
 from midibert_ray.corpora.catalogue import Corpus
 from midibert_ray.corpora.labels import Piece
 from midibert_ray.music.grid import align_to_beats, quantize, read_beats
-from midibert_ray.music.midi import read_notes
+from midibert_ray.music.midi import MidiError, Notes, read_notes
 from midibert_ray.music.protocol import Protocol
+from midibert_ray.music.score import is_score, read_score
 from midibert_ray.music.tokens import Tokens, encode
 
 
@@ -24,7 +25,7 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
     """
-    notes = read_notes(contents[0], keep_unreleased=protocol.keeps_unreleased)
+    notes = _read(corpus, contents[0], protocol)
     lost = Counter(notes.dropped)
     if corpus.beats is not None:
         notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
@@ -34,3 +35,15 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
     ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
     return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))
+
+
+def _read(corpus: Corpus, data: bytes, protocol: Protocol) -> Notes:
+    if not is_score(data):
+        return read_notes(data, keep_unreleased=protocol.keeps_unreleased)
+    notes = read_score(data)
+    if names := corpus.score_parts:
+        if len(notes.tracks) != len(names):
+            raise MidiError(f"a score of {len(notes.tracks)} parts; expected {len(names)}")
+        tracks = tuple(replace(track, name=name) for track, name in zip(notes.tracks, names, strict=True))
+        notes = replace(notes, tracks=tracks)
+    return notes

@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,10 @@ from pyarrow import fs
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
-from midibert_ray.corpora.labels import MIDI_SUFFIXES, Piece, list_pieces
+from midibert_ray.corpora.labels import MUSIC_SUFFIXES, Piece, list_pieces
 from midibert_ray.data.format import FORMAT_VERSION, find_manifest, shard_name
 from midibert_ray.music.protocol import Protocol
+from midibert_ray.music.score import SCORE_SUFFIXES
 from midibert_ray.music.vocabulary import vocabulary_digest
 from midibert_ray.tokenizing.listing import File, Listing, duplicates, is_utf8, list_files, listing_digest, open_file
 from midibert_ray.tokenizing.shard import Shard
@@ -194,7 +196,8 @@ def plan_corpus(
     """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
 
     Raises:
-        ValueError: for a folder without MIDI files of the corpus; and whatever `list_corpus` raises.
+        ValueError: for a folder without files of the corpus; and whatever `list_corpus` raises.
+        ModuleNotFoundError: for scores, where partitura is not installed.
     """
     found = found or list_corpus(name, corpora_root)
     chosen, root, listing = found.corpus, found.root, found.listing
@@ -202,7 +205,9 @@ def plan_corpus(
     sizes = {file: about.size for file, about in listing.files.items()}
     pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
-        expected = f"{pieces[0].files[0]} and others" if pieces else "*.mid or *.midi"
+        expected = (
+            f"{pieces[0].files[0]} and others" if pieces else " or ".join(f"*{suffix}" for suffix in MUSIC_SUFFIXES)
+        )
         first = min(listing.unlisted.items(), default=None)
         hint = (
             f"; places that could not be looked at: {len(listing.unlisted):,}, first {': '.join(first)}"
@@ -210,16 +215,27 @@ def plan_corpus(
             else ""
         )
         raise ValueError(f"corpus {name}: its MIDI files ({expected}) are not below {uri}{hint}")
+    files = {file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files}
+    _require_reader(name, files)
     return CorpusPlan(
         corpus=chosen,
         protocol=protocol,
         segment=segment,
         root=root,
         pieces=tuple(pieces),
-        files={file: listing.files[file] for piece in pieces for file in piece.files if file in listing.files},
-        unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MIDI_SUFFIXES))},
+        files=files,
+        unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MUSIC_SUFFIXES))},
         storage_root=storage.resolve(storage_root),
     )
+
+
+def _require_reader(name: str, files: Iterable[str]) -> None:
+    score = next((file for file in files if file.lower().endswith(SCORE_SUFFIXES)), None)
+    if score and importlib.util.find_spec("partitura") is None:
+        raise ModuleNotFoundError(
+            f"corpus {name}: {score} is MusicXML, which partitura reads: pip install 'midibert-ray[scores]', here and "
+            "on every node"
+        )
 
 
 def _corpus(name: str) -> Corpus:

@@ -91,7 +91,12 @@ def test_unknown_names_give_the_nearest():
 
 def test_locations_and_terms():
     assert corpus("pop909").location("s3://data/") == "s3://data/POP909"
-    assert [name for name, entry in CORPORA.items() if entry.redistribute] == ["pop909", "sample"]
+    assert [name for name, entry in CORPORA.items() if entry.redistribute] == [
+        "pop909",
+        "lieder",
+        "lieder_composers",
+        "sample",
+    ]
     for entry in CORPORA.values():
         assert entry.title and entry.licence and entry.citation and entry.url.startswith("https://")
         assert entry.slug == entry.name
@@ -155,3 +160,34 @@ def test_a_bad_piece_is_an_error_with_a_reason(sample):
         tokenize_piece(corpus("sample"), piece, [contents[0][:-9], contents[1]], PAPER)
     with pytest.raises(MidiError, match="beat annotation"):
         tokenize_piece(corpus("sample"), piece, [contents[0], b""], PAPER)
+
+
+def _songs(name):
+    return {
+        split: {piece.piece for piece in list_pieces(corpus(name), {}, CLEAN) if piece.split == split}
+        for split in ("train", "valid", "test")
+    }
+
+
+def test_lieder_are_divided_by_composer_and_for_composers_by_cycle():
+    for name, depth, sizes in (("lieder", 1, (1058, 132, 132)), ("lieder_composers", 2, (548, 97, 83))):
+        songs = _songs(name)
+        assert tuple(map(len, songs.values())) == sizes
+        groups = [{tuple(song.split("/")[:depth]) for song in split} for split in songs.values()]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+    composers = [
+        {piece.label for piece in list_pieces(corpus("lieder_composers"), {}, CLEAN) if piece.split == split}
+        for split in ("train", "valid", "test")
+    ]
+    assert composers[0] == composers[1] == composers[2]
+    assert len(composers[0]) == 17
+
+
+def test_scores_and_midi_files_of_a_folder_are_pieces():
+    files = dict.fromkeys(["a/b.mxl", "c.MusicXML", "d.mid", "e.txt", "f.xml"], 1)
+    assert [piece.piece for piece in list_pieces(corpus("folder:/x"), files, CLEAN)] == [
+        "a/b.mxl",
+        "c.MusicXML",
+        "d.mid",
+    ]
+    assert {piece.split for piece in list_pieces(corpus("solo"), files, CLEAN)} == {"test"}

@@ -145,7 +145,11 @@ def test_folders_are_found_from_wherever_a_worker_stands(tmp_path: Path, monkeyp
             r"no folder .*POP909; set corpora\.root \(now '.*'\) to where POP909 lies",
         ),
         ("folder:{tmp}/nowhere", FileNotFoundError, "no folder .*/nowhere$"),
-        ("folder:{tmp}/empty", ValueError, r"its MIDI files \(\*\.mid or \*\.midi\) are not below .*/empty"),
+        (
+            "folder:{tmp}/empty",
+            ValueError,
+            r"its MIDI files \(\*\.mid or \*\.midi or \*\.mxl or \*\.musicxml\) are not below .*/empty",
+        ),
         ("emopia", ValueError, r"its MIDI files \(.*\.mid and others\) are not below .*EMOPIA_1\.0/midis"),
     ],
 )

@@ -19,8 +19,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-import midibert_ray
-
 logger = logging.getLogger(__name__)
 
 NAME = "model"
@@ -61,7 +59,7 @@ def signature(level: str) -> ModelSignature:
 def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
     """Log the model of a run, by its id; one that is there already stays as it is.
 
-    `content`: `weights`, the URI of a folder; `level`, see `signature`; `params`, texts.
+    `content`: `weights`, the URI of a folder; `level`, see `signature`; `params`, texts; `requirement`, as pip takes it.
     """
     experiment = client.get_run(run).info.experiment_id
     known = find(client, run) or client.create_logged_model(
@@ -86,7 +84,7 @@ def _save(folder: Path, model: LoggedModel, content: Mapping[str, Any]) -> None:
         python_model=str(_CODE),
         model_config={"weights": content["weights"]},
         signature=signature(content["level"]),
-        pip_requirements=[f"midibert-ray=={midibert_ray.__version__}"],
+        pip_requirements=[content["requirement"]],
         mlflow_model=Model(
             artifact_path=model.artifact_location,
             run_id=model.source_run_id,

@@ -17,6 +17,8 @@ COMMIT = "MIDIBERT_COMMIT"
 """Environment variable of submitted jobs, whose code comes without its repository: the commit, `+` behind it if files
 differ from it."""
 DIRTY = "git.dirty"
+REQUIREMENT = f"midibert-ray=={midibert_ray.__version__}"
+"""This version, as pip takes it."""
 LIBRARIES = ("torch", "transformers", "ray", "deepspeed", "mlflow", "numpy", "symusic")
 _ROOT = Path(__file__).parents[2]
 

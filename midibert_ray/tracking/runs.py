@@ -89,7 +89,8 @@ class RunLog:
 
     def model(self, weights: str, level: str, params: Mapping[str, object]) -> None:
         """Log the run's model, whose weights stay in a folder; `level` is `note`, `sequence` or `encoder`."""
-        self._add("model", weights=weights, level=level, params={key: str(value) for key, value in params.items()})
+        texts = {key: str(value) for key, value in params.items()}
+        self._add("model", weights=weights, level=level, params=texts, requirement=origin.REQUIREMENT)
 
     def register(self, name: str) -> None:
         """Register the run's model, which has been logged before."""

@@ -59,7 +59,7 @@ def signature(level: str) -> ModelSignature:
 def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
     """Log the model of a run, by its id; one that is there already stays as it is.
 
-    `content`: `weights`, the URI of a folder; `level`, see `signature`; `params`, texts; `requirement`, as pip takes it.
+    `content`: `weights`, the URI of a folder; `level`, see `signature`; `params`, texts; `requirement`, for pip.
     """
     experiment = client.get_run(run).info.experiment_id
     known = find(client, run) or client.create_logged_model(

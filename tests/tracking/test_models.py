@@ -131,7 +131,7 @@ def test_mlflow_serves_it(tracker: tracking.Tracker, folder: Path) -> None:
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [*command, "--env-manager", "local", "--port", str(port), "--workers", "1"],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
             stdout=stream,
             stderr=stream,
             start_new_session=True,
@@ -150,5 +150,6 @@ def test_mlflow_serves_it(tracker: tracking.Tracker, folder: Path) -> None:
             ask(port, [[base64.b64encode(b"no MIDI").decode()]])
         assert refused.value.code in (400, 500) and ask(port, [[base64.b64encode(SONG.read_bytes()).decode()]])
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

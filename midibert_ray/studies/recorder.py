@@ -5,7 +5,7 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -103,15 +103,11 @@ class StudyLog:
             run.log({"test/accuracy": result.accuracy}, result.epoch)  # by which runs are sorted and compared
         run.finish()
 
-    def summarize(self, found: Collection[TrialResult]) -> None:
-        """Add a point to the study's own curves, which run over the number of finished trials."""
-        groups: dict[str, list[TrialResult]] = {}
-        for result in found:
-            groups.setdefault(f"{result.protocol}/{result.task}", []).append(result)
-        figures = {}
-        for name, group in groups.items():
-            figures[f"{name}/best_accuracy"] = best(group).accuracy
-            figures[f"{name}/mean_accuracy"] = sum(result.accuracy for result in group) / len(group)
+    def summarize(self, found: Sequence[TrialResult]) -> None:
+        """Add a point to the study's own curves of a task, which run over the number of its finished trials."""
+        name = f"{found[0].protocol}/{found[0].task}"
+        mean = sum(result.accuracy for result in found) / len(found)
+        figures = {f"{name}/best_accuracy": best(found).accuracy, f"{name}/mean_accuracy": mean}
         self.parent.log(figures, len(found))
 
 
@@ -213,7 +209,8 @@ class Recorder(tune.Callback):
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
         if key not in self._finished:
             self._finished[key] = result
-            self.log.summarize(self._finished.values())
+            group = (result.protocol, result.task)
+            self.log.summarize([each for each in self._finished.values() if (each.protocol, each.task) == group])
         return result
 
     @cached_property

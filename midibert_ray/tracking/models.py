@@ -69,8 +69,7 @@ def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, NAME)
-        with warnings.catch_warnings(action="ignore"):  # of examples, which it would run: they say nothing new
-            _save(folder, known, content)
+        _save(folder, known, content)
         client.log_model_artifacts(known.model_id, str(folder))
     outputs = client.get_run(run).outputs
     if known.model_id not in [each.model_id for each in (outputs.model_outputs if outputs else [])]:
@@ -79,19 +78,23 @@ def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
 
 
 def _save(folder: Path, model: LoggedModel, content: Mapping[str, Any]) -> None:
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(_CODE),
-        model_config={"weights": content["weights"]},
-        signature=signature(content["level"]),
-        pip_requirements=[content["requirement"]],
-        mlflow_model=Model(
-            artifact_path=model.artifact_location,
-            run_id=model.source_run_id,
-            model_id=model.model_id,
-            model_uuid=model.model_id,
-        ),
+    # It would run an example, which tells nothing new, and this package may be a checkout that pip does not know.
+    logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)
+    described = Model(
+        artifact_path=model.artifact_location,
+        run_id=model.source_run_id,
+        model_id=model.model_id,
+        model_uuid=model.model_id,
     )
+    with warnings.catch_warnings(action="ignore"):
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(_CODE),
+            model_config={"weights": content["weights"]},
+            signature=signature(content["level"]),
+            pip_requirements=[content["requirement"]],
+            mlflow_model=described,
+        )
 
 
 def find(client: MlflowClient, run: str) -> LoggedModel | None:

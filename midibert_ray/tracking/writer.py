@@ -22,8 +22,6 @@ from midibert_ray.tracking.uris import TrackingUris
 
 logger = logging.getLogger(__name__)
 
-_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Tag of an experiment that MLflow's pages show as one of model training; else they ask for traces of LLMs."""
 _INVALID = "INVALID_PARAMETER_VALUE"
 """MLflow's code for a request about a run that was deleted, among others."""
 
@@ -135,7 +133,7 @@ class Writer:
         # Without an explicit root sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
         root = f"{self._uris.artifacts}/{name}" if self._uris.artifacts else None
         try:
-            return str(self._client.create_experiment(name, artifact_location=root, tags=_TRAINING))
+            return str(self._client.create_experiment(name, artifact_location=root))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

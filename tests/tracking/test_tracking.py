@@ -244,7 +244,6 @@ def test_mlflow_has_our_experiments_alone_and_a_link_opens_the_runs_of_one(confi
     experiments = tracker._client.search_experiments()
     assert "Default" not in [each.name for each in experiments]
     (own,) = [each for each in experiments if each.name == "midibert/linked"]
-    assert own.tags["mlflow.experimentKind"] == "custom_model_development"
     command, link = tracker.browse("midibert/linked").splitlines()
     assert command == tracker.uris.command()
     page = f"/#/experiments/{own.experiment_id}/runs?workflowType=machine_learning"

@@ -47,18 +47,25 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
+    for group in _by_task(outcomes).values():
+        log.summarize(group)  # a start that was killed may not have got there
     _register(log, result.outcomes)
     run.finish("FAILED" if failed else "FINISHED")
+
+
+def _by_task(outcomes: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
+    """Results by task and protocol."""
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.task, outcome.protocol), []).append(outcome)
+    return groups
 
 
 def _register(log: StudyLog, outcomes: Sequence[TrialResult]) -> None:
     """Register the best model of each task and protocol, by validation, as `tracking.register` asks."""
     plan, name = log.plan, log.plan.config.tracking.register
     keys = {entry.trial.name: key for key, entry in plan.trials.items() if entry.config.finetune.model == "midibert"}
-    groups: dict[tuple[str, str], list[TrialResult]] = {}
-    for outcome in outcomes:
-        if name and outcome.trial in keys:
-            groups.setdefault((outcome.task, outcome.protocol), []).append(outcome)
+    groups = _by_task([outcome for outcome in outcomes if name and outcome.trial in keys])
     tasks, protocols = ({words[place] for words in groups} for place in (0, 1))
     for (task, protocol), group in groups.items():
         words = [name, *[task] * (len(tasks) > 1), *[protocol] * (len(protocols) > 1)]

@@ -199,6 +199,7 @@ class Recorder(tune.Callback):
         if found is None:
             return None
         result, checkpoint = found
+        finished = self._finished  # before this one is noted
         here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
             self.log.data(key)
@@ -207,10 +208,10 @@ class Recorder(tune.Callback):
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
-        if key not in self._finished:
-            self._finished[key] = result
+        if key not in finished:
+            finished[key] = result
             group = (result.protocol, result.task)
-            self.log.summarize([each for each in self._finished.values() if (each.protocol, each.task) == group])
+            self.log.summarize([each for each in finished.values() if (each.protocol, each.task) == group])
         return result
 
     @cached_property

@@ -141,8 +141,8 @@ class Recorder(tune.Callback):
         curves = {key: value for key, value in points.items() if key.startswith(("train/", "valid/")) and key != BEST}
         run = self.log.trial(spec.key)
         run.log(curves | system, int(result["epoch"]))
-        if spec.key not in self._placed:
-            run.tag(hardware=result.get(node.HARDWARE, ""))
+        if node.HARDWARE in result and spec.key not in self._placed:
+            run.tag(hardware=result[node.HARDWARE])
             self.log.data(spec.key)
             self._placed.add(spec.key)
         shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))

@@ -195,8 +195,18 @@ def check_mlflow(config: Config) -> None:
     for child in children:
         epochs = [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")]
         assert epochs == list(range(1, len(epochs) + 1))
-        assert "test/accuracy" in child.data.metrics
+        assert {name for name in child.data.metrics if name.startswith("test/")} == {"test/accuracy"}
         assert child.data.params["finetune.task"] == child.data.tags["task"]
         names = ("confusion_matrix.png", "confusion_matrix.json", "predictions.parquet", "outcome.json")
         assert all(tracker.artifact(child.info.run_id, name) for name in names)
     assert all(tracker.artifact(parent.info.run_id, name) for name in ("results.csv", "results.md", "results.png"))
+    for run in (pretraining, *children):
+        assert [len(run.outputs.model_outputs), len(run.inputs.dataset_inputs)] == [1, 1 if run is pretraining else 3]
+        assert {"hardware", "library.torch", tracking.NOTE, "mlflow.source.name"} <= run.data.tags.keys()
+        assert any(name.startswith("system/worker_0/") for name in run.data.metrics)
+    workers = {name.split("/")[1] for name in pretraining.data.metrics if name.startswith("system/")}
+    assert workers == {f"worker_{rank}" for rank in range(config.compute.workers)}
+    tasks = {child.data.tags["task"] for child in children}
+    assert {
+        f"clean/{task}/{name}_accuracy" for task in tasks for name in ("best", "mean")
+    } == parent.data.metrics.keys()

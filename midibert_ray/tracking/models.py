@@ -26,7 +26,7 @@ NAME = "model"
 BEST = "best"
 """Alias of the version of a registered model that was registered last."""
 _CODE = Path(__file__).with_name("served.py")
-_ROWS = {
+_ROWS: dict[str, dict[str, Any]] = {
     "note": {
         "onset_s": "double",
         "offset_s": "double",
@@ -50,9 +50,9 @@ _ROWS = {
 
 def signature(level: str) -> ModelSignature:
     """Rows in and out of a model of level `note`, `sequence` or `encoder`; see `served.py`."""
-    sources = [ColSpec("string", "path", required=False), ColSpec("binary", "midi", required=False)]
-    columns = [ColSpec(kind, name) for name, kind in {"piece": "long", **_ROWS[level]}.items()]
-    params = None if level == "encoder" else ParamSchema([ParamSpec("abstain", "double", 0.0)])
+    sources: list[Any] = [ColSpec("string", "path", required=False), ColSpec("binary", "midi", required=False)]
+    columns: list[Any] = [ColSpec(kind, name) for name, kind in {"piece": "long", **_ROWS[level]}.items()]
+    params: Any = None if level == "encoder" else ParamSchema([ParamSpec("abstain", "double", 0.0)])
     return ModelSignature(Schema(sources), Schema(columns), params)
 
 

@@ -7,12 +7,14 @@ row an embedding, as the model has a head for notes, one for pieces or none; `pi
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
+from mlflow.pyfunc.model import PythonModel
 
 import midibert_ray
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(PythonModel):
     """A model whose weights stay where `model_config["weights"]` says."""
 
     def load_context(self, context: Any) -> None:
@@ -34,7 +36,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         if not found:
             raise ValueError("a row has neither `path` nor `midi`; give the path or the bytes of a MIDI file")
         if self._model.level is None:
-            return pd.DataFrame({"embedding": self._model.embed([found[0]]).tolist()})
+            return pd.DataFrame({"embedding": np.asarray(self._model.embed([found[0]])).tolist()})
         song = self._model.annotate(found[0], abstain=abstain)
         if self._model.level == "note":
             return song.notes

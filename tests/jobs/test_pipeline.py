@@ -206,7 +206,5 @@ def check_mlflow(config: Config) -> None:
         assert any(name.startswith("system/worker_0/") for name in run.data.metrics)
     workers = {name.split("/")[1] for name in pretraining.data.metrics if name.startswith("system/")}
     assert workers == {f"worker_{rank}" for rank in range(config.compute.workers)}
-    tasks = {child.data.tags["task"] for child in children}
-    assert {
-        f"clean/{task}/{name}_accuracy" for task in tasks for name in ("best", "mean")
-    } == parent.data.metrics.keys()
+    groups = {f"{child.data.tags['protocol']}/{child.data.tags['task']}" for child in children}
+    assert parent.data.metrics.keys() == {f"{group}/{name}_accuracy" for group in groups for name in ("best", "mean")}

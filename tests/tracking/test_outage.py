@@ -120,7 +120,7 @@ def content(config: Config, name: str) -> Any:
         "data": [(each.dataset.name, each.tags[0].value) for each in one.inputs.dataset_inputs],
         "models": [(str(each.status), each.params) for each in logged],
         "outputs": len(one.outputs.model_outputs),
-        "versions": [(version.version, version.run_id == one.info.run_id) for version in versions],
+        "versions": [(str(version.version), version.run_id == one.info.run_id) for version in versions],
         "files": [tracker.artifact(parent.info.run_id, file) for file in ("folder/a.json", "b.bin")],
     }
 

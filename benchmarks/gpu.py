@@ -36,7 +36,8 @@ import numpy as np
 import torch
 from steps import Updater, random_batch
 
-from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import mask_batch
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.training.flops import peak_flops, step_flops

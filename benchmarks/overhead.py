@@ -248,7 +248,8 @@ def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, 
     """Loss of this worker's rows; the mean over workers is that over all masked positions of the batch."""
     import torch
 
-    from midibert_ray.data.masking import mask_batch, masked_count, row_keys
+    from midibert_ray.data.hashing import row_keys
+    from midibert_ray.data.masking import mask_batch, masked_count
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.training.build import packing
 

@@ -101,7 +101,8 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
     import torch
     from steps import Updater, timed
 
-    from midibert_ray.data.masking import mask_batch, row_keys
+    from midibert_ray.data.hashing import row_keys
+    from midibert_ray.data.masking import mask_batch
     from midibert_ray.data.store import TokenStore
     from midibert_ray.model.midibert import mlm_loss
     from midibert_ray.music.protocol import CLEAN

@@ -97,7 +97,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from steps import Updater, random_batch, timed
 
-    from midibert_ray.data.masking import mask_batch, row_keys
+    from midibert_ray.data.hashing import row_keys
+    from midibert_ray.data.masking import mask_batch
     from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
     from midibert_ray.music.protocol import PAPER
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midibert_ray import storage, tracking
+from midibert_ray.corpora.table import Labels, make_task
 from midibert_ray.data.format import find_manifest
-from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
@@ -22,15 +22,17 @@ from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, StudyPlan, study_uri
+from midibert_ray.studies.plan import Labelled, PretrainingSpec, StudyPlan, study_uri
 from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
+from midibert_ray.tokenizing.labelling import LabelPlan, find_labels, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
 from midibert_ray.tracking.spool import UnreachableError
 from midibert_ray.tracking.uris import SQLITE
+from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
 from midibert_ray.training.task_data import require_labels, require_splits
@@ -55,6 +57,38 @@ class CorpusPlans:
         """The plans of corpora whose tokens are made as a configuration says, as far as trials differ in it."""
         how = json.dumps([config.tokens.protocol, config.protocol_in_force.switched("tokens")])
         return self.plans.setdefault(how, {})
+
+    labels: dict[str, LabelPlan] = field(default_factory=dict)
+    """Labels of corpora that have some of their own, by address."""
+    tables: dict[str, Labels | None] = field(default_factory=dict)
+    """Of these corpora, by the address of their tokens."""
+
+    def find_labels(self, config: Config, seed: int) -> Labelled | None:
+        """The task of a trial where it is a column of its corpus's own table, or the class folders' `label`.
+
+        `seed` divides the pieces; it is that of the study, so that all of its seeds are scored on the same ones.
+
+        Raises:
+            ConfigError: for a task that is neither there nor one of the paper's.
+            LabelError: for labels that cannot be used.
+        """
+        name, column = config.finetune.corpus, config.finetune.task
+        if name in ("", "sample"):
+            return None
+        self.uris(config, [name])
+        tokens = self.of(config)[name]
+        if tokens.uri not in self.tables:
+            self.tables[tokens.uri] = find_labels(self.files[name], tokens)
+        labels = self.tables[tokens.uri]
+        if labels is None or column not in labels.columns:
+            require_column(name, labels, column)
+            return None
+        kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
+        task = make_task(labels, column, name, kinds.get(column, ""))
+        plan = LabelPlan(tokens=tokens, labels=labels, seed=seed, folds=config.study.folds, fold=config.finetune.fold)
+        plan = self.labels.setdefault(plan.uri, plan)
+        plan.require_divisible(task)
+        return Labelled(task, plan.uri)
 
     def uris(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
@@ -90,7 +124,8 @@ class JobPlan:
     @property
     def tokens(self) -> list[dict[str, CorpusPlan]]:
         """The token stores that the job needs, by corpus: a group for each way in which tokens are made."""
-        groups, needed = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
+        groups, stores = self.corpora.plans.values(), self.study.stores if self.study else self.pretraining.stores
+        needed = {self.corpora.labels[uri].tokens.uri if uri in self.corpora.labels else uri for uri in stores}
         chosen = [{name: each for name, each in group.items() if each.uri in needed} for group in groups]
         return [group for group in chosen if group]
 
@@ -126,27 +161,44 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     """
     storage.root.require_usable(config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
+    config = replace(config, {key: storage.resolve(uri) for key, uri in _starts(config).items()})
+    if config.pretrain.start:
+        start.require_fit(start.PRETRAIN, config.pretrain.start, config)
     corpora = CorpusPlans()
-    made = plan_study(config, corpora.uris) if study else None
+    made = plan_study(config, corpora.uris, corpora.find_labels) if study else None
     corpora.uris(config, config.corpora.names)
     if made:
         _require_tasks(made, corpora)
     return JobPlan(config=config, corpora=corpora, study=made)
 
 
+def _starts(config: Config) -> dict[str, str]:
+    """The weights that are started from: setting -> URI."""
+    given = {start.PRETRAIN: config.pretrain.start, start.FINETUNE: config.finetune.start}
+    return {key: uri for key, uri in given.items() if uri}
+
+
 def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
     """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
     stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
-        task, corpus = TASKS[spec.trial.task], stores[spec.store]
+        if spec.store in corpora.labels:
+            continue  # its table was read, and says what it lacks
+        task, corpus = spec.task, stores[spec.store]
         require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
         if task.level == "sequence":
             require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
 
 
 def tokenize(plan: JobPlan) -> list[Summary]:
-    """Write the token stores that a job needs, or find them; needs Ray."""
-    return [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
+    """Write the token stores that a job needs, and the labels beside them, or find them; needs Ray.
+
+    Raises:
+        LabelError: where pieces cannot be divided; the token stores are there.
+    """
+    made = [summary for group in plan.tokens for summary in tokenize_plans(list(group.values()))]
+    write_labels(list(plan.corpora.labels.values()))
+    return made
 
 
 def require_tokens(plan: JobPlan) -> None:
@@ -206,7 +258,7 @@ def study(plan: JobPlan) -> StudyResult:
     require_tokens(plan)
     key = plan.study.key
     with lease(study_uri(plan.config, key), what=f"study {key}", report=logger.info) as held:
-        result = run_study(plan.study, plots.confusion)
+        result = run_study(plan.study, plots.answers)
         held.check()
         publish(plan.study, result)
     return result

@@ -9,12 +9,16 @@ import pytest
 
 from midibert_ray import pipeline
 from midibert_ray.cli import dry_run
+from midibert_ray.model.folder import save_export
+from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import replace
+from midibert_ray.storage import digests
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies.plan import StudyPlan, study_uri
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tokenizing import plan as planning
 from midibert_ray.tokenizing import tokenize
+from midibert_ray.training.build import new_model
 from tests.stores import make_here
 from tests.tiny import tiny_study
 
@@ -50,6 +54,25 @@ def test_a_job_makes_the_tokens_that_it_needs(tmp_path: Path) -> None:
     assert [each.protocol.name for each in group.values()] == ["paper"]
     (group,) = pipeline.plan(replace(config, {"corpora.names": ("sample",)})).tokens
     assert [each.protocol.name for each in group.values()] == ["clean"]
+
+
+def test_weights_to_start_from_are_told_before_all_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be given as they lie below the directory of the job; workers run elsewhere."""
+    config = tiny_study(tmp_path, study__variants=("pretrained",))
+    save_export(new_model(config), tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    plan = pipeline.plan(replace(config, {"finetune.start": "mine"}), study=True)
+    text = dry_run.describe_plan(plan, "tokenize", "pretrain", estimates=False)
+    sha256 = digests.of_file(tmp_path / "mine" / "model.safetensors")["sha256"]
+    assert f"finetune.start  {tmp_path}/mine  sha256 {sha256}" in text and "/runs/" not in text
+    text = dry_run.describe_plan(
+        pipeline.plan(replace(config, {"pretrain.start": "mine"})), "pretrain", estimates=False
+    )
+    assert f"pretrain.start  {tmp_path}/mine  sha256 {sha256}" in text and "/runs/pretrain-" in text
+    with pytest.raises(
+        ConfigError, match=r"model\.hidden=32 is not allowed; use 16, as the weights of pretrain\.start="
+    ):
+        pipeline.plan(replace(config, {"pretrain.start": "mine", "model.hidden": 32}))
 
 
 def test_of_two_that_run_a_study_the_second_follows(

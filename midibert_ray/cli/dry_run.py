@@ -16,7 +16,9 @@ from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import StudyPlan, study_uri
+from midibert_ray.tokenizing.account import describe
 from midibert_ray.tokenizing.tokenize import Summary
+from midibert_ray.training import start
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.runs import run_uri
 
@@ -37,14 +39,16 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     lines = [_settings(config), "", *(line for name, uri in places.items() for line in _token_lines(name, uri))]
     if stages == ("tokenize",) and not study:
         return "\n".join(lines)
-    if "pretrain" in stages:
+    for key, found in start.inputs(config, start.PRETRAIN, start.FINETUNE).items():
+        lines.append(f"{key:<15} {flatten(config)[key]}  sha256 {found}")
+    if "pretrain" in stages and not (study and config.finetune.start):  # which takes its place
         counts = "  ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         lines += [
             f"{'pre-training':<15} {run_uri(config, plan.pretraining.key)}",
             f"{'batch':<15} {plan_batch(config)}",
             f"{'parameters':<15} {counts}",
         ]
-    lines += _study_lines(plan, study) if study else []
+    lines += [*_label_lines(plan, study), *_study_lines(plan, study)] if study else []
     if estimates:
         lines += [f"{'estimate':<15} {_estimate(plan)}", *_resource_lines(plan)]
     return "\n".join([*lines, f"{'MLflow':<15} {tracking.uris(config).uri}"])
@@ -58,7 +62,7 @@ def _token_lines(name: str, uri: str) -> Iterator[str]:
 
 
 def _estimate(plan: JobPlan) -> str:
-    corpora = {each.uri: each for group in plan.tokens for each in group.values()}
+    corpora = {each.uri: each for group in plan.tokens for each in group.values()} | plan.corpora.labels
     trials = plan.study.trials if plan.study else {}
     return str(estimate(plan.pretrainings, trials, corpora, threads=int(plan.config.compute.cpus_per_trial)))
 
@@ -111,6 +115,17 @@ def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
         f"{'trials':<15} {len(study.trials)}, {len(plan.open_trials)} of them open: {names}",
         f"{'side by side':<15} {_concurrency(study.config)}",
     ]
+
+
+def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
+    """What was understood of labels of the user's own; of folds the first stands for all."""
+    for uri, labels in plan.corpora.labels.items():
+        if labels.fold > 1:
+            continue
+        tasks = {spec.task.name: spec.task for spec in study.trials.values() if spec.store == uri}
+        head = f"labels {labels.tokens.corpus.name}"
+        for number, line in enumerate(describe(labels, list(tasks.values()))):
+            yield f"{'' if number else head:<15} {line}"
 
 
 def _pretraining_words(config: Config) -> str:

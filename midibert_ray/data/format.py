@@ -43,6 +43,10 @@ SCHEMA = pa.schema(
 )
 """Of a shard."""
 
+LABELS = "labels"
+"""The manifest's key for an account of labels; a folder that has it lies in that of a token store."""
+LABELS_TABLE = "labels.parquet"
+
 SHARDS = "parts"
 """The manifest's key for the shards: bytes by name, in the order of their pieces."""
 

@@ -1,7 +1,7 @@
-"""Masking for pre-training, on the device.
+"""What a model has to find in pre-training, on the device: masked tokens, or notes that were changed.
 
 Nothing is drawn from a generator: every decision is a hash of (seed, epoch, step, row of the global batch,
-position, purpose). The same rows are therefore masked alike on a CPU and a GPU, by one worker or by
+position, purpose). The same rows are therefore corrupted alike on a CPU and a GPU, by one worker or by
 sixty-four, and after a resume.
 """
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from midibert_ray.music import splitmix64
+from midibert_ray.data.hashing import below, position_bits
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.vocabulary import CP, REMI
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen positions that become the MASK row and random ids; the rest stays (paper §V-A)."""
 
-# The constants as signed numbers; torch's int64 arithmetic wraps around.
-_STEP = splitmix64.STEP - 2**64
-_MULTIPLIERS = tuple(multiplier - 2**64 for multiplier in splitmix64.MULTIPLIERS)
 _CHOOSE, _KIND, _IDS = 0, 1, 2
+_NOISE = 8
+_NOISE_SPANS = (0, 4, 12, 12)
+"""By token type: how far noise goes down, and one less up (M2BERT); 0: left as it is."""
 _UNIT = 2**31
 
 
@@ -36,14 +36,6 @@ class MaskedBatch:
     """bool [b, t]: the chosen positions."""
     attention_mask: Tensor
     """bool [b, t]: the positions that may be attended."""
-
-
-def row_keys(seed: int, epoch: int, step: int, rows: Tensor) -> Tensor:
-    """Keys int64 [b] of the random decisions about rows of a global batch (int64 [b], their indices in it)."""
-    key = torch.full_like(rows, _STEP)
-    for value in (seed, epoch, step, rows):
-        key = _mix(key + value)
-    return key
 
 
 def masked_count(length: Tensor, *, protocol: Protocol, segment: int, fraction: float = 0.15) -> Tensor:
@@ -73,18 +65,47 @@ def mask_batch(
     segment = tokens.shape[1]
     count = masked_count(length, protocol=protocol, segment=segment, fraction=fraction)[:, None]
     real = torch.arange(segment, device=tokens.device) < length[:, None]
-    rank = _ranks(_hash(keys, segment, _CHOOSE), None if protocol.masks_padding else real)
+    rank = _ranks(position_bits(keys, segment, _CHOOSE), None if protocol.masks_padding else real)
     where = rank < count
     if protocol.mask_shares == "exact":
         masked = _share(count, MASKED)
         replace_by_mask, keep = rank < masked, rank >= masked + _share(count, RANDOM)
     else:
-        kind = _below(_hash(keys, segment, _KIND), _UNIT)
+        kind = below(position_bits(keys, segment, _KIND), _UNIT)
         replace_by_mask, keep = kind < MASKED * _UNIT, kind >= (MASKED + RANDOM) * _UNIT
     inputs = _corrupt(tokens, where & replace_by_mask, where & ~replace_by_mask & ~keep, keys, protocol.random_ids)
     compound = tokens.dim() == 3
     attended = inputs[..., 0] != CP.pad[0] if protocol.attends_masked_padding and compound else real
     return MaskedBatch(inputs=inputs, targets=tokens, where=where, attention_mask=attended)
+
+
+def noise_count(length: Tensor, fraction: float) -> Tensor:
+    """The number of notes of each row that `noise_batch` changes: int64 [b], given the rows' notes int64 [b]."""
+    return _share(length, fraction).clamp_min(1).minimum(length)
+
+
+def noise_batch(tokens: Tensor, length: Tensor, *, keys: Tensor, fraction: float = 0.3) -> MaskedBatch:
+    """Choose notes, change each of them a little, and leave it to the model to find the right ones (M2BERT).
+
+    round(length * fraction) real notes of each row are chosen, at least 1. Position moves by -4..3, pitch and duration
+    by -12..11, each drawn, and clipped to the ids of notes; a note that would stay the same goes one semitone up, or
+    down from the highest. Bars stay. There is no MASK.
+
+    tokens: int64 [b, t, 4] (CP), padded on the right; length and keys: as for `mask_batch`.
+    """
+    segment = tokens.shape[1]
+    real = torch.arange(segment, device=tokens.device) < length[:, None]
+    where = _ranks(position_bits(keys, segment, _CHOOSE), real) < noise_count(length, fraction)[:, None]
+    columns = []
+    for family, (span, pad) in enumerate(zip(_NOISE_SPANS, CP.pad, strict=True)):
+        step = below(position_bits(keys, segment, _NOISE + family), 2 * span) - span
+        columns.append((tokens[..., family] + step).clamp(0, pad - 1))
+    columns[0] = tokens[..., 0]
+    same = torch.stack([column == tokens[..., family] for family, column in enumerate(columns)]).all(0)
+    pitch, highest = columns[2], CP.pad[2] - 1
+    columns[2] = torch.where(same, torch.where(pitch < highest, pitch + 1, pitch - 1), pitch)
+    inputs = torch.where(where[..., None], torch.stack(columns, dim=-1), tokens)
+    return MaskedBatch(inputs=inputs, targets=tokens, where=where, attention_mask=real)
 
 
 def _share(count: Tensor, fraction: float) -> Tensor:
@@ -97,34 +118,11 @@ def _corrupt(tokens: Tensor, to_mask: Tensor, to_random: Tensor, keys: Tensor, r
     vocabulary = CP if compound else REMI
     # PAD and MASK are the last two ids of every token type: real ids are those below PAD.
     ids = vocabulary.sizes if random_ids == "all" else vocabulary.pad
-    drawn = [_below(_hash(keys, tokens.shape[1], _IDS + i), n) for i, n in enumerate(ids)]
+    drawn = [below(position_bits(keys, tokens.shape[1], _IDS + i), n) for i, n in enumerate(ids)]
     random = torch.stack(drawn, dim=-1)
     corrupted = torch.where(to_random[..., None], random, tokens if compound else tokens[..., None])
     corrupted = torch.where(to_mask[..., None], tokens.new_tensor(vocabulary.mask), corrupted)
     return corrupted if compound else corrupted[..., 0]
-
-
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own one copies the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """`splitmix64.mix` for signed numbers of torch: int64, any shape."""
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLIERS[0]
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLIERS[1]
-    return x ^ _shift_right(x, 31)
-
-
-def _hash(keys: Tensor, segment: int, purpose: int) -> Tensor:
-    """64 random bits a position, int64 [b, segment]: the splitmix64 streams that start at (key, purpose)."""
-    positions = torch.arange(1, segment + 1, device=keys.device)
-    return _mix(_mix(keys + (purpose + 1) * 2**32)[:, None] + positions * _STEP)
-
-
-def _below(bits: Tensor, n: int) -> Tensor:
-    """Uniform integers 0..n-1 out of the upper 31 of 64 random bits."""
-    return (_shift_right(bits, 33) * n) >> 31
 
 
 def _ranks(bits: Tensor, eligible: Tensor | None) -> Tensor:

@@ -51,6 +51,7 @@ class Segments:
         representation: Representation = "cp",
         drop_short_last: bool = False,
         keep: Callable[[str, str], bool] | None = None,
+        labelled: str = "",
     ) -> None:
         """Lay the segments out; the tokens stay on disk, a few numbers a piece are held in memory.
 
@@ -62,6 +63,7 @@ class Segments:
             drop_short_last: leave out a last segment shorter than half of `length` (the authors' rule
                 in the composer task; a piece shorter than that disappears).
             keep: (corpus, piece) -> whether the piece takes part; see `order.holdout_piece`.
+            labelled: only pieces that have a label in this column; empty: all.
 
         Raises:
             ValueError: if no segment is left.
@@ -69,7 +71,7 @@ class Segments:
         if representation not in ("cp", "remi"):
             raise ValueError(f"representation must be 'cp' or 'remi', got {representation!r}")
         self.stores, self.length, self.representation = tuple(stores), length, representation
-        chosen = [store.select(splits) for store in self.stores]
+        chosen = [store.select(splits, labelled) for store in self.stores]
         self._store = np.repeat(np.arange(len(chosen)), [len(rows) for rows in chosen])
         self._row = np.concatenate([np.zeros(0, np.int64), *chosen])
         if keep is not None:
@@ -104,9 +106,13 @@ class Segments:
         """The id of a piece within its corpus."""
         return self.stores[self._store[piece]].piece_id(int(self._row[piece]))
 
-    def label(self, piece: int) -> str | None:
-        """Composer or emotion of a piece, None where the corpus has none."""
-        return self.stores[self._store[piece]].label(int(self._row[piece]))
+    def label(self, piece: int, column: str = "label") -> str | None:
+        """The label of a piece; see `TokenStore.label`."""
+        return self.stores[self._store[piece]].label(int(self._row[piece]), column)
+
+    def cluster(self, piece: int) -> str:
+        """The group of a piece; see `TokenStore.cluster`."""
+        return self.stores[self._store[piece]].cluster(int(self._row[piece]))
 
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Piece and first time step (int64[k] each) of some segments (int64[k]).

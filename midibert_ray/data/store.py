@@ -1,5 +1,6 @@
 """One token store, memory-mapped from the node's own copy."""
 
+import copy
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from midibert_ray.data.format import SHARDS, read_manifest
+from midibert_ray import storage
+from midibert_ray.data.format import LABELS, LABELS_TABLE, SHARDS, read_manifest
 from midibert_ray.data.node_copy import node_copy
 from midibert_ray.settings.config import StorageConfig
 from midibert_ray.storage.node_cache import Copy, NodeCache
@@ -42,6 +45,8 @@ class TokenStore:
     def open(cls, uri: str, cache_dir: str, cache_gib: float = 0) -> "TokenStore":
         """Open the store at a URI; the first process of a node copies it to the node's cache (see `NodeCache`).
 
+        Labels that lie beside a token store (`tokenizing.labelling`) open as that store with these labels and splits.
+
         Raises:
             FileNotFoundError: if no finished store stands there.
             ValueError: if the store is damaged or has another format.
@@ -50,12 +55,26 @@ class TokenStore:
         cache = NodeCache(Path(cache_dir).expanduser(), cache_gib)
         while True:
             manifest = read_manifest(uri)
+            if LABELS in manifest:
+                return cls.open(storage.parent(uri), cache_dir, cache_gib)._with_labels(uri, manifest)
             try:
                 return cls(uri, manifest, node_copy(uri, manifest, cache), (cache_dir, cache_gib))
             except (ValueError, OSError):
                 if _content(read_manifest(uri)) == _content(manifest):
                     raise
                 # the store was replaced while it was read: the new one is as good
+
+    def _with_labels(self, uri: str, manifest: dict[str, Any]) -> "TokenStore":
+        """The same tokens with the labels at a URI; a ValueError where these were made for other tokens."""
+        system, path = storage.filesystem(uri)
+        rows = pq.read_table(f"{path}/{LABELS_TABLE}", filesystem=system)
+        if manifest["digest"] != self.manifest["digest"] or not rows["piece"].equals(self._pieces["piece"]):
+            raise ValueError(
+                f"the labels at {uri} belong to other tokens; start the study again, which writes them anew"
+            )
+        other = copy.copy(self)
+        other.uri, other.manifest, other._pieces = uri, manifest, rows
+        return other
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Sent to another process or node, a store is opened there: arrays are never pickled."""
@@ -78,17 +97,24 @@ class TokenStore:
         """`train`, `valid`, `test` or `pretrain`."""
         return str(self._pieces["split"][index].as_py())
 
-    def label(self, index: int) -> str | None:
-        """Composer or emotion of a piece, None where the corpus has none."""
-        label: str | None = self._pieces["label"][index].as_py()
+    def cluster(self, index: int) -> str:
+        """The group of a piece, else the first of its near-duplicates, else the piece itself."""
+        named = (self._pieces[name][index].as_py() for name in ("group", "twin") if name in self._pieces.column_names)
+        return next(filter(None, named), self.piece_id(index))
+
+    def label(self, index: int, column: str = "label") -> str | None:
+        """The label of a piece as its table spells it (`Task.column`), None where it has none."""
+        label: str | None = self._pieces[column][index].as_py()
         return label
 
-    def select(self, splits: AbstractSet[str] | None) -> NDArray[np.int64]:
-        """The pieces (int64, ascending) of some splits, or all."""
-        if splits is None:
-            return np.arange(len(self), dtype=np.int64)
-        inside = pc.is_in(self._pieces["split"], value_set=pa.array(sorted(splits), pa.string()))
-        return np.flatnonzero(inside.to_numpy()).astype(np.int64)
+    def select(self, splits: AbstractSet[str] | None, labelled: str = "") -> NDArray[np.int64]:
+        """The pieces (int64, ascending) of some splits, or all; only those with a label in a column, if named."""
+        chosen = np.ones(len(self), dtype=np.bool_)
+        if splits is not None:
+            chosen &= pc.is_in(self._pieces["split"], value_set=pa.array(sorted(splits), pa.string())).to_numpy()
+        if labelled:
+            chosen &= pc.is_valid(self._pieces[labelled]).to_numpy()
+        return np.flatnonzero(chosen).astype(np.int64)
 
     @property
     def splits(self) -> set[str]:

@@ -1,6 +1,7 @@
 """Facts about weights that the weights do not hold: their origin, corpora, settings and test scores."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,23 +13,26 @@ from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.data.format import MANIFEST
 from midibert_ray.export.find import run_of
-from midibert_ray.export.reference import ReferenceInfo
 from midibert_ray.model.calibration import Calibration
+from midibert_ray.model.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
 from midibert_ray.studies.result import Provenance, TrialResult
+from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
-
-PAPER_CORPORA = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 
 _REFERENCE_NOTE = (
     "The file does not say what it was trained on. These are the corpora of the paper, which the weights that its "
     "authors published were pre-trained on; weights that others trained with their code may come from other music."
 )
 _FROZEN = {"none": "", "backbone": " with the encoder frozen", "attention": " with the Transformer layers frozen"}
+
+
+Stage = Mapping[str, Any]
+"""An entry of a model's lineage; see `MidiBertConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +61,33 @@ class About:
     """Dotted settings of the run, those that change its result."""
     calibration: Calibration | None = None
     """How far its probabilities can be trusted; None: not known, or it gives none."""
+    stages: tuple[Stage, ...] = ()
+    """Its own stages of training, for its `lineage` and those of models that start from it."""
+    lineage: tuple[Stage, ...] = ()
+    """The stages of the weights that it started from."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 
+    @property
+    def earlier(self) -> list[Corpus] | None:
+        """What the weights that it started from had learned from; None where that is not known."""
+        if any(stage.get("corpora") is None for stage in self.lineage):
+            return None
+        return [corpus(name) for stage in self.lineage for name in stage["corpora"]]
 
-UNKNOWN = About(origin="Weights of whose training nothing is known.", protocol=None, corpora=())
+
+def _stage(words: str, corpora: Iterable[Corpus] | None) -> Stage:
+    """A stage of training; of a folder of the user's the name is kept, not the address."""
+    names = None if corpora is None else [re.sub("^folder-", "folder:", each.slug) for each in corpora]
+    return {"stage": words, "corpora": names}
+
+
+UNKNOWN = About(
+    origin="Weights of whose training nothing is known.",
+    protocol=None,
+    corpora=(),
+    stages=(_stage(start.UNKNOWN, None),),
+)
 
 
 def of_reference(info: ReferenceInfo, families: Iterable[str], sha256: str) -> About:
@@ -73,8 +99,9 @@ def of_reference(info: ReferenceInfo, families: Iterable[str], sha256: str) -> A
         f"Left out are {len(info.dropped)} tensors that never got a gradient (BERT's word table, absolute positions "
         "and pooler).",
         protocol=PAPER,
-        corpora=tuple(map(corpus, PAPER_CORPORA)),
+        corpora=tuple(map(corpus, Config().corpora.names)),
         corpora_note=_REFERENCE_NOTE,
+        stages=(_stage(f"{start.AUTHORS}, sha256 of the file `{sha256}`", map(corpus, Config().corpora.names)),),
         figures=_reference_figures(info.scores, list(families)),
         measured_on="As the file states them" + (f", after epoch {epoch}." if isinstance(epoch, int) else "."),
     )
@@ -108,11 +135,13 @@ def of_pretraining(config: Config, root: str, *, key: str, step: int | None, fig
     """A checkpoint of a pre-training run below a storage root."""
     steps = "" if step is None else f" after {step:,} optimizer steps"
     unit = config.protocol_in_force.validates_by
+    corpora = tuple(map(corpus, config.corpora.names))
     held_out = f"{config.pretrain.valid_fraction:.0%} of the {unit}s of the corpora, held out for validation"
     return About(
         origin=f"Pre-trained by masked language modelling with `midibert_ray`: run `{key}`{steps}.",
         protocol=config.protocol_in_force,
-        corpora=tuple(map(corpus, config.corpora.names)),
+        corpora=corpora,
+        stages=(_stage(f"pre-training `{key}`{steps}", corpora),),
         figures={name: value for name, value in sorted(figures.items()) if name != "valid/score"},
         measured_on=f"How well masked tokens ({config.mask.fraction:.0%} of the positions) are recovered in "
         f"{held_out}; not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and "
@@ -127,23 +156,27 @@ def of_trial(result: TrialResult, origin: Provenance | None) -> About:
     head = f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`"
     if origin is None:
         text = f"{head}. Nothing is known of its settings."
-        return About(origin=text, protocol=None, corpora=(), **_scores(result, "the test split"))
+        unknown = (_stage(f"trial `{result.trial}`", None),)
+        return About(origin=text, protocol=None, corpora=(), stages=unknown, **_scores(result, "the test split"))
     config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
-    pretrained = config.finetune.init == "pretrained"
+    pretrained = config.finetune.init == "pretrained" and not origin.start
     labelled = corpus(task_corpus(config, result.task))
     root, key, _ = run_of(origin.encoder)
-    start = (
-        f"the encoder of pre-training `{key or 'unknown'}`" if pretrained else "random weights, without pre-training"
-    )
+    begin = "random weights, without pre-training"
+    if pretrained or origin.start:
+        begin = f"the encoder of pre-training `{key or 'unknown'}`" if pretrained else "the encoder of its lineage"
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
+    corpora = tuple(map(corpus, config.corpora.names)) if pretrained else ()
+    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{origin.study}`", (labelled,))
     return About(
-        origin=f"{head} of study `{origin.study}`, {epochs} from {start}{_frozen(config.finetune)}. These are the "
+        origin=f"{head} of study `{origin.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
         "weights of the epoch that was best in validation.",
         protocol=config.protocol_in_force,
-        corpora=tuple(map(corpus, config.corpora.names)) if pretrained else (),
+        corpora=corpora,
         labelled=(labelled,),
         settings=_settings(config, sections),
+        stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
         **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
     )

@@ -41,9 +41,10 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
     task, names = told_by_head(model)
     task = about.task or task
     labelled = about.labelled or ((corpus(task.corpus),) if task else ())
-    corpora = list({entry.name: entry for entry in (*about.corpora, *labelled)}.values())
-    known = corpora if about.corpora or about.labelled else []
-    stages = {"pre-training": about.corpora, "fine-tuning": labelled}
+    earlier = about.earlier
+    corpora = list({entry.name: entry for entry in (*(earlier or ()), *about.corpora, *labelled)}.values())
+    known = corpora if (about.corpora or about.labelled) and earlier is not None else []
+    stages = {"earlier stages": earlier or (), "pre-training": about.corpora, "fine-tuning": labelled}
     shape = ["1", *(["time"] * (not isinstance(model, MidiBertForSequences)))]
     shape.append(str(config.num_classes if classifier else config.hidden_size))
     card = ModelCard.from_template(
@@ -52,6 +53,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         about=about,
         config=config,
         classifier=classifier,
+        note_level=isinstance(model, MidiBertForNotes),
         masked_lm=isinstance(model, MidiBertForMaskedLM),
         kind=type(model) if classifier else MidiBertModel,
         remi=config.representation == "remi",

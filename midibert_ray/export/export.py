@@ -17,11 +17,11 @@ from midibert_ray.export import about
 from midibert_ray.export.about import About
 from midibert_ray.export.card import CARD, render, told_by_head
 from midibert_ray.export.find import find, run_of
-from midibert_ray.export.reference import load_reference
 from midibert_ray.model import folder as models
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import VOCABULARY, WEIGHT_FILES, ModelFileError, OutputError
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.validators import require, require_address, require_folder
 from midibert_ray.storage import digests
@@ -74,6 +74,8 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         model.config.task = known.task.name
     if known.protocol:
         model.config.protocol = known.protocol.to_dict()
+    known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()))
+    model.config.lineage = [*known.lineage, *known.stages]
     texts = {CARD: render(model, known)}
     if known.calibration:
         texts[CALIBRATION] = known.calibration.to_json()

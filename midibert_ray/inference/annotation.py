@@ -17,6 +17,8 @@ from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
 from midibert_ray.music.midi import keep_tempi
 
+TAG_MARK = ";"
+"""Stands between the tags of a piece."""
 UNLABELLED = "unlabelled"
 """Name of the track of notes without a label."""
 
@@ -31,8 +33,11 @@ class Annotation:
     level: str
     """`note` or `sequence`."""
     classes: tuple[str, ...]
+    """None where the answer is a number."""
     scores: NDArray[np.float32] = field(repr=False)
-    """Probabilities of the classes: [len(grid), classes] (level `note`) or [classes] (`sequence`)."""
+    """Probabilities of the classes: [len(grid), classes] (level `note`) or [classes] (`sequence`); or one number."""
+    kind: str = "classes"
+    """Of the answer: `classes`, one of which is right, or for pieces `tags`, of which several may be, or a `number`."""
     abstain: float = 0.0
     """Answers of a lower probability are left out."""
     remarks: tuple[str, ...] = ()
@@ -73,23 +78,34 @@ class Annotation:
 
     @property
     def label(self) -> str:
-        """The class of the piece (level `sequence`); empty where the model abstains.
+        """The class of the piece (level `sequence`); its tags as `sad;slow`; its number as text.
 
-        Raises:
-            AttributeError: the model labels notes.
+        Empty where the model abstains. Raises AttributeError where the model labels notes.
         """
-        return str(self.probabilities.idxmax()) if self.probabilities.max() >= self.abstain else ""
+        probabilities = self.probabilities
+        if self.kind == "number":
+            return f"{self.value:.6g}"
+        if self.kind == "tags":
+            return TAG_MARK.join(probabilities.index[probabilities >= max(0.5, self.abstain)])
+        return str(probabilities.idxmax()) if probabilities.max() >= self.abstain else ""
+
+    @property
+    def value(self) -> float:
+        """The number that a model of numbers gives the piece; AttributeError where the model gives none."""
+        if self.kind != "number":
+            raise AttributeError(f"the model answers in {self.kind}, not in numbers: look at `label`, or at `notes`")
+        return float(self.scores[0])
 
     @cached_property
     def probabilities(self) -> pd.Series:
-        """The probability of each class for the whole piece, float32 (level `sequence`).
+        """The probability of each class for the whole piece, float32 (level `sequence`); none where it is a number.
 
         Raises:
             AttributeError: the model labels notes.
         """
         if self.level != "sequence":
             raise AttributeError("the model labels notes, not pieces: look at `notes` and `note_probabilities`")
-        return pd.Series(self.scores, index=list(self.classes), name="probability")
+        return pd.Series(self.scores[: len(self.classes)], index=list(self.classes), name="probability")
 
     @cached_property
     def note_probabilities(self) -> pd.DataFrame:

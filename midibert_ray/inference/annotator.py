@@ -30,6 +30,13 @@ from midibert_ray.music.tokens import encode, remi_from_cp
 PADDING = "padding"
 """Name of the first output of note-level heads under the protocol of the paper."""
 
+_KINDS = {
+    None: "classes",
+    "single_label_classification": "classes",
+    "multi_label_classification": "tags",
+    "regression": "number",
+}
+"""transformers' word for a problem -> kind of the answers."""
 _ROWS = {"cpu": 4, "cuda": 32}
 """Windows that are computed at once."""
 
@@ -98,11 +105,13 @@ class Annotator:
         levels: dict[type, Literal["note", "sequence"]] = {MidiBertForNotes: "note", MidiBertForSequences: "sequence"}
         self.level = levels.get(type(model))
         """`note`, `sequence`, or None for an encoder."""
+        self.kind = _KINDS[self.config.problem_type]
+        """Of the answers: see `Annotation.kind`."""
         named: Any = self.config.id2label or {}
         names = [str(named.get(k, k)) for k in range(self.config.num_classes or 0)] if self.level else []
         self._skipped = int(self.level == "note" and _has_padding(self.config))
-        self.classes = tuple(names[self._skipped :])
-        """Names of the classes, without padding."""
+        self.classes = () if self.kind == "number" else tuple(names[self._skipped :])
+        """Names of the classes, without padding; none where answers are numbers."""
         self.encoder: MidiBertModel = model if isinstance(model, MidiBertModel) else self.model.midibert
 
     def annotate(self, source: Source | Song, *, abstain: float = 0.0) -> Annotation:
@@ -130,7 +139,8 @@ class Annotator:
             grid=reading.grid,
             level=self.level,
             classes=self.classes,
-            scores=self._probabilities(logits),
+            scores=self._scores(logits),
+            kind=self.kind,
             abstain=abstain,
             remarks=_remarks(reading),
             unfamiliar=self._unfamiliar(hidden),
@@ -237,9 +247,12 @@ class Annotator:
             mask = torch.from_numpy(np.isin(where, reading.note_at))
         return torch.from_numpy(ids[where]), mask
 
-    def _probabilities(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        temperature = self.calibration.temperature if self.calibration else 1.0
-        return softmax(logits.astype(np.float64) / temperature).astype(np.float32)
+    def _scores(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities, but of numbers, which are the model's output itself."""
+        if self.kind == "number":
+            return logits
+        scaled = logits.astype(np.float64) / (self.calibration.temperature if self.calibration else 1.0)
+        return (softmax(scaled) if self.kind == "classes" else 1 / (1 + np.exp(-scaled))).astype(np.float32)
 
     def _unfamiliar(self, hidden: NDArray[np.float32]) -> str:
         """A sentence, where the piece is unlike the training music; see `model.calibration`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.model.calibration import CALIBRATION, Calibration
@@ -17,7 +18,8 @@ from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpo
 
 _FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
-_MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
+MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
+"""Beginnings of URIs of models that MLflow has."""
 
 
 def load(uri: str | PathLike[str], device: str | torch.device | None = None, **options: Any) -> Annotator:
@@ -34,7 +36,8 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
         ModelFileError: the folder is damaged, or holds another kind of model.
     """
     with _local(str(uri)) as folder:
-        model = load_checkpoint(folder)
+        with _without_progress_bars():
+            model: Any = load_checkpoint(folder)
         try:
             protocol_of(model.config)
             calibration = Calibration.find(folder)
@@ -44,13 +47,25 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
 
 
 @contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Transformers has one for a tenth of a second."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
-    if "://" not in uri and not uri.startswith(_MLFLOW):
+    if "://" not in uri and not uri.startswith(MLFLOW):
         yield Path(uri).expanduser()
         return
     with tempfile.TemporaryDirectory() as scratch:
-        if uri.startswith(_MLFLOW):
+        if uri.startswith(MLFLOW):
             from midibert_ray.tracking.models import weights
 
             with _local(weights(uri, Path(scratch))) as folder:

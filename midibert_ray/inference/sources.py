@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from midibert_ray.music.events import Track, without_damage
 from midibert_ray.music.midi import MidiError, Notes, notes_to_pretty_midi, read_notes, ticks_to_seconds
+from midibert_ray.music.score import is_score, read_score
 from midibert_ray.music.smf import NoNotesError, pack, split
 
+Frame = Callable[[], pretty_midi.PrettyMIDI]
+
 Source: TypeAlias = str | PathLike[str] | bytes | pretty_midi.PrettyMIDI | Any
-"""A path, the bytes of a MIDI file, a `pretty_midi.PrettyMIDI` or a symusic `Score` of any time unit."""
+"""A path or the bytes of a MIDI or MusicXML file, a `pretty_midi.PrettyMIDI` or a symusic `Score` of any time unit."""
 
 _SCORES = (symusic.core.ScoreTick, symusic.core.ScoreQuarter, symusic.core.ScoreSecond)
 _REFUSED = (KeySignatureError, ArithmeticError, EOFError, LookupError, OSError, ValueError)
@@ -44,7 +47,7 @@ class Song:
     """[n] seconds."""
     offset_s: NDArray[np.float64]
     """[n] seconds."""
-    frame: Callable[[], pretty_midi.PrettyMIDI] = field(repr=False)
+    frame: Frame = field(repr=False)
     """Makes the piece without its notes: an instrument a track of `notes`, with its controllers and bends, then
     instruments that have no note; tempo, metre, keys, lyrics and texts."""
 
@@ -86,9 +89,17 @@ def read_song(source: Source | Song, name: str = "") -> Song:
 
 
 def _from_bytes(data: bytes, name: str) -> Song:
+    if is_score(data):
+        notes = read_score(data)
+        return _at_ticks(name, notes, partial(_frame_of_notes, notes))
     notes = read_notes(data, keep_unreleased=True)
+    return _at_ticks(name, notes, partial(_frame_of_bytes, data, notes))
+
+
+def _at_ticks(name: str, notes: Notes, frame: Frame) -> Song:
+    """A piece whose seconds are told by its ticks."""
     onset, offset = ticks_to_seconds(notes, np.stack([notes.start, notes.end]))
-    return Song(name=name, notes=notes, onset_s=onset, offset_s=offset, frame=partial(_frame_of_bytes, data, notes))
+    return Song(name=name, notes=notes, onset_s=onset, offset_s=offset, frame=frame)
 
 
 def _from_score(score: Any, name: str) -> Song:
@@ -113,8 +124,7 @@ def _from_score(score: Any, name: str) -> Song:
         tracks=tracks,
         dropped={},
     )
-    onset, offset = ticks_to_seconds(notes, np.stack([start, end]))
-    return Song(name=name, notes=notes, onset_s=onset, offset_s=offset, frame=partial(_frame_of_bytes, data, notes))
+    return _at_ticks(name, notes, partial(_frame_of_bytes, data, notes))
 
 
 def _from_pretty_midi(midi: pretty_midi.PrettyMIDI, name: str) -> Song:
@@ -187,10 +197,12 @@ def _frame_of_bytes(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
     for instrument in midi.instruments:
         instrument.notes = []
     if not midi.time_signature_changes:  # pretty_midi reads those of the first track alone
-        midi.time_signature_changes = notes_to_pretty_midi(
-            notes.take(np.zeros(0, dtype=np.int64))
-        ).time_signature_changes
+        midi.time_signature_changes = _frame_of_notes(notes).time_signature_changes
     return midi
+
+
+def _frame_of_notes(notes: Notes) -> pretty_midi.PrettyMIDI:
+    return notes_to_pretty_midi(notes.take(np.zeros(0, dtype=np.int64)))
 
 
 def _as_instrument(track: Track) -> tuple[int, bool, str]:
@@ -210,6 +222,6 @@ def _parse(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
             pretty_midi.pretty_midi.MAX_TICK = _MOST_TICKS
             return pretty_midi.PrettyMIDI(io.BytesIO(pack(ticks_per_beat, *map(without_damage, bodies))))
         except _REFUSED:
-            return notes_to_pretty_midi(notes.take(np.zeros(0, dtype=np.int64)))
+            return _frame_of_notes(notes)
         finally:
             pretty_midi.pretty_midi.MAX_TICK = most

@@ -73,10 +73,15 @@ class LinearSequenceHead(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size]; mask: [b, t], true or 1 = counts -> logits float [b, classes]."""
-        if mask is None:
-            return self.output(hidden.mean(1))
-        weights = mask.to(hidden.dtype)[..., None]
-        return self.output((hidden * weights).sum(1) / weights.sum(1).clamp_min(1))
+        return self.output(mean_over(hidden, mask))
+
+
+def mean_over(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean over time of hidden states [b, t, hidden_size], where a mask [b, t] is true or 1: [b, hidden_size]."""
+    if mask is None:
+        return hidden.mean(1)
+    weights = mask.to(hidden.dtype)[..., None]
+    return (hidden * weights).sum(1) / weights.sum(1).clamp_min(1)
 
 
 class _Classifier(MidiBertPreTrainedModel):

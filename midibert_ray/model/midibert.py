@@ -39,7 +39,9 @@ class MidiBertConfig(PreTrainedConfig):
 
     `attention_probs_dropout_prob` and `hidden_dropout_prob` are BERT's names. `num_classes` (or `num_labels`, as
     transformers calls it) and `head` (`paper` or `linear`) belong to the fine-tuning heads. `task` and `protocol` (its
-    `name`, and the fields that were switched) say what it was trained for and how; None: not known.
+    `name`, and the fields that were switched) say what it was trained for and how; None: not known. `lineage` lists
+    what the weights come from, first to last, each with the `stage` in words, the `corpora` that it learned from, and
+    the `sha256` of the weights that it ended with; None: from random weights.
     """
 
     model_type = "midibert"
@@ -61,11 +63,14 @@ class MidiBertConfig(PreTrainedConfig):
     head: str = "paper"
     task: str | None = None
     protocol: dict[str, Any] | None = None
+    lineage: list[dict[str, Any]] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         classes = kwargs.pop("num_labels", self.num_classes)
         super().__post_init__(**kwargs)
         self.num_classes = classes  # transformers takes 2 where nothing is said
+        if len(self.id2label or ()) != classes:  # the names are those of another head
+            self.id2label = self.label2id = None
         for name, allowed in (("representation", VOCABULARIES), ("attention", ATTENTIONS), ("head", HEADS)):
             self._check(name, getattr(self, name) in allowed, f"one of {sorted(allowed)}")
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -47,3 +47,34 @@ def _eighths(onset: NDArray[np.int64], thirty_seconds: NDArray[np.int64]) -> tup
     length = np.where(thirty_seconds > BAR, BAR // 2, thirty_seconds)
     start, end = np.rint(onset / 2), np.rint((2 * onset + length) / 4)
     return start.astype(np.int64), end.astype(np.int64)
+
+
+def top_note(
+    onset: NDArray[np.integer], duration: NDArray[np.integer], pitch: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """Which notes are melody, by the plainest rule: n notes -> bool[n].
+
+    A note is, if it is the highest of its onset and nothing above it still sounds; of equal notes the first in the
+    order given. Arguments as of `skyline`, in any order.
+    """
+    _, where = np.unique(onset, return_inverse=True)
+    highest = 127 - np.argmax(sounding(onset, duration, pitch)[:, ::-1], axis=1)
+    top = np.flatnonzero(pitch == highest[where])
+    melody = np.zeros(len(pitch), dtype=bool)
+    melody[top[np.unique(where[top], return_index=True)[1]]] = True
+    return melody
+
+
+def sounding(
+    onset: NDArray[np.integer], duration: NDArray[np.integer], pitch: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """The pitches that sound at each of the m different onsets, held ones included: bool[m, 128].
+
+    A note that ends where another begins does not sound there any more. Arguments as of `skyline`, in any order.
+    """
+    times, first = np.unique(onset, return_inverse=True)
+    end = 2 * onset.astype(np.int64) + duration + 1  # thirty-seconds
+    changes = np.zeros((len(times) + 1, 128), np.int16)
+    np.add.at(changes, (first, pitch), 1)
+    np.add.at(changes, (np.searchsorted(2 * times.astype(np.int64), end), pitch), -1)
+    return np.asarray(changes[:-1].cumsum(axis=0, dtype=np.int16) > 0)

@@ -1,15 +1,25 @@
 """Downstream tasks as values: what a label is, where it is read from, and what scores without any model.
 
-A task of one's own is one more `Task` in `TASKS`; nothing else knows their names.
+The paper's four are in `TASKS`; those of somebody's own labels are made from a corpus's table (`corpora.table`), and
+handed on. Nothing asks for a task's name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Kind = Literal["classes", "number", "tags"]
+Metric = Literal["accuracy", "f1", "r2", "average_precision"]
+TAG_MARK = ";"
+"""Stands between the labels of a cell that has several."""
+NOTE_COLUMNS = ("part", "velocity")
+"""Columns of the token store that note labels are read from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +29,21 @@ class Task:
     name: str
     level: Literal["note", "sequence"]
     """One label a note, or one a segment (all segments of a piece have the piece's)."""
+    kind: Kind = "classes"
+    """One class each (classification), a number (regression), or any number of classes (multi-label)."""
     classes: tuple[str, ...]
-    """Names of the classes, padding not counted. Note-level labels are 1..C (0 is padding), sequence-level
-    0..C-1."""
+    """Names of the classes, padding not counted; none for a number. Note-level labels are 1..C (0 is padding),
+    sequence-level 0..C-1."""
     corpus: str
     """The corpus that has the labels, and lists its training, validation and test pieces."""
-    column: Literal["part", "velocity"] | None = None
-    """Column of the token store that note labels are read from; None for sequences, whose piece has the label."""
+    column: str = "label"
+    """Of the token store: for notes `part` or `velocity`, for sequences the column of a piece's labels
+    (`TokenStore.label`): `label` that of the paper's corpora, `label.genre` the column `genre` of a table."""
     edges: tuple[int, ...] = ()
     """Lowest value of each class but the first; without edges the column holds the label itself, 0 if unknown."""
     drops_short_rows: bool = False
     """Leave out a piece's last segment if it is less than half full (reference behaviour)."""
-    metric: Literal["accuracy", "f1"] = "accuracy"
+    metric: Metric = "accuracy"
     """Validation metric by which the best epoch and the best draw are chosen; higher is better."""
     rnn_lr: float = 1e-3
     """Learning rate of the authors' recurrent baseline."""
@@ -39,10 +52,23 @@ class Task:
     song: str = ""
     """Pattern of a piece's id whose group names the song that the piece was cut from; empty: no piece is cut."""
 
+    @property
+    def labelled(self) -> str:
+        """The column in which a piece must have a label to take part; empty where all do (notes, and the paper's)."""
+        return "" if self.level == "note" or self.column == "label" else self.column
+
     def __post_init__(self) -> None:
         """Refuse a task that contradicts itself: a ValueError that names it and the field."""
-        if (self.column is None) is (self.level == "note"):
-            raise ValueError(f"task {self.name!r}: column={self.column!r}; note-level tasks have one, others have none")
+        if (self.column in NOTE_COLUMNS) is not (self.level == "note"):
+            names = " or ".join(NOTE_COLUMNS)
+            raise ValueError(
+                f"task {self.name!r}: column={self.column!r}; note-level tasks read {names}, others neither"
+            )
+        if bool(self.classes) is (self.kind == "number") or (self.level == "note" and self.kind != "classes"):
+            raise ValueError(
+                f"task {self.name!r}: kind={self.kind!r} with {len(self.classes)} classes at level {self.level}; "
+                "numbers have none, and notes have classes alone"
+            )
         if self.edges and len(self.edges) != len(self.classes) - 1:
             raise ValueError(f"task {self.name!r}: edges={self.edges}; {len(self.classes)} classes have one less")
         if self.melody and self.melody not in self.classes:
@@ -103,7 +129,7 @@ def note_labels(task: Task, notes: object) -> NDArray[np.uint8]:
     Raises:
         ValueError: the task is not note-level.
     """
-    if task.column is None:
+    if task.level != "note":
         raise ValueError(f"task {task.name!r} has no note labels; {_names('note')} have")
     values: NDArray[np.uint8] = getattr(notes, task.column)
     if not task.edges:
@@ -123,6 +149,32 @@ def sequence_label(task: Task, label: str) -> int:
     if label not in task.classes:
         raise ValueError(f"{label!r} is no class of task {task.name!r}; the classes are {', '.join(task.classes)}")
     return task.classes.index(label)
+
+
+def sequence_number(task: Task, label: str) -> float:
+    """The number of a piece, from its label as the corpus's table spells it.
+
+    Raises:
+        ValueError: the label is no finite number.
+    """
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(label)):
+            return value
+    raise ValueError(f"{label!r} is no number, as task {task.name!r} needs it; use a finite one")
+
+
+def sequence_tags(task: Task, label: str) -> tuple[int, ...]:
+    """The classes of a piece, each 0..C-1, ascending, from its label as the corpus's table spells it (`sad;slow`).
+
+    Raises:
+        ValueError: the task has no such class.
+    """
+    return tuple(sorted({sequence_label(task, tag) for tag in split_tags(label)}))
+
+
+def split_tags(label: str) -> list[str]:
+    """The parts of a cell with several labels, such as `sad;slow`."""
+    return [tag for part in label.split(TAG_MARK) if (tag := part.strip())]
 
 
 def _names(level: str) -> str:

@@ -7,32 +7,45 @@ one column with the models.
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
-from midibert_ray.music.skyline import skyline
-from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
+from midibert_ray.music.skyline import skyline, top_note
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label, sequence_number, sequence_tags
 from midibert_ray.music.vocabulary import PITCH_LOW
+from midibert_ray.report import kinds, statistics
+from midibert_ray.report.plain import plain
+from midibert_ray.report.statistics import Interval
 from midibert_ray.settings.config import Config
-from midibert_ray.studies.result import Record
+from midibert_ray.studies.result import FIGURE, Record
+from midibert_ray.training.predictions import KINDS, Predictions
+from midibert_ray.training.task_data import TaskData
 
 MAJORITY = "majority class"
 SKYLINE = "skyline"
+TOP_NOTE = "top note"
 NO_MELODY = "no melody at all"
 SONG = "label of the song"
+PLAIN = "plain features"
+MEAN, MEDIAN = "mean", "median"
+PRIOR = "shares of the tags"
 """Names of baselines."""
+CONSTANT = (MAJORITY, MEAN, PRIOR)
+"""The one that answers the same to everything, by kind of task."""
 QUADRANTS = ("TP", "FP", "FN", "TN")
 """Notes of melody found, others taken for it, melody missed, and others rightly told from it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Record):
-    """A trivial answer to a task, scored on the test split."""
+    """An answer to a task without a Transformer, scored on the test split."""
 
     protocol: str
     task: str
@@ -44,30 +57,51 @@ class Baseline(Record):
     """Counts behind the two: notes or segments of each class; TP, FP, FN and TN; ..."""
     note: str
     """The rule, for a reader of a table."""
+    kind: str = "classes"
+    """As `Task.kind`."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """Metrics as a trial's, without the name of the split; empty of a rule that is counted alone."""
+    pieces: dict[str, list[Any]] = field(default_factory=dict)
+    """As `TrialResult.pieces`; empty of a rule that is counted alone."""
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.scored
+        """The figure of a table, as that of a trial."""
+        return self.figures[FIGURE[self.kind]] if self.figures else self.correct / self.scored
+
+    @property
+    def tally(self) -> dict[str, tuple[float, ...]]:
+        """As that of a `Score`."""
+        return kinds.tally(self.kind, [self.pieces]) if self.pieces else {}
+
+    @property
+    def interval(self) -> Interval | None:
+        """95 % by drawing pieces anew; None of a rule that is counted alone."""
+        rows = np.array(list(self.tally.values()))
+        return statistics.over_pieces(rows, kinds.statistic(self.kind, len(self.detail))) if len(rows) else None
 
 
-def baselines(config: Config, store: TokenStore) -> list[Baseline]:
-    """The baselines of `finetune.task`, on a token store that was made under `tokens.protocol`.
+def baselines(config: Config, store: TokenStore, task: Task | None = None) -> list[Baseline]:
+    """The trivial baselines of a task on a token store that was made under `tokens.protocol`.
 
-    Every task has the majority class; one that knows which class is the melody also skyline and, as skyline only
-    tells melody from the rest, the answer that nothing is melody; one whose pieces are clips of songs also the label
-    of the clip's song.
+    Classes have the majority class; a task that knows which class is the melody also skyline, the top note and, as
+    these only tell melody from the rest, the answer that nothing is melody; one whose pieces are clips of songs also
+    the label of the clip's song. Numbers have mean and median of the training split, tags their shares in it.
 
     Raises:
         ValueError: where the store has no test split, or its labels are not those of the task.
     """
-    task = TASKS[config.finetune.task]
+    task = task or TASKS[config.finetune.task]
     segments = Segments(
         [store],
         splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
         drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
+        labelled=task.labelled,
     )
+    if task.kind != "classes":
+        return _constants(task, config.tokens.protocol, store, segments)
     counts = np.bincount(_true_classes(task, segments), minlength=len(task.classes)).tolist()
     support = dict(zip(task.classes, counts, strict=True))
     make = functools.partial(Baseline, protocol=config.tokens.protocol, task=task.name)
@@ -76,6 +110,69 @@ def baselines(config: Config, store: TokenStore) -> list[Baseline]:
         found += _melody_or_not(task, store, make)
     if task.song:
         found.append(_song(task, store, segments, make))
+    return found
+
+
+def plain_features(config: Config, store: TokenStore, task: Task) -> Baseline:
+    """Textbook models of plain features, learned and chosen on the training and validation splits; see `plain`."""
+    data = TaskData(config, store, task)
+    predictions, model, learned = plain(data)
+    unit = "notes" if task.level == "note" else "segments"
+    note = f"{model}, chosen in validation, learned from plain features of {learned:,} {unit}"
+    return _scored(data.task, config.tokens.protocol, PLAIN, predictions, data.splits["test"], note, data.classes)
+
+
+def _scored(
+    task: Task,
+    protocol: str,
+    name: str,
+    predictions: Predictions,
+    segments: Segments,
+    note: str,
+    classes: tuple[str, ...],
+) -> Baseline:
+    """A baseline that answers for every segment or note, as models do."""
+    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.piece_id)
+    labels = predictions.label
+    counts = labels.sum(axis=0) if labels.ndim == 2 else matrix.sum(axis=1)
+    return Baseline(
+        protocol=protocol,
+        task=task.name,
+        name=name,
+        correct=int(np.trace(matrix)),
+        scored=int(matrix.sum()) or len(pieces),
+        detail={} if task.kind == "number" else dict(zip(classes, map(int, counts), strict=True)),
+        note=note,
+        kind=task.kind,
+        figures={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
+        pieces=pieces,
+    )
+
+
+def _constants(task: Task, protocol: str, store: TokenStore, segments: Segments) -> list[Baseline]:
+    """The same answer to all test pieces: mean or median of the training split, or the share of each tag there."""
+    train = _values(task, [store.label(row, task.column) for row in store.select({"train"}, task.labelled).tolist()])
+    test = _values(task, [segments.label(piece, task.column) for piece in range(segments.pieces)])
+    answers = {MEAN: train.mean(axis=0), MEDIAN: np.median(train, axis=0)}
+    if task.kind == "tags":
+        answers = {PRIOR: logit(train.mean(axis=0).clip(1e-6, 1 - 1e-6))}
+    found, numbers = [], np.arange(len(test))
+    for name, answer in answers.items():
+        said = np.broadcast_to(np.atleast_1d(answer), (len(test), np.size(answer))).astype(np.float32)
+        predictions = KINDS[task.kind](numbers, numbers, np.full(len(test), -1), test, said)
+        told = f": {answer:.4g}" if task.kind == "number" else ""
+        note = f"for every piece the {name} of the training split{told}"
+        found.append(_scored(task, protocol, name, predictions, segments, note, task.classes))
+    return found
+
+
+def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
+    """Numbers [pieces], or 0 and 1 for tags [pieces, tags]."""
+    if task.kind == "number":
+        return np.array([sequence_number(task, label or "") for label in labels])
+    found = np.zeros((len(labels), len(task.classes)))
+    for row, label in enumerate(labels):
+        found[row, list(sequence_tags(task, label or ""))] = 1
     return found
 
 
@@ -100,41 +197,39 @@ def _true_classes(task: Task, segments: Segments) -> NDArray[np.int64]:
     """The class, 0..C-1, of everything that is scored: int64 [scored]."""
     if task.level == "sequence":
         pieces, _ = segments.locate(np.arange(len(segments)))
-        return np.array([sequence_label(task, segments.label(int(piece)) or "") for piece in pieces])
+        return np.array([sequence_label(task, segments.label(int(piece), task.column) or "") for piece in pieces])
     batch = segments.gather(np.arange(len(segments)))
     labels = note_labels(task, batch)[batch.note >= 0].astype(np.int64)
     return labels[labels > 0] - 1
 
 
 def _melody_or_not(task: Task, store: TokenStore, make: Callable[..., Baseline]) -> list[Baseline]:
-    """Skyline and its rival, over all notes of the test pieces.
+    """Skyline, the top note and their rival, over all notes of the test pieces.
 
     The authors run skyline on the MIDI files. Tokens of protocol paper have lost where the last onset was (see
     `quantize`), which changes the answer for 14 of POP909's 142,577 test notes.
     """
-    counts = np.zeros((2, 2), np.int64)
+    rules = {
+        SKYLINE: (skyline, "the highest note of an onset is melody, with refinements"),
+        TOP_NOTE: (top_note, "the highest note of an onset is melody, unless one above it still sounds"),
+        NO_MELODY: (lambda onset, *_: np.zeros(len(onset), np.bool_), "no note is melody"),
+    }
+    counts = {name: np.zeros((2, 2), np.int64) for name in rules}
     melody = task.classes.index(task.melody) + 1
     true = note_labels(task, store) == melody
     for index in store.select({"test"}):
         piece = slice(*store.offsets[index : index + 2])
         duration, pitch = store.tokens[piece, 3], store.tokens[piece, 2].astype(np.int64) + PITCH_LOW
-        found = skyline(store.onset[piece], duration, pitch)
-        np.add.at(counts, (true[piece].astype(int), found.astype(int)), 1)
-    (tn, fp), (fn, tp) = counts.tolist()
-    rules = {
-        SKYLINE: ((tp, fp, fn, tn), "the highest note of an onset is melody, with refinements"),
-        NO_MELODY: ((0, 0, fn + tp, tn + fp), "no note is melody"),
-    }
-    return [
-        make(
-            name=name,
-            correct=found[0] + found[3],
-            scored=sum(found),
-            detail=dict(zip(QUADRANTS, found, strict=True)),
-            note=f"melody against the rest: {rule}",
-        )
-        for name, (found, rule) in rules.items()
-    ]
+        for name, (rule, _) in rules.items():
+            said = rule(store.onset[piece], duration, pitch)
+            np.add.at(counts[name], (true[piece].astype(int), said.astype(int)), 1)
+    found = []
+    for name, (_, told) in rules.items():
+        (tn, fp), (fn, tp) = counts[name].tolist()
+        detail = dict(zip(QUADRANTS, (tp, fp, fn, tn), strict=True))
+        note = f"melody against the rest: {told}"
+        found.append(make(name=name, correct=tp + tn, scored=tp + fp + fn + tn, detail=detail, note=note))
+    return found
 
 
 def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[..., Baseline]) -> Baseline:
@@ -145,14 +240,14 @@ def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[...,
         return found[1] if found else ""
 
     votes: dict[str, Counter[str | None]] = {}
-    for index in store.select({"train"}).tolist():
-        votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index)] += 1
+    for index in store.select({"train"}, task.labelled).tolist():
+        votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index, task.column)] += 1
     clips = range(segments.pieces)
     heard = [votes.get(song(segments.piece_id(clip)), Counter()) for clip in clips]
     known = np.array([bool(labels) for labels in heard])
     # max takes the first of equals
     answers = [max(task.classes, key=labels.__getitem__) for labels in heard]
-    right = known & [answer == segments.label(clip) for clip, answer in zip(clips, answers, strict=True)]
+    right = known & [answer == segments.label(clip, task.column) for clip, answer in zip(clips, answers, strict=True)]
     sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
     between = f"{task.classes[0]} to {task.classes[-1]}"
     return make(

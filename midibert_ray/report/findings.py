@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from midibert_ray.music.protocol import PAPER, PROTOCOLS
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import statistics
-from midibert_ray.report.baselines import MAJORITY, NO_MELODY, QUADRANTS, Baseline
+from midibert_ray.report import kinds, statistics
+from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval
 from midibert_ray.report.table import Key, ResultTable, Score, by_key, labels, mean_confusion, scores, tallies
 from midibert_ray.studies import paper
@@ -14,6 +14,11 @@ from midibert_ray.studies.result import TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
+
+
+def sentences(tables: Sequence[ResultTable]) -> list[str]:
+    """All findings of some tables in words."""
+    return [*leaks(tables), *beside_plain(tables)]
 
 
 def leaks(tables: Sequence[ResultTable]) -> list[str]:
@@ -45,7 +50,7 @@ def _order(found: Mapping[Key, Score], task: str) -> str:
 
 def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str) -> str:
     """The accuracy that clips of one song in train and test give away."""
-    baselines = (item for table in tables for item in table.baselines if item.name != MAJORITY)
+    baselines = (item for table in tables for item in table.baselines if item.name == SONG)
     trivial = {item.name: item for item in baselines if (item.protocol, item.task) == (PAPER.name, task)}
     known = (f" Without any model: {name}, {100 * item.accuracy:.1f} %." for name, item in trivial.items())
     for variant, model in MODELS.items():
@@ -59,6 +64,30 @@ def _songs(found: Mapping[Key, Score], tables: Sequence[ResultTable], task: str)
                 f"{''.join(known)}"
             )
     return ""
+
+
+def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
+    """Sentences, one a column: the best row beside plain features, where these are known."""
+    found = scores(tables)
+    plain = {(item.protocol, item.task): item for table in tables for item in table.baselines if item.name == PLAIN}
+    names, told = labels(tables), []
+    for (protocol, task), item in plain.items():
+        column = {key: score for key, score in found.items() if key[:2] == (protocol, task)}
+        if not column:
+            continue
+        key, best = max(column.items(), key=lambda each: each[1].accuracy)
+        first, second = tallies(best, item)
+        # Answers of plain features are those of one seed; the tags of the truth come before both.
+        worth = statistics.difference(first, second, paired=True, statistic=best.statistic)
+        verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
+        low, high = worth
+        points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        told.append(
+            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain features "
+            f"({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
+            f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+        )
+    return told
 
 
 def _percent(score: Score) -> str:
@@ -99,7 +128,7 @@ def melody_or_not(
 
     Where a study has the models whose confusions the paper shows, only these; else all.
     """
-    groups = {key: group for key, group in by_key(outcomes).items() if TASKS[key.task].melody}
+    groups = {key: group for key, group in by_key(outcomes).items() if kinds.melody(group[0])}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, rows = labels(tables), []
     for protocol in PROTOCOLS:
@@ -119,7 +148,7 @@ def melody_or_not(
 def _quadrants(group: Sequence[TrialResult]) -> tuple[float, float, float, float]:
     """The `QUADRANTS` of the class melody, means over seeds."""
     matrix = mean_confusion(group)
-    melody = group[0].classes.index(TASKS[group[0].task].melody)
+    melody = group[0].classes.index(kinds.melody(group[0]))
     hits = matrix[melody, melody]
     true, said = matrix[melody].sum(), matrix[:, melody].sum()
     return float(hits), float(said - hits), float(true - hits), float(matrix.sum() - true - said + hits)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from midibert_ray.report.baselines import MAJORITY, QUADRANTS
+from midibert_ray.report.baselines import MAJORITY, QUADRANTS, Baseline
 from midibert_ray.report.findings import MelodyOrNot
 from midibert_ray.report.statistics import Interval
 from midibert_ray.report.table import STATISTICS, Cell, Key, ResultTable, majority_f1
@@ -15,9 +15,10 @@ from midibert_ray.settings.text import aligned, piped
 FIELDS = (
     *("table", "protocol", "task", "variant", "row", "accuracy", "low", "high", "wilson_low", "wilson_high"),
     *("seeds_low", "seeds_high", "pieces_low", "pieces_high", "f1", "piece_accuracy", "scored", "seeds", "seconds"),
-    *("device_hours", "printed", "difference", "p", "failed"),
+    *("device_hours", "printed", "difference", "p", "failed", "mae", "spearman"),
 )
-"""Columns of the CSV: shares from 0 to 1, but `printed` and `difference`, which are the paper's percents."""
+"""Columns of the CSV: shares from 0 to 1, but `printed` and `difference`, which are the paper's percents. Of numbers
+`accuracy` and its intervals are explained variance (R²), `mae` is in their units; of tags mean average precision."""
 NONE_FINISHED = "No trial has finished."
 
 
@@ -31,15 +32,18 @@ def to_csv(tables: Iterable[ResultTable]) -> str:
                 records.append({"table": table.name} | place | _record(cell))
         for item in table.baselines:
             place = {"protocol": item.protocol, "task": item.task, "row": item.name}
-            f1 = majority_f1(item) if item.name == MAJORITY else None
-            records.append({"table": table.name} | place | {"accuracy": item.accuracy, "f1": f1, "scored": item.scored})
+            f1 = majority_f1(item) if item.name == MAJORITY else item.figures.get("f1")
+            low, high = item.interval or (None, None)
+            figures = {"accuracy": item.accuracy, "low": low, "high": high, "f1": f1, "scored": item.scored}
+            errors = {name: item.figures.get(name) for name in ("mae", "spearman")}
+            records.append({"table": table.name} | place | figures | errors)
     return pd.DataFrame(records, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _record(cell: Cell) -> dict[str, Any]:
     known = {"printed": cell.printed, "difference": cell.difference, "p": cell.p, "failed": cell.reasons}
     if score := cell.score:
-        same = ("accuracy", "f1", "piece_accuracy", "scored", "seeds", "seconds", "device_hours")
+        same = ("accuracy", "f1", "piece_accuracy", "mae", "spearman", "scored", "seeds", "seconds", "device_hours")
         known |= {name: getattr(score, name) for name in same}
         kinds = {"": score.interval, "wilson_": score.wilson, "seeds_": score.over_seeds, "pieces_": score.over_pieces}
         for kind, interval in kinds.items():
@@ -83,8 +87,13 @@ def _grid(table: ResultTable, protocol: str) -> list[list[str]]:
     for name in table.baseline_names():
         found = [table.trivial(protocol, task, name) for task in table.tasks]
         if any(found):
-            rows.append([name, *(percent(item.accuracy, 2) if item else "–" for item in found)])
+            rows.append([name, *(_answered(item) if item else "–" for item in found)])
     return rows
+
+
+def _answered(item: Baseline) -> str:
+    interval = f" [{', '.join(map(percent, item.interval))}]" if item.interval else ""
+    return f"{percent(item.accuracy, 2)}{interval}"
 
 
 def _shown(cell: Cell | None) -> str:

@@ -15,6 +15,7 @@ from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.statistics import Floats
 from midibert_ray.report.table import Key, ResultTable, mean_confusion
 from midibert_ray.studies.result import TrialResult
+from midibert_ray.training.metrics import mean_average_precision
 
 INK, GREY, FAINT = "#1f2a33", "#8794a0", "#e3e8ec"
 COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8d99ae", "#355070")
@@ -80,7 +81,7 @@ def _accuracies(axes: Any, table: ResultTable, task: str) -> None:
             elif cell:
                 where = axes.get_yaxis_transform()
                 axes.text(0.02, place + shift, "failed", color=FAILED, fontsize=7, va="center", transform=where)
-        if trivial := table.trivial(protocol, task, MAJORITY):
+        if trivial := table.constant(protocol, task):
             axes.axvline(100 * trivial.accuracy, color=colour, linestyle=":", linewidth=1)
     printed = [(row.printed[task], place) for place, row in enumerate(table.rows) if task in row.printed]
     if printed:
@@ -100,6 +101,45 @@ def in_percent(group: Sequence[TrialResult]) -> tuple[list[str], list[str], Floa
     names = np.array(group[0].classes)
     shares = 100 * counts[true] / counts[true].sum(axis=1, keepdims=True)
     return names[true].tolist(), names[said].tolist(), shares[:, said]
+
+
+def answers(result: TrialResult) -> Figure:
+    """The answers of one trial: a confusion matrix, numbers beside the true ones, or the precision of each tag."""
+    drawn = {"classes": confusion, "number": scatter, "tags": tag_precision}
+    return drawn[result.kind](result)
+
+
+def scatter(result: TrialResult) -> Figure:
+    """Predicted numbers over the true ones, a point a piece; on the line they are equal."""
+    figure, (axes,) = _figure(4.6, 4.2)
+    true, said = np.array(list(result.pieces.values()), np.float64).T
+    ends = [min(true.min(), said.min()), max(true.max(), said.max())]
+    axes.plot(ends, ends, ":", color=GREY, linewidth=1)
+    axes.plot(true, said, "o", color=COLOURS[0], markersize=4, alpha=0.6, markeredgewidth=0)
+    title = f"{result.task}, {result.variant}, {result.protocol}: R² {result.accuracy:.2f}"
+    _label(axes, title, x="true", y="predicted")
+    return figure
+
+
+def tag_precision(result: TrialResult) -> Figure:
+    """The average precision of each tag, and the share of pieces that have it, which chance would reach."""
+    precision, share = by_tag(result)
+    figure, (axes,) = _figure(5.2, 1.0 + 0.3 * len(precision))
+    places = np.arange(len(precision))
+    axes.barh(places, 100 * precision, color=COLOURS[0], height=0.6)
+    axes.plot(100 * share, places, "|", color=COLOURS[1], markersize=11, markeredgewidth=2)
+    axes.set_yticks(places, result.classes)
+    axes.set_ylim(len(precision) - 0.5, -0.5)
+    _label(axes, f"{result.task}, {result.variant}, {result.protocol}", x="average precision and share of pieces, %")
+    return figure
+
+
+def by_tag(result: TrialResult) -> tuple[Floats, Floats]:
+    """Average precision of each tag, and the share of the pieces that have it: [tags] each."""
+    rows = np.array(list(result.pieces.values()), np.float64)
+    truth, said = np.split(rows, 2, axis=1)
+    each = [mean_average_precision(truth[:, [tag]], said[:, [tag]])[0] for tag in range(truth.shape[1])]
+    return np.array(each), truth.mean(axis=0)
 
 
 def confusion(result: TrialResult) -> Figure:

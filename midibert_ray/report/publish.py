@@ -12,7 +12,7 @@ from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
-from midibert_ray.report.baselines import Baseline, baselines
+from midibert_ray.report.baselines import PLAIN, Baseline, baselines, plain_features
 from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
@@ -32,12 +32,12 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     outcomes = [*result.outcomes, *_earlier_results(plan)]
     names, trivial, failed = _add_to_book(plan, result, outcomes)
     tables = table.build(outcomes, failed, trivial, names)
-    leaks, melody = findings.leaks(tables), findings.melody_or_not(outcomes, trivial, tables)
+    told, melody = findings.sentences(tables), findings.melody_or_not(outcomes, trivial, tables)
     log = StudyLog(plan)
     run = log.parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
-    run.text(formats.to_markdown(tables, leaks, melody), "results.md")
-    run.text(page.to_html(tables, leaks), "results.html")
+    run.text(formats.to_markdown(tables, told, melody), "results.md")
+    run.text(page.to_html(tables, told), "results.html")
     run.json([asdict(item) for item in outcomes], "results.json")
     run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
     run.json([asdict(item) for item in trivial], BASELINES)
@@ -87,9 +87,9 @@ def _add_to_book(
     """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
     before = storage.find_json(plan.uri(PUBLISHED)) or {}
     tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
-    trivial = [] if plan.config.study.draws else _baselines(plan)
+    earlier = [Baseline(**item) for item in before.get("baselines", ())]
+    trivial = [] if plan.config.study.draws else _baselines(plan, earlier)
     known = {(item.protocol, item.task) for item in trivial}
-    earlier = (Baseline(**item) for item in before.get("baselines", ()))
     trivial += [item for item in earlier if (item.protocol, item.task) not in known]
     settled = {entry.trial.name for entry in plan.trials.values()} | {item.trial for item in outcomes}
     failures = {Trial.of(item["trial"]): item["reason"] for item in before.get("failed", ())}
@@ -103,14 +103,24 @@ def _add_to_book(
     return tables, trivial, failed
 
 
-def _baselines(plan: StudyPlan) -> list[Baseline]:
-    """The trivial baselines of every task and protocol of a study, scored on the same test splits."""
+def _baselines(plan: StudyPlan, earlier: Sequence[Baseline]) -> list[Baseline]:
+    """The baselines of every task and protocol of a study, scored on the same test splits.
+
+    Plain features are learned once: where an earlier start has them, its baselines are taken.
+    """
+    there = {(item.protocol, item.task) for item in earlier if item.name == PLAIN}
     chosen: dict[tuple[str, str], TrialSpec] = {}
     for entry in plan.trials.values():
         if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
             chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
-    found = (baselines(entry.config, open_store(entry.store, plan.config.storage)) for entry in chosen.values())
-    return [item for items in found for item in items]
+    found = []
+    for column, entry in chosen.items():
+        if column in there:
+            found += [item for item in earlier if (item.protocol, item.task) == column]
+            continue
+        store = open_store(entry.store, plan.config.storage)
+        found += [*baselines(entry.config, store, entry.task), plain_features(entry.config, store, entry.task)]
+    return found
 
 
 def _paper_stores(plan: StudyPlan) -> list[TokenStore]:

@@ -12,20 +12,21 @@ import pyarrow.parquet as pq
 
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.skyline import skyline
-from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import plots, table, table_one
+from midibert_ray.report import kinds, plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
-from midibert_ray.report.findings import leaks, melody_or_not
+from midibert_ray.report.findings import melody_or_not, sentences
 from midibert_ray.report.formats import melody_grid, percent
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import PREDICTIONS, TrialResult
+from midibert_ray.studies.result import FIGURE, PREDICTIONS, TrialResult
 from midibert_ray.tracking import Run
 
 BARS = 32
 """Bars of a piano roll."""
+HARDEST = 20
+"""Pieces of a column that are shown."""
 Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
@@ -39,6 +40,8 @@ def all_sections(source: LoadedStudy) -> list[Section]:
         Section("Melody or not", "melody", melody_grid(melody) if melody else []),
         Section("A test piece", "piano_roll", piano_roll(source)),
         Section("Confusion", "confusions", confusions(source)),
+        Section("Numbers and tags", "answers", answers(source)),
+        Section("Hardest pieces", "pieces", hardest_pieces(source)),
         Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
         Section("Pre-training", "pretraining", pretraining(source)),
         Section("Fine-tuning", "finetuning", finetuning(source)),
@@ -51,7 +54,7 @@ def all_sections(source: LoadedStudy) -> list[Section]:
 def _results(source: LoadedStudy) -> dict[str, Any]:
     """The findings in words, and the tables with a chart of each."""
     return {
-        "sentences": leaks(source.tables),
+        "sentences": sentences(source.tables),
         "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
         "statistics": STATISTICS,
     }
@@ -71,6 +74,7 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
             "columns": columns,
             "rows": {label: row for label, row in rows.items() if any(row)},
             "majority": [percent(table.majority_f1(item)) if item else "" for item in found],
+            "numbers": any(score.kind == "number" for score in scores.values()),
         }
         if scores
         else {}
@@ -80,13 +84,15 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
     present = {key[:2] for key in by_key(source.outcomes)}
-    return [(protocol, task) for task, protocol in product(TASKS, PROTOCOLS) if (protocol, task) in present]
+    tasks = kinds.in_order(task for _, task in present)
+    return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
 
 def piano_roll(source: LoadedStudy) -> dict[str, Any]:
     """Fig. 4: a test piece as annotated, as skyline has it and as a model hears it."""
-    groups = {key: group for key, group in by_key(source.outcomes).items() if TASKS[key.task].melody}
-    preferred = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in TASKS]
+    groups = {key: group for key, group in by_key(source.outcomes).items() if kinds.melody(group[0])}
+    tasks = kinds.in_order(key.task for key in groups)
+    preferred = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in tasks]
     best = sorted(groups, key=lambda key: -groups[key][0].accuracy)
     for key in (key for key in (*preferred, *best) if key in groups):
         chosen = groups[key][0]
@@ -102,7 +108,7 @@ def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, A
     piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
     notes = notes.filter(pc.equal(names, piece))
     onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
-    melody = chosen.classes.index(TASKS[chosen.task].melody)
+    melody = chosen.classes.index(kinds.melody(chosen))
     true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
     rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
     shown = onset < onset.min() // 16 * 16 + 16 * BARS
@@ -117,9 +123,9 @@ def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, A
 
 def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     """By task the confusion matrices, and whether the paper shows those of the same model."""
-    names, groups = table.labels(source.tables), by_key(source.outcomes)
+    names, groups = table.labels(source.tables), by_key(each for each in source.outcomes if each.kind == "classes")
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for task, protocol, variant in product(TASKS, PROTOCOLS, names):
+    for task, protocol, variant in product(kinds.in_order(key.task for key in groups), PROTOCOLS, names):
         if group := groups.get(Key(protocol, task, variant)):
             true, predicted, shares = plots.in_percent(group)
             matrix = {
@@ -130,6 +136,54 @@ def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
             }
             tasks.setdefault(task, []).append(matrix)
     return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
+
+
+def answers(source: LoadedStudy) -> list[tuple[str, Any]]:
+    """Of tasks that have no confusion matrix a picture of every row, of its first seed: caption, picture."""
+    names = table.labels(source.tables)
+    groups = {key: group for key, group in by_key(source.outcomes).items() if group[0].kind != "classes"}
+    return [
+        (f"{key.task}: {names[key.variant]}, {key.protocol}", plots.answers(group[0])) for key, group in groups.items()
+    ]
+
+
+def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
+    """Of every column the test pieces with the largest errors of the best row, those of its seeds together."""
+    scores, names = table.scores(source.tables), table.labels(source.tables)
+    found = []
+    for protocol, task in _columns(source):
+        column = [key for key in scores if key[:2] == (protocol, task)]
+        key = max(column, key=lambda key: scores[key].accuracy)
+        group = by_key(source.outcomes)[key]
+        head, rows = _errors(group)
+        shown = [[piece, *cells] for _, piece, *cells in sorted(rows, key=lambda row: (-row[0], row[1]))[:HARDEST]]
+        title = f"{task}, protocol {protocol}: {names[key.variant]}"
+        found.append({"title": title, "rows": [["piece", *head], *shown], "of": len(rows)})
+    return found
+
+
+def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Headings, and of every piece its error, its name and what is shown of it."""
+    kind, rows = group[0].kind, []
+    for piece, first in group[0].pieces.items():
+        said = np.mean([item.pieces[piece] for item in group], axis=0)
+        if kind == "classes":
+            rows.append((1 - said[0] / said[1], piece, percent(1 - said[0] / said[1]), f"{said[1]:,.0f}"))
+        elif kind == "number":
+            error = float(said[1] - said[0])
+            rows.append((abs(error), piece, f"{error:+.4g}", f"{said[0]:.4g}", f"{said[1]:.4g}"))
+        else:
+            truth, shares = np.split(said, 2)
+            loss = -np.log(np.maximum(np.where(truth > 0, shares, 1 - shares), 1e-6)).mean()
+            tags = np.array(group[0].classes, dtype=object)
+            told = (", ".join(tags[chosen]) or "none" for chosen in (truth > 0, shares > 0.5))
+            rows.append((float(loss), piece, f"{loss:.3f}", *told))
+    heads = {
+        "classes": ["wrong, %", "scored"],
+        "number": ["error", "true", "predicted"],
+        "tags": ["cross-entropy", "true", "predicted"],
+    }
+    return heads[kind], rows
 
 
 def pretraining(source: LoadedStudy) -> dict[str, Any]:
@@ -180,11 +234,13 @@ def _told(params: dict[str, str]) -> list[str]:
 
 
 def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
-    """Validation accuracy by epoch, the mean of the seeds that came so far: protocol, task, picture."""
+    """The metric in validation by epoch, the mean of the seeds that came so far: protocol, task, picture."""
+    figures = {item.task: item.kind for item in source.outcomes}
     curves: dict[tuple[str, ...], Curve] = {}
     for run in source.children.values():
         key = tuple(run.data.tags.get(name, "") for name in Key._fields)
-        curves.setdefault(key, []).extend(_curve(source, run, "valid/accuracy", 100))
+        figure = FIGURE[figures.get(run.data.tags.get("task", ""), "classes")]
+        curves.setdefault(key, []).extend(_curve(source, run, f"valid/{figure}", 100))
     means = {
         key: list(pd.DataFrame(points, columns=["epoch", "value"]).groupby("epoch")["value"].mean().items())
         for key, points in curves.items()
@@ -193,6 +249,6 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     pictures = []
     for protocol, task in _columns(source):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: validation accuracy, %"
+        title = f"{task}, {protocol}: {kinds.METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

@@ -1,5 +1,6 @@
 """Result tables: the accuracy of every cell with its interval, tested against a baseline."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -7,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from midibert_ray.music.protocol import PROTOCOLS
-from midibert_ray.music.tasks import TASKS
-from midibert_ray.report import statistics
-from midibert_ray.report.baselines import MAJORITY, Baseline, majority
-from midibert_ray.report.statistics import Floats, Interval
+from midibert_ray.report import kinds, statistics
+from midibert_ray.report.baselines import CONSTANT, MAJORITY, Baseline, majority
+from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
+from midibert_ray.studies.folds import merged
 from midibert_ray.studies.paper import PaperTable, Row
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
@@ -39,21 +40,28 @@ class Key(NamedTuple):
 class Score:
     """The metrics of one configuration: means over its seeds."""
 
+    kind: str
+    """As `Task.kind`."""
     accuracy: float
-    wilson: Interval
-    """Takes all notes or segments for independent."""
+    """Of classes; of numbers the explained variance, of tags the mean average precision."""
+    wilson: Interval | None
+    """Takes all notes or segments for independent; of classes alone."""
     over_seeds: Interval | None
     """Student's t, where there are several seeds: other seeds on these pieces."""
     over_pieces: Interval
     """Piece-clustered bootstrap: other pieces, these seeds."""
-    f1: float
-    """Macro-F1."""
+    f1: float | None
+    """Macro-F1; None of numbers."""
     piece_accuracy: float | None
     """Share of the pieces whose mean logits are right, for sequence-level tasks."""
-    tally: Mapping[str, tuple[float, float]]
-    """Piece -> correct (mean over the seeds) and scored."""
+    mae: float | None
+    """Mean absolute error, of numbers."""
+    spearman: float | None
+    """Rank correlation, of numbers."""
+    tally: Mapping[str, tuple[float, ...]]
+    """Piece -> correct (mean over the seeds) and scored; for other kinds see `kinds.tally`."""
     support: Mapping[str, int]
-    """Class -> notes or segments that have it."""
+    """Class -> notes or segments that have it; tag -> pieces; none of numbers."""
     seeds: int
     seconds: float
     """Sum over the seeds."""
@@ -62,12 +70,17 @@ class Score:
     @property
     def interval(self) -> Interval:
         """The interval to believe: `over_pieces`; `wilson` where each piece is one segment, or there is one piece."""
-        return self.over_pieces if 1 < len(self.tally) < self.scored else self.wilson
+        return self.wilson if self.wilson and not 1 < len(self.tally) < self.scored else self.over_pieces
 
     @property
     def scored(self) -> int:
-        """Number of test notes or segments."""
-        return sum(self.support.values())
+        """Number of test notes or segments; of numbers and tags of pieces."""
+        return sum(self.support.values()) if self.kind == "classes" else len(self.tally)
+
+    @property
+    def statistic(self) -> Statistic:
+        """The metric of the tally."""
+        return kinds.statistic(self.kind, len(self.support))
 
     @property
     def by_piece(self) -> Floats:
@@ -77,21 +90,27 @@ class Score:
     @classmethod
     def of(cls, group: Sequence[TrialResult]) -> "Score":
         first, accuracies = group[0], [item.accuracy for item in group]
-        tally = {
-            piece: (float(np.mean([item.pieces[piece][0] for item in group])), float(size))
-            for piece, (_, size, *_) in first.pieces.items()
-        }
-        name = f"{first.split}/piece_accuracy"
-        whole = [item.figures[name] for item in group if name in item.figures]
+        tally = kinds.tally(first.kind, [item.pieces for item in group])
+        of_classes, rows = first.kind == "classes", np.array(list(tally.values()))
+        counts = map(sum, first.confusion) if of_classes else map(int, rows[:, : len(first.classes)].sum(axis=0))
+
+        def mean(name: str) -> float | None:
+            found = [item.figures[key] for item in group if (key := f"{item.split}/{name}") in item.figures]
+            return float(np.mean(found)) if found else None
+
+        lowest = -math.inf if first.kind == "number" else 0.0
         return cls(
+            kind=first.kind,
             accuracy=float(np.mean(accuracies)),
-            wilson=statistics.wilson(float(np.mean(accuracies)) * first.scored, first.scored),
-            over_seeds=statistics.over_seeds(accuracies) if len(group) > 1 else None,
-            over_pieces=statistics.over_pieces(np.array(list(tally.values()))),
-            f1=float(np.mean([item.figures[f"{item.split}/f1"] for item in group])),
-            piece_accuracy=float(np.mean(whole)) if whole else None,
+            wilson=statistics.wilson(float(np.mean(accuracies)) * first.scored, first.scored) if of_classes else None,
+            over_seeds=statistics.over_seeds(accuracies, lowest) if len(group) > 1 else None,
+            over_pieces=statistics.over_pieces(rows, kinds.statistic(first.kind, len(first.classes))),
+            f1=mean("f1"),
+            piece_accuracy=mean("piece_accuracy"),
+            mae=mean("mae"),
+            spearman=mean("spearman"),
             tally=tally,
-            support=dict(zip(first.classes, map(sum, first.confusion), strict=True)),
+            support=dict(zip(first.classes, counts, strict=True)),
             seeds=len(group),
             seconds=sum(item.seconds for item in group),
             device_hours=sum(item.seconds * item.devices for item in group) / 3600,
@@ -140,7 +159,15 @@ class ResultTable(PaperTable):
         """The metric, the split, and the row that others are tested against."""
         against = next((row.label for row in self.rows if row.variant == self.baseline), "the row above it")
         tested = any(cell.p is not None for cell in self.cells.values())
-        return f"Accuracy on the {self.split} split in %" + (f"; p against {against}." if tested else ".")
+        metrics: dict[str, list[str]] = {}
+        for key, cell in self.cells.items():
+            names = metrics.setdefault(kinds.METRICS[cell.score.kind if cell.score else "classes"], [])
+            names += [key.task] if key.task not in names else []
+        told = [metric if len(metrics) == 1 else f"{metric} of {', '.join(tasks)}" for metric, tasks in metrics.items()]
+        what = "; ".join(told)
+        return f"{what[:1].upper()}{what[1:]} on the {self.split} split in %" + (
+            f"; p against {against}." if tested else "."
+        )
 
     def baseline_names(self) -> list[str]:
         return list(dict.fromkeys(item.name for item in self.baselines))
@@ -153,6 +180,10 @@ class ResultTable(PaperTable):
         """The highest accuracy of a column."""
         column = (cell.score for key, cell in self.cells.items() if key[:2] == (protocol, task))
         return max((score.accuracy for score in column if score), default=0.0)
+
+    def constant(self, protocol: str, task: str) -> Baseline | None:
+        """The baseline of a column that answers the same to everything."""
+        return next(filter(None, (self.trivial(protocol, task, name) for name in CONSTANT)), None)
 
 
 def build(
@@ -187,9 +218,9 @@ def build(
 
 
 def by_key(outcomes: Iterable[TrialResult]) -> dict[Key, list[TrialResult]]:
-    """Outcomes that differ in their seed only, by seed."""
+    """Outcomes that differ in their seed only, by seed; folds are merged."""
     groups: dict[Key, list[TrialResult]] = {}
-    for item in sorted(outcomes, key=lambda item: item.seed):
+    for item in sorted(merged(outcomes), key=lambda item: item.seed):
         groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
     return groups
 
@@ -213,10 +244,11 @@ def labels(tables: Iterable[ResultTable]) -> dict[str, str]:
     return names
 
 
-def tallies(first: Score, second: Score) -> tuple[Floats, Floats]:
+def tallies(first: Score | Baseline, second: Score | Baseline) -> tuple[Floats, Floats]:
     """Two scores over the pieces that they share, in the same order."""
-    shared = [piece for piece in first.tally if piece in second.tally]
-    return np.array([first.tally[piece] for piece in shared]), np.array([second.tally[piece] for piece in shared])
+    ours, theirs = first.tally, second.tally
+    shared = [piece for piece in ours if piece in theirs]
+    return np.array([ours[piece] for piece in shared]), np.array([theirs[piece] for piece in shared])
 
 
 def _table(
@@ -233,7 +265,7 @@ def _table(
         **vars(layout),
         name=name,
         split=split,
-        tasks=tuple(task for task in TASKS if task in {task for _, task in columns}),
+        tasks=tuple(kinds.in_order(key.task for key in own)),
         protocols=tuple(protocol for protocol in PROTOCOLS if protocol in {protocol for protocol, _ in columns}),
         cells={
             key: replace(cell, printed=rows[key.variant].printed.get(key.task), p=p.get(key))
@@ -252,7 +284,7 @@ def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
     for key, score in scores.items():
         other = key._replace(variant=against[key.variant])
         if other != key and other in scores:
-            raw = statistics.paired_p(*tallies(score, scores[other]))
+            raw = statistics.paired_p(*tallies(score, scores[other]), score.statistic)
             columns.setdefault((key.protocol, key.task), {})[key] = raw
     corrected = (zip(raw, statistics.holm(list(raw.values())), strict=True) for raw in columns.values())
     return {key: p for column in corrected for key, p in column}
@@ -262,7 +294,8 @@ def _majorities(layout: PaperTable, scores: Mapping[Key, Score]) -> Iterable[Bas
     """The majority class of each column, over what its baseline row has scored, or the first row that is there."""
     order = [layout.baseline, *(row.variant for row in layout.rows)]
     found: dict[tuple[str, str], Baseline] = {}
-    for key in sorted(scores, key=lambda key: order.index(key.variant)):
+    of_classes = (key for key, score in scores.items() if score.kind == "classes")
+    for key in sorted(of_classes, key=lambda key: order.index(key.variant)):
         found.setdefault((key.protocol, key.task), majority(key.protocol, key.task, scores[key].support))
     return found.values()
 

@@ -1,21 +1,22 @@
 """One configuration for every job: frozen dataclasses, checked when they are made.
 
 A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
-MLflow and in `config.json`. Two kinds of field exist:
+MLflow and in `config.json`. Three kinds of field exist:
 
 * *identity* fields change the result (corpora, model, seed ...). They are hashed into artifact names.
+* fields *by content* say where an input lies (weights to start from): its digest is hashed, not where it lies.
 * *runtime* fields change only where and how fast it is computed, or which cells of a study. They never change a
   name: a run started on a laptop goes on on a cluster, and a study that asks for more seeds keeps those it has.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
-from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY
+from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.protocol import ProtocolConfig
-from midibert_ray.settings.validators import ConfigError, require, require_some_of, runtime
+from midibert_ray.settings.validators import ConfigError, by_content, optional, require, require_some_of, runtime
 
 __all__ = ["Config", "ConfigError", "require", "require_some_of"]
 
@@ -24,6 +25,7 @@ Variant = Literal[
     "pretrained",
     "freeze-backbone",
     "freeze-attention",
+    "probe",
     "scratch",
     "rnn",
     "remi",
@@ -34,6 +36,7 @@ Variant = Literal[
     "scratch-by-pitch",
     "rnn-by-pitch",
 ]
+_OURS = ("", "sample")  # labelled corpora that have the paper's tasks alone
 TableName = Literal["1", "2", "3", "4", "leak"]
 
 
@@ -64,10 +67,36 @@ class TokensConfig:
 @dataclass(frozen=True, kw_only=True)
 class MaskConfig:
     fraction: float = 0.15
-    """Share of a segment's positions chosen for prediction; 80 % become MASK, 10 % random, 10 % stay."""
+    """Share of a segment's positions chosen for prediction: with `pretrain.objective=mask` 80 % of them become MASK,
+    10 % random, 10 % stay; with `noise` all are changed a little (M2BERT: 0.3)."""
 
     def __post_init__(self) -> None:
         require(0 < self.fraction < 1, "mask.fraction", self.fraction, "a share between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    transpose: int = optional(0)
+    """Semitones, up or down, by which a segment is moved at most, drawn anew each time; no note leaves the range."""
+    shift: int = optional(0)
+    """Sixteenths, up to 15, by which bar lines are moved at most; for music in bars of 4/4."""
+    scale: bool = optional(False)
+    """Double or halve onsets and durations of a third of the segments each, where that loses nothing."""
+    thin: float = optional(0.0)
+    """Share of the notes that are left out."""
+    stage: Literal["both", "pretrain", "finetune"] = optional("both")
+    """Training that sees augmented segments; validation and test never do."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.transpose <= 24, "augment.transpose", self.transpose, "0 to 24 semitones")
+        require(0 <= self.shift <= 15, "augment.shift", self.shift, "0 to 15 sixteenths")
+        require(0 <= self.thin < 1, "augment.thin", self.thin, "a share from 0, below 1")
+
+    def at(self, stage: Literal["pretrain", "finetune"]) -> dict[str, Any]:
+        """Arguments of `data.augment.augment` for a kind of training; empty where it sees segments as they are."""
+        if self.stage not in ("both", stage) or not (self.transpose or self.shift or self.scale or self.thin):
+            return {}
+        return {"transpose": self.transpose, "shift": self.shift, "scale": self.scale, "thin": self.thin}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +147,9 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
+    objective: Literal["mask", "noise"] = optional("mask")
+    """`mask`: find masked tokens (the paper); `noise`: find the notes behind ones that were changed a little (M2BERT,
+    with `mask.fraction=0.3`)."""
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
     epochs: int = 500
@@ -131,8 +163,12 @@ class PretrainConfig:
     says of test pieces."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
+    start: str = by_content("")
+    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
+    empty: random weights."""
 
     def __post_init__(self) -> None:
+        checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
@@ -144,10 +180,15 @@ class FinetuneConfig:
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
     """Labelled corpus; empty takes the task's own."""
-    model: Literal["midibert", "rnn"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`."""
+    fold: int = runtime(0)
+    """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
+    model: Literal["midibert", "rnn", "probe"] = "midibert"
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
+    a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
+    start: str = by_content("")
+    """Weights whose encoder takes the place of a pre-training: as in `pretrain.start`; empty: the study pre-trains."""
     freeze: Freeze = "none"
     """`backbone`: only the head learns; `attention`: the head and the token embeddings learn (paper, Table III)."""
     freeze_layers: int = 0
@@ -176,8 +217,11 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        checks.require_one_of("finetune.task", self.task, tuple(TASKS))
+        if self.corpus in _OURS:
+            checks.require_one_of("finetune.task", self.task, tuple(TASKS))
+        checks.require_name("finetune.task", self.task)
         checks.require_corpora("finetune.corpus", (self.corpus,))
+        checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
@@ -213,7 +257,13 @@ class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
     tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
-    """Downstream tasks, one column each of the result table."""
+    """Downstream tasks, a column each of the result table: of the paper, or columns of the labelled corpus's table."""
+    corpus: str = runtime("")
+    """Labelled corpus of all tasks, such as folder:/music; empty takes that of `finetune.corpus`."""
+    folds: int = runtime(0)
+    """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
+    kinds: tuple[str, ...] = runtime(())
+    """Kinds of tasks that are not as their labels look, such as year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
     tables: tuple[str, ...] = runtime(())
@@ -229,7 +279,14 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        require_some_of("study.tasks", self.tasks, tuple(TASKS))
+        require(self.folds == 0 or 3 <= self.folds <= 100, "study.folds", self.folds, "0, or 3 to 100")
+        require(not (self.folds and self.draws), "study.folds", self.folds, "0 in a sweep, which chooses by validation")
+        checks.require_corpora("study.corpus", (self.corpus,))
+        for text in self.kinds:
+            column, _, kind = text.rpartition(":")
+            checks.require_one_of(f"study.kinds={text}: the column", column, self.tasks)
+            checks.require_one_of(f"study.kinds={text}: the kind", kind, get_args(Kind))
+        require(len(set(self.tasks)) == len(self.tasks) > 0, "study.tasks", self.tasks, "at least one, each once")
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
@@ -323,6 +380,7 @@ class Config:
     tokens: TokensConfig = TokensConfig()
     protocol: ProtocolConfig = field(default=ProtocolConfig())
     mask: MaskConfig = MaskConfig()
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -336,6 +394,15 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         _ = self.protocol_in_force  # raises on a contradiction
+        if (self.study.corpus or self.finetune.corpus) in _OURS:  # others' columns are known once they are listed
+            require_some_of("study.tasks", self.study.tasks, tuple(TASKS))
+            require(not self.study.folds, "study.folds", self.study.folds, "it with study.corpus=folder:/path")
+        if self.model.representation != "cp":
+            what = "with model.representation=cp alone, whose tokens are notes"
+            require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")
+            for name in ("transpose", "shift", "scale", "thin"):
+                value = getattr(self.augment, name)
+                require(not value, f"augment.{name}", value, f"it {what}")
 
     @property
     def protocol_in_force(self) -> Protocol:

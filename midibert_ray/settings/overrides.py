@@ -56,12 +56,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def runtime_keys() -> frozenset[str]:
     """Dotted keys of the fields that never change a result."""
+    return _keys("runtime")
+
+
+def _keys(kind: str) -> frozenset[str]:
+    """Dotted keys of the fields of a kind: `runtime`, `by_content` or `optional`."""
     sections = {item.name: item.type for item in dataclasses.fields(Config) if dataclasses.is_dataclass(item.type)}
     return frozenset(
         f"{name}.{item.name}"
         for name, section in sections.items()
         for item in dataclasses.fields(section)
-        if item.metadata.get("runtime")
+        if item.metadata.get(kind)
     )
 
 
@@ -90,7 +95,9 @@ def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
 
     A switched field of the protocol counts with the section that reads it; all others follow from `tokens.protocol`.
     """
-    sections, skip = set(sections) - {"protocol"}, runtime_keys()
+    sections, standard = set(sections) - {"protocol"}, flatten(Config())
+    skip = _keys("runtime") | _keys("by_content")
+    skip |= {key for key in _keys("optional") if flatten(config)[key] == standard[key]}
     fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
     switched = config.protocol_in_force.switched(*sections) if sections else {}
     return fields | {f"protocol.{name}": value for name, value in switched.items()}

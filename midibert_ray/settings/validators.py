@@ -40,6 +40,19 @@ def runtime(default: Any) -> Any:
     return field(default=default, metadata={"runtime": True})
 
 
+def by_content(default: Any) -> Any:
+    """A field that says where an input lies, and counts in the identity hash by what lies there."""
+    return field(default=default, metadata={"by_content": True})
+
+
+def optional(default: Any) -> Any:
+    """A field that changes results, and is named in an identity only where it is not at its default.
+
+    What was made before the package had such a field keeps its name.
+    """
+    return field(default=default, metadata={"optional": True})
+
+
 def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...]) -> None:
     """Refuse a list that is empty, names something twice, or names what is not allowed."""
     require(len(values) > 0, key, values, f"at least one of {', '.join(allowed)}")

@@ -62,6 +62,12 @@ def basename(uri: str) -> str:
     return without_query(uri).rstrip("/").rpartition("/")[2]
 
 
+def parent(uri: str) -> str:
+    """The URI of the folder that something lies in."""
+    base = without_query(uri)
+    return base.rstrip("/").rpartition("/")[0] + uri[len(base) :]
+
+
 def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a URI or path, and the path within it."""
     if is_local(uri):

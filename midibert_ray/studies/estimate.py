@@ -9,12 +9,14 @@ import pyarrow as pa
 import torch
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
-from midibert_ray.data.masking import mask_batch, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import mask_batch
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import PretrainingSpec, TrialSpec
+from midibert_ray.tokenizing.labelling import LabelPlan
 from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
@@ -53,7 +55,7 @@ class Estimate:
 def estimate(
     pretrainings: Mapping[str, PretrainingSpec],
     trials: Mapping[str, TrialSpec],
-    corpora: Mapping[str, CorpusPlan],
+    corpora: Mapping[str, CorpusPlan | LabelPlan],
     *,
     threads: int,
 ) -> Estimate:
@@ -78,7 +80,7 @@ def estimate(
 class _Meter:
     """Seconds of runs and trials; each kind of step is measured once."""
 
-    def __init__(self, device: torch.device, corpora: Mapping[str, CorpusPlan]) -> None:
+    def __init__(self, device: torch.device, corpora: Mapping[str, CorpusPlan | LabelPlan]) -> None:
         self.device, self.corpora = device, corpora
         self.guessed: set[str] = set()
         self._seconds: dict[tuple[object, ...], float] = {}
@@ -97,20 +99,22 @@ class _Meter:
         config, settings = entry.config, entry.config.finetune
         source = (entry.store, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, self._open(entry.store, config.storage))
+            self._data[source] = TaskData(config, self._open(entry.store, config.storage), entry.task)
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
-        epochs = recipe(config).epochs
+        epochs = recipe(config, entry.task).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
         return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
 
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         if uri not in self.corpora or find_manifest(uri) is not None:
             return open_store(uri, config)
-        self.guessed.add(self.corpora[uri].corpus.name)
-        return _GuessedStore(uri, self.corpora[uri])
+        plan = self.corpora[uri]
+        tokens, rows = (plan.tokens, plan.table()) if isinstance(plan, LabelPlan) else (plan, None)
+        self.guessed.add(tokens.corpus.name)
+        return _GuessedStore(uri, tokens, rows)
 
     def _segment(self, kind: tuple[object, ...], step: Callable[[], None]) -> float:
         if kind not in self._seconds:
@@ -126,7 +130,7 @@ class _Meter:
 class _GuessedStore(TokenStore):
     """A corpus as it will be once it is tokenized: its pieces, and about as many notes."""
 
-    def __init__(self, uri: str, plan: CorpusPlan) -> None:
+    def __init__(self, uri: str, plan: CorpusPlan, labels: pa.Table | None) -> None:
         self.uri, self.manifest = uri, {"corpus": plan.corpus.name}
         notes = [max(1, int(plan.files[piece.files[0]].size / BYTES_A_NOTE)) for piece in plan.there]
         self.offsets = np.concatenate([[0], np.cumsum(notes)])
@@ -135,7 +139,7 @@ class _GuessedStore(TokenStore):
         self.tokens, self.onset = np.zeros((total, 4), np.uint8), np.zeros(total, np.int32)
         self.velocity, self.part = np.full(total, 64, np.uint8), np.ones(total, np.uint8)
         rows = [{"piece": each.piece, "split": each.split, "label": each.label} for each in plan.there]
-        self._pieces = pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
+        self._pieces = labels or pa.Table.from_pylist(rows, schema=PIECE_SCHEMA)
 
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:

@@ -5,6 +5,7 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 from ray import tune
 
 from midibert_ray import storage, tracking
-from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
@@ -87,28 +87,31 @@ class StudyLog:
         """Log the model of a finished trial, whose weights stay in its last checkpoint; baselines have none."""
         spec = self.plan.trials[key]
         if spec.config.finetune.model == "midibert":
-            self.trial(key).model(checkpoint, TASKS[spec.trial.task].level, spec.trial.tags)
+            self.trial(key).model(checkpoint, spec.task.level, spec.trial.tags)
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
         """Store a trial's result and end its run."""
-        run.json(result.confusion, "confusion_matrix.json")
+        name = "confusion_matrix" if result.kind == "classes" else "answers"
+        if result.confusion:
+            run.json(result.confusion, f"{name}.json")
         if self.picture:
-            run.figure(self.picture(result), "confusion_matrix.png")
+            run.figure(self.picture(result), f"{name}.png")
         run.data(predictions, results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
+        trivial = {"majority/accuracy": result.majority} if result.kind == "classes" else {}
         costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
-        figures = {"epoch": result.epoch, "majority/accuracy": result.majority, **result.figures, **costs}
-        run.table({"figure": [*figures], "value": [*figures.values()]}, FIGURES)
-        if result.split == "test":
-            run.log({"test/accuracy": result.accuracy}, result.epoch)  # by which runs are sorted and compared
+        figures = {"epoch": result.epoch, **result.figures, **trivial, **costs}
+        values = [value if math.isfinite(value) else None for value in figures.values()]
+        run.table({"figure": [*figures], "value": values}, FIGURES)
+        if result.split == "test":  # by which runs are sorted and compared
+            run.log({f"test/{results.FIGURE[result.kind]}": result.accuracy}, result.epoch)
         run.finish()
 
     def summarize(self, found: Sequence[TrialResult]) -> None:
         """Add a point to the study's own curves of a task, which run over the number of its finished trials."""
-        name = f"{found[0].protocol}/{found[0].task}"
-        mean = sum(result.accuracy for result in found) / len(found)
-        figures = {f"{name}/best_accuracy": best(found).accuracy, f"{name}/mean_accuracy": mean}
-        self.parent.log(figures, len(found))
+        first, mean = found[0], sum(result.accuracy for result in found) / len(found)
+        name, figure = f"{first.protocol}/{first.task}", results.FIGURE[first.kind]
+        self.parent.log({f"{name}/best_{figure}": best(found).accuracy, f"{name}/mean_{figure}": mean}, len(found))
 
 
 class Recorder(tune.Callback):

@@ -9,13 +9,14 @@ import io
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from midibert_ray import storage
@@ -32,6 +33,8 @@ EPOCH = "epoch.json"
 STOPPED = "stopped.json"
 CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
+FIGURE = {"classes": "accuracy", "number": "r2", "tags": "average_precision"}
+"""The figure of a table, by kind of task; all are shares, at most 1, and higher is better."""
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
@@ -58,32 +61,44 @@ class TrialResult(Record):
     seed: int
     split: str = "test"
     """What was scored: `test`, or `valid` in a sweep."""
+    kind: str = "classes"
+    """As `Task.kind`."""
+    melody: str = ""
+    """As `Task.melody`."""
     epoch: int
     """Epochs trained."""
     figures: dict[str, float]
-    """`valid/best`, `test/accuracy`, `test/f1`, `test/loss`; for sequence-level tasks also `test/piece_accuracy`."""
+    """`valid/best`, `test/loss`, and what `training.predictions` gives of a kind: of classes `test/accuracy`, `test/f1`
+    and for sequence-level tasks `test/piece_accuracy`; of others `test/r2`, `test/average_precision`, ..."""
     classes: list[str]
-    """Names of the model's outputs, in order."""
+    """Names of the model's outputs, in order; none of a number."""
     confusion: list[list[int]]
-    """Counts [true class, predicted class]."""
-    pieces: dict[str, list[int]]
-    """Test piece -> correct and scored notes or segments, and whether the mean logits of its segments are right."""
+    """Counts [true class, predicted class]; of classes alone."""
+    pieces: dict[str, list[Any]]
+    """Test piece -> `by_piece` of its predictions: correct and scored notes or segments, and whether the mean logits of
+    its segments are right; the number and the predicted one; 0 or 1 for every tag, then the predicted shares."""
     seconds: float
     """Time spent on training and scoring, over all starts of the trial."""
     devices: float
     """GPUs that the trial held, or CPUs where it held none."""
     draw: int | None = None
     """Number of the draw, in a sweep."""
+    fold: int = 0
+    """The fold that was tested, from 1; 0 where nothing is divided, or folds have been merged."""
+    folds: int = 0
+    """Number of folds that were merged into it."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """Test piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
 
     @property
     def accuracy(self) -> float:
-        """Share of the scored notes or segments that are right."""
-        return self.figures[f"{self.split}/accuracy"]
+        """The figure of its kind in `FIGURE`: of classes the share of the scored notes or segments that are right."""
+        return self.figures[f"{self.split}/{FIGURE[self.kind]}"]
 
     @property
     def scored(self) -> int:
-        """Number of test notes or segments."""
-        return sum(map(sum, self.confusion))
+        """Number of test notes or segments; of numbers and tags of test pieces."""
+        return sum(map(sum, self.confusion)) if self.kind == "classes" else len(self.pieces)
 
     @property
     def majority(self) -> float:
@@ -98,6 +113,8 @@ class Provenance(Record):
     study: str
     encoder: str
     """Address of the pre-trained checkpoint; not read by a trial that starts from random weights."""
+    start: str = ""
+    """Digest of the weights of `finetune.start`, if it starts from them."""
     config: dict[str, Any]
     """The trial's whole configuration, flat."""
 
@@ -164,6 +181,7 @@ def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: b
 def predictions_table(data: TaskData, store: TokenStore, predictions: Predictions, split: str = "test") -> bytes:
     """Predictions of a split as Parquet: piece, segment, label, prediction, logits, and for notes where they lie.
 
+    Of classes label and prediction are numbers of outputs; of numbers as they are; of tags a value for each of them.
     `onset` is in sub-beats, `pitch` a MIDI number, `duration` in thirty-seconds of a whole note.
     """
     segments = data.splits[split]
@@ -171,8 +189,8 @@ def predictions_table(data: TaskData, store: TokenStore, predictions: Prediction
     columns: dict[str, Any] = {
         "piece": pa.DictionaryArray.from_arrays(pa.array(predictions.piece.astype(np.int32)), pa.array(names.tolist())),
         "segment": predictions.segment.astype(np.int32),
-        "label": predictions.label.astype(np.uint8),
-        "prediction": predictions.prediction.astype(np.uint8),
+        "label": _column(predictions.label),
+        "prediction": _column(predictions.prediction),
         "logits": pa.FixedSizeListArray.from_arrays(
             pa.array(predictions.logits.astype(np.float32).ravel()), predictions.logits.shape[1]
         ),
@@ -186,3 +204,10 @@ def predictions_table(data: TaskData, store: TokenStore, predictions: Prediction
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """Classes [n], numbers [n] or tags [n, tags] as a column of Parquet."""
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32).ravel()), values.shape[1])
+    return values.astype(np.uint8) if values.dtype.kind in "iu" else values.astype(np.float32)

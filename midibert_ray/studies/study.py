@@ -133,8 +133,8 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
         config = entry.config
         kind = (entry.trial.task, entry.store, config.model.representation)
         if kind not in segments:
-            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage)).learned)
-        return segments[kind] * recipe(config).epochs
+            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage), entry.task).learned)
+        return segments[kind] * recipe(config, entry.task).epochs
 
     return [*first, *sorted(trials, key=size, reverse=True)]
 

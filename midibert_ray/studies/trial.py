@@ -28,6 +28,8 @@ from midibert_ray.training.checkpoints import remove_unfinished, verify, weights
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.probe import probe
+from midibert_ray.training.start import FINETUNE, open_start
 from midibert_ray.training.task_data import TaskData
 
 
@@ -69,24 +71,26 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     remove_unfinished(address, results.CHECKPOINT)
     config = spec.config
     store = open_store(spec.store, config.storage)
-    data = TaskData(config, store)
-    with weights(encoder) if encoder else nullcontext("") as start:
-        job = Finetuning(config, data, new_model(config, data, str(start)), own_device(config))
+    data = TaskData(config, store, spec.task)
+    with weights(encoder) if encoder else nullcontext("") as folder:
+        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start)
+        job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
     if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
-    predictions = finetune(job, partial(_report, spec.key), split)
+    probes = config.finetune.model == "probe"
+    predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
     result = _result(spec, job, predictions, split)
-    origin = Provenance(study=study, encoder=encoder, config=flatten(config))
+    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
         results.write(folder, result, origin, content)
         (folder / CALIBRATION).write_text(calibration.to_json())
-        job.model.save_pretrained(folder)
+        job.save_pretrained(folder)
 
     _report(spec.key, _last_figures(result), write)
 
@@ -106,11 +110,14 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         **spec.trial.tags,
         draw=spec.trial.draw,
         split=split,
+        kind=job.data.task.kind,
+        melody=job.data.task.melody,
         epoch=job.progress.epoch,
-        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy},
+        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.figures,
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(job.data.splits[split].piece_id),
+        clusters=job.data.clusters(split),
         seconds=job.progress.seconds,
         devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )

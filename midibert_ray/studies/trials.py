@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained": _TUNED,
     "freeze-backbone": {"finetune.init": "pretrained", "finetune.freeze": "backbone"},
     "freeze-attention": {"finetune.init": "pretrained", "finetune.freeze": "attention"},
+    "probe": {"finetune.init": "pretrained", "finetune.freeze": "backbone", "finetune.model": "probe"},
     "scratch": _SCRATCH,
     "rnn": _RNN,
     "remi": _TUNED | _REMI,
@@ -44,6 +45,8 @@ class Trial:
     """Key of VARIANTS: the row."""
     protocol: str
     seed: int
+    fold: int = 0
+    """The fold that is tested, from 1; 0 where nothing is divided into folds."""
     draw: int | None = field(default=None, compare=False)
     """Number of the draw, in a sweep."""
     changes: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -52,28 +55,30 @@ class Trial:
     @property
     def tags(self) -> dict[str, Any]:
         """What tells it from the study's other trials: its tags in MLflow."""
-        return {"task": self.task, "variant": self.variant, "seed": self.seed, "protocol": self.protocol}
+        told = {"task": self.task, "variant": self.variant, "seed": self.seed, "protocol": self.protocol}
+        return told | ({"fold": self.fold} if self.fold else {})
 
     @classmethod
     def of(cls, tags: Mapping[str, Any]) -> "Trial":
         """The trial that has these `tags`."""
         task, variant, protocol = (str(tags[name]) for name in ("task", "variant", "protocol"))
-        return cls(task=task, variant=variant, protocol=protocol, seed=int(tags["seed"]))
+        return cls(task=task, variant=variant, protocol=protocol, seed=int(tags["seed"]), fold=int(tags.get("fold", 0)))
 
     @property
     def name(self) -> str:
         """Unique within a study; a folder name, and what MLflow shows."""
-        return f"{self.task}-{self.variant}-{self.protocol}-seed{self.seed}"
+        return f"{self.task}-{self.variant}-{self.protocol}-seed{self.seed}" + f"-fold{self.fold}" * bool(self.fold)
 
     def config(self, base: Config) -> Config:
         return replace(base, self.changes)
 
     def pretraining(self, base: Config) -> Config | None:
-        """The configuration of the pre-training that the trial starts from; None where it starts from random weights.
+        """The configuration of the pre-training that the trial starts from; None where it starts from random weights,
+        or from those of `finetune.start`.
 
         Trials that differ in what only fine-tuning reads share one.
         """
-        if self.config(base).finetune.init == "scratch":
+        if self.config(base).finetune.init == "scratch" or base.finetune.start:
             return None
         return replace(base, {key: value for key, value in self.changes.items() if not key.startswith(OF_FINETUNING)})
 
@@ -85,7 +90,7 @@ def variants(config: Config) -> tuple[str, ...]:
 
 
 def grid(config: Config) -> list[Trial]:
-    """All protocols × tasks × variants × seeds of a configuration, in the order of its lists; or a sweep's draws.
+    """All protocols × tasks × variants × seeds × folds of a configuration, as its lists have them; or a sweep's draws.
 
     Draws all start from the pre-trained encoder and have the same seed.
     """
@@ -103,13 +108,18 @@ def grid(config: Config) -> list[Trial]:
             for protocol, task, number in product(protocols, config.study.tasks, range(config.study.draws))
         ]
     seeds = range(config.seed, config.seed + config.study.seeds)
+    folds = range(1, config.study.folds + 1) if config.study.folds else (0,)
     return [
         Trial(
             task=task,
             variant=variant,
             protocol=protocol,
             seed=seed,
-            changes=VARIANTS[variant] | {"tokens.protocol": protocol, "finetune.task": task, "seed": seed},
+            fold=fold,
+            changes=VARIANTS[variant]
+            | {"tokens.protocol": protocol, "finetune.task": task, "finetune.fold": fold, "seed": seed},
         )
-        for protocol, task, variant, seed in product(protocols, config.study.tasks, variants(config), seeds)
+        for protocol, task, variant, seed, fold in product(
+            protocols, config.study.tasks, variants(config), seeds, folds
+        )
     ]

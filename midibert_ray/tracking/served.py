@@ -40,7 +40,8 @@ class ServedModel(PythonModel):
         song = self._model.annotate(found[0], abstain=abstain)
         if self._model.level == "note":
             return song.notes
-        return pd.DataFrame({"label": [song.label], "probability": [float(song.probabilities.max())]})
+        probability = float("nan") if self._model.kind == "number" else float(song.probabilities.max())
+        return pd.DataFrame({"label": [song.label], "probability": [probability]})
 
 
 mlflow.models.set_model(ServedModel())

@@ -11,6 +11,9 @@ from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
 from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config, require
 
+EMBEDDING = MidiBertConfig().embedding_size
+"""Numbers that a token is embedded in, of all models that are trained here."""
+
 
 @dataclass(frozen=True)
 class BatchPlan:

@@ -1,7 +1,7 @@
 """Fine-tuning on one labelled task, on one device: train, choose the best epoch by validation, test once.
 
-The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines: cross-entropy over the
-notes of a batch (note-level tasks) or over its segments (sequence-level tasks). Their `recipes` say how they differ.
+The supervised loop of the paper (§V-C), the same for MidiBERT and the recurrent baselines. Their `recipes` say how
+they differ, and `objectives` what is learned of a batch's notes (note-level tasks) or segments (sequence-level ones).
 """
 
 import time
@@ -12,20 +12,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.order import BatchOrder, keyed_hash
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences, freeze
-from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.midibert import MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.model.recurrent import BiLstmNotes, BiLstmSequences
 from midibert_ray.settings.config import Config, require
 from midibert_ray.training.build import encoder_config
 from midibert_ray.training.metrics import FiniteWatch
-from midibert_ray.training.predictions import Predictions
+from midibert_ray.training.objectives import objective
+from midibert_ray.training.predictions import KINDS, Predictions
 from midibert_ray.training.recipes import TrialProgress, recipe
-from midibert_ray.training.task_data import IGNORE, Batch, TaskData
+from midibert_ray.training.start import encoder_weights
+from midibert_ray.training.task_data import Batch, TaskData
 
 STATE_FILE = "trial.pt"
 
@@ -35,10 +37,10 @@ Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
 """Takes metrics, and a function that writes the trial's checkpoint into a folder, or None for metrics alone."""
 
 
-def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
+def new_model(config: Config, data: TaskData, encoder: str | MidiBertPreTrainedModel) -> Classifier:
     """A model for the task, frozen as configured; raises ConfigError for more frozen layers than there are.
 
-    `encoder` is the folder of a pre-trained model; read for `finetune.init=pretrained` alone, by no recurrent model.
+    `encoder` is a pre-trained model or its folder; read for `finetune.init=pretrained` alone, by no recurrent model.
     """
     torch.manual_seed(keyed_hash(config.seed, "head", config.finetune.task) % 2**63)
     settings, note_level = config.finetune, data.task.level == "note"
@@ -51,11 +53,14 @@ def new_model(config: Config, data: TaskData, encoder: str) -> Classifier:
     allowed = f"0 to model.layers={layers}"
     require(settings.freeze_layers <= layers, "finetune.freeze_layers", settings.freeze_layers, allowed)
     shape = encoder_config(config)
-    shape.num_classes, shape.head, shape.task = data.outputs, settings.head, data.task.name
+    shape.num_classes, shape.task = data.outputs, data.task.name
+    shape.head = "linear" if settings.model == "probe" else settings.head
     shape.name_classes(data.classes)
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
-        model.midibert = MidiBertModel.from_pretrained(encoder)
+        start = MidiBertModel.from_pretrained(encoder) if isinstance(encoder, str) else encoder
+        model.midibert.load_state_dict(encoder_weights(start))
+        model.config.lineage = start.config.lineage
     model.midibert.trusted = True
     freeze(model, settings.freeze, settings.freeze_layers)
     return model
@@ -68,16 +73,16 @@ class Finetuning:
         self.config, self.data, self.device = config, data, device
         self.model: Classifier = model
         model.to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own signature
-        self.recipe = recipe(config)
+        self.recipe = recipe(config, data.task)
         self.optimizer = self.recipe.optimizer(model)
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         seed = keyed_hash(config.seed, "order", config.finetune.task) % 2**31
         self.order = BatchOrder(n=len(data.learned), batch_size=self.recipe.batch, seed=seed, drop_last=False)
-        self.class_weights: Tensor | None = None
-        if config.finetune.class_balance:
-            self.class_weights = torch.from_numpy(data.class_weights()).to(device)
+        self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
+        self.figures: dict[str, float] = {}
+        """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
 
     def train_epoch(self) -> dict[str, float]:
@@ -98,7 +103,8 @@ class Finetuning:
                 hits, scored = hits + correct, scored + count
             self.progress.epoch += 1
             self._check_finite()
-            return {"train/loss": float(loss_sum / weight_sum), "train/accuracy": float(hits / scored)}
+            accuracy = {"train/accuracy": float(hits / scored)} if self.data.classes else {}  # a number has none
+            return {"train/loss": float(loss_sum / weight_sum)} | accuracy
 
     def learn(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One step on some segments of the training split, by their numbers, int64 [batch].
@@ -106,12 +112,14 @@ class Finetuning:
         Four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right, and
         how much it is.
         """
-        batch, _ = self.data.batch("train", rows, self.device)
-        logits, targets = self._logits(batch).flatten(0, -2), batch.targets.flatten()
-        loss, weight = self._loss(logits, targets)
+        seed, progress = keyed_hash(self.config.seed, "augment") % 2**31, self.progress
+        keys = row_keys(seed, progress.epoch, progress.step, torch.arange(len(rows)))
+        batch, _ = self.data.batch("train", rows, self.device, keys)
+        logits = self._logits(batch)
+        loss, weight = self.objective.loss(logits, batch.targets)
         # A last batch may be one segment of REMI without a Pitch token: nothing is scored then.
         self._step(loss / weight.clamp_min(1e-9))
-        return loss.detach(), weight, (logits.argmax(-1) == targets).sum(), (targets != IGNORE).sum()
+        return loss.detach(), weight, *self.objective.hits(logits, batch.targets)
 
     def _logits(self, batch: Batch) -> Tensor:
         packed = {"packing": batch.packing} if batch.packing else {}
@@ -119,14 +127,6 @@ class Finetuning:
             output: Any = self.model(batch.tokens, batch.mask, **packed)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits  # a recurrent model gives no more
         return logits.float()
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over what is scored, and the sum of the weights that a mean divides it by."""
-        smoothing, weights, scored = self.config.finetune.label_smoothing, self.class_weights, targets != IGNORE
-        loss = F.cross_entropy(
-            logits, targets, weights, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
-        )
-        return loss, scored.sum() if weights is None else (weights[targets.clamp_min(0)] * scored).sum()
 
     def _step(self, loss: Tensor) -> None:
         factor = self.recipe.factor(self.progress, self.recipe.epochs * self.order.batches_per_epoch)
@@ -153,13 +153,14 @@ class Finetuning:
         """Logits and labels of all segments of a split."""
         self.model.eval()
         batches, size, count = [], self.recipe.batch, len(self.data.splits[split])
+        kind = KINDS[self.data.task.kind]
         with self._timed():
             for start in range(0, count, size):
                 rows = np.arange(start, min(start + size, count))
                 batch, raw = self.data.batch(split, rows, self.device)
-                logits = self._logits(batch).cpu().numpy()
-                batches.append(Predictions.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
-            return Predictions.joined(batches)
+                logits = self.objective.answers(self._logits(batch).cpu().numpy())
+                batches.append(kind.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
+            return kind.joined(batches)
 
     def judge(self, valid: dict[str, float]) -> None:
         """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
@@ -168,6 +169,11 @@ class Finetuning:
             self.progress.accuracy = valid[f"valid/{self.data.task.metric}"]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model, whose outputs are then in the units of the labels: nothing is trained any more."""
+        self.objective.finish(self.model)
+        self.model.save_pretrained(folder)
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on after the last epoch."""

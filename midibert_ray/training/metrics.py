@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 
@@ -83,6 +85,8 @@ class Throughput:
 
 
 _NEVER = 2**62
+_CELLS = 2**24
+"""Numbers that an average precision holds in memory at a time."""
 
 
 class FiniteWatch:
@@ -117,6 +121,51 @@ def macro_f1(matrix: NDArray[np.int64]) -> float:
     hits = np.diag(matrix).astype(np.float64)
     support = matrix.sum(axis=0) + matrix.sum(axis=1)
     scores = 2 * hits[support > 0] / support[support > 0]
+    return float(scores.mean()) if len(scores) else 0.0
+
+
+def r_squared(truth: NDArray[np.float64], said: NDArray[np.float64]) -> float:
+    """Share of the variance of numbers [n] that predictions explain; 0 where all numbers are the same."""
+    spread = np.square(truth - truth.mean()).sum()
+    return float(1 - np.square(truth - said).sum() / spread) if spread > 0 else 0.0
+
+
+def spearman(truth: NDArray[np.float64], said: NDArray[np.float64]) -> float:
+    """Rank correlation of numbers [n] and predictions; 0 where either are all the same, or fewer than two."""
+    if len(truth) < 2 or np.ptp(truth) == 0 or np.ptp(said) == 0:
+        return 0.0
+    return float(stats.spearmanr(truth, said).statistic)
+
+
+def mean_average_precision(
+    truth: NDArray[Any], scores: NDArray[Any], weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Mean over tags of the average precision, the area below the steps of precision over recall: float64 [draws].
+
+    truth (0 or 1) and scores: [n, tags]; weights: how often each of the n counts in each draw, [draws, n], or all once
+    in a single draw. Equal scores are taken together. Tags that do not occur in a draw are left out; 0 where none does.
+    """
+    weights = np.ones((1, len(truth))) if weights is None else weights
+    sums, known = np.zeros(len(weights)), np.zeros(len(weights))
+    block = max(1, _CELLS // max(1, len(truth)))
+    for tag in np.flatnonzero(truth.any(axis=0)):
+        order = np.argsort(-scores[:, tag], kind="stable")
+        ranked = -scores[order, tag]
+        last = np.searchsorted(ranked, ranked, side="right") - 1
+        for rows in (slice(start, start + block) for start in range(0, len(weights), block)):
+            drawn = weights[rows][:, order]
+            hits = drawn * (truth[order, tag] > 0)
+            precision = hits.cumsum(axis=1)[:, last] / np.maximum(drawn.cumsum(axis=1)[:, last], 1)
+            total = hits.sum(axis=1)
+            sums[rows] += (hits * precision).sum(axis=1) / np.maximum(total, 1)
+            known[rows] += total > 0
+    return np.asarray(sums / np.maximum(known, 1))
+
+
+def macro_tag_f1(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> float:
+    """Mean F1 over the tags that occur or are predicted: bool [n, tags] each."""
+    support = truth.sum(axis=0) + said.sum(axis=0)
+    scores = 2 * (truth & said).sum(axis=0)[support > 0] / support[support > 0]
     return float(scores.mean()) if len(scores) else 0.0
 
 

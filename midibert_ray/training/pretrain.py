@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from midibert_ray.data.masking import mask_batch, masked_count, row_keys
+from midibert_ray.data.augment import augment, thinned_length
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch, noise_count
 from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
@@ -80,7 +82,7 @@ class PretrainLoop:
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
         self.protocol = config.protocol_in_force
-        self.masking: dict[str, Any] = {"protocol": self.protocol, "fraction": config.mask.fraction}
+        self.augmenting = config.augment.at("pretrain")
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
@@ -95,15 +97,17 @@ class PretrainLoop:
         """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
         rows = self.data.train_rows[self.data.order.indices(epoch, k)]
         keys = row_keys(self.config.seed, epoch, step, torch.arange(len(rows)))
+        segment = self.config.tokens.segment
         lengths = torch.from_numpy(self.data.train.lengths(rows))
-        total = int(masked_count(lengths, segment=self.config.tokens.segment, **self.masking).sum())
+        lengths = thinned_length(lengths, keys, segment, self.augmenting.get("thin", 0.0))
+        total = int(self._count(lengths).sum())
         torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
         self.engine.train()
         self.lr = self.engine.get_lr()[0]
         micro, first = self.plan.micro_batch, self.rank * self.plan.micro_batch * self.plan.accumulation
         for start in range(first, first + micro * self.plan.accumulation, micro):
             mine = slice(start, start + micro)
-            sums = self._forward(self.data.train, rows[mine], keys[mine])
+            sums = self._forward(self.data.train, rows[mine], keys[mine], self.augmenting)
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
             self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
             engines.step(self.engine)
@@ -139,21 +143,41 @@ class PretrainLoop:
             mine = slice(start, start + micro)
             # A worker without rows in the last turn still takes part: ZeRO 3 gathers weights in the forward pass.
             taken = mine if len(rows[mine]) else slice(0, 1)
-            sums = self._forward(self.data.valid, rows[taken], keys[taken])
+            sums = self._forward(self.data.valid, rows[taken], keys[taken], {})
             if len(rows[mine]):
                 totals.add(sums)
         return totals.result("valid")
 
-    def _forward(self, segments: Segments, rows: NDArray[np.int64], keys: Tensor) -> dict[str, Tensor]:
+    def _count(self, length: Tensor) -> Tensor:
+        """Scored positions of rows with so many tokens: int64 [b]."""
+        segment, fraction = self.config.tokens.segment, self.config.mask.fraction
+        if self.config.pretrain.objective == "noise":
+            return noise_count(length, fraction)
+        return masked_count(length, protocol=self.protocol, segment=segment, fraction=fraction)
+
+    def _corrupted(self, tokens: Tensor, length: Tensor, keys: Tensor) -> MaskedBatch:
+        fraction = self.config.mask.fraction
+        if self.config.pretrain.objective == "noise":
+            return noise_batch(tokens, length, keys=keys, fraction=fraction)
+        return mask_batch(tokens, length, protocol=self.protocol, keys=keys, fraction=fraction)
+
+    def _forward(
+        self, segments: Segments, rows: NDArray[np.int64], keys: Tensor, augmenting: dict[str, Any]
+    ) -> dict[str, Tensor]:
         batch = segments.gather(rows)
         tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
-        length = torch.from_numpy(batch.length).to(self.device)
-        masked = mask_batch(tokens, length, keys=keys.to(self.device), **self.masking)
+        length, keys = torch.from_numpy(batch.length).to(self.device), keys.to(self.device)
+        if augmenting:
+            augmented = augment(tokens, length, keys, **augmenting)
+            tokens, length = augmented.tokens, augmented.length
+        masked = self._corrupted(tokens, length, keys)
         packs = self.protocol.packs_pretraining
-        layout = packing(self.config, batch.length, segments.length, self.device, allowed=packs)
+        lengths = length.cpu().numpy() if augmenting else batch.length
+        layout = packing(self.config, lengths, segments.length, self.device, allowed=packs)
         logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout).logits
         sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
-        return sums | {"notes": torch.tensor((batch.note >= 0).sum())}
+        notes = length.sum() if augmenting else torch.tensor((batch.note >= 0).sum())
+        return sums | {"notes": notes}
 
     def _new_totals(self) -> MaskedTotals:
         vocabulary = self.engine.module.config.vocabulary

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from midibert_ray.model.heads import stages
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, OptimizerConfig
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.optimizer import adamw, rate_factor
@@ -39,9 +39,11 @@ class AdamwRecipe:
 
     rate_setting = "finetune.lr"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, task: Task | None = None) -> None:
         self._config, settings = config, config.finetune
-        self.batch, self.epochs, self.rate = settings.batch, settings.epochs, settings.lr
+        self._metric = (task or TASKS[config.finetune.task]).metric
+        self.batch, self.rate = settings.batch, settings.lr
+        self.epochs = 1 if settings.model == "probe" else settings.epochs
 
     def optimizer(self, model: Any) -> Optimizer:
         """AdamW of the protocol over all that learns; each stage below the head learns more slowly by `layer_decay`."""
@@ -60,7 +62,7 @@ class AdamwRecipe:
 
     def score(self, valid: Mapping[str, float]) -> float:
         """The task's metric."""
-        return valid[f"valid/{TASKS[self._config.finetune.task].metric}"]
+        return valid[f"valid/{self._metric}"]
 
     def after_validation(self, *_: Any) -> None:
         """Nothing is changed: too many epochs without a better one end the trial."""
@@ -79,10 +81,10 @@ class SgdRecipe:
 
     rate_setting = "rnn.lr"
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, task: Task | None = None) -> None:
         self._settings, self._protocol = config.rnn, config.protocol_in_force
         self.batch, self.epochs = config.rnn.batch or RNN_BATCH, config.rnn.epochs
-        self.rate = config.rnn.lr or TASKS[config.finetune.task].rnn_lr
+        self.rate = config.rnn.lr or (task or TASKS[config.finetune.task]).rnn_lr
 
     def optimizer(self, model: Any) -> Optimizer:
         """SGD over all parameters."""
@@ -115,6 +117,6 @@ class SgdRecipe:
 Recipe = AdamwRecipe | SgdRecipe
 
 
-def recipe(config: Config) -> Recipe:
-    """The recipe of a configuration's kind of model."""
-    return SgdRecipe(config) if config.finetune.model == "rnn" else AdamwRecipe(config)
+def recipe(config: Config, task: Task | None = None) -> Recipe:
+    """The recipe of a configuration's kind of model; `task` is needed for one that is not among `TASKS`."""
+    return SgdRecipe(config, task) if config.finetune.model == "rnn" else AdamwRecipe(config, task)

@@ -9,12 +9,13 @@ from midibert_ray import storage
 from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, from_flat, identity
+from midibert_ray.training import start
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, UnfinishedError, folders, problem, read_digests
 from midibert_ray.training.engine import PROGRESS_FILE
 
 logger = logging.getLogger(__name__)
 
-SECTIONS = ("seed", "tokens", "mask", "model", "optimizer", "pretrain", "compute")
+SECTIONS = ("seed", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "compute")
 """Sections of the configuration that make one pre-training run differ from another, beside its token stores."""
 
 INPUTS = "inputs.json"
@@ -40,7 +41,8 @@ class PretrainRun:
 
 def run_key(config: Config, stores: Sequence[str]) -> str:
     """The name of the run that a configuration's identity and some token stores (URIs, in order) describe."""
-    return f"pretrain-{identity(config, SECTIONS, stores=list(map(storage.basename, stores)))}"
+    made_from = start.inputs(config, start.PRETRAIN) | {"stores": list(map(storage.basename, stores))}
+    return f"pretrain-{identity(config, SECTIONS, **made_from)}"
 
 
 def run_uri(config: Config, key: str) -> str:

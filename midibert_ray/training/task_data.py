@@ -3,18 +3,20 @@
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from midibert_ray.data.augment import augment_segments
 from midibert_ray.data.order import Permutation
 from midibert_ray.data.segments import SegmentBatch, Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import IGNORE
 from midibert_ray.model.packing import Packing
-from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label, sequence_number, sequence_tags
 from midibert_ray.settings.config import Config
 from midibert_ray.training.build import packing
 
@@ -30,7 +32,7 @@ class Batch:
     authors' code."""
     targets: Tensor
     """int64 [batch, time] for note-level tasks, [batch] for sequence-level ones; IGNORE (padding, and in REMI all
-    but Pitch tokens) is not scored."""
+    but Pitch tokens) is not scored. Numbers: float32 [batch]; tags: float32 [batch, tags], 0 or 1."""
     packing: Packing | None
     """How the segments share rows; None where each has its own."""
 
@@ -61,18 +63,22 @@ class TaskData:
     Raises ValueError where the corpus lacks a split or the labels of the task.
     """
 
-    def __init__(self, config: Config, store: TokenStore) -> None:
+    def __init__(self, config: Config, store: TokenStore, task: Task | None = None) -> None:
+        """Cut the segments; `task` is needed for one that is not among `TASKS`, where `finetune.task` names it."""
         self.config = config
-        self.task: Task = TASKS[config.finetune.task]
+        self.task: Task = task or TASKS[config.finetune.task]
         self.protocol = config.protocol_in_force
-        self.outputs = len(self.task.classes) + int(self.protocol.padding_class and self.task.level == "note")
-        self.classes = (("padding",) if self.outputs > len(self.task.classes) else ()) + self.task.classes
+        padded = self.protocol.padding_class and self.task.level == "note"
+        self.classes = (("padding",) if padded else ()) + self.task.classes
+        self.outputs = len(self.classes) or 1
+        """Outputs of a model: the classes or tags, or one number."""
         cut = functools.partial(
             Segments,
             [store],
             length=config.tokens.segment,
             representation=config.model.representation,
             drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
+            labelled=self.task.labelled,
         )
         require_splits(self.task, store.corpus, store.splits)
         self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
@@ -81,20 +87,43 @@ class TaskData:
         """int64 [k], the segments of the training split that are learned from, ascending."""
         if 0 < limit < count:
             self.learned = np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
-        if self.task.level == "sequence":
-            require_labels(self.task, store.corpus, {store.label(piece) for piece in range(len(store))})
+        if self.task.level == "sequence" and self.task.kind == "classes":
+            labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
+            require_labels(self.task, store.corpus, labels)
 
-    def batch(self, split: str, rows: NDArray[np.int64], device: torch.device) -> tuple[Batch, SegmentBatch]:
-        """Some segments of a split as the model's input, and as they lie in the store."""
+    def batch(
+        self, split: str, rows: NDArray[np.int64], device: torch.device, keys: torch.Tensor | None = None
+    ) -> tuple[Batch, SegmentBatch]:
+        """Some segments of a split as the model's input, and as they lie in the store.
+
+        With keys (int64 [batch], `hashing.row_keys`) they are augmented as `augment.*` has it.
+        """
         raw = self.splits[split].gather(rows)
+        if keys is not None and (settings := self.config.augment.at("finetune")):
+            raw = augment_segments(raw, keys, **settings)
         arrays = (raw.tokens, *self._labels(split, raw))
         tokens, targets, attended = (torch.from_numpy(array).to(device) for array in arrays)
         if self.config.finetune.model == "rnn":
             read = None if self.protocol.rnn_reads_padding else torch.from_numpy(self._real(raw)).to(device)
-            return Batch(tokens.long(), read, targets.long(), None), raw
+            return Batch(tokens.long(), read, targets, None), raw
         allowed = self.protocol.packs_task(self.task.level)
         layout = packing(self.config, raw.length, raw.tokens.shape[1], device, allowed=allowed)
-        return Batch(tokens.long(), attended, targets.long(), layout), raw
+        return Batch(tokens.long(), attended, targets, layout), raw
+
+    def labels(self, split: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The targets of some segments of a split, as in `Batch.targets`."""
+        return self._labels(split, self.splits[split].gather(rows))[0]
+
+    def learned_labels(self) -> NDArray[Any]:
+        """The targets of all segments that are learned from, of a sequence-level task."""
+        pieces, _ = self.splits["train"].locate(self.learned)
+        return self._piece_labels("train", pieces)
+
+    def clusters(self, split: str) -> dict[str, str]:
+        """Piece -> the group or first near-duplicate that it belongs to, of pieces of a split that are not alone."""
+        segments = self.splits[split]
+        found = {segments.piece_id(piece): segments.cluster(piece) for piece in range(segments.pieces)}
+        return {piece: cluster for piece, cluster in found.items() if piece != cluster}
 
     def class_weights(self) -> NDArray[np.float32]:
         """What each class counts in the loss where classes are balanced: float32 [outputs].
@@ -111,15 +140,27 @@ class TaskData:
         weights[seen] = counts.sum() / (seen.sum() * counts[seen])
         return weights
 
-    def _labels(self, split: str, raw: SegmentBatch) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _labels(self, split: str, raw: SegmentBatch) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Targets, and the positions that are attended to."""
         real = self._real(raw)
         if self.task.level == "sequence":
-            labels = [sequence_label(self.task, self.splits[split].label(int(piece)) or "") for piece in raw.piece]
-            return np.asarray(labels, dtype=np.int64), np.ones_like(real) if self.protocol.attends_padding else real
+            labels = self._piece_labels(split, raw.piece)
+            return labels, np.ones_like(real) if self.protocol.attends_padding else real
         classes = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)  # 0: none
         targets = np.where(classes > 0, classes if self.protocol.padding_class else classes - 1, IGNORE)
         return targets, classes > 0 if self.protocol.attends_labelled else real
+
+    def _piece_labels(self, split: str, pieces: NDArray[np.int64]) -> NDArray[Any]:
+        """The labels of pieces: int64 [n]; numbers: float32 [n]; tags: float32 [n, tags], 0 or 1."""
+        labels = [self.splits[split].label(int(piece), self.task.column) or "" for piece in pieces]
+        if self.task.kind == "number":
+            return np.array([sequence_number(self.task, label) for label in labels], np.float32)
+        if self.task.kind == "tags":
+            applies = np.zeros((len(labels), len(self.task.classes)), np.float32)
+            for row, label in enumerate(labels):
+                applies[row, list(sequence_tags(self.task, label))] = 1
+            return applies
+        return np.array([sequence_label(self.task, label) for label in labels], np.int64)
 
     def _real(self, raw: SegmentBatch) -> NDArray[np.bool_]:
         time = np.arange(raw.tokens.shape[1])

@@ -16,7 +16,7 @@ from midibert_ray import storage
 from midibert_ray.data.store import open_store
 from midibert_ray.settings.overrides import from_flat
 from midibert_ray.training import engine as engines
-from midibert_ray.training import node
+from midibert_ray.training import node, start
 from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, store, unused_name
 from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
@@ -48,7 +48,9 @@ def train_worker(task: dict[str, Any]) -> Any:
     if device.type == "cpu":
         torch.set_num_threads(config.compute.cpus_per_worker)
     data = PretrainData(config, [open_store(store, config.storage) for store in task["stores"]])
-    engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=device)
+    engine = engines.build(
+        start.begin(new_model(config), config), config, steps=data.steps(config.pretrain.epochs), device=device
+    )
     try:
         progress, broken = _restore(engine, run, task["console"])
     except CheckpointError as error:

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, row_keys
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch
+from midibert_ray.data.segments import Segments
+from midibert_ray.data.store import TokenStore
 from midibert_ray.music import splitmix64
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS, Protocol
 from midibert_ray.music.vocabulary import CP, REMI
@@ -49,11 +52,11 @@ def chi_square(counts: Tensor) -> float:
 
 def test_hash_is_splitmix64() -> None:
     """The published first outputs of splitmix64 for the state 1234567."""
-    from midibert_ray.data import masking
+    from midibert_ray.data import hashing
 
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    state = torch.tensor([1234567]) + torch.arange(1, 5) * masking._STEP
-    assert [x % 2**64 for x in masking._mix(state).tolist()] == expected
+    state = torch.tensor([1234567]) + torch.arange(1, 5) * hashing.STEP
+    assert [x % 2**64 for x in hashing.mix(state).tolist()] == expected
     assert splitmix64.mix(state.numpy().astype(np.uint64)).tolist() == expected
 
 
@@ -226,3 +229,26 @@ def test_wrong_settings_are_named() -> None:
     length = torch.tensor([4])
     with pytest.raises(ValueError, match=r"fraction 1\.5"):
         masked_count(length, protocol=CLEAN, segment=8, fraction=1.5)
+
+
+def test_noise_changes_the_chosen_notes_a_little_and_no_others(sample_store: TokenStore) -> None:
+    segments = Segments([sample_store], length=T)
+    raw = segments.gather(np.arange(len(segments)))
+    tokens, length = torch.from_numpy(raw.tokens).long(), torch.from_numpy(raw.length)
+    noisy = noise_batch(tokens, length, keys=row_keys(3, 0, 1, torch.arange(len(length))))
+    assert torch.equal(noisy.where.sum(1), (length.double() * 0.3).round().long())
+    assert torch.equal(noisy.attention_mask, torch.arange(T) < length[:, None])
+    assert torch.equal(noisy.inputs[~noisy.where], tokens[~noisy.where])
+    step = (noisy.inputs - tokens)[noisy.where]
+    assert (step != 0).any(1).all()
+    assert (step[:, 0] == 0).all()
+    assert step.amin(0).tolist() == [0, -4, -12, -12]
+    assert step.amax(0).tolist() == [0, 3, 11, 11]
+    for family, pad in enumerate(CP.pad):
+        assert (noisy.inputs[..., family][noisy.where] < pad).all()
+
+
+def test_a_note_that_noise_would_leave_moves_by_a_semitone() -> None:
+    tokens = torch.tensor([1, 0, CP.pad[2] - 1, 0]).repeat(4000, 1, 1)
+    noisy = noise_batch(tokens, torch.ones(4000, dtype=torch.long), keys=row_keys(0, 0, 0, torch.arange(4000)))
+    assert (noisy.inputs != tokens).any(-1).all()

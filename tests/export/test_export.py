@@ -20,15 +20,16 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from midibert_ray import pipeline, storage
 from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
-from midibert_ray.export.reference import load_reference
 from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.folder import load_checkpoint
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.vocabulary import CP
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
+from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
@@ -283,10 +284,15 @@ class TestRun:
 
 @pytest.fixture(scope="module")
 def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[str, Path]:
-    """Variant -> folder of a finished trial on that encoder, run for real without Ray; stored as Tune does."""
+    """Variant -> folder of a finished trial on that encoder."""
+    return finished_trials(config, run.checkpoint, sample_store)
+
+
+def finished_trials(config: Config, encoder: str, store: TokenStore) -> dict[str, Path]:
+    """Variant -> folder of a trial that is run for real without Ray, and stored as Tune does."""
     folders: dict[str, Path] = {}
     mine = replace(config, TRIALS | {"storage.cache": str(Path(config.storage.root) / "cache")})
-    plan = make(mine, lambda config, names: dict.fromkeys(names, sample_store.uri))
+    plan = make(mine, lambda config, names: dict.fromkeys(names, store.uri))
     for key, entry in plan.trials.items():
         folder = folders[entry.trial.variant] = Path(plan.uri(key))
 
@@ -298,7 +304,7 @@ def trials(config: Config, run: PretrainRun, sample_store: TokenStore) -> dict[s
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
             patch.setattr(tune, "get_checkpoint", lambda: None)
-            run_trial(entry, run.checkpoint if entry.encoder else "", plan.key, str(folder))
+            run_trial(entry, encoder if entry.encoder else "", plan.key, str(folder))
     return folders
 
 
@@ -365,6 +371,29 @@ class TestTrial:
             and "| fine-tuning | POP909 | MIT |" in card
         )
         assert "test split of pop909, protocol `paper`" in card and "gives the melody away" in card
+
+    def test_a_lineage_goes_on(
+        self, config: Config, run: PretrainRun, sample_store: TokenStore, tmp_path: Path, job: Job
+    ) -> None:
+        assert job(f"run={run.checkpoint}", f"output={tmp_path / 'first'}")[0] == 0
+        assert "## Lineage" not in (tmp_path / "first" / "README.md").read_text()
+        start = {"finetune.start": str(tmp_path / "first"), "storage.root": str(tmp_path / "root")}
+        folder = finished_trials(replace(config, start), "", sample_store)["freeze-backbone"]
+        code, said = job(f"run={folder}", f"output={tmp_path / 'second'}")
+        assert code == 0, said
+        first, second = (load_checkpoint(tmp_path / name) for name in ("first", "second"))
+        assert equal(second.midibert.state_dict(), first.midibert.state_dict()), "which was frozen"
+        sha256 = digests.of_file(tmp_path / "first" / "model.safetensors")["sha256"]
+        (pretrained,) = first.config.lineage
+        ancestor, own = second.config.lineage
+        assert ancestor == pretrained | {"sha256": sha256} and own["corpora"] == ["sample"]
+        card = (tmp_path / "second" / "README.md").read_text()
+        assert (
+            f"1. pre-training `{run.key}` after 10 optimizer steps, on sample; sha256 of its weights `{sha256}`" in card
+        )
+        assert "2. fine-tuning for melody, trial `melody-freeze-backbone-clean-seed2021` of study `" in card
+        assert "1 epoch from the encoder of its lineage with the encoder frozen" in card
+        assert "| earlier stages and fine-tuning | " in card and "license: mit" in card and str(tmp_path) not in card
 
     def test_without_its_settings_a_trial_still_has_figures(
         self, trials: dict[str, Path], tmp_path: Path, job: Job
@@ -470,12 +499,7 @@ class TestOutput:
 WITHOUT_RAY = """
 import sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "deepspeed", "mlflow"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+sys.modules |= dict.fromkeys(("ray", "deepspeed", "mlflow"))  # none of them is found, nor can be imported
 for name in ("ray", "deepspeed"):
     try:
         __import__(name)

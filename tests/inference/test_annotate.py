@@ -190,11 +190,27 @@ def test_pieces_have_one_label_and_their_own_tracks(sequence_model: Annotator, s
     assert found.label in found._repr_html_()
 
 
+def test_a_piece_may_have_tags_or_a_number(make_model: MakeModel, songs: list[Path]) -> None:
+    tagged = mb.load(make_model("sequence", problem_type="multi_label_classification"), "cpu")
+    found = tagged.annotate(songs[0])
+    assert tagged.kind == found.kind == "tags"
+    expected = [name for name, p in zip(found.classes, found.scores, strict=True) if p >= 0.5]
+    assert 0 < len(expected) < 4 and found.label == ";".join(expected)
+    assert tagged.annotate(songs[0], abstain=1.0).label == ""
+    folder = make_model("sequence", classes=("value",), problem_type="regression")
+    number = mb.load(folder, "cpu").annotate(songs[0])
+    assert number.classes == () and number.probabilities.empty
+    assert float(number.label) == pytest.approx(number.value, rel=1e-5)
+    with pytest.raises(AttributeError, match="the model answers in tags, not in numbers"):
+        _ = found.value
+    assert number.label in number._repr_html_()
+
+
 def test_a_pieces_logits_are_those_of_its_windows(sequence_model: Annotator, songs: list[Path]) -> None:
     tokens = torch.from_numpy(mb.tokenize(songs[0]).ids)
     begins = windows.starts(len(tokens), 64)
     with torch.no_grad():
-        logits = [sequence_model.model.head(sequence_model.encoder(tokens[None, k : k + 64])[0], None) for k in begins]
+        logits = [sequence_model.model(tokens[None, k : k + 64]).logits for k in begins]
     expected = torch.cat(logits).mean(0).softmax(-1)
     np.testing.assert_allclose(sequence_model.annotate(songs[0]).scores, expected.numpy(), atol=1e-6)
 
@@ -261,6 +277,23 @@ def test_embeddings_of_notes_stand_in_the_order_of_rows(note_model: Annotator) -
     (states,) = note_model.embed([data], pool=None)
     unseen = note_model.annotate(data).notes["unseen"] != ""
     assert np.isnan(states).all(axis=1).tolist() == unseen.tolist()
+
+
+def test_a_score_is_read_like_a_file(note_model: Annotator, tmp_path: Path) -> None:
+    partitura = pytest.importorskip("partitura")
+    part = partitura.score.Part("P1", quarter_duration=1)
+    part.add(partitura.score.TimeSignature(3, 4), 0)
+    for beat, step in enumerate("CDEFGA"):
+        part.add(partitura.score.Note(step=step, octave=4, voice=1), beat, beat + 1)
+    partitura.score.add_measures(part)
+    path = tmp_path / "waltz.musicxml"
+    partitura.save_musicxml(part, str(path))
+    found = note_model.annotate(path)
+    assert found.notes["bar"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert (found.notes["label"] != "").all()
+    made = found.to_midi()
+    assert [(m.numerator, m.denominator) for m in made.time_signature_changes][:1] == [(3, 4)]
+    assert sum(len(i.notes) for i in made.instruments) == 6
 
 
 def test_settings_that_cannot_be_are_refused(note_model: Annotator, note_folder: Path) -> None:

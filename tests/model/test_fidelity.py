@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from midibert_ray.data.masking import MaskedBatch, mask_batch, row_keys
-from midibert_ray.export.reference import load_reference
+from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.masking import MaskedBatch, mask_batch
 from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
+from midibert_ray.model.reference import load_reference
 from midibert_ray.music.protocol import PAPER
 from midibert_ray.music.vocabulary import CP, REMI
 from tests import slow_model

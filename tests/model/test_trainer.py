@@ -85,6 +85,9 @@ def test_the_number_of_labels_has_both_names() -> None:
     assert config.num_classes == config.num_labels == 5
     assert MidiBertConfig(**SIZES, num_classes=4).num_labels == 4
     assert MidiBertConfig(**SIZES).num_labels is None
+    named = MidiBertConfig(**SIZES, num_labels=2, id2label={0: "left", 1: "right"})
+    assert named.id2label == {0: "left", 1: "right"}
+    assert MidiBertConfig.from_dict(named.to_dict(), num_labels=3).id2label is None, "they are another head's"
     again = MidiBertConfig.from_dict(config.to_dict())
     assert again.num_classes == 5 and again.to_dict() == config.to_dict()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label
+from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label, sequence_number, sequence_tags
 
 
 def test_the_four_tasks():
@@ -61,8 +61,10 @@ def test_wrong_uses_are_refused():
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"column": None}, "column=None; note-level tasks have one"),
-        ({"level": "sequence"}, "column='velocity'; note-level tasks have one, others have none"),
+        ({"column": "genre"}, "column='genre'; note-level tasks read part or velocity"),
+        ({"level": "sequence"}, "column='velocity'; note-level tasks read part or velocity, others neither"),
+        ({"level": "sequence", "column": "year", "kind": "number"}, "kind='number' with 2 classes at level sequence"),
+        ({"kind": "tags"}, "kind='tags' with 2 classes at level note"),
         ({"edges": (64, 96)}, r"edges=\(64, 96\); 2 classes have one less"),
         ({"melody": "tune"}, "melody='tune'; use one of soft, loud"),
     ],
@@ -76,3 +78,17 @@ def test_a_task_that_contradicts_itself_is_refused(changes, problem):
 
 def test_only_composer_drops_short_rows():
     assert [name for name, task in TASKS.items() if task.drops_short_rows] == ["composer"]
+
+
+def test_numbers_and_tags():
+    year = Task(name="year", level="sequence", kind="number", classes=(), corpus="own", column="year")
+    mood = Task(
+        name="mood", level="sequence", kind="tags", classes=("calm", "sad", "slow"), corpus="own", column="mood"
+    )
+    assert sequence_number(year, "1987.5") == 1987.5
+    assert sequence_tags(mood, " slow; sad ;") == (1, 2)
+    for text in ("soon", "nan", ""):
+        with pytest.raises(ValueError, match=rf"'{text}' is no number, as task 'year' needs it"):
+            sequence_number(year, text)
+    with pytest.raises(ValueError, match=r"'loud' is no class of task 'mood'; the classes are calm, sad, slow"):
+        sequence_tags(mood, "sad;loud")

@@ -8,7 +8,7 @@ import pytest
 from midibert_ray import pipeline, tracking
 from midibert_ray.cli import dry_run
 from midibert_ray.data.store import TokenStore
-from midibert_ray.report.baselines import MAJORITY, NO_MELODY, SKYLINE
+from midibert_ray.report.baselines import MAJORITY, NO_MELODY, PLAIN, SKYLINE, TOP_NOTE
 from midibert_ray.report.load import load
 from midibert_ray.report.publish import PUBLISHED, postponed_reports, publish
 from midibert_ray.settings.config import Config
@@ -113,7 +113,13 @@ def test_a_later_start_adds_to_the_tables_without_asking_mlflow(
     }
     assert {item["trial"] for item in json.loads(content["results.json"])} == {result.trial, more.trial}
     assert json.loads(content["failed.json"]) == {failed.name: "out of memory"}
-    assert {item["name"] for item in json.loads(content["baselines.json"])} == {MAJORITY, SKYLINE, NO_MELODY}
+    assert {item["name"] for item in json.loads(content["baselines.json"])} == {
+        MAJORITY,
+        SKYLINE,
+        TOP_NOTE,
+        NO_MELODY,
+        PLAIN,
+    }
     assert "Table III" in content["results.md"]
     assert found.parent.info.status == "FAILED"
 

@@ -90,10 +90,40 @@ def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
         | {"compute.gpu": True, "compute.accelerator": "L4", "compute.placement": "SPREAD"},
     )
     assert identity(moved, SECTIONS) == before
+    assert identity(replace(base, {"pretrain.start": "x"}), SECTIONS) == before, "it counts by its content"
     for change in ({"seed": 1}, {"optimizer.lr": 1e-3}, {"compute.precision": "bf16"}, {"model.attention": "rope"}):
         assert identity(replace(base, change), SECTIONS) != before
     assert identity(base, SECTIONS, stores=["a"]) != before
     assert {"corpora.root", "storage.root", "compute.workers"} <= runtime_keys()
+
+
+def test_a_later_field_is_in_a_name_only_where_it_is_not_at_its_default() -> None:
+    base = preset("base")
+    assert not any(key.startswith("augment.") for key in identity_fields(base, (*SECTIONS, "augment")))
+    assert "pretrain.objective" not in identity_fields(base, SECTIONS)
+    changed = replace(base, {"augment.transpose": 6, "pretrain.objective": "noise"})
+    assert identity_fields(changed, (*SECTIONS, "augment")).items() >= {
+        ("augment.transpose", 6),
+        ("pretrain.objective", "noise"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"augment.transpose": 25}, "augment.transpose=25"),
+        ({"augment.shift": 16}, "augment.shift=16"),
+        ({"augment.thin": 1.0}, "augment.thin=1.0"),
+        ({"model.representation": "remi", "augment.transpose": 1}, "augment.transpose=1.*model.representation=cp"),
+        (
+            {"model.representation": "remi", "pretrain.objective": "noise"},
+            "pretrain.objective='noise'.*representation=cp",
+        ),
+    ],
+)
+def test_objectives_and_augmentation_that_cannot_be(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(Config(), changes)
 
 
 FIELDS = {name: next(value for value in values if value != getattr(CLEAN, name)) for name, values in CHOICES.items()}

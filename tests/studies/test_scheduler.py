@@ -4,6 +4,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
@@ -16,7 +17,7 @@ def spec(name: str, *, encoder: str = "", workers: int = 0, cpus: float = 1) -> 
     if workers:
         return PretrainingSpec(key=name, config=config, stores=())
     trial = Trial(task="melody", variant=name, protocol="clean", seed=1)
-    return TrialSpec(trial=trial, config=config, store="", encoder=encoder)
+    return TrialSpec(trial=trial, config=config, task=TASKS[trial.task], store="", encoder=encoder)
 
 
 def name_of(item: Spec) -> str:

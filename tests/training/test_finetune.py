@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from midibert_ray.data.augment import augment
+from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
-from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
+from midibert_ray.training.finetune import Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.metrics import confusion, macro_f1
-from midibert_ray.training.task_data import Batch
+from midibert_ray.training.task_data import IGNORE, Batch
 
 CPU = torch.device("cpu")
 
@@ -192,3 +194,33 @@ def test_confusion_and_f1() -> None:
     matrix = confusion(labels, predictions, 4)
     assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     assert macro_f1(matrix) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3)
+
+
+def test_augmented_notes_keep_their_labels(sample_store: TokenStore, scratch: Config) -> None:
+    config = replace(scratch, {"augment.transpose": 6, "augment.thin": 0.4, "finetune.task": "melody"})
+    data, rows = TaskData(config, sample_store), np.arange(4)
+    keys = row_keys(1, 2, 3, torch.arange(4))
+    plain, _ = data.batch("train", rows, CPU)
+    changed, raw = data.batch("train", rows, CPU, keys)
+    after = augment(
+        plain.tokens, torch.from_numpy(data.splits["train"].gather(rows).length), keys, transpose=6, thin=0.4
+    )
+    assert torch.equal(changed.tokens, after.tokens)
+    assert raw.length.tolist() == after.length.tolist()
+    for row, count in enumerate(raw.length):
+        assert torch.equal(changed.targets[row, :count], plain.targets[row, after.source[row, :count]])
+        assert (changed.targets[row, count:] == IGNORE).all()
+    assert torch.equal(data.batch("valid", rows, CPU)[0].tokens, data.batch("valid", rows, CPU, None)[0].tokens)
+
+
+def test_a_trial_learns_from_augmented_segments_and_resumes_the_same(
+    sample_store: TokenStore, scratch: Config, tmp_path: Path
+) -> None:
+    config = replace(scratch, {"augment.transpose": 6, "augment.shift": 7, "finetune.epochs": 2})
+    whole, plain = trial(config, sample_store), trial(replace(config, {"augment.stage": "pretrain"}), sample_store)
+    first = whole.train_epoch()
+    assert first != plain.train_epoch()
+    whole.save(tmp_path)
+    again = trial(config, sample_store)
+    again.load(tmp_path)
+    assert again.train_epoch() == pytest.approx(whole.train_epoch(), rel=1e-6)

@@ -112,10 +112,40 @@ def test_it_learns(
     assert train[-1] < train[0] - 0.1
 
 
-def test_any_accumulation_gives_the_same_curve(process_group: None, sample_store: TokenStore, tiny: Config) -> None:
-    whole = losses(run(replace(tiny, {"pretrain.epochs": 1}), sample_store))
-    parts = losses(run(replace(tiny, {"pretrain.epochs": 1, "compute.micro_batch": 4}), sample_store))
+NOISY = {
+    "pretrain.objective": "noise",
+    "mask.fraction": 0.3,
+    "augment.transpose": 6,
+    "augment.shift": 15,
+    "augment.scale": True,
+    "augment.thin": 0.1,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, NOISY], ids=["mask", "noise"])
+def test_any_accumulation_gives_the_same_curve(
+    process_group: None, sample_store: TokenStore, tiny: Config, changes: dict[str, Any]
+) -> None:
+    tiny = replace(tiny, {"pretrain.epochs": 1} | changes)
+    whole = losses(run(tiny, sample_store))
+    parts = losses(run(replace(tiny, {"compute.micro_batch": 4}), sample_store))
     assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_noise_is_learned_and_validation_sees_music_as_it_is(
+    process_group: None, sample_store: TokenStore, tiny: Config
+) -> None:
+    tiny = replace(tiny, {"pretrain.objective": "noise", "mask.fraction": 0.3, "pretrain.epochs": 2})
+    plain = run(tiny, sample_store)
+    train = [metrics["train/loss"] for metrics, _ in plain if "train/loss" in metrics]
+    assert train[-1] < train[0] - 0.1
+    # A model that learns nothing is validated on the same notes, whatever its training sees.
+    still = replace(tiny, {"optimizer.lr": 1e-12, "pretrain.epochs": 1})
+    valid = [
+        [metrics["valid/loss"] for metrics, _ in run(config, sample_store) if "valid/loss" in metrics]
+        for config in (still, replace(still, {"augment.transpose": 6, "augment.thin": 0.3}))
+    ]
+    assert valid[0] == pytest.approx(valid[1], rel=1e-5)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(

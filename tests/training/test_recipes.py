@@ -14,8 +14,9 @@ from midibert_ray.data.store import TokenStore
 from midibert_ray.music.tasks import note_labels
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
-from midibert_ray.training.finetune import IGNORE, Finetuning, TaskData, finetune, new_model
+from midibert_ray.training.finetune import Finetuning, TaskData, finetune, new_model
 from midibert_ray.training.recipes import AdamwRecipe, SgdRecipe, TrialProgress
+from midibert_ray.training.task_data import IGNORE
 
 CPU = torch.device("cpu")
 
@@ -129,13 +130,13 @@ def test_balanced_classes_are_torch_s_weighted_mean(
     counts = np.bincount(labels, minlength=job.data.outputs)
     weights = np.array([1 / count if count else 0 for count in counts])
     weights /= weights[labels].mean()
-    assert job.class_weights is not None
-    assert job.class_weights.tolist() == pytest.approx(weights.tolist())
+    assert job.objective.weights is not None
+    assert job.objective.weights.tolist() == pytest.approx(weights.tolist())
     if protocol == "paper":
-        assert job.class_weights[0] == 0, "nothing is labelled padding"
+        assert job.objective.weights[0] == 0, "nothing is labelled padding"
     batch, _ = job.data.batch("train", np.arange(5), CPU)
     logits = torch.randn(*batch.targets.shape, job.data.outputs, generator=torch.Generator().manual_seed(0))
-    loss, weight = job._loss(logits.flatten(0, 1), batch.targets.flatten())
+    loss, weight = job.objective.loss(logits.flatten(0, 1), batch.targets.flatten())
     scored = batch.targets != IGNORE
     expected = F.cross_entropy(
         logits[scored], batch.targets[scored], torch.tensor(weights, dtype=torch.float32), label_smoothing=smoothing
@@ -154,7 +155,7 @@ def test_smoothing_changes_training_and_not_validation(scratch: Config, sample_s
     log = logits.log_softmax(-1).flatten(0, 1)
     scored = targets != IGNORE
     expected = -(0.5 * log[scored, targets[scored]] + 0.5 * log[scored].mean(-1)).mean()
-    loss, weight = smooth._loss(logits.flatten(0, 1), targets)
+    loss, weight = smooth.objective.loss(logits.flatten(0, 1), targets)
     torch.testing.assert_close(loss / weight, expected)
 
 

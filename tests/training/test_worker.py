@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model.folder import save_export
+from midibert_ray.model.midibert import MidiBertForMaskedLM
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
-from midibert_ray.training import watchdog, worker
+from midibert_ray.training import start, watchdog, worker
+from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import CheckpointError
 from midibert_ray.training.runs import finish, pin, run_key, run_uri
 from midibert_ray.training.worker import FINISHED, REPORT_S, Points, train_worker
@@ -50,8 +53,12 @@ def test_points_that_are_said_again_wait_for_the_first_new_one() -> None:
 def test_a_worker_from_its_start_to_its_end_and_once_more(
     process_group: None, tiny: Config, sample_store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All but Ray: two epochs with a checkpoint each, then a start at the end, which only repeats its last points."""
-    config = replace(tiny, {"storage.root": str(tmp_path), "pretrain.valid_every": 1})
+    """All but Ray: two epochs with a checkpoint each, then a start at the end, which only repeats its last points.
+
+    Both begin with the weights of an export; the second goes on from its own checkpoint.
+    """
+    export = save_export(new_model(replace(tiny, {"seed": 9})), tmp_path / "export")
+    config = replace(tiny, {"storage.root": str(tmp_path), "pretrain.valid_every": 1, "pretrain.start": str(export)})
     key, watch, sent = run_key(config, [sample_store.uri]), Mock(), list[dict[str, Any]]()
     pin(run_uri(config, key), [sample_store.uri])
 
@@ -77,6 +84,8 @@ def test_a_worker_from_its_start_to_its_end_and_once_more(
     assert done.step in steps and done.metrics["valid/score"] == max(
         p["valid/score"] for p in points if "valid/score" in p
     )
+    (ancestor,) = MidiBertForMaskedLM.from_pretrained(done.checkpoint).config.lineage
+    assert ancestor["sha256"] == start.digest(start.PRETRAIN, str(export))
     sent.clear()
     assert train_worker(task) == FINISHED
     (again,) = sent

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from midibert_ray.export.reference import load_reference
 from midibert_ray.model.folder import ModelFileError
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertModel
+from midibert_ray.model.reference import load_reference
 from tests.reference import FF, HEADS, HIDDEN, LAYERS, LENGTH, reference_weights, write
 
 QUERY = "bert.encoder.layer.0.attention.self.query.weight"

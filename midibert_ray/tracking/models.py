@@ -113,7 +113,9 @@ def register(client: MlflowClient, run: str, name: str) -> None:
         client.create_registered_model(name)
     versions = client.search_model_versions(f"name = '{name}'")
     known = next((each for each in versions if each.run_id == run), None)
-    known = known or client.create_model_version(name, model.artifact_location, run, model_id=model.model_id)
+    known = known or client.create_model_version(
+        name, model.artifact_location, run, model_id=model.model_id, await_creation_for=0
+    )
     client.set_registered_model_alias(name, BEST, known.version)
 
 

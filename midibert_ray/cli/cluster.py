@@ -24,7 +24,6 @@ from midibert_ray.cli import workdir
 from midibert_ray.cli.submission import ROOT, Submission
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.presets import program
-from midibert_ray.tracking import origin
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -124,6 +123,8 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
     Raises:
         ConfigError: where the same results are being made by a job with other settings.
     """
+    from midibert_ray.tracking import origin  # here, as help needs no framework
+
     labels = {"job": submission.job, "preset": submission.preset, "identity": submission.identity}
     deadline = time.monotonic() + START_S
     with tempfile.TemporaryDirectory() as scratch, _explained(client.get_address()):

@@ -26,11 +26,13 @@ _ROOT = Path(__file__).parents[2]
 def tags(job: str) -> dict[str, str]:
     """Tags of a run that this process makes, in MLflow's own names where it has them; `job` makes such runs."""
     entry = Path(sys.argv[0])
-    called = entry.name == "midibert" or entry.parent.name == "jobs"
+    words = [entry.name, *sys.argv[1:2]] if entry.name == "midibert" else program(job)
+    if entry.parent.name == "jobs":
+        words = [f"jobs/{entry.name}"]
     found = {
         "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": shlex.join([entry.name, *sys.argv[1:2]] if called else program(job)),
+        "mlflow.source.name": shlex.join(words),
     }
     if commit := revision():
         found |= {"mlflow.source.git.commit": commit.rstrip("+"), DIRTY: str(commit.endswith("+")).lower()}

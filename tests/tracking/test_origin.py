@@ -53,7 +53,7 @@ def test_a_submitted_job_has_its_commit_from_where_it_was_submitted(
 def test_a_run_names_its_command_and_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     for called, source in (
         (["/somewhere/bin/midibert", "study", "--preset", "debug"], "midibert study"),
-        (["jobs/pipeline.py", "--preset", "debug"], "pipeline.py --preset"),
+        (["jobs/pipeline.py", "--preset", "debug"], "jobs/pipeline.py"),
         (["/usr/lib/default_worker.py", "x"], "python jobs/pretrain.py"),
     ):
         monkeypatch.setattr(sys, "argv", called)

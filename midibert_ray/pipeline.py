@@ -38,8 +38,8 @@ from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.labelling import NOTES, LabelPlan, find_labels, note_task, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
-from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.uris import SQLITE
 from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
@@ -239,7 +239,10 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     require_tokens(plan)
-    return run_pretraining(plan.config, plan.pretraining.stores)
+    run = run_pretraining(plan.config, plan.pretraining.stores)
+    if name := plan.config.tracking.register:
+        tracking.Tracker(tracking.uris(plan.config)).log(tracking.PRETRAINING, run.key).register(name)
+    return run
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -283,7 +286,7 @@ def report(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     database = Path(where.uri.removeprefix(SQLITE))
     if where.uri.startswith(SQLITE) and not database.exists():
         raise LookupError(
@@ -303,7 +306,7 @@ def flush(config: Config, *keys: str) -> list[str]:
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     tracking.flush(where)
     pages = [report(config, key) for key in dict.fromkeys([*postponed_reports(config), *keys])]
     if pages:
@@ -329,7 +332,9 @@ def outcome(config: Config, result: StudyResult, song: str = "") -> str:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {tracking.address(config).command()}"]
+    mlflow = tracking.Tracker(tracking.uris(config)).browse(tracking.study_experiment(config.study.name))
+    mlflow = mlflow.replace("\n", "\n        ")
+    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"]
     lines += [f"listen  {song}  (open it in a browser)"] if song else []
     best = max(result.outcomes, key=lambda item: (item.variant == "pretrained", item.accuracy), default=None)
     if best and not config.study.draws:
@@ -342,7 +347,7 @@ def outcome(config: Config, result: StudyResult, song: str = "") -> str:
 
 def _report_or_how(config: Config, key: str) -> str:
     """The address of the report, or how it is written later where a tracking server does not answer."""
-    where = tracking.address(config)
+    where = tracking.uris(config)
     with suppress(UnreachableError):
         if tracking.caught_up(where):
             return report(config, key)

@@ -52,7 +52,7 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     lines += [*_label_lines(plan, study), *_study_lines(plan, study)] if study else []
     if estimates:
         lines += [f"{'estimate':<15} {_estimate(plan)}", *_resource_lines(plan)]
-    return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+    return "\n".join([*lines, f"{'MLflow':<15} {tracking.uris(config).uri}"])
 
 
 def _token_lines(name: str, uri: str) -> Iterator[str]:
@@ -96,7 +96,7 @@ def describe_flush(config: Config) -> str:
     """What `pipeline.flush` would do."""
     studies = ", ".join(postponed_reports(config))
     lines = [
-        f"{'records':<15} {tracking.amount(tracking.address(config))}",
+        f"{'records':<15} {tracking.amount(tracking.uris(config))}",
         f"{'studies':<15} {studies or 'none waits'}",
     ]
     return "\n".join(lines)

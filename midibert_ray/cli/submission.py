@@ -51,7 +51,7 @@ def describe(job: str, *words: str) -> Submission:
     known = [file.stem for file in sorted(ROOT.glob("jobs/[a-z]*.py")) if file.stem != "submit"]
     if not known:
         raise ConfigError(
-            f"the code of a checkout is sent, and {ROOT} is none; run `python jobs/submit.py` in one, or let Ray start "
+            f"the code of a checkout is sent, and {ROOT} is none; run `midibert submit` in one, or let Ray start "
             f"what its nodes have installed: ray job submit -- {shlex.join(['midibert', name, *words])}"
         )
     if name not in known:

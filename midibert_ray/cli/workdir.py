@@ -25,6 +25,7 @@ CODE = (
     "jobs/_checkout.py",
     *(f"jobs/{name}.py" for name in COMMANDS),
     "midibert_ray/**/*.py",
+    "midibert_ray/py.typed",
     "midibert_ray/music/vocabulary.json",
     "midibert_ray/corpora/contents.json",
     "midibert_ray/corpora/splits/asap.json",

@@ -18,7 +18,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
-from midibert_ray.studies.recorder import StudyLog
+from midibert_ray.studies.recorder import StudyLog, best
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
@@ -34,7 +34,8 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     tables = table.build(outcomes, failed, trivial, names)
     told = [*findings.verdict(tables), *findings.sentences(tables)]
     melody = findings.melody_or_not(outcomes, trivial, tables)
-    run = StudyLog(plan).parent
+    log = StudyLog(plan)
+    run = log.parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, told, melody), "results.md")
     run.text(page.to_html(tables, told), "results.html")
@@ -47,7 +48,30 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
+    for group in _by_task(outcomes).values():
+        log.summarize(group)  # a start that was killed may not have got there
+    _register(log, result.outcomes)
     run.finish("FAILED" if failed else "FINISHED")
+
+
+def _by_task(outcomes: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
+    """Results by task and protocol."""
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.task, outcome.protocol), []).append(outcome)
+    return groups
+
+
+def _register(log: StudyLog, outcomes: Sequence[TrialResult]) -> None:
+    """Register the best model of each task and protocol, by validation, as `tracking.register` asks."""
+    plan, name = log.plan, log.plan.config.tracking.register
+    keys = {entry.trial.name: key for key, entry in plan.trials.items() if entry.config.finetune.model == "midibert"}
+    groups = _by_task([outcome for outcome in outcomes if name and outcome.trial in keys])
+    tasks, protocols = ({words[place] for words in groups} for place in (0, 1))
+    for (task, protocol), group in groups.items():
+        words = [name, *[task] * (len(tasks) > 1), *[protocol] * (len(protocols) > 1)]
+        trial = log.tracker.log(log.experiment, f"{plan.key}/{keys[best(group).trial]}")
+        trial.register("-".join(words))
 
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:

@@ -353,6 +353,13 @@ class StorageConfig:
 class TrackingConfig:
     uri: str = runtime("")
     """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
+    register: str = runtime("")
+    """Name under which the model of a pre-training, or the best of a study by validation, is registered in MLflow; with
+    several tasks or protocols theirs are put behind it. Empty registers none."""
+
+    def __post_init__(self) -> None:
+        if self.register:
+            checks.require_name("tracking.register", self.register)
 
 
 @dataclass(frozen=True, kw_only=True)

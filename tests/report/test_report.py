@@ -132,7 +132,7 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
         "3 finished, 1 failed",
     ]
     assert [word for word in words if word not in text] == []
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     assert tracker.artifact(parent.info.run_id, "report.html") == content.encode()
 

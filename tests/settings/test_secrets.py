@@ -25,7 +25,7 @@ def refused(uri: str) -> None:
     for act in (
         lambda: require_no_secret("tracking.uri", uri),
         lambda: refuse_secrets([f"tracking.uri={uri}"]),
-        lambda: tracking.address(replace(Config(), {"tracking.uri": uri})),
+        lambda: tracking.uris(replace(Config(), {"tracking.uri": uri})),
     ):
         with pytest.raises(ConfigError, match=r"^tracking\.uri holds a password or a key") as error:
             act()
@@ -111,7 +111,7 @@ def test_whatever_may_be_a_secret_is_refused(uri: str) -> None:
 )
 def test_what_is_plainly_free_of_one_passes(uri: str) -> None:
     refuse_secrets([f"tracking.uri={uri}"])
-    assert not uri or tracking.address(replace(Config(), {"tracking.uri": uri})).uri == uri
+    assert not uri or tracking.uris(replace(Config(), {"tracking.uri": uri})).uri == uri
     assert is_server(uri) == uri.startswith("http")
 
 

@@ -65,7 +65,7 @@ CURVES = ("train/loss", "valid/loss", "valid/accuracy/pitch")
 
 
 def curves(config: Config, key: str) -> dict[str, list[tuple[int, float]]]:
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     run = tracker.find(tracking.PRETRAINING, key)
     assert run is not None
     assert run.info.status == "FINISHED"
@@ -109,7 +109,7 @@ def test_a_run_whose_worker_has_lost_its_error_is_no_finished_run(
         pretrain(config, [sample_store.uri], console=Mock())
     key = run_key(config, [sample_store.uri])
     assert finished(config, key) is None
-    run = tracking.Tracker(tracking.address(config)).find(tracking.PRETRAINING, key)
+    run = tracking.Tracker(tracking.uris(config)).find(tracking.PRETRAINING, key)
     assert run is not None and run.info.status == "FAILED"
 
 
@@ -121,7 +121,7 @@ def test_an_error_that_would_come_again_ends_the_run_at_once(
     key = run_key(config, [sample_store.uri])
     with pytest.raises(problem, match=f"pre-training {key}: why"):
         pretrain(config, [sample_store.uri], console=Mock())
-    run = tracking.Tracker(tracking.address(config)).find(tracking.PRETRAINING, key)
+    run = tracking.Tracker(tracking.uris(config)).find(tracking.PRETRAINING, key)
     assert run is not None and run.info.status == "FAILED"
 
 

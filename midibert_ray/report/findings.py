@@ -83,8 +83,8 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         low, high = worth
         points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         told.append(
-            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain features "
-            f"({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
+            f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
+            f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
             f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told

@@ -165,7 +165,7 @@ def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
 def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Headings, and of every piece its error, its name and what is shown of it."""
     kind, rows = group[0].kind, []
-    for piece, first in group[0].pieces.items():
+    for piece in group[0].pieces:
         said = np.mean([item.pieces[piece] for item in group], axis=0)
         if kind == "classes":
             rows.append((1 - said[0] / said[1], piece, percent(1 - said[0] / said[1]), f"{said[1]:,.0f}"))

@@ -108,11 +108,11 @@ class LabelPlan:
 
     @property
     def is_given(self) -> bool:
-        """Whether splits are those of the table, or of the corpus's own lists."""
+        """Tell whether splits are those of the table, or of the corpus's own lists."""
         return not self.folds and (self.labels.splits is not None or self.tokens.corpus.lists is not None)
 
     def is_current(self) -> bool:
-        """Whether it has been written, for the tokens as they are now."""
+        """Tell whether it has been written, for the tokens as they are now."""
         made, tokens = find_manifest(self.uri), find_manifest(self.tokens.uri)
         return made is not None and tokens is not None and made["digest"] == tokens["digest"]
 

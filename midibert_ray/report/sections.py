@@ -164,7 +164,8 @@ def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
 
 def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Headings, and of every piece its error, its name and what is shown of it."""
-    kind, rows = group[0].kind, []
+    kind = group[0].kind
+    rows: list[tuple[Any, ...]] = []
     for piece in group[0].pieces:
         said = np.mean([item.pieces[piece] for item in group], axis=0)
         if kind == "classes":

@@ -112,7 +112,7 @@ def open_start(key: str, uri: str) -> MidiBertPreTrainedModel:
 @functools.lru_cache(maxsize=8)
 def _config(key: str, uri: str, found: str) -> MidiBertConfig:
     """The shape of weights with a digest; opening them shows that they are whole."""
-    return open_start(key, uri).config
+    return cast(MidiBertConfig, open_start(key, uri).config)
 
 
 def encoder_weights(model: MidiBertPreTrainedModel) -> dict[str, Tensor]:

@@ -15,9 +15,16 @@ from midibert_ray import storage, tracking
 from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
 from midibert_ray.music.tasks import Task
-from midibert_ray.report import formats, plots, table
+from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
-from midibert_ray.report.publish import postpone_report, postponed_reports, publish, report_is_written
+from midibert_ray.report import song as songs
+from midibert_ray.report.publish import (
+    known_baselines,
+    postpone_report,
+    postponed_reports,
+    publish,
+    report_is_written,
+)
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
@@ -31,8 +38,8 @@ from midibert_ray.studies.study import study as run_study
 from midibert_ray.tokenizing.labelling import NOTES, LabelPlan, find_labels, note_task, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
-from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.uris import SQLITE
 from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
@@ -232,7 +239,10 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     require_tokens(plan)
-    return run_pretraining(plan.config, plan.pretraining.stores)
+    run = run_pretraining(plan.config, plan.pretraining.stores)
+    if name := plan.config.tracking.register:
+        tracking.Tracker(tracking.uris(plan.config)).log(tracking.PRETRAINING, run.key).register(name)
+    return run
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -276,7 +286,7 @@ def report(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     database = Path(where.uri.removeprefix(SQLITE))
     if where.uri.startswith(SQLITE) and not database.exists():
         raise LookupError(
@@ -296,7 +306,7 @@ def flush(config: Config, *keys: str) -> list[str]:
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     tracking.flush(where)
     pages = [report(config, key) for key in dict.fromkeys([*postponed_reports(config), *keys])]
     if pages:
@@ -304,21 +314,40 @@ def flush(config: Config, *keys: str) -> list[str]:
     return pages
 
 
-def outcome(config: Config, result: StudyResult) -> str:
-    """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow."""
-    tables = table.build(result.outcomes, result.failed, (), config.study.tables)
-    lines = ["", formats.to_text(tables)]
+def song(plan: JobPlan, result: StudyResult) -> str:
+    """Write the page of a test piece as a model of the study labels it; its address, or nothing where there is none."""
+    assert plan.study, "plan(config, study=True)"
+    corpora = {each.uri: each for group in plan.corpora.plans.values() for each in group.values()}
+    return songs.write(plan.study, corpora, result.outcomes)
+
+
+def outcome(config: Config, result: StudyResult, song: str = "") -> str:
+    """The text that a job prints at its end: the tables, the report that it writes now, and how to browse MLflow.
+
+    `song`: address of the page of `annotated_song`, if there is one.
+    """
+    tables = table.build(result.outcomes, result.failed, known_baselines(config, result.key), config.study.tables)
+    lines = ["", formats.to_text(tables), "", *findings.verdict(tables)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    mlflow = tracking.address(config).command()
-    return "\n".join([*lines, "", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"])
+    mlflow = tracking.Tracker(tracking.uris(config)).browse(tracking.study_experiment(config.study.name))
+    mlflow = mlflow.replace("\n", "\n        ")
+    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"]
+    lines += [f"listen  {song}  (open it in a browser)"] if song else []
+    best = max(result.outcomes, key=lambda item: (item.variant == "pretrained", item.accuracy), default=None)
+    if best and not config.study.draws:
+        export = command_line(
+            "export", config, f"run={best.trial}", f"output=exports/{best.task}", only=("tracking.uri",)
+        )
+        lines.append(f"next    {export}")
+    return "\n".join(lines)
 
 
 def _report_or_how(config: Config, key: str) -> str:
     """The address of the report, or how it is written later where a tracking server does not answer."""
-    where = tracking.address(config)
+    where = tracking.uris(config)
     with suppress(UnreachableError):
         if tracking.caught_up(where):
             return report(config, key)

@@ -13,8 +13,11 @@ TINY = {
     "model.hidden": 16,
     "model.heads": 2,
     "model.feed_forward": 32,
+    "finetune.batch": 12,
+    "finetune.warmup": 0.0,
     "finetune.epochs": 1,
-    "study.tasks": ("melody",),
+    "finetune.patience": 3,
+    "study.seeds": 1,
 }
 
 

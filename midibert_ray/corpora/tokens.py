@@ -26,11 +26,7 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     Raises:
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
     """
-    notes = _read(corpus, contents[0], protocol)
-    lost = Counter(notes.dropped)
-    if corpus.beats is not None:
-        notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
-        lost += Counter(unaligned)
+    notes, lost = read_piece(corpus, contents, protocol)
     labelled: dict[str, int] = {}
     if piece.notes and len(contents) > 1:
         labels, labelled = label_notes(notes, contents[1], piece.notes)
@@ -42,6 +38,20 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
     return encode(
         replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | labelled | dict(grid.remarks))
     )
+
+
+def read_piece(corpus: Corpus, contents: Sequence[bytes], protocol: Protocol) -> tuple[Notes, Counter[str]]:
+    """A piece's files -> its notes, aligned to beats where its corpus annotates them, and what was lost, by reason.
+
+    Raises:
+        MidiError: the piece cannot be used; ``str(error)`` is the reason.
+    """
+    notes = _read(corpus, contents[0], protocol)
+    lost = Counter(notes.dropped)
+    if corpus.beats is not None:
+        notes, unaligned = align_to_beats(notes, read_beats(contents[1]))
+        lost += Counter(unaligned)
+    return notes, lost
 
 
 def _read(corpus: Corpus, data: bytes, protocol: Protocol) -> Notes:

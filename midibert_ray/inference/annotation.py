@@ -16,6 +16,7 @@ from midibert_ray.inference.sources import Song
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
 from midibert_ray.music.midi import keep_tempi
+from midibert_ray.music.writing import midi_bytes
 
 TAG_MARK = ";"
 """Stands between the tags of a piece."""
@@ -143,6 +144,10 @@ class Annotation:
         keep_tempi(midi)
         midi.instruments = made + midi.instruments[len(song.notes.tracks) :]
         return midi
+
+    def to_bytes(self) -> bytes:
+        """`to_midi` as the bytes of a file."""
+        return midi_bytes(self.to_midi())
 
     def to_html(self) -> str:
         """One page of HTML to look at and listen to, complete in itself."""

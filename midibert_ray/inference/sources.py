@@ -19,7 +19,14 @@ from mido.midifiles.meta import KeySignatureError
 from numpy.typing import NDArray
 
 from midibert_ray.music.events import Track, without_damage
-from midibert_ray.music.midi import MidiError, Notes, notes_to_pretty_midi, read_notes, ticks_to_seconds
+from midibert_ray.music.midi import (
+    MidiError,
+    Notes,
+    notes_to_pretty_midi,
+    read_notes,
+    seconds_to_ticks,
+    ticks_to_seconds,
+)
 from midibert_ray.music.score import is_score, read_score
 from midibert_ray.music.smf import NoNotesError, pack, split
 
@@ -135,11 +142,9 @@ def _from_pretty_midi(midi: pretty_midi.PrettyMIDI, name: str) -> Song:
     start_s, end_s, pitch, velocity, track = np.array(rows, dtype=np.float64).T
     _check_notes(start_s, pitch, velocity)
     tempo_ticks, seconds_per_tick = map(np.array, zip(*midi._tick_scales, strict=True))
-    at_tempo = np.concatenate([[0.0], np.cumsum(seconds_per_tick[:-1] * np.diff(tempo_ticks))])
 
     def ticks(seconds: NDArray[np.float64]) -> NDArray[np.int64]:
-        at = np.searchsorted(at_tempo, seconds, side="right") - 1
-        return np.rint(tempo_ticks[at] + (seconds - at_tempo[at]) / seconds_per_tick[at]).astype(np.int64)
+        return seconds_to_ticks(seconds, tempo_ticks, seconds_per_tick)
 
     start = ticks(start_s)
     end = np.where(end_s > start_s, np.maximum(ticks(np.maximum(end_s, 0)), start + 1), start)
@@ -217,7 +222,7 @@ def _parse(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
         except _REFUSED:
             pass
         most = pretty_midi.pretty_midi.MAX_TICK
-        ticks_per_beat, bodies = split(data)
+        ticks_per_beat, bodies, _ = split(data)
         try:
             pretty_midi.pretty_midi.MAX_TICK = _MOST_TICKS
             return pretty_midi.PrettyMIDI(io.BytesIO(pack(ticks_per_beat, *map(without_damage, bodies))))

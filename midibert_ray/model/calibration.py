@@ -173,7 +173,7 @@ class Calibration:
 
     def to_json(self) -> str:
         """The file's content."""
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

@@ -31,6 +31,7 @@ from midibert_ray.training.predictions import KINDS, Predictions
 from midibert_ray.training.task_data import TaskData
 
 MAJORITY = "majority class"
+TRAINING = "majority class of training"
 SKYLINE = "skyline"
 TOP_NOTE = "top note"
 NO_MELODY = "no melody at all"
@@ -90,28 +91,34 @@ class Baseline(Record):
 def baselines(config: Config, store: TokenStore, task: Task | None = None) -> list[Baseline]:
     """The trivial baselines of a task on a token store that was made under `tokens.protocol`.
 
-    Classes have the majority class; a task that knows which class is the melody also skyline, the top note and, as
-    these only tell melody from the rest, the answer that nothing is melody; one whose pieces are clips of songs also
-    the label of the clip's song. Numbers have mean and median of the training split, tags their shares in it.
+    Classes have the majority classes, that of the test split and that of the training split; a task that knows which
+    class is the melody also skyline, the top note and, as these only tell melody from the rest, the answer that nothing
+    is melody; one whose pieces are clips of songs also the label of the clip's song. Numbers have mean and median of
+    the training split, tags their shares in it.
 
     Raises:
         ValueError: where the store has no test split, or its labels are not those of the task.
     """
     task = task or TASKS[config.finetune.task]
-    segments = Segments(
+    cut = functools.partial(
+        Segments,
         [store],
-        splits={"test"},
         length=config.tokens.segment,
         representation=config.model.representation,
         drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
         labelled=task.labelled,
     )
+    segments = cut(splits={"test"})
     if task.kind != "classes":
         return _constants(task, config.tokens.protocol, store, segments)
-    counts = np.bincount(_true_classes(task, segments), minlength=len(task.classes)).tolist()
-    support = dict(zip(task.classes, counts, strict=True))
+    support, learned = _support(task, segments), _support(task, cut(splits={"train"}))
     make = functools.partial(Baseline, protocol=config.tokens.protocol, task=task.name)
-    found = [majority(config.tokens.protocol, task.name, support)]
+    usual = max(learned, key=learned.__getitem__)
+    rule = f"always {usual}, the most frequent class of the training split"
+    found = [
+        majority(config.tokens.protocol, task.name, support),
+        make(name=TRAINING, correct=support[usual], scored=sum(support.values()), detail=support, note=rule),
+    ]
     if task.melody:
         found += _melody_or_not(task, store, make)
     if task.song:
@@ -230,6 +237,12 @@ def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
         detail=dict(support),
         note=f"always {best}, the most frequent class of the test split",
     )
+
+
+def _support(task: Task, segments: Segments) -> dict[str, int]:
+    """Notes or segments of each class."""
+    counts = np.bincount(_true_classes(task, segments), minlength=len(task.classes)).tolist()
+    return dict(zip(task.classes, counts, strict=True))
 
 
 def _true_classes(task: Task, segments: Segments) -> NDArray[np.int64]:

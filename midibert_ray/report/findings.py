@@ -1,13 +1,13 @@
-"""A study in plain words: the worth of the leaks of protocol paper, and melody told by skyline and by models."""
+"""A study in plain words: its verdict, the worth of the leaks of protocol paper, melody told by skyline and models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from midibert_ray.music.protocol import PAPER, PROTOCOLS
+from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
-from midibert_ray.report.statistics import Interval
+from midibert_ray.report.statistics import Interval, p_text
 from midibert_ray.report.table import (
     Key,
     ResultTable,
@@ -24,6 +24,59 @@ from midibert_ray.studies.result import METRICS, TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
+
+
+def verdict(tables: Sequence[ResultTable]) -> list[str]:
+    """Two sentences: the worth of pre-training by task, and where the best models stand beside trivial answers.
+
+    About protocol clean where a study has it. An effect counts as beyond chance where its interval, over other pieces,
+    leaves zero out. A sweep, which looks at no test split, has no verdict.
+    """
+    found = scores(tables)
+    protocols = {key.protocol for key in found}
+    if not found or any(table.split != "test" for table in tables):
+        return []
+    protocol = CLEAN.name if CLEAN.name in protocols else PAPER.name
+    tasks = kinds.in_order(key.task for key in found if key.protocol == protocol)
+    worth = [text for task in tasks if (text := _pretraining(found, tables, protocol, task))]
+    if worth:
+        first = f"Under protocol {protocol} pre-training is worth {_listed(worth)}."
+    else:
+        first = "No task was learnt both with and without pre-training: this study does not say what it is worth."
+    placed = [_beside_trivial(found, tables, protocol, task) for task in tasks]
+    return [first, f"O{_listed(placed, '; ')[1:]}."]
+
+
+def _pretraining(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:
+    key = Key(protocol, task, "pretrained")
+    full, scratch = found.get(key), found.get(other := key._replace(variant="scratch"))
+    if not full or not scratch:
+        return ""
+    interval = statistics.difference(*tallies(full, scratch), paired=True, statistic=full.statistic)
+    cells = (table.cells.get(other) for table in tables)
+    tested = next((cell.p for cell in cells if cell and cell.p is not None), None)
+    verdict = f"{'' if interval[0] > 0 or interval[1] < 0 else 'not '}beyond chance"
+    p = f", {p_text(tested)} over {len(full.tally)} pieces" if tested is not None else ""
+    return f"{_points(full, scratch, interval)} of {kinds.METRICS[full.kind]} on {task} ({verdict}{p})"
+
+
+def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:
+    column = {key.variant: score for key, score in found.items() if key[:2] == (protocol, task)}
+    best = max(column, key=lambda variant: column[variant].accuracy)
+    low, high = column[best].interval
+    lines = (table.highest_trivial(protocol, task) for table in tables)
+    top = max(filter(None, lines), key=lambda item: item.accuracy)
+    place = "above" if low > top.accuracy else "below" if high < top.accuracy else "not clearly apart from"
+    return (
+        f"on {task} the best row, {labels(tables)[best]}, has {_percent(column[best])} "
+        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, "
+        f"{100 * top.accuracy:.1f} %)"
+    )
+
+
+def _listed(parts: Sequence[str], separator: str = ", ") -> str:
+    *most, last = parts
+    return f"{separator.join(most)}{';' if separator != ', ' and most else ''} and {last}" if most else last
 
 
 def sentences(tables: Sequence[ResultTable]) -> list[str]:

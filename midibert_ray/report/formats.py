@@ -8,7 +8,7 @@ import pandas as pd
 
 from midibert_ray.report.baselines import MAJORITY, QUADRANTS, Baseline
 from midibert_ray.report.findings import MelodyOrNot
-from midibert_ray.report.statistics import Interval
+from midibert_ray.report.statistics import Interval, p_text
 from midibert_ray.report.table import STATISTICS, Cell, Key, ResultTable, majority_f1
 from midibert_ray.settings.text import aligned, piped
 
@@ -116,13 +116,6 @@ def percent(share: float, digits: int = 1) -> str:
 def between(interval: Interval | None) -> str:
     """An interval in %."""
     return " – ".join(map(percent, interval)) if interval else ""
-
-
-def p_text(p: float | None) -> str:
-    """A p value as it is read; nothing where there is no test."""
-    if p is None:
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def hours(amount: float) -> str:

@@ -1,16 +1,17 @@
 """Self-contained HTML from the templates: pages, and how their numbers and pictures are written."""
 
 import base64
-import functools
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from midibert_ray.report.formats import between, hours, p_text, percent
+from midibert_ray.inference.page import environment
+from midibert_ray.report.formats import between, hours, percent
+from midibert_ray.report.statistics import p_text
 from midibert_ray.report.table import STATISTICS, ResultTable
 
 DPI = 160
@@ -32,7 +33,9 @@ def document(title: str, sections: Sequence[Section], facts: Mapping[str, str], 
     """A page; facts and sentences stand in its head."""
     shown = [section for section in sections if section.data]
     return (
-        _environment().get_template("page.html").render(title=title, facts=facts, sentences=sentences, sections=shown)
+        _environment()
+        .get_template("report/page.html")
+        .render(title=title, facts=facts, sentences=sentences, sections=shown)
     )
 
 
@@ -51,15 +54,8 @@ def picture(figure: Figure, alt: str) -> Markup:
     return Markup('<img alt="{}" width={} src="data:image/png;base64,{}">').format(alt, width, data)
 
 
-@functools.cache
 def _environment() -> Environment:
-    """Every value is escaped, and a name that a template misspells is an error."""
-    environment = Environment(
-        loader=PackageLoader("midibert_ray.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {each.__name__: each for each in (between, hours, percent, p_text, picture)}
-    return environment
+    """The templates of this room, and those of the players in it."""
+    made = environment("report")
+    made.filters |= {each.__name__: each for each in (between, hours, percent, p_text, picture)}
+    return made

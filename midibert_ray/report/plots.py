@@ -1,11 +1,10 @@
-"""Pictures of a study, drawn with matplotlib without a display: accuracies, confusion matrices, curves, piano rolls."""
+"""Pictures of a study, drawn with matplotlib without a display: accuracies, confusion matrices and curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -20,7 +19,6 @@ from midibert_ray.training.metrics import mean_average_precision
 INK, GREY, FAINT = "#1f2a33", "#8794a0", "#e3e8ec"
 COLOURS = ("#2a6f97", "#e07a5f", "#5f9e7e", "#d9a441", "#6d597a", "#b56576", "#8d99ae", "#355070")
 OF_PROTOCOL = {"paper": "#d1603d", "clean": "#2a6f97"}
-MELODY, REST = "#d1603d", "#a9bccb"
 FAILED = "#b3261e"
 LONG = 20
 """Points up to which a curve shows each; beside longer ones, epochs are drawn on a logarithmic axis, as some models
@@ -176,30 +174,4 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) 
     axes.grid(color=FAINT, linewidth=0.6)
     if ends:
         axes.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def piano_rolls(
-    rolls: Mapping[str, NDArray[np.bool_]], *, onset: NDArray[Any], pitch: NDArray[Any], duration: NDArray[Any]
-) -> Figure:
-    """The same notes several times, one panel each, melody and the rest in two colours, as in the paper's Fig. 4.
-
-    Args:
-        rolls: title -> whether each note is melody, [n].
-        onset: sub-beats, [n].
-        pitch: MIDI numbers, [n].
-        duration: thirty-seconds, [n].
-    """
-    figure, panels = _figure(11.5, 1.9 * len(rolls) + 0.4, rows=len(rolls))
-    start, end = onset / 16 + 1, (onset + duration / 2) / 16 + 1
-    for axes, (title, melody) in zip(panels, rolls.items(), strict=True):
-        for chosen, colour in ((~melody, REST), (melody, MELODY)):
-            notes = [((a, p), (b, p)) for a, b, p in zip(start[chosen], end[chosen], pitch[chosen], strict=True)]
-            axes.add_collection(LineCollection(notes, colors=colour, linewidths=2.2, capstyle="butt"))
-        axes.set_xlim(start.min(), end.max())
-        axes.set_ylim(pitch.min() - 2, pitch.max() + 2)
-        _label(axes, title, x="bar" if axes is panels[-1] else "", y="MIDI pitch")
-    kinds = {"melody": MELODY, "rest": REST}
-    marks = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in kinds.items()]
-    panels[0].legend(handles=marks, fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure

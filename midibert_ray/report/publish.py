@@ -18,7 +18,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
-from midibert_ray.studies.recorder import StudyLog
+from midibert_ray.studies.recorder import StudyLog, best
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
@@ -32,8 +32,10 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     outcomes = [*result.outcomes, *_earlier_results(plan)]
     names, trivial, failed = _add_to_book(plan, result, outcomes)
     tables = table.build(outcomes, failed, trivial, names)
-    told, melody = findings.sentences(tables), findings.melody_or_not(outcomes, trivial, tables)
-    run = StudyLog(plan).parent
+    told = [*findings.verdict(tables), *findings.sentences(tables)]
+    melody = findings.melody_or_not(outcomes, trivial, tables)
+    log = StudyLog(plan)
+    run = log.parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, told, melody), "results.md")
     run.text(page.to_html(tables, told), "results.html")
@@ -46,7 +48,30 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
+    for group in _by_task(outcomes).values():
+        log.summarize(group)  # a start that was killed may not have got there
+    _register(log, result.outcomes)
     run.finish("FAILED" if failed else "FINISHED")
+
+
+def _by_task(outcomes: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
+    """Results by task and protocol."""
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.task, outcome.protocol), []).append(outcome)
+    return groups
+
+
+def _register(log: StudyLog, outcomes: Sequence[TrialResult]) -> None:
+    """Register the best model of each task and protocol, by validation, as `tracking.register` asks."""
+    plan, name = log.plan, log.plan.config.tracking.register
+    keys = {entry.trial.name: key for key, entry in plan.trials.items() if entry.config.finetune.model == "midibert"}
+    groups = _by_task([outcome for outcome in outcomes if name and outcome.trial in keys])
+    tasks, protocols = ({words[place] for words in groups} for place in (0, 1))
+    for (task, protocol), group in groups.items():
+        words = [name, *[task] * (len(tasks) > 1), *[protocol] * (len(protocols) > 1)]
+        trial = log.tracker.log(log.experiment, f"{plan.key}/{keys[best(group).trial]}")
+        trial.register("-".join(words))
 
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
@@ -108,6 +133,12 @@ def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
     own = [store for store in stores if not CHOICES.keys() & store.manifest["settings"].keys()]  # nothing switched
     places = {(store.manifest["protocol"], store.corpus): store for store in own}
     return [places[place] for place in product(PROTOCOLS, table_one.PRINTED) if place in places]
+
+
+def known_baselines(config: Config, key: str) -> list[Baseline]:
+    """The trivial baselines of a study that `publish` has noted."""
+    noted = storage.find_json(storage.join(study_uri(config, key), PUBLISHED)) or {}
+    return [Baseline(**item) for item in noted.get("baselines", ())]
 
 
 def postpone_report(config: Config, key: str) -> None:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from midibert_ray import storage
 from midibert_ray.report import table
+from midibert_ray.report.findings import verdict
 from midibert_ray.report.load import LoadedStudy, load
 from midibert_ray.report.page import document
 from midibert_ray.report.sections import all_sections
@@ -49,4 +50,4 @@ def render(source: LoadedStudy) -> str:
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-    return document(source.key, all_sections(source), facts)
+    return document(source.key, all_sections(source), facts, verdict(source.tables))

@@ -1,30 +1,25 @@
 """The data of the sections of a study's report; `templates/sections.html` shows them."""
 
-import io
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from midibert_ray.inference.page import assets
 from midibert_ray.music.protocol import PROTOCOLS
-from midibert_ray.music.skyline import skyline
 from midibert_ray.report import kinds, plots, table, table_one
 from midibert_ray.report.baselines import MAJORITY
 from midibert_ray.report.findings import melody_or_not, sentences
 from midibert_ray.report.formats import melody_grid, percent
 from midibert_ray.report.load import LoadedStudy
 from midibert_ray.report.page import Section
+from midibert_ray.report.pieces import listenings
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, METRICS, PREDICTIONS, TrialResult
+from midibert_ray.studies.result import FIGURE, METRICS, TrialResult
 from midibert_ray.tracking import Run
 
-BARS = 32
-"""Bars of a piano roll."""
 HARDEST = 20
 """Pieces of a column that are shown."""
 Curve = list[tuple[int, float]]
@@ -38,7 +33,7 @@ def all_sections(source: LoadedStudy) -> list[Section]:
         Section("Results", "study", _results(source)),
         Section("Beside accuracy", "beside", _scores(source)),
         Section("Melody or not", "melody", melody_grid(melody) if melody else []),
-        Section("A test piece", "piano_roll", piano_roll(source)),
+        Section("Test pieces", "test_pieces", test_pieces(source)),
         Section("Confusion", "confusions", confusions(source)),
         Section("Numbers and tags", "answers", answers(source)),
         Section("Hardest pieces", "pieces", hardest_pieces(source)),
@@ -88,37 +83,10 @@ def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
 
-def piano_roll(source: LoadedStudy) -> dict[str, Any]:
-    """Fig. 4: a test piece as annotated, as skyline has it and as a model hears it."""
-    groups = {key: group for key, group in by_key(source.outcomes).items() if kinds.melody(group[0])}
-    tasks = kinds.in_order(key.task for key in groups)
-    preferred = [Key(protocol, task, "pretrained") for protocol in PROTOCOLS for task in tasks]
-    best = sorted(groups, key=lambda key: -groups[key][0].accuracy)
-    for key in (key for key in (*preferred, *best) if key in groups):
-        chosen = groups[key][0]
-        content = source.tracker.artifact(source.children[chosen.trial].info.run_id, PREDICTIONS)
-        if content:
-            label = table.labels(source.tables)[key.variant]
-            return _piano_roll(pq.read_table(io.BytesIO(content)), chosen, f"{label}, protocol {key.protocol}")
-    return {}
-
-
-def _piano_roll(notes: pa.Table, chosen: TrialResult, model: str) -> dict[str, Any]:
-    names = notes["piece"].cast(pa.string())
-    piece = paper.ROLL if pc.any(pc.equal(names, paper.ROLL)).as_py() else names[0].as_py()
-    notes = notes.filter(pc.equal(names, piece))
-    onset, pitch, duration = (notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration"))
-    melody = chosen.classes.index(kinds.melody(chosen))
-    true, said = (notes[name].to_numpy() == melody for name in ("label", "prediction"))
-    rules = skyline(onset, duration - 1, pitch)  # which takes indices, where a duration here is in thirty-seconds
-    shown = onset < onset.min() // 16 * 16 + 16 * BARS
-    rolls = {
-        "as annotated": true[shown],
-        f"skyline: {(rules == true).mean():.1%} of the piece's notes are right": rules[shown],
-        f"{model}: {(said == true).mean():.1%}": said[shown],
-    }
-    figure = plots.piano_rolls(rolls, onset=onset[shown], pitch=pitch[shown], duration=duration[shown])
-    return {"piece": piece, "bars": BARS, "figure": figure}
+def test_pieces(source: LoadedStudy) -> dict[str, Any]:
+    """Players of the test pieces, and what all of them need."""
+    found = listenings(source)
+    return {"all": found, "assets": assets()} if found else {}
 
 
 def confusions(source: LoadedStudy) -> list[dict[str, Any]]:

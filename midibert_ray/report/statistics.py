@@ -179,6 +179,13 @@ def _exchanged_p(first: Floats, second: Floats, statistic: Statistic, clusters: 
     return as_far / len(signs) if exact else (as_far + 1) / (len(signs) + 1)
 
 
+def p_text(p: float | None) -> str:
+    """A p value as it is read; nothing where there is no test."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
 def number(pieces: Sequence[str], groups: Mapping[str, str]) -> Clusters:
     """The clusters of pieces, in their order, from the groups of those that are in one; None where none is."""
     if not groups.keys() & set(pieces):

@@ -10,6 +10,7 @@ import numpy as np
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import CONSTANT, MAJORITY, Baseline, majority
+from midibert_ray.report.baselines import PLAIN as FEATURES
 from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
 from midibert_ray.studies.folds import merged
@@ -183,10 +184,18 @@ class ResultTable(PaperTable):
         found = (item for item in self.baselines if (item.protocol, item.task, item.name) == (protocol, task, name))
         return next(found, None)
 
-    def best(self, protocol: str, task: str) -> float:
-        """The highest accuracy of a column."""
+    def best(self, protocol: str, task: str) -> float | None:
+        """The highest accuracy of a column; None where a trivial baseline is as good."""
         column = (cell.score for key, cell in self.cells.items() if key[:2] == (protocol, task))
-        return max((score.accuracy for score in column if score), default=0.0)
+        highest = max((score.accuracy for score in column if score), default=0.0)
+        top = self.highest_trivial(protocol, task)
+        return None if top and top.accuracy >= highest else highest
+
+    def highest_trivial(self, protocol: str, task: str) -> Baseline | None:
+        """The baseline of a column that scores best, of those that learn nothing from notes."""
+        column = (item for item in self.baselines if (item.protocol, item.task) == (protocol, task))
+        found = [item for item in column if item.name != FEATURES]
+        return max(found, key=lambda item: item.accuracy, default=None)
 
     def constant(self, protocol: str, task: str) -> Baseline | None:
         """The baseline of a column that answers the same to everything."""

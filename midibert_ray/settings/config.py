@@ -42,8 +42,7 @@ TableName = Literal["1", "2", "3", "4", "leak"]
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
-    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
-    MIDI files."""
+    """Corpora to tokenize and to pre-train on; `folder:/path` or `folder:s3://bucket/prefix` is any folder of music."""
     notes: tuple[str, ...] = runtime(())
     """Classes of notes in folders of one's own, for the task `notes`: MIDI tracks, or labels in NAME.notes.csv."""
     root: str = runtime("")
@@ -161,13 +160,11 @@ class PretrainConfig:
     valid_every: int = 1
     """Epochs between two validations, each of which saves a checkpoint."""
     splits: Literal["all", "train"] = "all"
-    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
-    says of test pieces."""
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), under both protocols."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
     start: str = by_content("")
-    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
-    empty: random weights."""
+    """Weights to begin with: an export (a folder, on a disk or in a bucket) or the authors' .ckpt; empty: random."""
 
     def __post_init__(self) -> None:
         checks.require_address("pretrain.start", self.start)
@@ -344,8 +341,7 @@ class StorageConfig:
     cache: str = runtime("~/.cache/midibert_ray")
     """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
     cache_gib: float = runtime(50.0)
-    """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
-    in use; 0 sets no bound."""
+    """GiB that these copies may take: before one is made, those go that lay unused for longest; 0 sets no bound."""
 
     def __post_init__(self) -> None:
         checks.require_address("storage.root", self.root)
@@ -357,6 +353,13 @@ class StorageConfig:
 class TrackingConfig:
     uri: str = runtime("")
     """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
+    register: str = runtime("")
+    """Name under which the model of a pre-training, or the best of a study by validation, is registered in MLflow; with
+    several tasks or protocols theirs are put behind it. Empty registers none."""
+
+    def __post_init__(self) -> None:
+        if self.register:
+            checks.require_name("tracking.register", self.register)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from midibert_ray.music.tasks import PAPER_TASKS
+from midibert_ray.music.tasks import MELODY, PAPER_TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 
@@ -14,8 +14,9 @@ _PAPER_TASKS = tuple(task.name for task in PAPER_TASKS)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Everything end to end on the sample music, on two CPU cores, in a few minutes. Rates and epochs are larger than
-    # the paper's, as the model and the music are tiny.
+    # Everything end to end on the sample music, on two CPU cores, in some five minutes. Rates are larger than the
+    # paper's and batches smaller, as the model and the music are tiny. Five validation songs say little of an epoch, so
+    # that no trial stops early, and its rate falls to 0.
     "debug": {
         "corpora.names": ("sample",),
         "model.layers": 2,
@@ -25,11 +26,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.lr": 2e-3,
         "optimizer.schedule": "cosine",
         "optimizer.warmup_steps": 10,
-        "pretrain.epochs": 12,
-        "pretrain.valid_every": 4,
+        "pretrain.epochs": 60,
+        "pretrain.valid_every": 20,
         "finetune.corpus": "sample",
+        "finetune.batch": 4,
         "finetune.lr": 1e-3,
+        "finetune.warmup": 0.1,
         "finetune.epochs": 8,
+        "finetune.patience": 0,
+        "study.tasks": (MELODY.name,),
+        "study.seeds": 2,
         "compute.workers": 2,
         "compute.max_concurrent_trials": 2,
     },
@@ -70,6 +76,13 @@ def preset(name: str) -> Config:
     return replace(Config(), PRESETS[name])
 
 
+def program(job: str) -> list[str]:
+    """The words that start a job here: the command `midibert`, or the file of the checkout that one is in."""
+    file = f"jobs/{job}.py"
+    installed = Path(sys.argv[0]).name == "midibert" or not Path(file).is_file()
+    return ["midibert", job] if installed else ["python", file]
+
+
 def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
     """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
 
@@ -80,8 +93,7 @@ def command_line(job: str, config: Config, *words: str, only: Container[str] = (
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
     changed = [key for key, value in presets[name].items() if settings[key] != value and (not only or key in only)]
     keys = [key for key in settings if key in changed or key == "storage.root" or key in also]
-    program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
-    return shlex.join([*program, *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
+    return shlex.join([*program(job), *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
 
 
 def _text(value: Any) -> str:

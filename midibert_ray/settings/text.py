@@ -1,4 +1,4 @@
-"""Tables as text: aligned for a terminal, or as Markdown."""
+"""Numbers with their nouns, times, and tables as text: aligned for a terminal, or as Markdown."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,20 @@ def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def counted(count: float, things: str) -> str:
+    """A number and its plural noun, which comes first in ``things``: "1 piece off the grid", "1,200 notes"."""
+    first, *rest = things.split(" ", 1)
+    return " ".join([f"{count:,}", first.removesuffix("s") if count == 1 else first, *rest])
+
+
 def piped(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

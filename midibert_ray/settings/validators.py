@@ -1,6 +1,7 @@
 """The checks of settings. Each raises a ConfigError that names the key, the value and what is allowed."""
 
 import difflib
+import math
 import re
 from dataclasses import field
 from typing import Any
@@ -92,6 +93,16 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """Refuse a value that is not allowed."""
     if not condition:
         raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
+
+
+def number(key: str, text: str, low: float, high: float) -> float:
+    """The number that stands on a command line, refused unless it is from `low` to `high`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    require(low <= value <= high, key, text, f"a number from {low:g} to {high:g}")
+    return value
 
 
 def require_positive(section: Any, prefix: str, *names: str) -> None:

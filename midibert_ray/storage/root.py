@@ -92,6 +92,11 @@ def report(root: str, study: str) -> str:
     return join(resolve(root), "reports", study, "report.html")
 
 
+def song(root: str, study: str) -> str:
+    """The page of a test piece as a model of the study labels it."""
+    return join(resolve(root), "reports", study, "song.html")
+
+
 def spool(root: str, server: str) -> str:
     """The folder of the records that wait for a tracking server."""
     return join(resolve(root), "spool", server)

@@ -88,8 +88,6 @@ MELODY_OR_NOT = {"pretrained": 97.09, "skyline": 78.54}
 CONFUSIONS = {"melody": "Fig. 3", "velocity": "Fig. 5", "composer": "Fig. 6", "emotion": "Fig. 7"}
 """Where the paper shows confusion matrices, of these two variants:"""
 CONFUSED = ("rnn", "pretrained")
-ROLL = "343"
-"""The test piece of the paper's Fig. 4."""
 
 
 def variants(tables: tuple[str, ...]) -> tuple[str, ...]:

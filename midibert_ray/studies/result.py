@@ -202,6 +202,7 @@ def predictions_table(data: TaskData, store: TokenStore, predictions: Prediction
             "onset": store.onset[predictions.note],
             "pitch": store.tokens[predictions.note, 2] + np.uint8(22),
             "duration": store.tokens[predictions.note, 3] + np.uint8(1),
+            "velocity": store.velocity[predictions.note],
         }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer, compression="zstd")

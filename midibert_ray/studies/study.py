@@ -73,7 +73,7 @@ def study(plan: StudyPlan, picture: Picture | None = None) -> StudyResult:
         *(plan.key, "goes on where it stopped" if done else "begins", len(done), len(plan.trials)),
         *(len(encoders), len(plan.pretrainings)),
     )
-    recorder = Recorder(plan, picture)
+    recorder = Recorder(plan, picture, done)
     reasons = _finish(plan, recorder, todo, encoders) if todo else {}
     return _collect(plan, recorder, reasons)
 

@@ -22,6 +22,7 @@ from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
+from midibert_ray.training import node
 from midibert_ray.training.calibrate import calibrate
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
@@ -72,7 +73,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store, spec.task)
     with weights(encoder) if encoder else nullcontext("") as folder:
-        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start)
+        begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
     if earlier := results.newest(address):
         system, path = storage.filesystem(storage.join(address, earlier))
@@ -128,6 +129,7 @@ def _last_figures(result: TrialResult) -> dict[str, Any]:
 
 def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
+    figures = figures | node.usage() | {node.HARDWARE: node.hardware()}
     if write is None:
         tune.report(figures)
         return

@@ -13,7 +13,9 @@ from pyarrow import fs
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import Corpus, corpus
 from midibert_ray.corpora.labels import MUSIC_SUFFIXES, Piece, list_pieces
+from midibert_ray.corpora.tokens import read_piece
 from midibert_ray.data.format import FORMAT_VERSION, find_manifest, shard_name
+from midibert_ray.music.midi import Notes
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.score import SCORE_SUFFIXES
 from midibert_ray.music.vocabulary import vocabulary_digest
@@ -113,6 +115,19 @@ class CorpusPlan:
             group.append(piece)
             size += own
         yield group
+
+    def read(self, piece: str) -> Notes:
+        """The notes of a piece by its id, aligned to beats where the corpus annotates them.
+
+        Raises:
+            MidiError, OSError: they cannot be read.
+        """
+        names = next(each.files for each in self.pieces if each.piece == piece)
+        contents = []
+        for name in names:
+            with open_file(self.corpus.location(self.root), self.files[name].path) as stream:
+                contents.append(bytes(stream.read()))
+        return read_piece(self.corpus, contents, self.protocol)[0]
 
     @functools.cached_property
     def listing(self) -> str:

@@ -54,8 +54,11 @@ def digest(key: str, uri: str) -> str:
     storage.require_bucket(key, uri)
     system, path = storage.filesystem(file)
     info = system.get_file_info(path)
-    allowed = f"the folder of an export ({' and '.join(WEIGHT_FILES)}), or a {REFERENCE} file of the authors' code"
-    require(info.type is fs.FileType.File, key, uri, allowed)
+    allowed = (
+        f"the folder of an export ({' and '.join(WEIGHT_FILES)}), or a local {REFERENCE} file of the authors' code"
+    )
+    there = info.type is fs.FileType.File and (storage.is_local(uri) or not uri.endswith(REFERENCE))
+    require(there, key, uri, allowed)
     return _digest(file, info.size, info.mtime_ns)
 
 
@@ -87,11 +90,11 @@ def _same(name: str, value: object, theirs: object, key: str, uri: str) -> None:
     require(value == theirs, name, value, f"{theirs!r}, as the weights of {key}={uri} have it")
 
 
-def open_start(key: str, uri: str) -> MidiBertPreTrainedModel:
+def open_start(key: str, uri: str, expected: str = "") -> MidiBertPreTrainedModel:
     """The model whose weights a setting names, with a lineage that ends with it.
 
     Raises:
-        ConfigError: where it is no whole model.
+        ConfigError: where it is no whole model, or its weights have another digest than is expected.
     """
     try:
         if uri.endswith(REFERENCE):
@@ -102,6 +105,8 @@ def open_start(key: str, uri: str) -> MidiBertPreTrainedModel:
     except (ModelFileError, FileNotFoundError, CheckpointError) as error:
         raise ConfigError(f"{key}={uri} cannot be used: {error}") from error
     found = digest(key, uri)
+    if expected not in ("", found):
+        raise ConfigError(f"{key}={uri} cannot be used: its weights have changed since the job began; start it again")
     stages = model.config.lineage or [{"stage": UNKNOWN, "corpora": None}]
     if uri.endswith(REFERENCE):
         stages = [{"stage": AUTHORS, "corpora": list(Config().corpora.names)}]
@@ -112,7 +117,8 @@ def open_start(key: str, uri: str) -> MidiBertPreTrainedModel:
 @functools.lru_cache(maxsize=8)
 def _config(key: str, uri: str, found: str) -> MidiBertConfig:
     """The shape of weights with a digest; opening them shows that they are whole."""
-    return open_start(key, uri).config
+    config: Any = open_start(key, uri).config
+    return config
 
 
 def encoder_weights(model: MidiBertPreTrainedModel) -> dict[str, Tensor]:
@@ -121,14 +127,14 @@ def encoder_weights(model: MidiBertPreTrainedModel) -> dict[str, Tensor]:
     return encoder.state_dict()
 
 
-def begin(model: MidiBertForMaskedLM, config: Config) -> MidiBertForMaskedLM:
-    """A new model for pre-training, with the weights of `pretrain.start` if it is set.
+def begin(model: MidiBertForMaskedLM, config: Config, expected: str = "") -> MidiBertForMaskedLM:
+    """A new model for pre-training, with the weights of `pretrain.start` if it is set; for `expected` see `open_start`.
 
     Of an export with other heads, or none, the encoder is taken.
     """
     if not config.pretrain.start:
         return model
-    start = open_start(PRETRAIN, config.pretrain.start)
+    start = open_start(PRETRAIN, config.pretrain.start, expected)
     model.midibert.load_state_dict(encoder_weights(start))
     if isinstance(start, MidiBertForMaskedLM):
         model.heads.load_state_dict(start.heads.state_dict())

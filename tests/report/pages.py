@@ -31,5 +31,5 @@ def check(content: str) -> str:
     assert not elements.open
     links = [place for place in elements.fetched if not place.startswith("data:image/png;base64,")]
     assert sorted(links) == sorted(f"#{name}" for name in elements.ids)
-    text = re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", content, flags=re.DOTALL))
+    text = re.sub(r"<[^>]+>", " ", re.sub(r"<(style|script)\b.*?</\1>", "", content, flags=re.DOTALL))
     return " ".join(unescape(text).split())

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from midibert_ray.report import findings, formats, load, page, plots, report, statistics, table, table_one
-from midibert_ray.report.baselines import Baseline
+from midibert_ray.report.baselines import TRAINING, Baseline
 from midibert_ray.report.table import Key, ResultTable
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.recorder import StudyLog
@@ -273,7 +273,40 @@ def test_a_table_as_html(third: ResultTable) -> None:
     assert content.count(" best") == content.count(f'<td class="inner best" title="{best}">') == 1
 
 
+def test_nothing_is_best_that_a_trivial_answer_equals() -> None:
+    for correct, best in ((33, 0.85), (36, None)):
+        line = replace(SKYLINE, name=TRAINING, correct=correct, detail={"melody": 10})
+        (only,) = table.build(OUTCOMES, {}, [line], ("3",))
+        assert only.best("clean", "melody") == (best and pytest.approx(best))
+        assert page.to_html([only]).count(" best") == (best is not None)
+        assert TRAINING in formats.to_text([only])
+
+
 # ------------------------------------------------------------------------------------ findings
+
+
+def test_the_verdict(third: ResultTable) -> None:
+    # Scratch loses 4, 3, 4 and 2 notes by piece, 13 of 40. Sums of four draws: 8 or 9 in 5 of 256 (2.0 %), 10 in 14
+    # more; 16 in 16 of 256. p is the table's.
+    assert findings.verdict([third]) == [
+        "Under protocol clean pre-training is worth 32.5 points [25.0, 40.0] of accuracy on melody "
+        "(beyond chance, p 0.250 over 4 pieces).",
+        "On melody the best row, MidiBERT + CP, has 85.0 % [80.0, 90.0]: above the highest trivial line "
+        "(majority class, 50.0 %).",
+    ]
+    line = replace(SKYLINE, name=TRAINING, correct=37, detail={"melody": 10})
+    first, second = findings.verdict(table.build(OUTCOMES[3:], {}, [line], ("3",)))
+    assert first == "No task was learnt both with and without pre-training: this study does not say what it is worth."
+    assert second.endswith(
+        "RNN + CP, has 70.0 % [50.0, 85.0]: below the highest trivial line (majority class of training, 92.5 %)."
+    )
+    tasks = [*OUTCOMES, trial("scratch", (5, 5, 5, 5), task="velocity")]
+    assert "; and on velocity the best row, scratch, has 50.0 % [" in findings.verdict(table.build(tasks, {}))[1]
+
+
+def test_a_sweep_and_an_empty_study_have_no_verdict() -> None:
+    draws = [replace(OUTCOMES[0], split="valid", figures={"valid/accuracy": 0.8, "valid/f1": 0.5})]
+    assert findings.verdict(table.build(draws, {})) == findings.verdict([]) == []
 
 
 def test_what_the_order_of_notes_is_worth() -> None:

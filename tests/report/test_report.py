@@ -122,7 +122,9 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
         "failed",
         "skyline paper 75.00 78.54",
         "asap paper 65 (65) 95.9 (95.9) 23.1 (23.0)",
-        "test piece 343",
+        "melody MidiBERT + CP, notes track by track, protocol paper, seed 2021",
+        "Every test piece with its truth",
+        "343 0:",
         "Fig. 3 of the paper",
         "notes by pitch 20 0.200 50.00 1",
         "melody-scratch-paper-seed2021 loss is not finite; lower finetune.lr",
@@ -130,7 +132,7 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
         "3 finished, 1 failed",
     ]
     assert [word for word in words if word not in text] == []
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     assert tracker.artifact(parent.info.run_id, "report.html") == content.encode()
 
@@ -142,7 +144,7 @@ def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> Non
 
 def test_what_is_not_there_is_left_out(found: LoadedStudy) -> None:
     everything = {section.heading: section.data for section in sections.all_sections(found)}
-    assert [heading for heading, data in everything.items() if not data] == ["Numbers and tags"]
+    assert not everything.pop("Numbers and tags") and all(everything.values())
     found.parent.data.tags["encoder"] = ""
     for run in found.children.values():
         run.data.tags["encoder"] = ""
@@ -164,6 +166,7 @@ def test_a_study_without_a_finished_trial_says_so(found: LoadedStudy) -> None:
     assert "lower finetune.lr" in broken
 
 
+@pytest.mark.slow
 def test_other_studies_have_one_table(tmp_path: Path) -> None:
     plan = make(
         tiny_study(tmp_path, study__variants=("pretrained", "rnn"), study__tasks=("emotion",), finetune__corpus=""),
@@ -180,11 +183,12 @@ def test_other_studies_have_one_table(tmp_path: Path) -> None:
 
 
 def test_names_are_escaped(found: LoadedStudy) -> None:
-    found.parent.data.params["corpora.names"] = "<script>alert(1)</script>"
-    hostile = replace(found, corpora=[found.corpora[0] | {"note": "<script>"}])
-    next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = "<script>"
-    assert "<script>" not in report.render(hostile)
-    assert "<script>" not in page.to_html(hostile.tables, ["<script>"])
+    mark = "<script>alert(1)</script>"
+    found.parent.data.params["corpora.names"] = mark
+    hostile = replace(found, corpora=[found.corpora[0] | {"note": mark}])
+    next(iter(run for run in found.children.values() if run.info.status == "FAILED")).data.tags["failure"] = mark
+    assert mark not in report.render(hostile)
+    assert mark not in page.to_html(hostile.tables, [mark])
 
 
 def test_encoders_are_named_by_what_they_differ_in(found: LoadedStudy) -> None:

@@ -250,9 +250,7 @@ def test_confusions_are_means_of_what_occurs() -> None:
 
 
 def test_pictures_are_drawn_without_a_display(tables: list[ResultTable]) -> None:
-    notes = np.arange(40)
-    roll = plots.piano_rolls({"a": notes % 3 == 0}, onset=notes, pitch=notes % 30 + 50, duration=notes % 4 + 1)
     lines = {"a": [(1, 2.0), (300, 3.0)], "b": [(1, 1.0)], "c": []}
     curves = plots.curves(lines, x="epoch", y="accuracy")
-    for drawn in (plots.confusion(OUTCOMES[0]), *map(plots.accuracies, tables), roll, curves):
+    for drawn in (plots.confusion(OUTCOMES[0]), *map(plots.accuracies, tables), curves):
         assert page.picture(drawn, "<x>").startswith('<img alt="&lt;x&gt;" width=')

@@ -33,7 +33,7 @@ def locate(sample_store: TokenStore) -> Locate:
 
 def statuses(config: Config, key: str) -> tuple[str, list[str]]:
     """What MLflow says of a study and of its trials, each of which it scores once."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     experiment = tracking.study_experiment(config.study.name)
     (parent,) = [run for run in tracker.parents(experiment) if run.data.tags[tracking.RUN_KEY] == key]
     children = tracker.children(experiment, parent.info.run_id)

@@ -10,7 +10,7 @@ from midibert_ray.studies.trials import VARIANTS, grid
 
 
 def test_the_grid_is_tasks_by_variants_by_seeds() -> None:
-    config = replace(preset("debug"), {"study.seeds": 3, "seed": 7})
+    config = replace(preset("debug"), {"study.tasks": ("melody", "velocity"), "study.seeds": 3, "seed": 7})
     trials = grid(config)
     assert len(trials) == 2 * 4 * 3
     assert len({trial.name for trial in trials}) == len(trials)

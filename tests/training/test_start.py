@@ -111,6 +111,8 @@ def test_what_is_no_model_is_refused(tiny: Config, export: Path, tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="weights whose tokens are embedded in 256 numbers, not in 8"):
         start.require_fit(start.PRETRAIN, str(odd), tiny)
+    with pytest.raises(ConfigError, match="have changed since the job began; start it again"):
+        start.open_start(start.PRETRAIN, str(export), "0" * 64)
     weights = export / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-40])
     with pytest.raises(ConfigError, match=r"pretrain\.start=.* cannot be used: .*damaged"):

@@ -90,6 +90,8 @@ def test_a_worker_from_its_start_to_its_end_and_once_more(
     assert train_worker(task) == FINISHED
     (again,) = sent
     assert again["points"] == points[-len(again["points"]) :]
+    other = train_worker(task | {"start": "0" * 64})
+    assert isinstance(other, CheckpointError) and "its weights have changed since the job began" in str(other)
 
 
 def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_at_once(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:

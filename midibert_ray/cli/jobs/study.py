@@ -36,5 +36,5 @@ def carry_out(config: Config, *stages: dry_run.Stage, dry: bool) -> int:
     with at_work(config, dry_run.requests(plan, config.compute)):
         print(Summary.table(pipeline.tokenize(plan)))
         result = pipeline.study(plan)
-        print(pipeline.outcome(config, result))
+        print(pipeline.outcome(config, result, pipeline.song(plan, result)))
     return int(bool(result.failed))

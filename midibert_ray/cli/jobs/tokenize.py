@@ -12,6 +12,7 @@ from midibert_ray import pipeline, storage
 from midibert_ray.cli import dry_run
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.driver import start_ray
+from midibert_ray.settings.presets import command_line
 from midibert_ray.tokenizing.tokenize import Summary
 
 
@@ -24,3 +25,4 @@ def run(args: Args) -> None:
         storage.root.require_writable(args.config.storage.root)
         start_ray()
         print(Summary.table(pipeline.tokenize(plan)))
+    print(f"next: {command_line('pretrain', args.config)}")

@@ -192,9 +192,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        if self.corpus in checks.OURS:
-            checks.require_one_of("finetune.task", self.task, tuple(TASKS))
-        checks.require_name("finetune.task", self.task)
+        checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
         checks.require_corpora("finetune.corpus", (self.corpus,))
         checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")

@@ -7,7 +7,6 @@ Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
 """
 
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
@@ -130,8 +129,8 @@ def _from_checkpoint(config: Config, uri: str) -> tuple[MidiBertPreTrainedModel,
         return _from_trial(uri)
     model = _open(uri)
     root, key, checkpoint = run_of(uri)
-    progress = storage.join(uri, PROGRESS_FILE)
-    step = int(json.loads(storage.read_bytes(progress))["step"]) if storage.exists(progress) else None
+    progress = storage.find_json(storage.join(uri, PROGRESS_FILE)) or {}
+    step = progress.get("step")
     if checkpoint and (recorded := _recorded(config, root, key, step)):
         trained, figures = recorded
         return model, about.of_pretraining(trained, root, key=key, step=step, figures=figures)

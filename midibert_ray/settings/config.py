@@ -43,8 +43,7 @@ TableName = Literal["1", "2", "3", "4", "leak"]
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
-    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
-    MIDI files."""
+    """Corpora to tokenize and to pre-train on; `folder:/path` or `folder:s3://bucket/prefix` is any folder of music."""
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
@@ -159,13 +158,11 @@ class PretrainConfig:
     valid_every: int = 1
     """Epochs between two validations, each of which saves a checkpoint."""
     splits: Literal["all", "train"] = "all"
-    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
-    says of test pieces."""
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), under both protocols."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
     start: str = by_content("")
-    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
-    empty: random weights."""
+    """Weights to begin with: an export (a folder, on a disk or in a bucket) or the authors' .ckpt; empty: random."""
 
     def __post_init__(self) -> None:
         checks.require_address("pretrain.start", self.start)
@@ -348,8 +345,7 @@ class StorageConfig:
     cache: str = runtime("~/.cache/midibert_ray")
     """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
     cache_gib: float = runtime(50.0)
-    """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
-    in use; 0 sets no bound."""
+    """GiB that these copies may take: before one is made, those go that lay unused for longest; 0 sets no bound."""
 
     def __post_init__(self) -> None:
         checks.require_address("storage.root", self.root)

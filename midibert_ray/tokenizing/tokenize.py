@@ -25,7 +25,7 @@ from midibert_ray.data.format import MANIFEST, find_manifest, read_manifest, sto
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import OFF_GRID, OFF_GRID_SHARE
 from midibert_ray.music.vocabulary import vocabulary_digest
-from midibert_ray.settings.text import aligned
+from midibert_ray.settings.text import aligned, counted
 from midibert_ray.storage.lease import Lease
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
@@ -80,7 +80,7 @@ class Summary:
     def remarks(self) -> Iterator[str]:
         """Lines: what there is to say of the pieces, such as how many are off the grid."""
         for remark, count in self.manifest["remarks"].items():
-            yield f"{self.manifest['corpus']}: {count:,} {remark}{_EXPLAINED.get(remark, '')}"
+            yield f"{self.manifest['corpus']}: {counted(count, remark)}{_EXPLAINED.get(remark, '')}"
 
     def notes(self, most: int = 10) -> Iterator[str]:
         """Lines: the store's URI, its dropped notes by reason, remarks, duplicates, and its first quarantined files."""
@@ -88,14 +88,14 @@ class Summary:
         yield f"{name}: {self.uri}"
         for reason, count in self.manifest["dropped_notes"].items():
             normal = " (normal for POP909)" if reason == ZERO_DURATION and name in ("pop909", "sample") else ""
-            yield f"{name}: dropped {count:,} notes: {reason}{normal}"
+            yield f"{name}: dropped {counted(count, 'notes')}: {reason}{normal}"
         yield from self.remarks()
         if same := len(self.manifest["duplicates"]):
-            yield f"{name}: {same:,} files hold the same bytes as others, which {MANIFEST} names; they count once"
+            yield f"{name}: {counted(same, 'files')} of the same bytes as another, named in {MANIFEST}, left out"
         for entry in quarantined[:most]:
             yield f"{name}: quarantined {entry['file']}: {entry['reason']}"
         if len(quarantined) > most:
-            yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {MANIFEST}"
+            yield f"{name}: {counted(len(quarantined) - most, 'files')} more, all in {MANIFEST}"
 
 
 def tokenize_corpora(names: Sequence[str], **settings: Any) -> list[Summary]:
@@ -169,7 +169,7 @@ class _Ledger:
                 commit.publish(self._held, manifest, [shard.name for shard in self.shards])
             return None
         reasons = Counter(self._quarantined.values()).most_common(3)
-        listed = "; ".join(f"{reason} ({count:,} files)" for reason, count in reasons)
+        listed = "; ".join(f"{reason} ({counted(count, 'files')})" for reason, count in reasons)
         return f"corpus {self.plan.corpus.name}: none of its files can be used: {listed}"
 
     def _confirm(self, standing: dict[str, Any], checked: dict[str, Any]) -> None:

@@ -435,7 +435,7 @@ class TestTrial:
 
 def write_digests_anew(checkpoint: Path) -> None:
     (checkpoint / "digests-00000.json").unlink()
-    write_digests(checkpoint, 0, 1)
+    write_digests(checkpoint, 0, 1, checkpoint.parent.name)
 
 
 class TestOutput:

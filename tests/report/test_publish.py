@@ -81,7 +81,7 @@ def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
     folder = Path(plan.uri(key), "checkpoint_000001")
     folder.mkdir(parents=True)
     write(folder, result, Provenance(study=plan.key, encoder="", config={}), b"parquet")
-    write_digests(folder, 0, 1)
+    write_digests(folder, 0, 1, key)
     return result
 
 

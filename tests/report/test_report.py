@@ -166,6 +166,7 @@ def test_a_study_without_a_finished_trial_says_so(found: LoadedStudy) -> None:
     assert "lower finetune.lr" in broken
 
 
+@pytest.mark.slow
 def test_other_studies_have_one_table(tmp_path: Path) -> None:
     plan = make(
         tiny_study(tmp_path, study__variants=("pretrained", "rnn"), study__tasks=("emotion",), finetune__corpus=""),

@@ -146,7 +146,15 @@ def study(config: Config, steps: range) -> tracking.Tracker:
     return tracker
 
 
-@pytest.mark.parametrize("deleted", ["parent", "trial", "both", "experiment"])
+@pytest.mark.parametrize(
+    "deleted",
+    [
+        pytest.param("parent", marks=pytest.mark.slow),
+        pytest.param("trial", marks=pytest.mark.slow),
+        "both",
+        "experiment",
+    ],
+)
 def test_runs_that_were_deleted_are_restored_at_the_next_start(
     tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
 ) -> None:

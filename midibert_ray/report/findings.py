@@ -130,6 +130,8 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
             continue
         key, best = max(column.items(), key=lambda each: each[1].accuracy)
         first, second = tallies(best, item)
+        if not len(first):
+            continue
         # Answers of plain features are those of one seed; the tags of the truth come before both.
         worth = statistics.difference(first, second, paired=True, statistic=best.statistic)
         verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"

@@ -13,6 +13,8 @@ TINY = {
     "model.hidden": 16,
     "model.heads": 2,
     "model.feed_forward": 32,
+    "pretrain.epochs": 12,
+    "pretrain.valid_every": 4,
     "finetune.batch": 12,
     "finetune.warmup": 0.0,
     "finetune.epochs": 1,

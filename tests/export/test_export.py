@@ -45,10 +45,19 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FILES = ["README.md", "config.json", "model.safetensors", "vocabulary.json"]
-SIZES = {"tokens.segment": 64, "model.layers": 1, "model.hidden": 32, "model.heads": 2, "model.feed_forward": 64}
+SIZES = {
+    "tokens.segment": 64,
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.feed_forward": 64,
+    "pretrain.epochs": 12,
+    "pretrain.valid_every": 4,
+}
 TRIALS = {
     "study.tasks": ("melody",),
     "study.variants": ("freeze-backbone", "scratch"),
+    "study.seeds": 1,
     "finetune.epochs": 1,
     "finetune.lr": 0.01,
 }

@@ -75,6 +75,7 @@ def tiny() -> Config:
         "model.feed_forward": 64,
         "model.dropout": 0.0,
         "pretrain.epochs": 2,
+        "pretrain.valid_every": 4,
         "finetune.batch": 12,
         "finetune.warmup": 0.0,
         "finetune.patience": 3,

@@ -173,7 +173,7 @@ def with_ray(options: argparse.Namespace) -> list[float]:
     start_ray()
     _, config = _data(_config(options), options)
     pretrain(config, [options.store])
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     run = tracker.find(tracking.PRETRAINING, run_key(config, [options.store]))
     rates = [rate for _, rate in tracker.curve(run.info.run_id, "throughput/steps_per_s")]
     return [1 / rate for rate in rates[: options.intervals + 1]]

@@ -67,7 +67,7 @@ def _study(options: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     result = pipeline.study(plan)
     seconds = time.perf_counter() - begin
-    tracker = tracking.Tracker(tracking.address(plan.config))
+    tracker = tracking.Tracker(tracking.uris(plan.config))
     (run,) = tracker.parents(tracking.PRETRAINING)
     rates = tracker.curve(run.info.run_id, "throughput/steps_per_s")
     steps = max(step for step, _ in rates)

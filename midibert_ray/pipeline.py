@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from midibert_ray import storage, tracking
-from midibert_ray.corpora.table import Labels, make_task
+from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
+from midibert_ray.music.tasks import Task
 from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report import song as songs
@@ -34,11 +35,11 @@ from midibert_ray.studies.plan import make as plan_study
 from midibert_ray.studies.result import settled
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.study import study as run_study
-from midibert_ray.tokenizing.labelling import LabelPlan, find_labels, require_column, write_labels
+from midibert_ray.tokenizing.labelling import NOTES, LabelPlan, find_labels, note_task, require_column, write_labels
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan, list_corpus, plan_corpus
 from midibert_ray.tokenizing.tokenize import Summary, tokenize_plans
-from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.uris import SQLITE
 from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
@@ -69,6 +70,8 @@ class CorpusPlans:
     """Labels of corpora that have some of their own, by address."""
     tables: dict[str, Labels | None] = field(default_factory=dict)
     """Of these corpora, by the address of their tokens."""
+    tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
+    """Of columns of these tables, by the address of the tokens and the name of the column."""
 
     def find_labels(self, config: Config, seed: int) -> Labelled | None:
         """The task of a trial where it is a column of its corpus's own table, or the class folders' `label`.
@@ -87,15 +90,19 @@ class CorpusPlans:
         if tokens.uri not in self.tables:
             self.tables[tokens.uri] = find_labels(self.files[name], tokens)
         labels = self.tables[tokens.uri]
-        if labels is None or column not in labels.columns:
+        of_notes = note_task(tokens) if column == NOTES else None
+        if of_notes:
+            labels = self.tables[tokens.uri] = labels or unlabelled(tokens.there)
+        elif labels is None or column not in labels.columns:
             require_column(name, labels, column)
             return None
-        kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
-        task = make_task(labels, column, name, kinds.get(column, ""))
         plan = LabelPlan(tokens=tokens, labels=labels, seed=seed, folds=config.study.folds, fold=config.finetune.fold)
         plan = self.labels.setdefault(plan.uri, plan)
-        plan.require_divisible(task)
-        return Labelled(task, plan.uri)
+        if (known := (tokens.uri, column)) not in self.tasks:
+            kinds = dict(text.rpartition(":")[::2] for text in config.study.kinds)
+            self.tasks[known] = of_notes or make_task(labels, column, name, kinds.get(column, ""))
+            plan.require_divisible(self.tasks[known])
+        return Labelled(self.tasks[known], plan.uri)
 
     def uris(self, config: Config, names: Iterable[str]) -> dict[str, str]:
         """Corpus -> address of its token store, whether or not it has been written.
@@ -115,6 +122,7 @@ class CorpusPlans:
                     storage_root=config.storage.root,
                     protocol=config.protocol_in_force,
                     segment=config.tokens.segment,
+                    notes=config.corpora.notes,
                 )
         return {name: plans[name].uri for name in names}
 
@@ -231,7 +239,10 @@ def pretrain(plan: JobPlan) -> PretrainRun:
         MissingInputError: where a token store has not been written.
     """
     require_tokens(plan)
-    return run_pretraining(plan.config, plan.pretraining.stores)
+    run = run_pretraining(plan.config, plan.pretraining.stores)
+    if name := plan.config.tracking.register:
+        tracking.Tracker(tracking.uris(plan.config)).log(tracking.PRETRAINING, run.key).register(name)
+    return run
 
 
 def pretrained(config: Config) -> PretrainRun:
@@ -275,7 +286,7 @@ def report(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study, or is not there itself: nothing is made.
         UnreachableError: where a tracking server does not answer.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     database = Path(where.uri.removeprefix(SQLITE))
     if where.uri.startswith(SQLITE) and not database.exists():
         raise LookupError(
@@ -295,7 +306,7 @@ def flush(config: Config, *keys: str) -> list[str]:
     Raises:
         UnreachableError: where the server does not take all of it; nothing is lost.
     """
-    where = tracking.address(config)
+    where = tracking.uris(config)
     tracking.flush(where)
     pages = [report(config, key) for key in dict.fromkeys([*postponed_reports(config), *keys])]
     if pages:
@@ -321,7 +332,9 @@ def outcome(config: Config, result: StudyResult, song: str = "") -> str:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)
     again = command_line("report", config, result.key, only=("tracking.uri",))
-    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {tracking.address(config).command()}"]
+    mlflow = tracking.Tracker(tracking.uris(config)).browse(tracking.study_experiment(config.study.name))
+    mlflow = mlflow.replace("\n", "\n        ")
+    lines += ["", f"report  {page}", f"again   {again}", f"MLflow  {mlflow}"]
     lines += [f"listen  {song}  (open it in a browser)"] if song else []
     best = max(result.outcomes, key=lambda item: (item.variant == "pretrained", item.accuracy), default=None)
     if best and not config.study.draws:
@@ -334,7 +347,7 @@ def outcome(config: Config, result: StudyResult, song: str = "") -> str:
 
 def _report_or_how(config: Config, key: str) -> str:
     """The address of the report, or how it is written later where a tracking server does not answer."""
-    where = tracking.address(config)
+    where = tracking.uris(config)
     with suppress(UnreachableError):
         if tracking.caught_up(where):
             return report(config, key)

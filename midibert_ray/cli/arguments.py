@@ -6,6 +6,7 @@ No framework is imported here, so that help and mistakes are answered at once.
 import argparse
 import ast
 import difflib
+import functools
 import inspect
 import json
 import sys
@@ -161,9 +162,8 @@ def show(value: Any) -> str:
 
 def field_docs(kind: type) -> dict[str, str]:
     """The string that stands under each field of a dataclass, by field name."""
-    source = inspect.getsource(getattr(kind, "documented_in", kind))
-    body = ast.parse(textwrap.dedent(source)).body[0]
-    assert isinstance(body, ast.ClassDef)
+    kind = getattr(kind, "documented_in", kind)
+    body = _classes(kind.__module__)[kind.__name__]
     docs: dict[str, str] = {}
     for statement, following in zip(body.body, body.body[1:], strict=False):
         if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
@@ -171,3 +171,12 @@ def field_docs(kind: type) -> dict[str, str]:
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             docs[statement.target.id] = " ".join(str(following.value.value).split())
     return docs
+
+
+@functools.cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module, parsed once: `inspect.getsource` of a class parses the whole file, and looks through
+    all modules that there are.
+    """
+    parsed = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in parsed.body if isinstance(node, ast.ClassDef)}

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ import requests
 from midibert_ray.cli import workdir
 from midibert_ray.cli.submission import ROOT, Submission
 from midibert_ray.settings.config import ConfigError
+from midibert_ray.settings.presets import program
 
 if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
@@ -121,6 +123,8 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
     Raises:
         ConfigError: where the same results are being made by a job with other settings.
     """
+    from midibert_ray.tracking import origin  # here, as help needs no framework
+
     labels = {"job": submission.job, "preset": submission.preset, "identity": submission.identity}
     deadline = time.monotonic() + START_S
     with tempfile.TemporaryDirectory() as scratch, _explained(client.get_address()):
@@ -136,7 +140,7 @@ def start(client: "JobSubmissionClient", submission: Submission, paths: Sequence
                 name = client.submit_job(
                     entrypoint=submission.entrypoint,  # Ray runs it on the head as long as it asks for no resources
                     submission_id=submission.id if number == 1 else f"{submission.id}-{number}",
-                    runtime_env={"working_dir": str(archive)},
+                    runtime_env={"working_dir": str(archive), "env_vars": {origin.COMMIT: origin.revision()}},
                     metadata=labels | {"settings": submission.settings, "code": code},
                 )
                 return name, True
@@ -163,9 +167,10 @@ def join(submission: Submission, running: "JobDetails", code: str) -> str:
     """
     labels, name = running.metadata or {}, str(running.submission_id)
     if labels.get("settings") != submission.settings:
+        stop = shlex.join([*program("submit"), "--stop", name])
         raise ConfigError(
             f"{name} makes the same results just now, with other settings for the way there: {running.entrypoint}\n"
-            f"Let it end, or stop it (python jobs/submit.py --stop {name}); what is submitted then goes on from there"
+            f"Let it end, or stop it ({stop}); what is submitted then goes on from there"
         )
     if labels.get("code") != code:
         logger.warning("note      %s runs other code than that of %s", name, ROOT)

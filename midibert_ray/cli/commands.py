@@ -41,6 +41,16 @@ _PRETRAINING = tuple(
         *("cpus_per_worker", "max_failures", "log_every", "keep_checkpoints"),
     )
 )
+_ACTORS = {
+    "precision": "Number format of the model, fp32 or bf16, which is faster where the hardware has it and rounds more.",
+    "cpus": "CPUs of an actor, its threads where it has no GPU; 1.",
+    "gpus": "GPUs of an actor; a fraction lets several share one. Without it, 1 where the cluster has any, else 0.",
+    "actors": "Actors at the most; without it, as many as the cluster has room for. Any number gives the same results.",
+}
+_APPLIED = {
+    "model": "Folder of a model as `export` writes it, `s3://bucket/prefix`, or MLflow's runs:/... or models:/...",
+    "input": "A file of music, or a folder or bucket of them, however deep (*.mid, *.midi, *.mxl, *.musicxml).",
+}
 _EVERYTHING = (*_ENCODER, "finetune", "rnn", "study", "compute", "storage", "tracking")
 
 COMMANDS = {
@@ -78,6 +88,28 @@ COMMANDS = {
                 "the finished pre-training of these settings is exported.",
                 "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export "
                 "instead. It is a pickle, and is refused if it holds anything but tensors and plain values.",
+            },
+        ),
+        Command(
+            name="annotate",
+            settings=(),
+            extra={
+                **_APPLIED,
+                "output": "Folder to write, local or in a bucket; new, or of the same command.",
+                "formats": "Some of midi, csv, parquet, jams, html; without it midi,csv,html.",
+                "abstain": "Labels of a lower probability are left out; 0, none is.",
+                **_ACTORS,
+            },
+        ),
+        Command(
+            name="embed",
+            settings=(),
+            extra={
+                **_APPLIED,
+                "output": "File to write, ending in .parquet, local or in a bucket; new, or of the same command.",
+                "layer": "Layer of the model: 0 the embeddings, -1 the last; -1.",
+                "pool": "mean, one vector a piece (the mean over its notes), or none, one a note; mean.",
+                **_ACTORS,
             },
         ),
         Command(name="submit", settings=(), words="JOB and its command line"),

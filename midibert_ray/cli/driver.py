@@ -20,8 +20,8 @@ from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.resources import Request
 from midibert_ray.settings import overrides
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.tracking.address import SQLITE
 from midibert_ray.tracking.spool import UnreachableError
+from midibert_ray.tracking.uris import SQLITE
 
 MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
 """Errors that the user can do something about."""
@@ -67,7 +67,7 @@ def at_work(config: Config, needed: Sequence[Request]) -> Iterator[None]:
     Raises:
         ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
     """
-    uri = tracking.address(config).uri
+    uri = tracking.uris(config).uri
     storage.root.require_writable(config.storage.root)
     _require_database(uri)
     try:

@@ -14,6 +14,7 @@ from midibert_ray.pipeline import JobPlan
 from midibert_ray.report.publish import postponed_reports
 from midibert_ray.settings.config import ComputeConfig, Config
 from midibert_ray.settings.overrides import flatten
+from midibert_ray.settings.text import counted
 from midibert_ray.studies.estimate import estimate
 from midibert_ray.studies.plan import StudyPlan, study_uri
 from midibert_ray.tokenizing.account import describe
@@ -51,7 +52,7 @@ def describe_plan(plan: JobPlan, *stages: Stage, estimates: bool = True) -> str:
     lines += [*_label_lines(plan, study), *_study_lines(plan, study)] if study else []
     if estimates:
         lines += [f"{'estimate':<15} {_estimate(plan)}", *_resource_lines(plan)]
-    return "\n".join([*lines, f"{'MLflow':<15} {tracking.address(config).uri}"])
+    return "\n".join([*lines, f"{'MLflow':<15} {tracking.uris(config).uri}"])
 
 
 def _token_lines(name: str, uri: str) -> Iterator[str]:
@@ -95,7 +96,7 @@ def describe_flush(config: Config) -> str:
     """What `pipeline.flush` would do."""
     studies = ", ".join(postponed_reports(config))
     lines = [
-        f"{'records':<15} {tracking.amount(tracking.address(config))}",
+        f"{'records':<15} {tracking.amount(tracking.uris(config))}",
         f"{'studies':<15} {studies or 'none waits'}",
     ]
     return "\n".join(lines)
@@ -107,7 +108,7 @@ def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
     for key, entry in study.pretrainings.items():
         state = "open" if key in plan.open_pretrainings else "done"
         users = sum(trial.encoder == key for trial in study.trials.values())
-        lines.append(f"{'':<15} {key}  {state}  for {users} trials: {_pretraining_words(entry.config)}")
+        lines.append(f"{'':<15} {key}  {state}  for {counted(users, 'trials')}: {_pretraining_words(entry.config)}")
     names = ", ".join(entry.trial.name for entry in study.trials.values())
     return [
         *lines,
@@ -142,6 +143,7 @@ def _concurrency(config: Config) -> str:
     limit = f"at most {compute.max_concurrent_trials}" if compute.max_concurrent_trials else "as the cluster has room"
     kind = "GPU" if compute.gpu else "CPU"
     return (
-        f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, a pre-training {compute.workers} workers, each "
+        f"{limit}; a trial holds {compute.cpus_per_trial:g} CPUs{gpus}, "
+        f"a pre-training {counted(compute.workers, 'workers')}, each "
         f"with {compute.cpus_per_worker} CPUs{' and a GPU' if kind == 'GPU' else ''}"
     )

@@ -39,7 +39,7 @@ def execute(words: Sequence[str]) -> int:
             raise
         return _fail(
             f"{sys.executable} has no package {name!r}; activate the environment that has it (`source "
-            ".venv/bin/activate`), or make one with `make demo`"
+            ".venv/bin/activate`), make one with `make demo`, or: pip install 'midibert-ray[train]'"
         )
 
 

@@ -11,8 +11,11 @@ from midibert_ray.settings.overrides import digest, flatten, identity
 
 ROOT = Path(__file__).parents[2]
 
-_PLACES = ("corpora.root", "storage.root", "storage.cache", "output", "run", "reference")
-"""Settings that name folders or files; the last three are those of `export`."""
+_PLACES = ("corpora.root", "storage.root", "storage.cache", "output", "run", "reference", "input")
+"""Settings that name folders or files; the last four are those of `export`, `annotate` and `embed`."""
+
+_MODEL = ("runs:/", "models:/", "mlflow-artifacts:/")
+"""Beginnings of models that are no folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,7 @@ def describe(job: str, *words: str) -> Submission:
     known = [file.stem for file in sorted(ROOT.glob("jobs/[a-z]*.py")) if file.stem != "submit"]
     if not known:
         raise ConfigError(
-            f"the code of a checkout is sent, and {ROOT} is none; run `python jobs/submit.py` in one, or let Ray start "
+            f"the code of a checkout is sent, and {ROOT} is none; run `midibert submit` in one, or let Ray start "
             f"what its nodes have installed: ray job submit -- {shlex.join(['midibert', name, *words])}"
         )
     if name not in known:
@@ -72,6 +75,8 @@ def _check_places(args: Args) -> None:
     settings = flatten(args.config) | dict(args.extra)
     places = [(key, str(settings.get(key, ""))) for key in _PLACES]
     places += [("tracking.uri", args.config.tracking.uri.removeprefix("sqlite:///"))]
+    model = args.extra.get("model", "")
+    places += [("model", "" if model.startswith(_MODEL) else model)]
     folders = [name for name in args.config.corpora.names if name.startswith("folder:")]
     places += [("corpora.names", name.removeprefix("folder:")) for name in folders]
     for key, place in places:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from midibert_ray.cli.commands import COMMANDS
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest
 
@@ -21,8 +22,10 @@ logger = logging.getLogger(__name__)
 CODE = (
     "pyproject.toml",
     "requirements.txt",
-    "jobs/*.py",
+    "jobs/_checkout.py",
+    *(f"jobs/{name}.py" for name in COMMANDS),
     "midibert_ray/**/*.py",
+    "midibert_ray/py.typed",
     "midibert_ray/music/vocabulary.json",
     "midibert_ray/corpora/contents.json",
     "midibert_ray/corpora/splits/asap.json",
@@ -49,7 +52,7 @@ CODE = (
     "midibert_ray/report/templates/sections.html",
     "midibert_ray/export/card.md",
 )
-"""The files of a checkout that a job needs: code anywhere in the package, data by its name."""
+"""The files of a checkout that a job needs: code anywhere in the package, jobs and data by their names."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -58,9 +58,14 @@ class Corpus:
     """``folder`` is an address of its own, not one below the corpora's root."""
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is a folder of the user's, of which nothing is known."""
+        return self.name.startswith(_FOLDER_PREFIX)
+
+    @property
     def slug(self) -> str:
         """The name for use in a path: letters, digits, dots, dashes and underscores."""
-        if not self.name.startswith(_FOLDER_PREFIX):
+        if not self.is_own:
             return self.name
         folder = self.folder.partition("?")[0] if "://" in self.folder else self.folder
         return "folder-" + (re.sub(r"[^\w.-]+", "-", PurePosixPath(folder).name).strip("-.") or "midi")

@@ -30,7 +30,7 @@ from midibert_ray.corpora.sources import (
     megabytes,
 )
 from midibert_ray.corpora.unpack import unpack
-from midibert_ray.settings.text import aligned
+from midibert_ray.settings.text import aligned, counted
 from midibert_ray.storage import digests
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def table(items: Sequence[Item]) -> str:
     rows = [("corpus", "archive", "unpacked", "state", "licence", "target")]
     for item in items:
         size = "-" if item.remote is None else "not stated" if item.remote.size is None else megabytes(item.remote.size)
-        unpacked = f"{len(item.contents.files):,} files, {megabytes(item.contents.bytes)}"
+        unpacked = f"{counted(len(item.contents.files), 'files')}, {megabytes(item.contents.bytes)}"
         rows.append((item.corpus.name, size, unpacked, item.state, item.corpus.licence, str(item.target)))
     return aligned(rows)
 

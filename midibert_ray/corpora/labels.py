@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from midibert_ray.corpora.catalogue import Corpus
+from midibert_ray.corpora.note_labels import SUFFIX
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.score import SCORE_SUFFIXES
 
@@ -44,9 +45,13 @@ class Piece:
     """"train", "valid", "test" or "pretrain"."""
     label: str | None
     """Composer or "Q1".."Q4"; None where the corpus has no labels."""
+    notes: tuple[str, ...] = ()
+    """Names of the classes of its notes, where its owner labels them; see `note_labels`."""
 
 
-def list_pieces(corpus: Corpus, files: Mapping[str, int], protocol: Protocol) -> list[Piece]:
+def list_pieces(
+    corpus: Corpus, files: Mapping[str, int], protocol: Protocol, notes: tuple[str, ...] = ()
+) -> list[Piece]:
     """The pieces, in the order of the authors' lists; of a corpus without lists by id.
 
     Args:
@@ -54,16 +59,23 @@ def list_pieces(corpus: Corpus, files: Mapping[str, int], protocol: Protocol) ->
         files: relative posix path -> size, for all files below the corpus folder. Pieces of a corpus without lists come
             from here alone; listed ones are given whether they are there or not.
         protocol: says which of EMOPIA's splits.
+        notes: names of the classes of notes, in a corpus without lists; tables of them lie beside MIDI files.
     """
     if corpus.lists is None:
         found = sorted(path for path in files if path.lower().endswith(MUSIC_SUFFIXES))
-        return [_piece(corpus, path, corpus.split) for path in found]
+        pieces = [_piece(corpus, path, corpus.split) for path in found]
+        return [_with_notes(piece, files, notes) for piece in pieces] if notes else pieces
     by_song = protocol.emopia_split == "song" and corpus.lists_by_song
     lists = _split_lists(by_song or corpus.lists)
     listed = [_piece(corpus, name, split) for split, names in lists.items() for name in names]
     if corpus.name != "sample":
         return listed
     return [piece for piece in listed if Path(corpus.folder, piece.files[0]).exists()]
+
+
+def _with_notes(piece: Piece, files: Mapping[str, int], notes: tuple[str, ...]) -> Piece:
+    table = piece.piece.rpartition(".")[0] + SUFFIX
+    return replace(piece, notes=notes, files=(*piece.files, *((table,) if table in files else ())))
 
 
 def _piece(corpus: Corpus, name: str, split: str) -> Piece:

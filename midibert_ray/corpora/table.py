@@ -7,6 +7,7 @@ label, optionally `split` and `group`. Labels stay as they are spelled; `make_ta
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ PREFIX = "label."
 MOST_CLASSES = 255
 """Predictions are kept as bytes."""
 
+Columns = Mapping[str, Sequence[str | None]]
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -70,7 +72,7 @@ class Labels:
     unknown: tuple[str, ...] = ()
     """Pieces that no row names."""
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A digest of all that it says."""
         content = [self.pieces, sorted(self.columns.items()), self.splits, self.groups]
@@ -102,8 +104,14 @@ def from_folders(pieces: Iterable[Piece]) -> Labels | None:
     )
 
 
-def read_frame(name: str, content: bytes) -> pd.DataFrame:
-    """A table as text, None where a cell is empty; several labels of a cell are joined by `TAG_MARK`.
+def unlabelled(pieces: Iterable[Piece]) -> Labels:
+    """Pieces without labels of their own, to be divided for labels of their notes."""
+    names = tuple(piece.piece for piece in pieces)
+    return Labels(source="no table", pieces=names, rows=(0,) * len(names), columns={})
+
+
+def read_columns(name: str, content: bytes) -> Columns:
+    """The columns of a table as text, None where a cell is empty; several labels of a cell are joined by `TAG_MARK`.
 
     Raises:
         LabelError: for content that is no such table, or a table without rows.
@@ -120,7 +128,7 @@ def read_frame(name: str, content: bytes) -> pd.DataFrame:
         raise LabelError(f"{name} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
     if not len(frame):
         raise LabelError(f"{name} has no rows; give one a file, with {FILE} and a column a label")
-    return frame.astype(object).map(_text)
+    return {str(name): list(map(_text, frame[name].tolist())) for name in frame.columns}
 
 
 def _text(cell: Any) -> str | None:
@@ -134,32 +142,30 @@ def _text(cell: Any) -> str | None:
     return (str(cell).lower() if isinstance(cell, bool) else str(cell).strip()) or None
 
 
-def from_frame(name: str, frame: pd.DataFrame, pieces: Sequence[Piece]) -> Labels:
+def from_columns(name: str, table: Columns, pieces: Sequence[Piece]) -> Labels:
     """The labels that a table has for the pieces of a corpus.
 
     Raises:
         LabelError: for a table without `file_name`, a file that is named twice, a split of another name, or a table
             that names no piece at all.
     """
-    if FILE not in frame.columns:
-        raise LabelError(
-            f"{name} has no column {FILE}{nearest(FILE, frame.columns)}; its columns: {_some(frame.columns)}"
-        )
+    if FILE not in table:
+        raise LabelError(f"{name} has no column {FILE}{nearest(FILE, table)}; its columns: {_some(table)}")
     ids = {piece.files[0]: piece.piece for piece in pieces}
-    files, first_row = frame[FILE].tolist(), 1 if name.endswith(".csv") else 0
+    files, first_row = table[FILE], 1 if name.endswith(".csv") else 0
     rows = [number + 1 + first_row for number in range(len(files))]
-    _require_once(name, files, rows, frame[SPLIT].tolist() if SPLIT in frame.columns else None)
+    _require_once(name, files, rows, table.get(SPLIT))
     there = [number for number, file in enumerate(files) if file in ids]
-    missing = tuple(file for file in files if file not in ids)
+    missing = tuple(file for file in files if file and file not in ids)
     if not there:
         raise LabelError(
             f"{name} names none of the {len(ids):,} MIDI files below its folder: row {rows[0]} has {files[0]!r}, the "
             f"first file is {min(ids)!r}; give paths below the folder"
         )
-    columns = {str(key): tuple(frame[key].iloc[there]) for key in frame.columns}
+    columns = {name: tuple(cells[number] for number in there) for name, cells in table.items()}
     chosen = tuple(rows[number] for number in there)
     columns.pop(FILE)
-    named = tuple(ids[files[number]] for number in there)
+    named = tuple(ids[str(files[number])] for number in there)
     return Labels(
         source=name,
         pieces=named,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from midibert_ray.corpora.catalogue import Corpus
 from midibert_ray.corpora.labels import Piece
+from midibert_ray.corpora.note_labels import label_notes
 from midibert_ray.music.grid import align_to_beats, quantize, read_beats
 from midibert_ray.music.midi import MidiError, Notes, read_notes
 from midibert_ray.music.protocol import Protocol
@@ -26,11 +27,17 @@ def tokenize_piece(corpus: Corpus, piece: Piece, contents: Sequence[bytes], prot
         MidiError: the piece cannot be used; ``str(error)`` is the reason.
     """
     notes, lost = read_piece(corpus, contents, protocol)
+    labelled: dict[str, int] = {}
+    if piece.notes and len(contents) > 1:
+        labels, labelled = label_notes(notes, contents[1], piece.notes)
+        notes = replace(notes, label=labels)
     if corpus.four_four and protocol.bars == "corpus":
         notes = replace(notes, metre=notes.metre[:0])
-    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts)
+    grid = quantize(notes, protocol, merged=corpus.merged, parts=corpus.parts or piece.notes)
     ignored = {f"{kind} ignored": count for kind, count in notes.ignored.items()}
-    return encode(replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | dict(grid.remarks)))
+    return encode(
+        replace(grid, dropped=dict(lost + Counter(grid.dropped)), remarks=ignored | labelled | dict(grid.remarks))
+    )
 
 
 def read_piece(corpus: Corpus, contents: Sequence[bytes], protocol: Protocol) -> tuple[Notes, Counter[str]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from midibert_ray import storage
 from midibert_ray.data.format import COLUMNS, FORMAT_VERSION, PIECE_SCHEMA, SCHEMA, SHARDS, piece_digest, store_digest
+from midibert_ray.settings.text import counted
 from midibert_ray.storage.node_cache import Copy, NodeCache
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ def _build(uri: str, manifest: dict[str, Any], folder: Path) -> None:
     found = store_digest(digests)
     if found != manifest["digest"]:
         raise ValueError(
-            f"the token store at {uri} is damaged: its {len(digests)} pieces have digest {found[:16]}, its "
-            f"manifest says {manifest['counts']['pieces']} pieces and {manifest['digest'][:16]}; {_REMEDY}"
+            f"the token store at {uri} is damaged: {counted(len(digests), 'pieces')} of digest {found[:16]}, but its "
+            f"manifest says {manifest['counts']['pieces']} and {manifest['digest'][:16]}; {_REMEDY}"
         )
     np.save(folder / "offsets.npy", np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths])))
     np.save(folder / "bars.npy", np.concatenate(bars))

@@ -114,6 +114,12 @@ class Segments:
         """The group of a piece; see `TokenStore.cluster`."""
         return self.stores[self._store[piece]].cluster(int(self._row[piece]))
 
+    @property
+    def clusters(self) -> dict[str, str]:
+        """Piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
+        found = {self.piece_id(piece): self.cluster(piece) for piece in range(self.pieces)}
+        return {piece: cluster for piece, cluster in found.items() if piece != cluster}
+
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Piece and first time step (int64[k] each) of some segments (int64[k]).
 

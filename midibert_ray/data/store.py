@@ -98,9 +98,17 @@ class TokenStore:
         return str(self._pieces["split"][index].as_py())
 
     def cluster(self, index: int) -> str:
-        """The group of a piece, else the first of its near-duplicates, else the piece itself."""
-        named = (self._pieces[name][index].as_py() for name in ("group", "twin") if name in self._pieces.column_names)
-        return next(filter(None, named), self.piece_id(index))
+        """The group of a piece (`group:NAME`), else the first of its near-duplicates, else the piece itself."""
+        if "group" not in self._pieces.column_names:
+            return self.piece_id(index)
+        group, twin = (self._pieces[name][index].as_py() for name in ("group", "twin"))
+        return f"group:{group}" if group else str(twin or self.piece_id(index))
+
+    @property
+    def clusters(self) -> dict[str, str]:
+        """Piece -> its cluster, of pieces that are not alone."""
+        found = {self.piece_id(index): self.cluster(index) for index in range(len(self))}
+        return {piece: cluster for piece, cluster in found.items() if piece != cluster}
 
     def label(self, index: int, column: str = "label") -> str | None:
         """The label of a piece as its table spells it (`Task.column`), None where it has none."""

@@ -20,7 +20,7 @@ from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
-from midibert_ray.studies.result import Provenance, TrialResult
+from midibert_ray.studies.result import METRICS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
 
@@ -198,15 +198,28 @@ def _frozen(settings: FinetuneConfig) -> str:
 
 def _scores(result: TrialResult, where: str) -> dict[str, Any]:
     """The fields of `About` that tell of a trial's head and of its figures."""
-    task, right = TASKS[result.task], round(result.figures["test/accuracy"] * result.scored)
-    low, high = binomtest(right, result.scored).proportion_ci(0.95, method="wilson")
-    unit = "notes" if task.level == "note" else "segments"
+    told = {
+        "classes": "Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats",
+        "number": "R² is the share of the variance that is explained, mae the mean absolute error and loss the mean "
+        "squared one, in the units of the labels, spearman a correlation of ranks",
+        "tags": "Average precision and F1 are means over the tags, accuracy the share of right decisions, loss "
+        "cross-entropy in nats",
+    }
+    unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.figures else "notes"
+    certain = _certainty(result) if result.kind == "classes" else ""
     return {
-        "task": task,
+        "task": TASKS.get(result.task),
         "classes": tuple(result.classes),
         "figures": {name: value for name, value in sorted(result.figures.items()) if math.isfinite(value)},
-        "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once. The 95 % interval of the accuracy, "
-        f"as if they were independent, is {low:.4f} to {high:.4f}; always answering their most frequent class would "
-        f"score {result.majority:.4f}. Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats; "
-        "`valid/best` is the accuracy on the validation split by which the epoch was chosen.",
+        "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once.{certain} {told[result.kind]}; "
+        f"`valid/best` is the {METRICS[result.kind]} on the validation split by which the epoch was chosen.",
     }
+
+
+def _certainty(result: TrialResult) -> str:
+    right = round(result.figures["test/accuracy"] * result.scored)
+    low, high = binomtest(right, result.scored).proportion_ci(0.95, method="wilson")
+    return (
+        f" The 95 % interval of the accuracy, as if they were independent, is {low:.4f} to {high:.4f}; always "
+        f"answering their most frequent class would score {result.majority:.4f}."
+    )

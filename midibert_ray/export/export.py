@@ -7,13 +7,12 @@ Readers of the folder need neither Ray nor DeepSpeed nor MLflow.
 """
 
 import dataclasses
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from midibert_ray import storage, tracking
+from midibert_ray import storage
 from midibert_ray.export import about
 from midibert_ray.export.about import About
 from midibert_ray.export.card import CARD, render, told_by_head
@@ -24,11 +23,10 @@ from midibert_ray.model.folder import VOCABULARY, WEIGHT_FILES, ModelFileError, 
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.model.reference import load_reference
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.overrides import flatten, from_flat, replace
 from midibert_ray.settings.validators import require, require_address, require_folder
 from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
-from midibert_ray.training import checkpoints
+from midibert_ray.training import checkpoints, runs
 from midibert_ray.training.engine import PROGRESS_FILE
 from midibert_ray.training.runs import PretrainRun
 
@@ -65,13 +63,13 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     if reference:
         model, known = _from_reference(reference)
     elif run:
-        model, known = _from_checkpoint(config, find(config, run))
+        model, known = _from_checkpoint(find(config, run))
     else:
         done = pretrained(config)
         model = _open(done.checkpoint)
         known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, figures=done.metrics)
     if names := known.classes or told_by_head(model)[1]:
-        model.config.name_classes(names)
+        model.config.name_classes(names, known.task.kind if known.task else "classes")
     if known.task:
         model.config.task = known.task.name
     if known.protocol:
@@ -125,36 +123,18 @@ def _from_reference(reference: str) -> tuple[MidiBertPreTrainedModel, About]:
     return model, about.of_reference(info, model.config.vocabulary.families, digests.of_file(path)["sha256"])
 
 
-def _from_checkpoint(config: Config, uri: str) -> tuple[MidiBertPreTrainedModel, About]:
+def _from_checkpoint(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     if storage.exists(storage.join(uri, results.OUTCOME)):
         return _from_trial(uri)
     model = _open(uri)
     root, key, checkpoint = run_of(uri)
-    progress = storage.join(uri, PROGRESS_FILE)
-    step = int(json.loads(storage.read_bytes(progress))["step"]) if storage.exists(progress) else None
-    if checkpoint and (recorded := _recorded(config, root, key, step)):
-        trained, figures = recorded
-        return model, about.of_pretraining(trained, root, key=key, step=step, figures=figures)
-    logger.warning("MLflow has no run of %s: the model card will say that its training is not known", uri)
+    progress = storage.find_json(storage.join(uri, PROGRESS_FILE))
+    if checkpoint and progress and (trained := runs.settings(root, key)):
+        last = (progress.get("reports") or [{}])[-1]
+        figures = {name: value for name, value in last.items() if name.startswith("valid/")}
+        return model, about.of_pretraining(trained, root, key=key, step=int(progress["step"]), figures=figures)
+    logger.warning("no %s beside %s: the model card will say that its training is not known", runs.SETTINGS, uri)
     return model, about.UNKNOWN
-
-
-def _recorded(config: Config, root: str, key: str, step: int | None) -> tuple[Config, dict[str, float]] | None:
-    """The configuration of a run, and its validation figures at a step, as MLflow holds them."""
-    if not (config.tracking.uri or storage.is_local(root)):
-        return None
-    where = tracking.address(replace(config, {"storage.root": root}))
-    if where.uri.startswith("sqlite:///") and not Path(where.uri.removeprefix("sqlite:///")).exists():
-        return None  # looking would make an empty database
-    tracker = tracking.Tracker(where)
-    run = tracker.find(tracking.PRETRAINING, key)
-    if run is None:
-        return None
-    known = flatten(Config()).keys() & run.data.params.keys()
-    trained = from_flat({name: value for name, value in run.data.params.items() if name in known})
-    names = sorted(name for name in run.data.metrics if name.startswith("valid/"))
-    points = {name: dict(tracker.curve(run.info.run_id, name)) for name in names}
-    return trained, {name: curve[step] for name, curve in points.items() if step in curve}
 
 
 def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:

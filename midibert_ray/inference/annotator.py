@@ -20,7 +20,7 @@ from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.sources import Song, Source, read_song
 from midibert_ray.model.calibration import FAMILIAR, Calibration, softmax
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
-from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.model.midibert import PROBLEMS, MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM_CHANNEL_PIANO, OFF_GRID, GridNotes, quantize
 from midibert_ray.music.protocol import Protocol
@@ -30,13 +30,7 @@ from midibert_ray.music.tokens import encode, remi_from_cp
 PADDING = "padding"
 """Name of the first output of note-level heads under the protocol of the paper."""
 
-_KINDS = {
-    None: "classes",
-    "single_label_classification": "classes",
-    "multi_label_classification": "tags",
-    "regression": "number",
-}
-"""transformers' word for a problem -> kind of the answers."""
+_KINDS = {problem: kind for kind, problem in PROBLEMS.items()}
 _ROWS = {"cpu": 4, "cuda": 32}
 """Windows that are computed at once."""
 
@@ -105,7 +99,7 @@ class Annotator:
         levels: dict[type, Literal["note", "sequence"]] = {MidiBertForNotes: "note", MidiBertForSequences: "sequence"}
         self.level = levels.get(type(model))
         """`note`, `sequence`, or None for an encoder."""
-        self.kind = _KINDS[self.config.problem_type]
+        self.kind = _KINDS.get(self.config.problem_type, "classes")
         """Of the answers: see `Annotation.kind`."""
         named: Any = self.config.id2label or {}
         names = [str(named.get(k, k)) for k in range(self.config.num_classes or 0)] if self.level else []
@@ -127,8 +121,8 @@ class Annotator:
         """
         if self.level is None:
             raise ValueError(
-                f"this model ({type(self.model).__name__}) has no head, so it has no labels to give; embed it, or "
-                "fine-tune it"
+                f"this model ({type(self.model).__name__}) is an encoder: it has no head, and no labels to give; embed "
+                "it, or fine-tune it"
             )
         if not 0 <= abstain <= 1:
             raise ValueError(f"abstain={abstain} is not possible; allowed: a probability, 0 to 1")

@@ -66,9 +66,10 @@ def _local(uri: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         if uri.startswith(MLFLOW):
-            from midibert_ray.tracking.models import download_model
+            from midibert_ray.tracking.models import weights
 
-            yield download_model(uri, Path(scratch))
+            with _local(weights(uri, Path(scratch))) as folder:
+                yield folder
         else:
             from midibert_ray import storage
 

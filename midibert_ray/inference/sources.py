@@ -222,7 +222,7 @@ def _parse(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
         except _REFUSED:
             pass
         most = pretty_midi.pretty_midi.MAX_TICK
-        ticks_per_beat, bodies = split(data)
+        ticks_per_beat, bodies, _ = split(data)
         try:
             pretty_midi.pretty_midi.MAX_TICK = _MOST_TICKS
             return pretty_midi.PrettyMIDI(io.BytesIO(pack(ticks_per_beat, *map(without_damage, bodies))))

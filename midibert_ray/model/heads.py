@@ -100,9 +100,17 @@ class _Classifier(MidiBertPreTrainedModel):
 
     @staticmethod
     def _loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
-        """Mean cross-entropy of logits float [..., num_classes] over all that has a label; 0 where nothing has one."""
+        """Mean loss of logits float [..., num_classes] over all that has a label; 0 where nothing has one.
+
+        Cross-entropy of classes; of labels that are floating-point squared errors, where there is one output, else the
+        binary cross-entropy of tags.
+        """
         if labels is None:
             return None
+        if labels.is_floating_point():
+            if logits.shape[-1] == 1:
+                return F.mse_loss(logits.flatten().float(), labels.flatten().float())
+            return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
         total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
         return total / (labels != IGNORE).sum().clamp_min(1)
 
@@ -146,7 +154,9 @@ class MidiBertForSequences(_Classifier):
         packing: Packing | None = None,
         output_hidden_states: bool = False,
     ) -> SequenceClassifierOutput:
-        """Logits float [b, num_classes], and with labels (int64 [b]) their loss; for all else see `MidiBertModel`.
+        """Logits float [b, num_classes], and with labels their loss; for all else see `MidiBertModel`.
+
+        labels: int64 [b], classes; or float, numbers [b] of a model with one output, or tags [b, num_classes], 0 or 1.
 
         Masked positions do not enter the averages over time either.
         """

@@ -30,6 +30,13 @@ VOCABULARIES = {vocabulary.name: vocabulary for vocabulary in (CP, REMI)}
 HEADS = ("paper", "linear")
 """Kinds of fine-tuning heads."""
 
+PROBLEMS: dict[str, Any] = {
+    "classes": "single_label_classification",
+    "tags": "multi_label_classification",
+    "number": "regression",
+}
+"""Kind of a task -> transformers' word for it."""
+
 IGNORE = -100
 """Label of a position that is not scored, as torch and transformers have it."""
 
@@ -90,8 +97,14 @@ class MidiBertConfig(PreTrainedConfig):
             value = getattr(self, name)
             raise ValueError(f"MidiBertConfig.{name}={value!r} is not possible; allowed: {allowed}")
 
-    def name_classes(self, names: Sequence[str]) -> None:
-        """Give the outputs of a fine-tuning head their names, in order, in transformers' own fields."""
+    def name_classes(self, names: Sequence[str], kind: str = "classes") -> None:
+        """Tell what the outputs of a fine-tuning head are, in transformers' own fields.
+
+        names: of the classes, in order; none for a number. kind: of the task, see `PROBLEMS`.
+        """
+        self.problem_type = PROBLEMS[kind]
+        if not names:
+            return
         self.id2label = dict(enumerate(names))
         self.label2id = {name: number for number, name in enumerate(names)}
 

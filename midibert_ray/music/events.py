@@ -32,8 +32,8 @@ _SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}
 _SHORTEST_BEAT = 6
 """Power of two of the shortest note value that a metre may count, a sixty-fourth."""
 _CHANNEL_EVENT = "controller, pitch bend or program above 127"
-_SMPTE_LIMITS = (0x80, 60, 60, 30, 100)
-"""Hours (with the frame rate in two of their bits), minutes, seconds, frames and hundredths stay below."""
+_SMPTE_LIMITS = (24, 60, 60, 30, 100)
+"""Hours, minutes, seconds, frames and hundredths stay below; the two bits above the five of the hours are a rate."""
 _KEPT_META = frozenset((0x01, _NAME, 0x05, _TEMPO, _METRE, _KEY))
 """Texts, names, lyrics, and what is told of time and key."""
 _META_NAMES = {_TEMPO: "set tempo", _METRE: "time signature", _KEY: "key signature", _SMPTE: "SMPTE offset"}
@@ -48,7 +48,8 @@ _COMMON = re.compile(
 
 
 _SYSTEM = bytes(range(0xF0, 0xFF))
-_TEMPO_EVENT = re.compile(rb"\xff\x51\x03...", re.DOTALL)
+_SET_TEMPO = b"\xff\x51\x03"
+_TEMPO_EVENT = re.compile(_SET_TEMPO + rb"...", re.DOTALL)
 _NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
 _CHECKED_META = re.compile(rb"\xff(\x51(?!\x03)|[\x54\x58\x59])")
 """Set-tempo events of the right length are left to a look at the tempi, as there may be one a beat."""
@@ -80,7 +81,10 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
             if only_rare and (common := _COMMON.match(body, at)):
                 at, status = common.end(), body[common.start(1)]
                 continue
-            delta, at = _variable(body, at)
+            delta = body[at]
+            at += 1
+            if delta >= 0x80:
+                delta, at = _variable(body, at - 1)
             tick += delta
             kind = status
             if body[at] >= 0x80:
@@ -88,7 +92,9 @@ def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int,
                 at += 1
             elif not status:
                 raise MidiError(f"unreadable MIDI events: data byte 0x{body[at]:02x} where a status byte must stand")
-            if kind == _META:
+            if kind < 0xC0:  # nearly all
+                length, start = 2, at
+            elif kind == _META:
                 length, start = _variable(body, at + 1)
                 kind = _META << 8 | body[at]
             elif kind in (_SYSEX, _SYSEX_END):
@@ -171,7 +177,10 @@ def as_variable(value: int) -> bytes:
 
 def without_tempi(body: bytes) -> bytes:
     """A track without its set-tempo events, whose delta times stay."""
-    return _TEMPO_EVENT.sub(b"", body)
+    first, *rest = body.split(_SET_TEMPO)
+    if any(len(part) < 3 for part in rest):  # what looks like another event within three bytes is a tempo's value
+        return _TEMPO_EVENT.sub(b"", body)
+    return b"".join([first, *(part[3:] for part in rest)])  # four times as fast
 
 
 def _has_system_bytes(body: bytes) -> bool:
@@ -198,7 +207,9 @@ def _is_sound(kind: int, data: bytes) -> bool:
     if kind == _KEY:
         return len(data) == 2 and (data[0] <= 7 or data[0] >= 249) and data[1] <= 1
     if kind == _SMPTE:
-        return len(data) == 5 and all(value < limit for value, limit in zip(data, _SMPTE_LIMITS, strict=True))
+        if len(data) != 5 or data[0] >= 0x80:
+            return False
+        return all(value < limit for value, limit in zip([data[0] & 0x1F, *data[1:]], _SMPTE_LIMITS, strict=True))
     return True
 
 
@@ -268,16 +279,19 @@ class _Walker:
 
     def take(self, body: bytes, tick: int, status: int, start: int, end: int) -> None:
         self.tick = tick
-        kind, channel, data = status & 0xF0, status & 0x0F, body[start:end]
+        kind, channel = status & 0xF0, status & 0x0F
+        if kind <= _NOTE_ON and status < _SYSEX:
+            pitch, velocity = body[start], body[start + 1]
+            if (pitch | velocity) > 127:
+                raise MidiError(f"unreadable MIDI events: a data byte above 127 in a note at tick {tick}")
+            if kind == _NOTE_ON and velocity:
+                self._begin(channel, pitch, velocity)
+            else:
+                self._end(channel, pitch)
+            return
+        data = body[start:end]
         if status >= _SYSEX:
             self._take_other(status, data)
-        elif kind in (_NOTE_ON, _NOTE_OFF):
-            if not data.isascii():
-                raise MidiError(f"unreadable MIDI events: a data byte above 127 in a note at tick {tick}")
-            if kind == _NOTE_ON and data[1]:
-                self._begin(channel, data[0], data[1])
-            else:
-                self._end(channel, data[0])
         elif kind in (_CONTROL, _BEND, _PROGRAM_CHANGE) and not data.isascii():
             self.ignored[_CHANNEL_EVENT] += 1
         elif kind == _PROGRAM_CHANGE:
@@ -287,8 +301,8 @@ class _Walker:
         kind = status & 0xFF
         if status in _NOT_IN_FILES:
             self.ignored["system message"] += 1
-        elif status < _META:
-            self.ignored["SysEx event"] += not data.removesuffix(b"\xf7").isascii()
+        elif status < _META:  # what begins with 0xF7 may hold any bytes
+            self.ignored["SysEx event"] += status == _SYSEX and not data.removesuffix(b"\xf7").isascii()
         elif not _is_sound(kind, data):
             self.ignored[_META_NAMES[kind]] += 1
         elif kind == _NAME:
@@ -305,7 +319,13 @@ class _Walker:
         self.open.setdefault((channel, pitch), []).append((self.tick, velocity))
 
     def _end(self, channel: int, pitch: int) -> None:
-        begun = self.open.pop((channel, pitch), [])
+        begun = self.open.pop((channel, pitch), None)
+        if begun is None:
+            return
+        if len(begun) == 1 and begun[0][0] != self.tick:  # nearly always, and told in half the time
+            start, velocity = begun[0]
+            self._add(channel, (start, self.tick, pitch, velocity))
+            return
         older = [(start, velocity) for start, velocity in begun if start != self.tick]
         for start, velocity in older:
             self._add(channel, (start, self.tick, pitch, velocity))
@@ -317,8 +337,9 @@ class _Walker:
 
     def _add(self, channel: int, note: tuple[int, int, int, int]) -> None:
         instrument = (self.programs[channel], channel)
-        self.names.setdefault(instrument, self.name)
-        self.notes.setdefault(instrument, []).append(note)
+        if instrument not in self.notes:
+            self.names[instrument], self.notes[instrument] = self.name, []
+        self.notes[instrument].append(note)
 
     def finish(self, keep_unreleased: bool) -> TrackContent:
         for key in list(self.open):

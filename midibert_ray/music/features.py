@@ -65,8 +65,8 @@ def passage_features(tokens: NDArray[np.uint8], onset: NDArray[np.integer]) -> F
         onset: [n] sub-beats, never falling.
     """
     pitch, duration = tokens[:, 2].astype(np.int64) + PITCH_LOW, tokens[:, 3].astype(np.int64) + 1
-    onset = onset.astype(np.int64)
-    times, first, where, size = np.unique(onset, return_index=True, return_inverse=True, return_counts=True)
+    start = onset.astype(np.int64)
+    times, first, where, size = np.unique(start, return_index=True, return_inverse=True, return_counts=True)
     top, bass = np.maximum.reduceat(pitch, first), np.minimum.reduceat(pitch, first)
     classes = np.bincount(pitch % 12, weights=duration, minlength=12)
     step, wait = np.diff(top), np.diff(times)
@@ -81,7 +81,7 @@ def passage_features(tokens: NDArray[np.uint8], onset: NDArray[np.integer]) -> F
         *_binned(duration, _DURATIONS),
         *(lengths.mean(), lengths.std()),
         *_binned(wait, _WAITS),
-        *_density(tokens, onset, times, first, size, duration),
+        *_density(tokens, start, times, first, size, duration),
         *(pitch.mean(), pitch.std(), pitch.min(), pitch.max(), np.ptp(pitch), (pitch < _MIDDLE_C).mean()),
         *(top.mean(), bass.mean(), _entropy(classes), _entropy(np.bincount(np.minimum(wait, 64)))),
     ]

@@ -7,6 +7,7 @@ earlier.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -50,8 +51,8 @@ _FEWEST_ONSETS = 32
 _KIT = frozenset((35, 36, 37, 38, 39, 40, 42, 44, 46, 49, 51, 53, 55, 57, 59))
 """Pitches of bass drum, snare, hi-hat and cymbals in General MIDI; half of what a drum kit plays, at the least."""
 _MPE_CHANNELS = 3
-"""Other channels of the same instrument that make channel 10 one of many; two may be the hands of a pianist."""
-_DRUM_WORDS = re.compile(r"drum|perc|kit|batter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
+"""Channels of one instrument beside channel 10 that make it one of many; two may be the hands of a pianist."""
+_DRUM_WORDS = re.compile(r"drum|\bperc(\b|u)|\bkits?\b|\bbatter|schlagz|cymbal|snare|trommel", re.IGNORECASE)
 
 PARTS = ("MELODY", "BRIDGE", "PIANO")
 """Track names of POP909; the index + 1 is the part: 1 melody, 2 bridge, 3 accompaniment."""
@@ -215,7 +216,8 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
             (`order="pitch"`) by pitch and duration, so that the order tells nothing about tracks, parts or velocities.
         merged: under `order="corpus"` all tracks come together by pitch, where one and the same pitch still comes
             track by track (the published ASAP arrays).
-        parts: names of tracks; a note's `part` is the place (from 1) of its track's first word, or 0.
+        parts: names of tracks; a note's `part` is the place (from 1) of its track's name, or of the first word of it,
+            or 0; notes that have labels of their own have these.
 
     Raises:
         MidiError: no note is left.
@@ -272,7 +274,7 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
     if onset.max() >= _MOST:
         raise MidiError(f"a note {onset.max():,} sixteenths from the start: most likely corrupt")
     number = bars.numbers(onset) if bars else onset // SUBBEATS_PER_BAR
-    bar = bars.bars(onset) if bars else number * SUBBEATS_PER_BAR
+    bar = bars.grid[number] if bars else number * SUBBEATS_PER_BAR
     duration = _nearest(notes.end - notes.start, beat, 2 * SUBBEATS_PER_BEAT) - 1
     return onset, bar, number, np.clip(duration, 0, DURATIONS - 1)
 
@@ -280,10 +282,11 @@ def _grid_times(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], ..
 def _usable(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], dict[str, int], dict[str, int]]:
     """Indices of the notes that have a token; how many have none, by reason; and remarks."""
     drums = np.array([track.is_drum and protocol.drops_drums for track in notes.tracks])[notes.track]
+    outside = (notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH)
     remarks: dict[str, int] = {}
-    if drums.any() and not _speaks_for_drums(notes, drums):
+    if drums.any() and not _speaks_for_drums(notes, drums, outside):
         remarks, drums = {DRUM_CHANNEL_PIANO: int(drums.sum())}, np.zeros_like(drums)
-    outside = ~drums & ((notes.pitch < PITCH_LOW) | (notes.pitch > PITCH_HIGH))
+    outside &= ~drums
     dropped = _counts({DRUM: drums, OUT_OF_RANGE: outside})
     used = np.flatnonzero(~(drums | outside))
     if len(used) == 0:
@@ -291,15 +294,18 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], dict[s
     return used, dropped, remarks
 
 
-def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_]) -> bool:
-    """Whether the notes of channel 10 are drums.
+def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_], outside: NDArray[np.bool_]) -> bool:
+    """Whether the notes of channel 10 are drums, given those outside the range of a piano.
 
-    They are, unless the file has no other notes, or has them on many channels at once (MPE gives each note the next
-    channel); then a name or the pitches of a kit must speak for drums.
+    They are, unless the file has no other notes within it, or has those of one instrument on many channels at once
+    (MPE gives each note the next channel; the program of channel 10 may be another, as it names a kit there); then a
+    name or the pitches of a kit must speak for drums.
     """
     on_channel = [track for track in notes.tracks if track.is_drum]
-    others = [(track.name, track.program) for track in notes.tracks if not track.is_drum]
-    shared = sum(others.count((track.name, track.program)) for track in on_channel)
+    names = {track.name for track in on_channel}
+    heard = [notes.tracks[number] for number in np.unique(notes.track[~drums & ~outside])]
+    others = Counter((track.name, track.program) for track in heard)
+    shared = max((count for (name, _), count in others.items() if name in names), default=0)
     if others and shared < _MPE_CHANNELS:
         return True
     if any(_DRUM_WORDS.search(track.name) for track in on_channel):
@@ -313,7 +319,9 @@ def _nearest(ticks: NDArray[np.int64], beat: int, steps: int) -> NDArray[np.int6
 
 
 def _parts(notes: Notes, parts: Sequence[str]) -> NDArray[np.uint8]:
-    names = [track.name.split(" ")[0] for track in notes.tracks]
+    if notes.label is not None:
+        return notes.label
+    names = [track.name if track.name in parts else track.name.split(" ")[0] for track in notes.tracks]
     table = np.array([parts.index(name) + 1 if name in parts else 0 for name in names], dtype=np.uint8)
     return table[notes.track]
 
@@ -335,6 +343,7 @@ def _by_pitch(
     places = np.zeros(len(order), dtype=bool)
     places[same] = places[same + 1] = True
     doubles, token = order[places], ordered[places]
-    content = (token * 128 + notes.velocity[doubles]) * 4 + part[doubles]
+    kinds = max(4, int(part.max()) + 1)
+    content = (token * 128 + notes.velocity[doubles]) * kinds + part[doubles]
     order[places] = doubles[np.lexsort((mix(content.astype(np.uint64) + np.uint64(STEP)), token))]
     return order

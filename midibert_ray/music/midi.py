@@ -24,6 +24,7 @@ __all__ = ["MAX_SECONDS", "MidiError", "Notes", "Track", "notes_to_pretty_midi",
 
 MAX_SECONDS = 24 * 3600
 """Longest piece; what claims to last longer is most likely corrupt."""
+UNDECLARED = "tracks beyond those that the header declares"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,16 @@ class Notes:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Note-ons of which no note came, by reason."""
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """Damaged events that have no bearing on notes, by kind."""
+    """Damaged events that have no bearing on notes, and tracks beyond the declared ones, by kind."""
+    label: NDArray[np.uint8] | None = None
+    """[n] class of each note, from 1, 0 where it is unknown; None where tracks tell it."""
 
     def __len__(self) -> int:
         return len(self.start)
 
     def take(self, index: NDArray) -> Notes:
         """The notes of ``index`` (positions or bool[n]), in that order; tracks and tempo map stay."""
-        names = ("start", "end", "pitch", "velocity", "track")
+        names = ("start", "end", "pitch", "velocity", "track", *(("label",) if self.label is not None else ()))
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
@@ -88,13 +91,15 @@ def read_notes(data: bytes, *, keep_unreleased: bool = False) -> Notes:
         MidiError: the file is not MIDI, is cut short or garbled, has SMPTE time division or zero ticks per beat, more
             than `MAX_NOTES` notes or 24 hours, an event after `MAX_TICK`, or no note.
     """
-    ticks_per_beat, bodies = split(data)
+    ticks_per_beat, bodies, undeclared = split(data)
     if b"" in bodies:
         number = bodies.index(b"") + 1
         raise MidiError(f"empty track: MTrk chunk {number} of {len(bodies)} has no events, not even its end")
     notes = _join(
         [read_track(ticks_per_beat, body, keep_unreleased=keep_unreleased) for body in bodies], ticks_per_beat
     )
+    if undeclared:
+        notes = replace(notes, ignored={**notes.ignored, UNDECLARED: undeclared})
     if len(notes) == 0:
         raise NoNotesError(notes.dropped)
     seconds = ticks_to_seconds(notes, notes.end.max(keepdims=True))[0]

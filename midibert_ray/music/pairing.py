@@ -88,8 +88,10 @@ def _read_fast(ticks_per_beat: int, body: bytes) -> TrackContent | None:
 
 def _table(events: Any, *columns: str) -> NDArray[np.int64]:
     """[columns, events] of a list of symusic's."""
-    arrays = events.numpy()
     table = np.empty((len(columns), len(events)), dtype=np.int64)
+    arrays = events.numpy() if len(events) else {}
+    if not arrays:
+        return table
     for row, name in zip(table, columns, strict=True):
         row[:] = arrays[name]
     return table

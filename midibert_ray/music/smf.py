@@ -33,12 +33,12 @@ def pack(ticks_per_beat: int, *bodies: bytes) -> bytes:
     return struct.pack(">4sIHHH", b"MThd", 6, int(len(bodies) > 1), len(bodies), ticks_per_beat) + b"".join(chunks)
 
 
-def split(data: bytes) -> tuple[int, list[bytes]]:
-    """The ticks per beat of a MIDI file, and the bodies of its MTrk chunks without their headers.
+def split(data: bytes) -> tuple[int, list[bytes], int]:
+    """The ticks per beat of a MIDI file, the bodies of its MTrk chunks, and how many more there are than declared.
 
     A RIFF wrapper ("RMID", files named .rmi) is taken off. Chunks that are not MTrk are skipped, as the MIDI
-    standard asks; whatever follows the last declared track is ignored. The independent patterns of format 2 are read
-    like the tracks of format 1, as every reader in the field does.
+    standard asks; whatever follows the last declared track is left out, and the independent patterns
+    of format 2 are read like the tracks of format 1, as every reader in the field does.
 
     Raises:
         MidiError: not a MIDI file, cut short, no track, SMPTE time division or zero ticks per beat.
@@ -62,10 +62,10 @@ def split(data: bytes) -> tuple[int, list[bytes]]:
         raise MidiError("zero ticks per beat in the header")
     if count == 0:
         raise MidiError("no tracks: the header declares 0")
-    return division, _tracks(data, 8 + length, count)
+    return division, *_tracks(data, 8 + length, count)
 
 
-def _tracks(data: bytes, at: int, count: int) -> list[bytes]:
+def _tracks(data: bytes, at: int, count: int) -> tuple[list[bytes], int]:
     bodies: list[bytes] = []
     while len(bodies) < count:
         if at + 8 > len(data):
@@ -77,7 +77,11 @@ def _tracks(data: bytes, at: int, count: int) -> list[bytes]:
         if name == b"MTrk":
             bodies.append(body)
         at += 8 + length
-    return bodies
+    more = 0
+    while data[at : at + 4] == b"MTrk" and at + 8 <= len(data):
+        more += 1
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "big")
+    return bodies, more
 
 
 def _unwrap_riff(data: bytes) -> bytes:

@@ -126,7 +126,12 @@ def _cp_from_remi(ids: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMIDI:
-    """CP rows (no PAD or MASK) -> `PrettyMIDI` at 480 ticks per beat, all grand piano.
+    """CP rows (no PAD or MASK) -> `PrettyMIDI`, as `to_notes` lays them out, at a tempo of quarters a minute."""
+    return notes_to_pretty_midi(to_notes(tokens, tempo))
+
+
+def to_notes(tokens: Tokens, tempo: float = 120.0) -> Notes:
+    """CP rows (no PAD or MASK) -> `Notes` at 480 ticks per beat, all grand piano.
 
     Every part is an instrument: MELODY, BRIDGE, PIANO, and NOTES for notes of unknown part. Because one
     note-off ends every open note of its pitch in a track, notes of one pitch that overlap go to further
@@ -145,7 +150,7 @@ def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMI
     keys, track = np.unique(np.stack([tokens.part, voice]), axis=1, return_inverse=True)
     names = ("NOTES", *PARTS)
     tracks = [f"{names[part]} {voice + 1}" if voice else names[part] for part, voice in keys.T.tolist()]
-    notes = Notes(
+    return Notes(
         start=start,
         end=end,
         pitch=pitch.astype(np.uint8),
@@ -158,7 +163,6 @@ def to_pretty_midi(tokens: Tokens, tempo: float = 120.0) -> pretty_midi.PrettyMI
         seconds_per_tick=np.full(1, 60.0 / (tempo * TICKS_PER_BEAT)),
         metre=signatures(onset - position, onset, _SUBBEAT_TICKS),
     )
-    return notes_to_pretty_midi(notes)
 
 
 def _voices(part: NDArray, pitch: NDArray, start: NDArray, end: NDArray) -> NDArray[np.int64]:

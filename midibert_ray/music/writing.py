@@ -28,10 +28,7 @@ Events = list[tuple[float, int, bytes]]
 
 
 def midi_bytes(midi: pretty_midi.PrettyMIDI) -> bytes:
-    """A whole file of format 1: tempo, metre, keys and texts in the first track, then a track an instrument.
-
-    Instruments have channels of their own, as far as there are any.
-    """
+    """A whole file of format 1: tempo, metre, keys and texts in the first track, then a track an instrument."""
     tempo_ticks, seconds_per_tick = (np.array(column) for column in zip(*midi._tick_scales, strict=True))
 
     def ticks(seconds: Sequence[float]) -> NDArray[np.int64]:
@@ -49,12 +46,28 @@ def midi_bytes(midi: pretty_midi.PrettyMIDI) -> bytes:
         for tick, value in zip(tempo_ticks.tolist(), microseconds, strict=True)
     ]
     tracks = [track(_conductor(midi), tempi)]
-    for number, instrument in enumerate(midi.instruments):
-        channel = _DRUM_CHANNEL if instrument.is_drum else _CHANNELS[number % len(_CHANNELS)]
+    for instrument, channel in zip(midi.instruments, _channels(midi.instruments), strict=True):
         named = [(0, _meta(_NAME, _encoded(instrument.name)))] if instrument.name else []
         program = (0, bytes((0xC0 | channel, instrument.program)))
         tracks.append(track(_sounding(instrument, channel), [*named, program]))
     return struct.pack(">4sIHHH", b"MThd", 6, 1, len(tracks), midi.resolution) + b"".join(tracks)
+
+
+def _channels(instruments: Sequence[pretty_midi.Instrument]) -> list[int]:
+    """A channel for each instrument.
+
+    Where there are more of them than channels, those of one program that share their list of controllers, as the tracks
+    of one instrument do after `Annotation.to_midi`, share a channel, so that none sounds with another's program.
+    """
+    keys: list[object] = list(range(len(instruments)))
+    if len(instruments) > len(_CHANNELS):
+        keys = [(instrument.program, id(instrument.control_changes)) for instrument in instruments]
+    melodic = dict.fromkeys(key for key, instrument in zip(keys, instruments, strict=True) if not instrument.is_drum)
+    number = {key: k for k, key in enumerate(melodic)}
+    return [
+        _DRUM_CHANNEL if instrument.is_drum else _CHANNELS[number[key] % len(_CHANNELS)]
+        for key, instrument in zip(keys, instruments, strict=True)
+    ]
 
 
 def _conductor(midi: pretty_midi.PrettyMIDI) -> Events:

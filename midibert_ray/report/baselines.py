@@ -5,10 +5,11 @@ one column with the models.
 """
 
 import functools
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from midibert_ray.report import kinds, statistics
 from midibert_ray.report.plain import plain
 from midibert_ray.report.statistics import Interval
 from midibert_ray.settings.config import Config
+from midibert_ray.studies.folds import of_pieces
 from midibert_ray.studies.result import FIGURE, Record
 from midibert_ray.training.predictions import KINDS, Predictions
 from midibert_ray.training.task_data import TaskData
@@ -34,6 +36,7 @@ SKYLINE = "skyline"
 TOP_NOTE = "top note"
 NO_MELODY = "no melody at all"
 SONG = "label of the song"
+GROUP = "label of the group"
 PLAIN = "plain features"
 MEAN, MEDIAN = "mean", "median"
 PRIOR = "shares of the tags"
@@ -64,6 +67,8 @@ class Baseline(Record):
     """Metrics as a trial's, without the name of the split; empty of a rule that is counted alone."""
     pieces: dict[str, list[Any]] = field(default_factory=dict)
     """As `TrialResult.pieces`; empty of a rule that is counted alone."""
+    clusters: dict[str, str] = field(default_factory=dict)
+    """As `TrialResult.clusters`."""
 
     @property
     def accuracy(self) -> float:
@@ -78,8 +83,9 @@ class Baseline(Record):
     @property
     def interval(self) -> Interval | None:
         """95 % by drawing pieces anew; None of a rule that is counted alone."""
-        rows = np.array(list(self.tally.values()))
-        return statistics.over_pieces(rows, kinds.statistic(self.kind, len(self.detail))) if len(rows) else None
+        rows, clusters = np.array(list(self.tally.values())), statistics.number(list(self.tally), self.clusters)
+        metric = kinds.statistic(self.kind, len(self.detail))
+        return statistics.over_pieces(rows, metric, clusters) if len(rows) else None
 
 
 def baselines(config: Config, store: TokenStore, task: Task | None = None) -> list[Baseline]:
@@ -116,8 +122,10 @@ def baselines(config: Config, store: TokenStore, task: Task | None = None) -> li
     if task.melody:
         found += _melody_or_not(task, store, make)
     if task.song:
-        found.append(_song(task, store, segments, make))
-    return found
+        found.append(_look_up(task, store, segments, make, SONG, lambda clip: _song(task, clip)))
+    groups = store.clusters if task.level == "sequence" else {}
+    by_group = _look_up(task, store, segments, make, GROUP, lambda piece: groups.get(piece, piece)) if groups else None
+    return [*found, by_group] if by_group and by_group.detail["known"] else found
 
 
 def plain_features(config: Config, store: TokenStore, task: Task) -> Baseline:
@@ -153,6 +161,7 @@ def _scored(
         kind=task.kind,
         figures={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
         pieces=pieces,
+        clusters=segments.clusters,
     )
 
 
@@ -181,6 +190,36 @@ def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
     for row, label in enumerate(labels):
         found[row, list(sequence_tags(task, label or ""))] = 1
     return found
+
+
+def merge(folds: Sequence[Baseline]) -> list[Baseline]:
+    """The baselines of all folds of a task as one of each name: counts are added, figures are over all pieces."""
+    by_name: dict[str, list[Baseline]] = {}
+    for item in folds:
+        by_name.setdefault(item.name, []).append(item)
+    return [_merge(group) if len(group) > 1 else group[0] for group in by_name.values()]
+
+
+def _merge(group: Sequence[Baseline]) -> Baseline:
+    first, scored = group[0], np.array([item.scored for item in group])
+    pieces = {piece: row for item in group for piece, row in item.pieces.items()}
+    detail = functools.reduce(operator.add, (Counter(item.detail) for item in group))
+    names = set.intersection(*(set(item.figures) for item in group))
+    figures = {name: float(np.average([item.figures[name] for item in group], weights=scored)) for name in names}
+    if pieces and first.kind != "classes":
+        figures |= of_pieces(first.kind, pieces.values())
+    elif figures:
+        figures["accuracy"] = sum(item.correct for item in group) / int(scored.sum())
+    return replace(
+        first,
+        correct=sum(item.correct for item in group),
+        scored=int(scored.sum()),
+        detail={name: detail[name] for name in first.detail},
+        note=f"{first.note}; so in the first of {len(group)} folds",
+        figures=figures,
+        pieces=pieces,
+        clusters={piece: cluster for item in group for piece, cluster in item.clusters.items()},
+    )
 
 
 def majority(protocol: str, task: str, support: Mapping[str, int]) -> Baseline:
@@ -245,13 +284,20 @@ def _melody_or_not(task: Task, store: TokenStore, make: Callable[..., Baseline])
     return found
 
 
-def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[..., Baseline]) -> Baseline:
-    """The majority label of the clip's song in the training split."""
+def _song(task: Task, clip: str) -> str:
+    found = re.fullmatch(task.song, clip)
+    return found[1] if found else ""
 
-    def song(clip: str) -> str:
-        found = re.fullmatch(task.song, clip)
-        return found[1] if found else ""
 
+def _look_up(
+    task: Task,
+    store: TokenStore,
+    segments: Segments,
+    make: Callable[..., Baseline],
+    name: str,
+    song: Callable[[str], str],
+) -> Baseline:
+    """The majority label in the training split of the song (or group) of a clip (or piece): what a leak is worth."""
     votes: dict[str, Counter[str | None]] = {}
     for index in store.select({"train"}, task.labelled).tolist():
         votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index, task.column)] += 1
@@ -263,11 +309,12 @@ def _song(task: Task, store: TokenStore, segments: Segments, make: Callable[...,
     right = known & [answer == segments.label(clip, task.column) for clip, answer in zip(clips, answers, strict=True)]
     sizes = np.bincount(segments.locate(np.arange(len(segments)))[0], minlength=len(clips))
     between = f"{task.classes[0]} to {task.classes[-1]}"
+    one, whole = ("clip", "song") if name == SONG else ("piece", "group")
     return make(
-        name=SONG,
+        name=name,
         correct=int(right.sum()),
         scored=len(clips),
         detail={"known": int(known.sum()), "segments": len(segments), "segments correct": int(sizes[right].sum())},
-        note=f"by clip: the majority label of the clip's song in the training split, at a tie the first of {between}; "
-        f"{known.sum()} of {len(clips)} clips have their song there, the others count as wrong",
+        note=f"by {one}: the majority label of the {one}'s {whole} in the training split, at a tie the first of "
+        f"{between}; {known.sum()} of {len(clips)} {one}s have their {whole} there, the others count as wrong",
     )

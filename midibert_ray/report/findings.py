@@ -8,9 +8,19 @@ from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval, p_text
-from midibert_ray.report.table import Key, ResultTable, Score, by_key, labels, mean_confusion, scores, tallies
+from midibert_ray.report.table import (
+    Key,
+    ResultTable,
+    Score,
+    by_key,
+    labels,
+    mean_confusion,
+    scores,
+    shared_clusters,
+    tallies,
+)
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import METRICS, TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -132,15 +142,15 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         first, second = tallies(best, item)
         if not len(first):
             continue
-        # Answers of plain features are those of one seed; the tags of the truth come before both.
-        worth = statistics.difference(first, second, paired=True, statistic=best.statistic)
+        clusters = shared_clusters(best, item)
+        worth = statistics.difference(first, second, paired=True, statistic=best.statistic, clusters=clusters)
         verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
         low, high = worth
         points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
             f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-            f"{kinds.METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+            f"{METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told
 
@@ -172,6 +182,7 @@ class MelodyOrNot(NamedTuple):
 
     @property
     def f1(self) -> float:
+        """Note F1. All notes are given: nothing is matched in time and pitch, as mir_eval matches found notes."""
         hits, false, missed, _ = self.counts
         return 2 * hits / max(2 * hits + false + missed, 1)
 

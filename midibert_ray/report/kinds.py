@@ -9,9 +9,6 @@ from midibert_ray.music.tasks import TASKS
 from midibert_ray.report.statistics import R_SQUARED, SHARE, Statistic, average_precision
 from midibert_ray.studies.result import TrialResult
 
-METRICS = {"classes": "accuracy", "number": "explained variance (R²)", "tags": "mean average precision"}
-"""The metric of a table in words, by kind; `studies.result.FIGURE` has it in figures."""
-
 
 def statistic(kind: str, tags: int) -> Statistic:
     """The metric of a kind, of tallies made by `tally`; `tags` is the number of tags, where there are any."""

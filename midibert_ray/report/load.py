@@ -65,12 +65,12 @@ def load(config: Config, key: str) -> LoadedStudy:
         LookupError: where there is no such study; names those that exist.
         UnreachableError: where a tracking server does not answer.
     """
-    tracker = Tracker(tracking.address(config))
+    tracker = Tracker(tracking.uris(config))
     names = tracker.studies()
     parents = ((name, parent) for name in names for parent in tracker.parents(tracking.study_experiment(name)))
     found = next(((name, run) for name, run in parents if key in (name, run.data.tags[tracking.RUN_KEY])), None)
     if found is None:
-        raise LookupError(f"no study {key!r} in {tracker.address.uri}; there are: {', '.join(names) or 'none'}")
+        raise LookupError(f"no study {key!r} in {tracker.uris.uri}; there are: {', '.join(names) or 'none'}")
     experiment, parent = tracking.study_experiment(found[0]), found[1]
     children = tracker.children(experiment, parent.info.run_id)
     outcomes = [tracker.artifact(child.info.run_id, results.OUTCOME) for child in children]

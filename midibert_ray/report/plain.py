@@ -5,6 +5,7 @@ On small corpora such features have beaten embeddings of large models. A label o
 `note_features`. Everything is bounded, so that it takes seconds: see the constants.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -62,7 +63,8 @@ def plain(data: TaskData) -> PlainResult:
     read = _of_notes if data.task.level == "note" else _of_segments
     seed = keyed_hash(data.config.seed, "plain", data.task.name) % 2**31
     draw = partial(_drawn, random=np.random.default_rng(seed))
-    with threadpool_limits(limits=THREADS):
+    with threadpool_limits(limits=THREADS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Label .* is present in all", UserWarning)  # or not in any: it is one of many
         train = read(data, "train", draw)
         valid = read(data, "valid", draw)
         features, labels = train.features, train.scored.label

@@ -10,7 +10,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from midibert_ray.report.baselines import MAJORITY
+from midibert_ray.report.baselines import CONSTANT, MAJORITY
 from midibert_ray.report.statistics import Floats
 from midibert_ray.report.table import Key, ResultTable, mean_confusion
 from midibert_ray.studies.result import TrialResult
@@ -61,7 +61,8 @@ def accuracies(table: ResultTable) -> Figure:
     ]
     if any(row.printed for row in table.rows):
         marks += [Line2D([], [], marker="|", markersize=9, color=GREY, linestyle="", label="as printed in the paper")]
-    marks.append(Line2D([], [], linestyle=":", color=GREY, label=MAJORITY))
+    constant = dict.fromkeys(item.name for item in table.baselines if item.name in CONSTANT)
+    marks.append(Line2D([], [], linestyle=":", color=GREY, label=", ".join(constant) or MAJORITY))
     columns = len(marks) if tasks > 1 else 2
     figure.legend(handles=marks, fontsize=8, frameon=False, loc="outside lower center", ncols=columns)
     return figure
@@ -128,6 +129,7 @@ def tag_precision(result: TrialResult) -> Figure:
     axes.plot(100 * share, places, "|", color=COLOURS[1], markersize=11, markeredgewidth=2)
     axes.set_yticks(places, result.classes)
     axes.set_ylim(len(precision) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
     _label(axes, f"{result.task}, {result.variant}, {result.protocol}", x="average precision and share of pieces, %")
     return figure
 

@@ -12,13 +12,13 @@ from midibert_ray import storage
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
-from midibert_ray.report.baselines import PLAIN, Baseline, baselines, plain_features
+from midibert_ray.report.baselines import PLAIN, Baseline, baselines, merge, plain_features
 from midibert_ray.report.load import BASELINES, CORPORA
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
-from midibert_ray.studies.recorder import StudyLog
+from midibert_ray.studies.recorder import StudyLog, best
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
@@ -34,7 +34,8 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     tables = table.build(outcomes, failed, trivial, names)
     told = [*findings.verdict(tables), *findings.sentences(tables)]
     melody = findings.melody_or_not(outcomes, trivial, tables)
-    run = StudyLog(plan).parent
+    log = StudyLog(plan)
+    run = log.parent
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, told, melody), "results.md")
     run.text(page.to_html(tables, told), "results.html")
@@ -47,7 +48,30 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
         run.figure(plots.accuracies(each), "results.png" if each.name == table.PLAIN else f"results-{each.name}.png")
     if plan.config.study.draws:
         run.text(sweep.report(plan.config, outcomes), "winners.md")
+    for group in _by_task(outcomes).values():
+        log.summarize(group)  # a start that was killed may not have got there
+    _register(log, result.outcomes)
     run.finish("FAILED" if failed else "FINISHED")
+
+
+def _by_task(outcomes: Sequence[TrialResult]) -> dict[tuple[str, str], list[TrialResult]]:
+    """Results by task and protocol."""
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for outcome in outcomes:
+        groups.setdefault((outcome.task, outcome.protocol), []).append(outcome)
+    return groups
+
+
+def _register(log: StudyLog, outcomes: Sequence[TrialResult]) -> None:
+    """Register the best model of each task and protocol, by validation, as `tracking.register` asks."""
+    plan, name = log.plan, log.plan.config.tracking.register
+    keys = {entry.trial.name: key for key, entry in plan.trials.items() if entry.config.finetune.model == "midibert"}
+    groups = _by_task([outcome for outcome in outcomes if name and outcome.trial in keys])
+    tasks, protocols = ({words[place] for words in groups} for place in (0, 1))
+    for (task, protocol), group in groups.items():
+        words = [name, *[task] * (len(tasks) > 1), *[protocol] * (len(protocols) > 1)]
+        trial = log.tracker.log(log.experiment, f"{plan.key}/{keys[best(group).trial]}")
+        trial.register("-".join(words))
 
 
 def _earlier_results(plan: StudyPlan) -> list[TrialResult]:
@@ -86,17 +110,20 @@ def _baselines(plan: StudyPlan, earlier: Sequence[Baseline]) -> list[Baseline]:
     Plain features are learned once: where an earlier start has them, its baselines are taken.
     """
     there = {(item.protocol, item.task) for item in earlier if item.name == PLAIN}
-    chosen: dict[tuple[str, str], TrialSpec] = {}
+    chosen: dict[tuple[str, str], dict[int, TrialSpec]] = {}
     for entry in plan.trials.values():
         if entry.config.model.representation == "cp" and entry.config.protocol == plan.config.protocol:
-            chosen.setdefault((entry.trial.protocol, entry.trial.task), entry)
+            folds = chosen.setdefault((entry.trial.protocol, entry.trial.task), {})
+            folds.setdefault(entry.trial.fold, entry)
     found = []
-    for column, entry in chosen.items():
+    for column, folds in chosen.items():
         if column in there:
             found += [item for item in earlier if (item.protocol, item.task) == column]
             continue
-        store = open_store(entry.store, plan.config.storage)
-        found += [*baselines(entry.config, store, entry.task), plain_features(entry.config, store, entry.task)]
+        made = [(entry, open_store(entry.store, plan.config.storage)) for entry in folds.values()]
+        answers = [answer for entry, store in made for answer in baselines(entry.config, store, entry.task)]
+        answers += [plain_features(entry.config, store, entry.task) for entry, store in made]
+        found += merge(answers)
     return found
 
 

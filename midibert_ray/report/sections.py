@@ -17,7 +17,7 @@ from midibert_ray.report.page import Section
 from midibert_ray.report.pieces import listenings
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, TrialResult
+from midibert_ray.studies.result import FIGURE, METRICS, TrialResult
 from midibert_ray.tracking import Run
 
 HARDEST = 20
@@ -78,7 +78,7 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
 
 def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
-    present = {key[:2] for key in by_key(source.outcomes)}
+    present = list(dict.fromkeys(key[:2] for key in by_key(source.outcomes)))
     tasks = kinds.in_order(task for _, task in present)
     return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
@@ -218,6 +218,6 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     pictures = []
     for protocol, task in _columns(source):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: {kinds.METRICS[figures[task]]} in validation, %"
+        title = f"{task}, {protocol}: {METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

@@ -41,7 +41,7 @@ def write(plan: StudyPlan, corpora: Mapping[str, CorpusPlan], outcomes: Sequence
         ranked = sorted(item.pieces, key=lambda piece: item.pieces[piece][0] / max(item.pieces[piece][1], 1))
         piece = ranked[len(ranked) // 2]
         try:
-            notes = corpora[spec.store].notes(piece)
+            notes = corpora[spec.store].read(piece)
         except (OSError, MidiError) as error:
             logger.warning("no song is annotated: %s cannot be read any more: %s", piece, error)
             return ""

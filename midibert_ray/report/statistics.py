@@ -5,12 +5,15 @@ pieces, and the test exchanges the answers of two models piece by piece. A *tall
 float64 [pieces, columns]; its columns are those of a `Statistic`: for accuracies, `SHARE`, correct (a mean over seeds)
 and scored notes or segments.
 
+Where pieces come in groups (takes of one song, near-duplicates) these are drawn and exchanged whole: *clusters* say for
+each piece of a tally the number of its group, int64 [pieces], 0..groups-1.
+
 scipy.stats has Wilson's interval and Student's t. Its `bootstrap` and `permutation_test` neither draw the pieces of two
 models alike for one comparison and apart for another, nor keep their draws for the next cell; and it has no Holm.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -23,6 +26,7 @@ from midibert_ray.training.metrics import mean_average_precision
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
+Clusters = NDArray[np.int64] | None
 LEVEL = 0.95
 DRAWS = 10_000
 """Resamples of a bootstrap, and of a test that cannot try everything."""
@@ -101,22 +105,25 @@ def over_seeds(accuracies: Sequence[float], lowest: float = 0.0) -> Interval:
     return max(lowest, mean - half), min(1.0, mean + half)
 
 
-def over_pieces(tally: Floats, statistic: Statistic = SHARE) -> Interval:
+def over_pieces(tally: Floats, statistic: Statistic = SHARE, clusters: Clusters = None) -> Interval:
     """Percentile interval of a metric by drawing pieces anew: what other pieces would give.
 
     Where all or nothing is right no draw differs from another, and Wilson's interval over the pieces stands in.
     """
     if statistic is SHARE and (correct := tally[:, 0].sum()) in (0, tally[:, 1].sum()):
-        return wilson(len(tally) * (correct > 0), len(tally))
-    return percentiles(resampled(tally, statistic=statistic))
+        drawn = len(tally) if clusters is None else int(clusters.max()) + 1
+        return wilson(drawn * (correct > 0), drawn)
+    return percentiles(resampled(tally, statistic=statistic, clusters=clusters))
 
 
-def resampled(tally: Floats, stream: int = 0, statistic: Statistic = SHARE) -> Floats:
+def resampled(tally: Floats, stream: int = 0, statistic: Statistic = SHARE, clusters: Clusters = None) -> Floats:
     """A metric over as many pieces, drawn with replacement: float64 [DRAWS].
 
     The same stream and number of pieces draw the same pieces, so that two models can be compared draw by draw.
     """
-    return statistic.of(_weights(len(tally), stream), tally)
+    if clusters is None:
+        return statistic.of(_weights(len(tally), stream), tally)
+    return statistic.of(_weights(int(clusters.max()) + 1, stream)[:, clusters], tally)
 
 
 def percentiles(draws: Floats) -> Interval:
@@ -125,13 +132,18 @@ def percentiles(draws: Floats) -> Interval:
     return float(low), float(high)
 
 
-def difference(first: Floats, second: Floats, *, paired: bool, statistic: Statistic = SHARE) -> Interval:
-    """Interval of the first metric less the second; `paired` where both tallies are of the same pieces, in order."""
-    other = resampled(second, stream=0 if paired else 1, statistic=statistic)
-    return percentiles(resampled(first, statistic=statistic) - other)
+def difference(
+    first: Floats, second: Floats, *, paired: bool, statistic: Statistic = SHARE, clusters: Clusters = None
+) -> Interval:
+    """Interval of the first metric less the second; `paired` where both tallies are of the same pieces, in order.
+
+    `clusters` are those of both, if these are paired.
+    """
+    other = resampled(second, stream=0 if paired else 1, statistic=statistic, clusters=clusters)
+    return percentiles(resampled(first, statistic=statistic, clusters=clusters) - other)
 
 
-def paired_p(first: Floats, second: Floats, statistic: Statistic = SHARE) -> float:
+def paired_p(first: Floats, second: Floats, statistic: Statistic = SHARE, clusters: Clusters = None) -> float:
     """Two-sided p of two models being alike, from tallies of the same pieces in the same order.
 
     If they are alike, each piece's answers could as well have come from the other model. All such exchanges are
@@ -139,8 +151,9 @@ def paired_p(first: Floats, second: Floats, statistic: Statistic = SHARE) -> flo
     that is no sum over pieces it is 1,000.
     """
     if statistic.gain is None:
-        return _exchanged_p(first, second, statistic)
+        return _exchanged_p(first, second, statistic, np.arange(len(first)) if clusters is None else clusters)
     gain = statistic.gain(first, second)
+    gain = gain if clusters is None else np.bincount(clusters, weights=gain).astype(np.float64)
     gain = gain[gain != 0]
     if len(gain) == 0:
         return 1.0
@@ -150,9 +163,9 @@ def paired_p(first: Floats, second: Floats, statistic: Statistic = SHARE) -> flo
     return as_far / len(signs) if exact else (as_far + 1) / (len(signs) + 1)
 
 
-def _exchanged_p(first: Floats, second: Floats, statistic: Statistic) -> float:
+def _exchanged_p(first: Floats, second: Floats, statistic: Statistic, clusters: NDArray[np.int64]) -> float:
     """The same by computing the metrics of both models after every exchange."""
-    moved = np.flatnonzero((first != second).any(axis=1))
+    moved = np.unique(clusters[(first != second).any(axis=1)])
     if len(moved) == 0:
         return 1.0
     exact = len(moved) <= EXACT // 2
@@ -160,7 +173,7 @@ def _exchanged_p(first: Floats, second: Floats, statistic: Statistic) -> float:
     observed, as_far = abs(statistic.total(first) - statistic.total(second)), 0
     for sign in signs:
         one, other = first.copy(), second.copy()
-        swapped = moved[sign < 0]
+        swapped = np.isin(clusters, moved[sign < 0])
         one[swapped], other[swapped] = second[swapped], first[swapped]
         as_far += abs(statistic.total(one) - statistic.total(other)) >= observed - 1e-12
     return as_far / len(signs) if exact else (as_far + 1) / (len(signs) + 1)
@@ -171,6 +184,15 @@ def p_text(p: float | None) -> str:
     if p is None:
         return ""
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def number(pieces: Sequence[str], groups: Mapping[str, str]) -> Clusters:
+    """The clusters of pieces, in their order, from the groups of those that are in one; None where none is."""
+    if not groups.keys() & set(pieces):
+        return None
+    names = [groups.get(piece, piece) for piece in pieces]
+    numbers = {name: at for at, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], dtype=np.int64)
 
 
 def holm(values: Sequence[float]) -> list[float]:

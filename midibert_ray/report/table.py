@@ -15,7 +15,7 @@ from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
 from midibert_ray.studies.folds import merged
 from midibert_ray.studies.paper import PaperTable, Row
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import METRICS, TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
 
 PLAIN = "results"
@@ -61,6 +61,8 @@ class Score:
     """Rank correlation, of numbers."""
     tally: Mapping[str, tuple[float, ...]]
     """Piece -> correct (mean over the seeds) and scored; for other kinds see `kinds.tally`."""
+    clusters: Mapping[str, str]
+    """Piece -> its group, of pieces that are in one."""
     support: Mapping[str, int]
     """Class -> notes or segments that have it; tag -> pieces; none of numbers."""
     seeds: int
@@ -71,7 +73,8 @@ class Score:
     @property
     def interval(self) -> Interval:
         """The interval to believe: `over_pieces`; `wilson` where each piece is one segment, or there is one piece."""
-        return self.wilson if self.wilson and not 1 < len(self.tally) < self.scored else self.over_pieces
+        drawn = self.clusters or 1 < len(self.tally) < self.scored
+        return self.wilson if self.wilson and not drawn else self.over_pieces
 
     @property
     def scored(self) -> int:
@@ -92,6 +95,7 @@ class Score:
     def of(cls, group: Sequence[TrialResult]) -> "Score":
         first, accuracies = group[0], [item.accuracy for item in group]
         tally = kinds.tally(first.kind, [item.pieces for item in group])
+        clusters = {piece: group for item in group for piece, group in item.clusters.items()}
         of_classes, rows = first.kind == "classes", np.array(list(tally.values()))
         counts = map(sum, first.confusion) if of_classes else map(int, rows[:, : len(first.classes)].sum(axis=0))
 
@@ -105,12 +109,15 @@ class Score:
             accuracy=float(np.mean(accuracies)),
             wilson=statistics.wilson(float(np.mean(accuracies)) * first.scored, first.scored) if of_classes else None,
             over_seeds=statistics.over_seeds(accuracies, lowest) if len(group) > 1 else None,
-            over_pieces=statistics.over_pieces(rows, kinds.statistic(first.kind, len(first.classes))),
+            over_pieces=statistics.over_pieces(
+                rows, kinds.statistic(first.kind, len(first.classes)), statistics.number(list(tally), clusters)
+            ),
             f1=mean("f1"),
             piece_accuracy=mean("piece_accuracy"),
             mae=mean("mae"),
             spearman=mean("spearman"),
             tally=tally,
+            clusters=clusters,
             support=dict(zip(first.classes, counts, strict=True)),
             seeds=len(group),
             seconds=sum(item.seconds for item in group),
@@ -162,7 +169,7 @@ class ResultTable(PaperTable):
         tested = any(cell.p is not None for cell in self.cells.values())
         metrics: dict[str, list[str]] = {}
         for key, cell in self.cells.items():
-            names = metrics.setdefault(kinds.METRICS[cell.score.kind if cell.score else "classes"], [])
+            names = metrics.setdefault(METRICS[cell.score.kind if cell.score else "classes"], [])
             names += [key.task] if key.task not in names else []
         told = [metric if len(metrics) == 1 else f"{metric} of {', '.join(tasks)}" for metric, tasks in metrics.items()]
         what = "; ".join(told)
@@ -260,6 +267,11 @@ def tallies(first: Score | Baseline, second: Score | Baseline) -> tuple[Floats, 
     return np.array([ours[piece] for piece in shared]), np.array([theirs[piece] for piece in shared])
 
 
+def shared_clusters(first: Score | Baseline, second: Score | Baseline) -> statistics.Clusters:
+    """The clusters of the pieces that two scores share, in the order of `tallies`."""
+    return statistics.number([piece for piece in first.tally if piece in second.tally], first.clusters)
+
+
 def _table(
     name: str, layout: PaperTable, split: str, found: Mapping[Key, Cell], baselines: Iterable[Baseline]
 ) -> ResultTable:
@@ -293,7 +305,8 @@ def _tests(layout: PaperTable, scores: Mapping[Key, Score]) -> dict[Key, float]:
     for key, score in scores.items():
         other = key._replace(variant=against[key.variant])
         if other != key and other in scores:
-            raw = statistics.paired_p(*tallies(score, scores[other]), score.statistic)
+            clusters = shared_clusters(score, scores[other])
+            raw = statistics.paired_p(*tallies(score, scores[other]), score.statistic, clusters)
             columns.setdefault((key.protocol, key.task), {})[key] = raw
     corrected = (zip(raw, statistics.holm(list(raw.values())), strict=True) for raw in columns.values())
     return {key: p for column in corrected for key, p in column}

@@ -36,21 +36,22 @@ Variant = Literal[
     "scratch-by-pitch",
     "rnn-by-pitch",
 ]
-_OURS = ("", "sample")  # labelled corpora that have the paper's tasks alone
 TableName = Literal["1", "2", "3", "4", "leak"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorporaConfig:
     names: tuple[str, ...] = ("pop909", "asap", "pop1k7", "pianist8", "emopia")
-    """Corpora to tokenize and to pre-train on; `folder:/path` (or `folder:s3://bucket/prefix`) takes any folder of
-    MIDI files."""
+    """Corpora to tokenize and to pre-train on; `folder:/path` or `folder:s3://bucket/prefix` is any folder of music."""
+    notes: tuple[str, ...] = runtime(())
+    """Classes of notes in folders of one's own, for the task `notes`: MIDI tracks, or labels in NAME.notes.csv."""
     root: str = runtime("")
     """Folder or bucket (`s3://bucket/prefix`) that holds the publishers' folders (POP909, asap-dataset, ...)."""
 
     def __post_init__(self) -> None:
         checks.require_address("corpora.root", self.root)
         checks.require_corpora("corpora.names", self.names)
+        require(len(set(self.notes)) == len(self.notes) < 255, "corpora.notes", self.notes, "each name once, below 255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,11 @@ class PretrainConfig:
     valid_every: int = 1
     """Epochs between two validations, each of which saves a checkpoint."""
     splits: Literal["all", "train"] = "all"
-    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), whatever the protocol
-    says of test pieces."""
+    """`train` leaves the validation and test pieces of labelled corpora out (paper, Table IV), under both protocols."""
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
     start: str = by_content("")
-    """Weights to begin with: the folder of an export, on a disk or in a bucket, or a .ckpt file of the authors' code;
-    empty: random weights."""
+    """Weights to begin with: an export (a folder, on a disk or in a bucket) or the authors' .ckpt; empty: random."""
 
     def __post_init__(self) -> None:
         checks.require_address("pretrain.start", self.start)
@@ -183,8 +182,8 @@ class FinetuneConfig:
     fold: int = runtime(0)
     """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
-    """`rnn`: the paper's Bi-LSTM baselines (§VI), which learn from random weights by the settings of `rnn.*`. `probe`:
-    a linear layer on hidden states of the frozen encoder, of the layer that is best in validation."""
+    """`rnn`: the paper's Bi-LSTM baselines (§VI), from random weights by the settings of `rnn.*`; `probe`: a linear
+    layer on hidden states of the frozen encoder, of the layer that is best in validation."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """Start from the pre-trained encoder or from random weights."""
     start: str = by_content("")
@@ -217,7 +216,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        if self.corpus in _OURS:
+        if self.corpus in checks.OURS:
             checks.require_one_of("finetune.task", self.task, tuple(TASKS))
         checks.require_name("finetune.task", self.task)
         checks.require_corpora("finetune.corpus", (self.corpus,))
@@ -263,7 +262,7 @@ class StudyConfig:
     folds: int = runtime(0)
     """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
     kinds: tuple[str, ...] = runtime(())
-    """Kinds of tasks that are not as their labels look, such as year:classes; there are classes, number and tags."""
+    """Kinds of tasks other than their labels look, as in year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
     tables: tuple[str, ...] = runtime(())
@@ -279,14 +278,8 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        require(self.folds == 0 or 3 <= self.folds <= 100, "study.folds", self.folds, "0, or 3 to 100")
-        require(not (self.folds and self.draws), "study.folds", self.folds, "0 in a sweep, which chooses by validation")
         checks.require_corpora("study.corpus", (self.corpus,))
-        for text in self.kinds:
-            column, _, kind = text.rpartition(":")
-            checks.require_one_of(f"study.kinds={text}: the column", column, self.tasks)
-            checks.require_one_of(f"study.kinds={text}: the kind", kind, get_args(Kind))
-        require(len(set(self.tasks)) == len(self.tasks) > 0, "study.tasks", self.tasks, "at least one, each once")
+        checks.require_kinds("study.kinds", self.kinds, self.tasks, get_args(Kind))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
         if self.protocols:
@@ -348,8 +341,7 @@ class StorageConfig:
     cache: str = runtime("~/.cache/midibert_ray")
     """Folder on each node's own disk for memory-mapped copies of token stores, shared by the node's processes."""
     cache_gib: float = runtime(50.0)
-    """GiB that these copies may take: before one is made, those that were not used for longest go, unless they are
-    in use; 0 sets no bound."""
+    """GiB that these copies may take: before one is made, those go that lay unused for longest; 0 sets no bound."""
 
     def __post_init__(self) -> None:
         checks.require_address("storage.root", self.root)
@@ -361,6 +353,13 @@ class StorageConfig:
 class TrackingConfig:
     uri: str = runtime("")
     """MLflow server (http://HOST:5000; work goes on while it is away) or database; empty: sqlite in `storage.root`."""
+    register: str = runtime("")
+    """Name under which the model of a pre-training, or the best of a study by validation, is registered in MLflow; with
+    several tasks or protocols theirs are put behind it. Empty registers none."""
+
+    def __post_init__(self) -> None:
+        if self.register:
+            checks.require_name("tracking.register", self.register)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -387,9 +386,9 @@ class Config:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**31, "seed", self.seed, "0 to 2147483647")
         _ = self.protocol_in_force  # raises on a contradiction
-        if (self.study.corpus or self.finetune.corpus) in _OURS:  # others' columns are known once they are listed
-            require_some_of("study.tasks", self.study.tasks, tuple(TASKS))
-            require(not self.study.folds, "study.folds", self.study.folds, "it with study.corpus=folder:/path")
+        ours = (self.study.corpus or self.finetune.corpus) in checks.OURS  # others' columns are known once it is listed
+        require_some_of("study.tasks", self.study.tasks, tuple(TASKS) if ours else self.study.tasks)
+        checks.require_folds("study.folds", self.study.folds, possible=not (ours or self.study.draws))
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")

@@ -76,6 +76,13 @@ def preset(name: str) -> Config:
     return replace(Config(), PRESETS[name])
 
 
+def program(job: str) -> list[str]:
+    """The words that start a job here: the command `midibert`, or the file of the checkout that one is in."""
+    file = f"jobs/{job}.py"
+    installed = Path(sys.argv[0]).name == "midibert" or not Path(file).is_file()
+    return ["midibert", job] if installed else ["python", file]
+
+
 def command_line(job: str, config: Config, *words: str, only: Container[str] = (), also: Container[str] = ()) -> str:
     """The command that runs a job with a configuration, quoted for a shell: the nearest preset, and what differs.
 
@@ -86,8 +93,7 @@ def command_line(job: str, config: Config, *words: str, only: Container[str] = (
     name = min(presets, key=lambda name: sum(settings[key] != value for key, value in presets[name].items()))
     changed = [key for key, value in presets[name].items() if settings[key] != value and (not only or key in only)]
     keys = [key for key in settings if key in changed or key == "storage.root" or key in also]
-    program = ["midibert", job] if Path(sys.argv[0]).name == "midibert" else ["python", f"jobs/{job}.py"]
-    return shlex.join([*program, *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
+    return shlex.join([*program(job), *words, "--preset", name, *(f"{key}={_text(settings[key])}" for key in keys)])
 
 
 def _text(value: Any) -> str:

@@ -24,10 +24,8 @@ _QUERY = re.compile(
 
 _USER = re.compile(r"[\w.+-]{0,64}")
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)?")
-_PATH = re.compile(r"[\w./~:@+-]*")
-"""The path of a server; = and % may begin a key."""
-_TAIL = re.compile(r"@[^/@]*(:\d|\.|localhost)")
-"""A host behind an @: the password before it holds a slash."""
+_PATH = re.compile(r"[\w./~:+-]*")
+"""The path of a server; = and % may begin a key, and a password that holds a slash ends before an @."""
 
 
 def is_server(uri: str) -> bool:
@@ -62,8 +60,7 @@ def _is_plain_server(uri: str) -> bool:
         return False
     netloc = found.netloc.removesuffix(f":{port}") if port is not None else found.netloc.removesuffix(":")
     rest = set("?#;,\\") & set(uri)
-    path = _PATH.fullmatch(found.path) and not _TAIL.search(found.path)
-    return bool(netloc and _HOST.fullmatch(netloc) and path) and not rest
+    return bool(netloc and _HOST.fullmatch(netloc) and _PATH.fullmatch(found.path)) and not rest
 
 
 def _is_plain_database(uri: str) -> bool:

@@ -1,4 +1,4 @@
-"""Tables as text, aligned for a terminal or as Markdown, and times."""
+"""Numbers with their nouns, times, and tables as text: aligned for a terminal, or as Markdown."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,12 @@ def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
     justify = str.rjust if numbers else str.ljust
     lines = ("  ".join([first.ljust(widths[0]), *map(justify, rest, widths[1:])]) for first, *rest in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def counted(count: float, things: str) -> str:
+    """A number and its plural noun, which comes first in ``things``: "1 piece off the grid", "1,200 notes"."""
+    first, *rest = things.split(" ", 1)
+    return " ".join([f"{count:,}", first.removesuffix("s") if count == 1 else first, *rest])
 
 
 def piped(rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """The checks of settings. Each raises a ConfigError that names the key, the value and what is allowed."""
 
 import difflib
+import math
 import re
 from dataclasses import field
 from typing import Any
@@ -21,6 +22,9 @@ QUERIES: dict[str, dict[str, str]] = {
     },
 }
 """Object stores by the scheme of their URIs: the parts that a query may have, and their patterns."""
+
+OURS = ("", "sample")
+"""Labelled corpora that have the paper's tasks alone, as a setting names them."""
 
 FOLDER = "folder:"
 """Start of the name of a corpus of the user's own; its address follows."""
@@ -61,6 +65,20 @@ def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...])
         require(value in allowed, key, value, f"some of {', '.join(allowed)}{_nearest(value, allowed)}")
 
 
+def require_folds(key: str, folds: int, *, possible: bool) -> None:
+    """Refuse all but no folds, or three and more where a corpus can be divided."""
+    allowed = "0, or 3 to 100 with study.corpus=folder:/path (not in a sweep, which chooses by validation)"
+    require(folds == 0 or (possible and 3 <= folds <= 100), key, folds, allowed)
+
+
+def require_kinds(key: str, values: tuple[str, ...], tasks: tuple[str, ...], kinds: tuple[str, ...]) -> None:
+    """Refuse all but `TASK:KIND`."""
+    for value in values:
+        task, _, kind = value.rpartition(":")
+        require_one_of(f"{key}={value}: the task", task, tasks)
+        require_one_of(f"{key}={value}: the kind", kind, kinds)
+
+
 def require_one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a name that is not allowed."""
     require(value in allowed, key, value, f"one of {', '.join(allowed)}{_nearest(value, allowed)}")
@@ -75,6 +93,16 @@ def require(condition: bool, key: str, value: object, allowed: str) -> None:
     """Refuse a value that is not allowed."""
     if not condition:
         raise ConfigError(f"{key}={value!r} is not allowed; use {allowed}")
+
+
+def number(key: str, text: str, low: float, high: float) -> float:
+    """The number that stands on a command line, refused unless it is from `low` to `high`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    require(low <= value <= high, key, text, f"a number from {low:g} to {high:g}")
+    return value
 
 
 def require_positive(section: Any, prefix: str, *names: str) -> None:

@@ -15,6 +15,7 @@ from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.text import counted
 from midibert_ray.studies.plan import PretrainingSpec, TrialSpec
 from midibert_ray.tokenizing.labelling import LabelPlan
 from midibert_ray.tokenizing.plan import CorpusPlan
@@ -47,8 +48,9 @@ class Estimate:
         runs, trials = sum(self.pretraining.values()), sum(self.trials.values())
         guess = f" and the sizes of the files of {', '.join(self.guessed)} (no tokens yet)" if self.guessed else ""
         return (
-            f"{runs + trials:,.2f} device-hours at most ({len(self.pretraining)} pre-trainings {runs:,.2f}, "
-            f"{len(self.trials)} trials {trials:,.2f}), by a step measured on {self.device}{guess}"
+            f"{runs + trials:,.2f} device-hours at most ({counted(len(self.pretraining), 'pre-trainings')} "
+            f"{runs:,.2f}, {counted(len(self.trials), 'trials')} {trials:,.2f}), "
+            f"by a step measured on {self.device}{guess}"
         )
 
 

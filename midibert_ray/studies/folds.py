@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.special import logit
@@ -14,10 +15,10 @@ from midibert_ray.training.predictions import KINDS
 
 def merged(outcomes: Iterable[TrialResult]) -> list[TrialResult]:
     """Outcomes, those of the folds of one configuration and seed as one; the others as they are."""
-    groups: dict[Trial, list[TrialResult]] = {}
-    for item in outcomes:
+    groups: dict[Trial | int, list[TrialResult]] = {}
+    for number, item in enumerate(outcomes):
         trial = Trial(task=item.task, variant=item.variant, protocol=item.protocol, seed=item.seed, draw=item.draw)
-        groups.setdefault(trial if item.fold else replace(trial, variant=item.trial), []).append(item)
+        groups.setdefault(trial if item.fold else number, []).append(item)
     return [merge(group) if group[0].fold else group[0] for group in groups.values()]
 
 
@@ -40,7 +41,8 @@ def merge(folds: Sequence[TrialResult]) -> TrialResult:
         if f"{first.split}/piece_accuracy" in figures:
             figures[f"{first.split}/piece_accuracy"] = float(np.mean([row[2] for row in pieces.values()]))
     else:
-        figures |= _of_pieces(first, np.array(list(pieces.values())))
+        together = of_pieces(first.kind, pieces.values())
+        figures |= {f"{first.split}/{name}": value for name, value in together.items()}
     return replace(
         first,
         trial=first.trial.removesuffix(f"-fold{first.fold}"),
@@ -55,12 +57,13 @@ def merge(folds: Sequence[TrialResult]) -> TrialResult:
     )
 
 
-def _of_pieces(result: TrialResult, rows: np.ndarray) -> dict[str, float]:
-    """The metrics of a kind from the rows of `TrialResult.pieces`: float64 [pieces, 2], or [pieces, 2 * tags]."""
-    truth, said = np.split(rows, 2, axis=1)
-    if result.kind == "number":
+def of_pieces(kind: str, rows: Iterable[Sequence[Any]]) -> dict[str, float]:
+    """The metrics of numbers or tags from the rows of `TrialResult.pieces`, by their names without a split."""
+    truth, said = np.split(np.array(list(rows), dtype=np.float64), 2, axis=1)
+    if kind == "number":
         truth = truth[:, 0]
     else:
         said = logit(said.clip(1e-7, 1 - 1e-7))
-    numbers = np.arange(len(rows))
-    return KINDS[result.kind](numbers, numbers, np.full(len(rows), -1), truth, said).metrics(result.split)
+    numbers = np.arange(len(said))
+    found = KINDS[kind](numbers, numbers, np.full(len(said), -1), truth, said.astype(np.float32)).metrics("all")
+    return {name.removeprefix("all/"): value for name, value in found.items()}

@@ -5,8 +5,9 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -17,16 +18,32 @@ from midibert_ray.settings.overrides import digest, flatten
 from midibert_ray.settings.text import clock
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec
+from midibert_ray.studies.result import FIGURE, TrialResult
 from midibert_ray.studies.scheduler import FAILURE
+from midibert_ray.training import node
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.recorder import dataset
 
 logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
+FIGURES = "figures.json"
+"""Artifact of a trial: the figures of its result, as a table."""
+BEST = "valid/best"
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
+
+
+def best(found: Iterable[TrialResult]) -> TrialResult:
+    """The result that was best in validation; of equals the first by name. The test split chooses nothing."""
+    return min(found, key=lambda result: (-result.figures[BEST], result.trial))
+
+
+def _describe(entry: TrialSpec) -> str:
+    trial = entry.trial
+    start = f"from the encoder of {entry.encoder}" if entry.encoder else "from random weights"
+    return f"{trial.task} by {trial.variant}, {start}, protocol {trial.protocol}, seed {trial.seed}."
 
 
 class StudyLog:
@@ -36,9 +53,11 @@ class StudyLog:
         config = plan.config
         self.plan, self.picture = plan, picture
         self._trials: dict[str, tracking.RunLog] = {}
-        self.tracker = tracking.Tracker(tracking.address(config))
+        self.tracker = tracking.Tracker(tracking.uris(config))
         self.experiment = tracking.study_experiment(config.study.name)
-        tags = {"stage": "study", "study": plan.key}
+        tasks = ", ".join(dict.fromkeys(entry.trial.task for entry in plan.trials.values()))
+        note = f"Study {config.study.name}: fine-tuning for {tasks}, a child run a trial."
+        tags = {"stage": "study", "study": plan.key, tracking.NOTE: note}
         self.parent = self.tracker.open(self.experiment, plan.key, plan.key, params=flatten(config), tags=tags)
         # What it holds; it may be started again with other cells, which then come beside the first.
         self.parent.extend(
@@ -56,10 +75,22 @@ class StudyLog:
                 f"{self.plan.key}/{key}",
                 entry.trial.name,
                 params=flatten(entry.config),
-                tags=entry.trial.tags | {"encoder": entry.encoder},
+                tags=entry.trial.tags | {"stage": "trial", "encoder": entry.encoder, tracking.NOTE: _describe(entry)},
                 parent=self.plan.key,
             )
         return self._trials[key]
+
+    def data(self, key: str) -> None:
+        """Name the splits that a trial reads."""
+        uses = {"train": "training", "valid": "validation", "test": "testing"}
+        store = self.plan.trials[key].store
+        self.trial(key).datasets(dataset(store, split, use) for split, use in uses.items())
+
+    def model(self, key: str, checkpoint: str) -> None:
+        """Log the model of a finished trial, whose weights stay in its last checkpoint; baselines have none."""
+        spec = self.plan.trials[key]
+        if spec.config.finetune.model == "midibert":
+            self.trial(key).model(checkpoint, spec.task.level, spec.trial.tags)
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
         """Store a trial's result and end its run."""
@@ -70,8 +101,20 @@ class StudyLog:
             run.figure(self.picture(result), f"{name}.png")
         run.data(predictions, results.PREDICTIONS)
         run.text(result.to_json(), results.OUTCOME)
-        run.log(result.figures | {"cost/seconds": result.seconds, "cost/devices": result.devices}, result.epoch)
+        trivial = {"majority/accuracy": result.majority} if result.kind == "classes" else {}
+        costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
+        figures = {"epoch": result.epoch, **result.figures, **trivial, **costs}
+        values = [value if math.isfinite(value) else None for value in figures.values()]
+        run.table({"figure": [*figures], "value": values}, FIGURES)
+        if result.split == "test":  # by which runs are sorted and compared
+            run.log({f"test/{results.FIGURE[result.kind]}": result.accuracy}, result.epoch)
         run.finish()
+
+    def summarize(self, found: Sequence[TrialResult]) -> None:
+        """Add a point to the study's own curves of a task, which run over the number of its finished trials."""
+        first, mean = found[0], sum(result.accuracy for result in found) / len(found)
+        name, figure = f"{first.protocol}/{first.task}", results.FIGURE[first.kind]
+        self.parent.log({f"{name}/best_{figure}": best(found).accuracy, f"{name}/mean_{figure}": mean}, len(found))
 
 
 class Recorder(tune.Callback):
@@ -84,6 +127,7 @@ class Recorder(tune.Callback):
         """`done`: keys of the trials that an earlier start of the study has ended."""
         self.plan, self.picture, self.done = plan, picture, done
         self._given_up: set[str] = set()
+        self._placed: set[str] = set()
         self._shares: dict[str, float] = dict.fromkeys(done, 1.0)
         self._ended = set(done)
         self._begun: tuple[float, float] | None = None
@@ -103,8 +147,17 @@ class Recorder(tune.Callback):
         points = {key: value for key, value in result.items() if key.partition("/")[0] in ("train", "valid", "test")}
         if not points:
             return
-        self.log.trial(spec.key).log(points, int(result["epoch"]))
-        shown = "  ".join(f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", "accuracy")))
+        system = {key: value for key, value in result.items() if key.startswith("system/")}
+        curves = {key: value for key, value in points.items() if key.startswith(("train/", "valid/")) and key != BEST}
+        run = self.log.trial(spec.key)
+        run.log(curves | system, int(result["epoch"]))
+        if node.HARDWARE in result and spec.key not in self._placed:
+            run.tag(hardware=result[node.HARDWARE])
+            self.log.data(spec.key)
+            self._placed.add(spec.key)
+        shown = "  ".join(
+            f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", *FIGURE.values()))
+        )
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
         self._advance(spec.key, min(result["epoch"] / recipe(spec.config).epochs, 0.99))
 
@@ -175,13 +228,26 @@ class Recorder(tune.Callback):
         if found is None:
             return None
         result, checkpoint = found
-        here, mark = self._recorded.setdefault(self.log.tracker.address.uri, {}), digest(result.to_json())
+        finished = self._finished  # before this one is noted
+        here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
+            self.log.data(key)
+            self.log.model(key, checkpoint)
             predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
+        if key not in finished:
+            finished[key] = result
+            group = (result.protocol, result.task)
+            self.log.summarize([each for each in finished.values() if (each.protocol, each.task) == group])
         return result
+
+    @cached_property
+    def _finished(self) -> dict[str, TrialResult]:
+        """Results by trial, those of earlier starts included."""
+        found = {key: results.find(self.plan.uri(key)) for key in self._recorded.get(self.log.tracker.uris.uri, {})}
+        return {key: item[0] for key, item in found.items() if item and key in self.plan.trials}
 
     @cached_property
     def _recorded(self) -> dict[str, dict[str, str]]:

@@ -35,6 +35,8 @@ CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
 FIGURE = {"classes": "accuracy", "number": "r2", "tags": "average_precision"}
 """The figure of a table, by kind of task; all are shares, at most 1, and higher is better."""
+METRICS = {"classes": "accuracy", "number": "explained variance (R²)", "tags": "mean average precision"}
+"""The same in words."""
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 

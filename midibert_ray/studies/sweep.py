@@ -15,13 +15,13 @@ from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.settings.text import piped
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import METRICS, TrialResult
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)
 HEADS = ("paper", "linear")
 METRIC = "valid/best"
-"""What draws are compared by: the best validation accuracy so far."""
+"""What draws are compared by: the best validation so far, by the task's metric."""
 
 
 def draw(config: Config, number: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def report(config: Config, outcomes: Sequence[TrialResult]) -> str:
     """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
     parts = []
     for task, ranked in ranking(outcomes).items():
-        rows = [["draw", "validation accuracy in %", "epochs", "settings"]]
+        rows = [["draw", f"validation {METRICS[ranked[0].kind]} in %", "epochs", "settings"]]
         for item in ranked:
             rows.append([item.variant, f"{100 * item.figures[METRIC]:.2f}", str(item.epoch), settings(config, item)])
         parts += [piped(rows), f"Best for {task}, for another study: `{settings(config, ranked[0])}`"]

@@ -22,6 +22,7 @@ from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import PretrainingSpec, Spec, TrialSpec
 from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
+from midibert_ray.training import node
 from midibert_ray.training.calibrate import calibrate
 from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
@@ -116,7 +117,7 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(job.data.splits[split].piece_id),
-        clusters=job.data.clusters(split),
+        clusters=job.data.splits[split].clusters,
         seconds=job.progress.seconds,
         devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )
@@ -128,6 +129,7 @@ def _last_figures(result: TrialResult) -> dict[str, Any]:
 
 def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
+    figures = figures | node.usage() | {node.HARDWARE: node.hardware()}
     if write is None:
         tune.report(figures)
         return

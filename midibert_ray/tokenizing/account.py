@@ -56,7 +56,9 @@ def _task_lines(plan: LabelPlan, task: Task) -> Iterator[str]:
 
 def _duplicate_lines(plan: LabelPlan, tasks: Sequence[Task]) -> Iterator[str]:
     """Lines on files of the same bytes, of which one counts, and on labels in which they differ."""
-    same, names = plan.tokens.duplicates, {piece.files[0]: piece.piece for piece in plan.tokens.pieces}
+    made, names = find_manifest(plan.tokens.uri), {piece.files[0]: piece.piece for piece in plan.tokens.pieces}
+    told = {entry["file"]: entry["of"] for entry in made["duplicates"]} if made else None
+    same = plan.tokens.duplicates if told is None else told  # which reads the files
     if same:
         pairs = [f"{file} as {first}" for file, first in sorted(same.items())]
         yield f"{len(same):,} files hold the same bytes as others and do not count: {_some(pairs)}"

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ from midibert_ray.corpora.labels import PRETRAIN, Piece
 from midibert_ray.corpora.table import LabelError, Labels
 from midibert_ray.data.format import LABELS, LABELS_TABLE, SHARDS, find_manifest, read_manifest, write_manifest
 from midibert_ray.music import fingerprint
-from midibert_ray.music.tasks import TASKS, Task, split_tags
+from midibert_ray.music.tasks import MELODY, TASKS, Task, split_tags
 from midibert_ray.settings.config import require_some_of
 from midibert_ray.tokenizing.division import SHARES, divide
 from midibert_ray.tokenizing.listing import open_file
 from midibert_ray.tokenizing.plan import CorpusFiles, CorpusPlan
 
+NOTES = "notes"
+"""The task of labels of single notes."""
 VERSION = 1
 """Counts up when the same labels are divided otherwise, or kept in another form."""
 
@@ -57,10 +59,20 @@ def find_labels(found: CorpusFiles, plan: CorpusPlan) -> Labels | None:
         raise LabelError(f"corpus {plan.corpus.name} has {' and '.join(names)} at its top; keep one")
     if names:
         with open_file(plan.corpus.location(plan.root), found.listing.files[names[0]].path) as stream:
-            frame = table.read_frame(names[0], stream.read())
-        if plan.corpus.lists is None or table.FILE in frame.columns:
-            return table.from_frame(names[0], frame, plan.there)
-    return table.from_folders(plan.there) if plan.corpus.lists is None else None
+            columns = table.read_columns(names[0], stream.read())
+        if plan.corpus.is_own or table.FILE in columns:
+            return table.from_columns(names[0], columns, plan.there)
+    return table.from_folders(plan.there) if plan.corpus.is_own else None
+
+
+def note_task(plan: CorpusPlan) -> Task | None:
+    """The task of the labels that single notes have in a folder; None where `corpora.notes` names no classes."""
+    if not plan.notes:
+        return None
+    melody = next((name for name in plan.notes if name.lower() == MELODY.name), "")
+    return Task(
+        name=NOTES, level="note", classes=plan.notes, corpus=plan.corpus.name, column="part", metric="f1", melody=melody
+    )
 
 
 def require_column(name: str, labels: Labels | None, column: str) -> None:
@@ -70,6 +82,11 @@ def require_column(name: str, labels: Labels | None, column: str) -> None:
         ConfigError: with the nearest column.
         LabelError: for a corpus without labels.
     """
+    if column == NOTES and NOTES not in (labels.columns if labels else ()):
+        raise LabelError(
+            f"the task {NOTES} needs the names of its classes: corpora.notes=left,right, for MIDI tracks so named or "
+            "NAME.notes.csv beside NAME.mid"
+        )
     if labels is None and column not in TASKS:
         tables = " or ".join(table.TABLES)
         raise LabelError(
@@ -77,7 +94,7 @@ def require_column(name: str, labels: Labels | None, column: str) -> None:
             f"{table.FILE} and a column a label, or make a folder for each class"
         )
     if labels is not None:
-        paper = tuple(TASKS) if corpus(name).lists else ()
+        paper = tuple(TASKS) if not corpus(name).is_own else ()
         require_some_of("study.tasks", (column,), (*labels.columns, *paper))
 
 
@@ -92,11 +109,6 @@ class LabelPlan:
     """Parts of a k-fold division; 0: train, valid and test."""
     fold: int = 0
     """1..folds: the part that is tested; the next one validates, all others train."""
-    _row: Mapping[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Index the rows."""
-        object.__setattr__(self, "_row", {piece: number for number, piece in enumerate(self.labels.pieces)})
 
     @functools.cached_property
     def uri(self) -> str:
@@ -109,7 +121,7 @@ class LabelPlan:
     @property
     def is_given(self) -> bool:
         """Whether splits are those of the table, or of the corpus's own lists."""
-        return not self.folds and (self.labels.splits is not None or self.tokens.corpus.lists is not None)
+        return not self.folds and (self.labels.splits is not None or not self.tokens.corpus.is_own)
 
     def is_current(self) -> bool:
         """Whether it has been written, for the tokens as they are now."""
@@ -122,7 +134,7 @@ class LabelPlan:
         Raises:
             LabelError: names it.
         """
-        if self.is_given or task.kind == "number":
+        if self.is_given or task.kind == "number" or task.level == "note":
             return
         units = self.units(task)
         name = min(task.classes, key=lambda name: len(units[name]))
@@ -154,7 +166,8 @@ class LabelPlan:
             LabelError: where pieces cannot be divided.
         """
         chosen, twins = pieces or self.tokens.there, twins or {}
-        rows = [self._row.get(piece.piece, -1) for piece in chosen]
+        number = {piece: row for row, piece in enumerate(self.labels.pieces)}
+        rows = [number.get(piece.piece, -1) for piece in chosen]
         groups = self._column(self.labels.groups, rows)
         alike = [twins.get(piece.piece) for piece in chosen]
         columns = {

@@ -43,13 +43,16 @@ class CorpusPlan:
     unlisted: Mapping[str, str]
     """Folders (with a slash at the end) and MIDI files that could not be looked at, with the reason."""
     storage_root: str
+    notes: tuple[str, ...] = ()
+    """Names of the classes of notes, of a corpus whose owner labels them."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """Whatever the content of the store depends on, apart from the files."""
         settings = {"protocol": self.protocol.name, "segment": self.segment, "format_version": FORMAT_VERSION}
         # Only what is switched is named, so that a protocol keeps its stores when it gets another field.
-        return settings | self.protocol.switched("tokens")
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return settings | self.protocol.switched("tokens") | notes
 
     @functools.cached_property
     def uri(self) -> str:
@@ -113,7 +116,7 @@ class CorpusPlan:
             size += own
         yield group
 
-    def notes(self, piece: str) -> Notes:
+    def read(self, piece: str) -> Notes:
         """The notes of a piece by its id, aligned to beats where the corpus annotates them.
 
         Raises:
@@ -207,8 +210,11 @@ def plan_corpus(
     protocol: Protocol,
     segment: int = 512,
     found: CorpusFiles | None = None,
+    notes: tuple[str, ...] = (),
 ) -> CorpusPlan:
     """List a corpus (`pop909`, ..., or `folder:/path`), unless its files are given, and lay out its store.
+
+    `notes` names the classes of notes in a folder whose owner labels them; listed corpora have their own.
 
     Raises:
         ValueError: for a folder without files of the corpus; and whatever `list_corpus` raises.
@@ -216,9 +222,9 @@ def plan_corpus(
     """
     found = found or list_corpus(name, corpora_root)
     chosen, root, listing = found.corpus, found.root, found.listing
-    uri = chosen.location(root)
+    uri, notes = chosen.location(root), notes if chosen.is_own else ()
     sizes = {file: about.size for file, about in listing.files.items()}
-    pieces = sorted(list_pieces(chosen, sizes, protocol), key=lambda piece: piece.piece)
+    pieces = sorted(list_pieces(chosen, sizes, protocol, notes), key=lambda piece: piece.piece)
     if not any(piece.files[0] in listing.files for piece in pieces):
         expected = (
             f"{pieces[0].files[0]} and others" if pieces else " or ".join(f"*{suffix}" for suffix in MUSIC_SUFFIXES)
@@ -241,6 +247,7 @@ def plan_corpus(
         files=files,
         unlisted={name: why for name, why in listing.unlisted.items() if name.lower().endswith(("/", *MUSIC_SUFFIXES))},
         storage_root=storage.resolve(storage_root),
+        notes=notes,
     )
 
 

@@ -2,6 +2,7 @@
 
 A `Sandbox` owns one child (`python -m midibert_ray.tokenizing.sandbox`), sends it the bytes of one piece at a time
 and takes token columns, or a reason, back. A child that a bad file kills is replaced, and the file gets a reason.
+Other rooms read files in it too: `Sandbox.ask` sends whatever their own handler understands.
 
 The wire, both ways: a message with a JSON header, then as many messages of bytes as it says. No pickles: what a
 malformed file makes of the child must not reach further than the child, which is also given nothing of this process's
@@ -30,7 +31,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -52,6 +53,9 @@ HANDLER = "midibert_ray.corpora.tokens:tokenize_piece"
 """What the child calls for a piece, as module:function."""
 
 Handler = Callable[[Corpus, Piece, Sequence[bytes], Protocol], Tokens]
+Message = tuple[dict[str, Any], Sequence[bytes]]
+"""A JSON header, and blobs. A handler that is asked by `Sandbox.ask` takes both, and gives a message."""
+Value = TypeVar("Value")
 
 _START_LIMIT_S = 120.0  # importing the readers on a busy machine
 _ALARM_MARGIN_S = 1  # the child's own alarm is for a child whose parent is gone
@@ -106,7 +110,15 @@ class Sandbox:
             self._child = None
 
     def tokenize(self, request: Request) -> Answer:
-        """The answer to a request; a child that fails to give one is buried.
+        """The answer to a request; raises what `ask` raises."""
+        answer = self.ask(_pack_request(request), _unpack_answer)
+        return Answer(reason=answer) if isinstance(answer, str) else answer
+
+    def ask(self, message: Message, unpack: Callable[[dict[str, Any], list[bytes]], Value]) -> Value | str:
+        """The child's answer to a message as `unpack` reads it, or the reason why it has none.
+
+        A child that fails to give an answer is buried, and so is one of whose answer `unpack` raises a ValueError, a
+        KeyError or a TypeError. The header of an answer has the handler's own `reason`, None for none.
 
         Raises:
             RuntimeError: if a child cannot be started at all. No file is to blame for that.
@@ -114,8 +126,8 @@ class Sandbox:
         child = self.start()
         try:
             child.wait_until_ready()
-            child.send(_pack_request(request))
-            return _unpack_answer(*child.receive(self._time_limit_s))
+            child.send(_pack(*message))
+            return unpack(*child.receive(self._time_limit_s))
         except (EOFError, OSError, ValueError, KeyError, TypeError) as error:  # it is dead, late, or talks nonsense
             status, stderr = child.kill()
             self._child = None
@@ -123,7 +135,7 @@ class Sandbox:
                 raise RuntimeError(f"the reader's process does not start ({status}): {stderr}") from error
             reason = self._reason(status, stderr, timed_out=isinstance(error, TimeoutError | BlockingIOError))
             logger.warning("%s %s", reason, stderr[-500:])
-            return Answer(reason=reason)
+            return reason
 
     def _reason(self, status: int, stderr: str, *, timed_out: bool) -> str:
         """Why a child ended, from its exit status and what it wrote to stderr."""
@@ -223,10 +235,10 @@ def _receive(message: Callable[[], bytes]) -> tuple[dict[str, Any], list[bytes]]
     return header, [message() for _ in range(header["blobs"])]
 
 
-def _pack_request(request: Request) -> list[bytes]:
+def _pack_request(request: Request) -> Message:
     protocol = {"name": request.protocol.name, "switched": request.protocol.switched()}
     header = {"corpus": request.corpus, "protocol": protocol, "piece": dataclasses.asdict(request.piece)}
-    return _pack(header, request.contents)
+    return header, request.contents
 
 
 def _unpack_answer(header: dict[str, Any], blobs: Sequence[bytes]) -> Answer:
@@ -242,7 +254,7 @@ def main() -> None:
     wire_number, handler_name, time_limit_s = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     module, _, function = handler_name.partition(":")
-    handler: Handler = getattr(importlib.import_module(module), function)
+    handler = getattr(importlib.import_module(module), function)
     _limit(resource.RLIMIT_AS, MEMORY_LIMIT)
     _limit(resource.RLIMIT_CORE, 0)
     with Connection(int(wire_number)) as wire, contextlib.suppress(EOFError, ConnectionError):
@@ -250,9 +262,9 @@ def main() -> None:
         while True:
             for message in answer:
                 wire.send_bytes(message)
-            request = _unpack_request(*_receive(wire.recv_bytes))
+            header, blobs = _receive(wire.recv_bytes)
             signal.alarm(math.ceil(float(time_limit_s)) + _ALARM_MARGIN_S)
-            answer = _respond(handler, request)
+            answer = _respond(handler, header, blobs)
             signal.alarm(0)
 
 
@@ -263,20 +275,19 @@ def _limit(what: int, value: int) -> None:
 
 
 def _unpack_request(header: dict[str, Any], blobs: Sequence[bytes]) -> Request:
-    piece = Piece(**{**header["piece"], "files": tuple(header["piece"]["files"])})
+    lists = {name: tuple(header["piece"][name]) for name in ("files", "notes")}
+    piece = Piece(**header["piece"] | lists)
     protocol = PROTOCOLS[header["protocol"]["name"]].switch(**header["protocol"]["switched"])
     return Request(corpus=header["corpus"], piece=piece, protocol=protocol, contents=tuple(blobs))
 
 
-def _respond(handler: Handler, request: Request) -> list[bytes]:
-    """The answer to one request; whatever goes wrong with a file is its reason."""
+def _respond(handler: Callable[..., Any], header: dict[str, Any], blobs: list[bytes]) -> list[bytes]:
+    """The answer to one message; whatever goes wrong with a file is its reason."""
     try:
-        tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)
-        dropped = {reason: int(count) for reason, count in tokens.dropped.items() if count}
-        remarks = {remark: int(count) for remark, count in tokens.remarks.items() if count}
-        if len(tokens.velocity):
-            return _pack({"reason": None, "dropped": dropped, "remarks": remarks}, _columns(tokens))
-        reason = str(NoNotesError(dropped))
+        if "piece" in header:
+            return _pack(*_tokenized(handler, _unpack_request(header, blobs)))
+        answer, found = handler(header, blobs)
+        return _pack({"reason": None, **answer}, found)
     except MidiError as error:
         reason = str(error)
     except MemoryError:
@@ -284,6 +295,15 @@ def _respond(handler: Handler, request: Request) -> list[bytes]:
     except Exception as error:  # noqa: BLE001 - a reader may raise anything; the file is named beside it
         reason = f"the reader fails on it; please report this file ({type(error).__name__}: {error})"
     return _pack({"reason": reason[:500], "dropped": {}, "remarks": {}}, [])
+
+
+def _tokenized(handler: Handler, request: Request) -> Message:
+    tokens = handler(corpus(request.corpus), request.piece, request.contents, request.protocol)
+    dropped = {reason: int(count) for reason, count in tokens.dropped.items() if count}
+    remarks = {remark: int(count) for remark, count in tokens.remarks.items() if count}
+    if not len(tokens.velocity):
+        raise NoNotesError(dropped)
+    return {"reason": None, "dropped": dropped, "remarks": remarks}, _columns(tokens)
 
 
 def _columns(tokens: Tokens) -> list[bytes]:

@@ -79,8 +79,8 @@ def make_shard(shard: Shard) -> list[Report]:
 
     def read(piece: Piece) -> Request | Answer:
         try:
-            contents = tuple(_read(uri, name, shard.files.get(name)) for name in piece.files)
-        except _UnusableError as error:
+            contents = tuple(read_file(uri, name, shard.files.get(name)) for name in piece.files)
+        except UnusableError as error:
             return Answer(reason=str(error), may_pass=error.may_pass)
         return Request(corpus=shard.corpus, piece=piece, protocol=shard.protocol, contents=contents)
 
@@ -91,30 +91,37 @@ def make_shard(shard: Shard) -> list[Report]:
     return [_report(shard, piece, answer) for piece, answer in zip(shard.pieces, answers, strict=True)]
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
+    """A file that gives nothing; the text is the reason."""
+
     def __init__(self, reason: str, *, may_pass: bool = False) -> None:
         super().__init__(reason)
         self.may_pass = may_pass
 
 
-def _read(uri: str, name: str, file: File | None) -> bytes:
-    """The content of a file; a problem of this one file is an _UnusableError, any other its own error."""
+def read_file(uri: str, name: str, file: File | None) -> bytes:
+    """The content of a file below a folder.
+
+    Raises:
+        UnusableError: for a problem of this one file.
+        OSError: for any other of the storage.
+    """
     shown = name.rpartition("/")[2]
     if file is None:
-        raise _UnusableError(f"file not found ({shown})")
+        raise UnusableError(f"file not found ({shown})")
     if file.size > FILE_LIMIT:
-        raise _UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
+        raise UnusableError(f"too large: {file.size / 2**20:.1f} MiB, the limit is {FILE_LIMIT >> 20} MiB")
     try:
         with open_file(uri, file.path) as stream:
             return bytes(stream.read())
     except FileNotFoundError as error:
-        raise _UnusableError(f"file not found ({shown})", may_pass=True) from error
+        raise UnusableError(f"file not found ({shown})", may_pass=True) from error
     except PermissionError as error:
-        raise _UnusableError(f"no permission to read {shown}", may_pass=True) from error
+        raise UnusableError(f"no permission to read {shown}", may_pass=True) from error
     except OSError as error:
         if not storage.is_local(uri):
             raise  # an object store that does not answer is not this file's problem
-        raise _UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
+        raise UnusableError(f"cannot read {shown}: {error.strerror}", may_pass=True) from error
 
 
 def _write(shard: Shard, answers: list[Answer]) -> None:

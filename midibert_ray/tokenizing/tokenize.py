@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import pickle
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from tqdm.auto import tqdm
 
 from midibert_ray import storage
 from midibert_ray.data.format import MANIFEST, find_manifest, read_manifest, store_digest, write_manifest
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import OFF_GRID, OFF_GRID_SHARE
 from midibert_ray.music.vocabulary import vocabulary_digest
-from midibert_ray.settings.text import aligned
+from midibert_ray.settings.text import aligned, counted
 from midibert_ray.storage.lease import Lease
 from midibert_ray.tokenizing import commit
 from midibert_ray.tokenizing.plan import CorpusPlan, plan_corpus
@@ -78,7 +80,7 @@ class Summary:
     def remarks(self) -> Iterator[str]:
         """Lines: what there is to say of the pieces, such as how many are off the grid."""
         for remark, count in self.manifest["remarks"].items():
-            yield f"{self.manifest['corpus']}: {count:,} {remark}{_EXPLAINED.get(remark, '')}"
+            yield f"{self.manifest['corpus']}: {counted(count, remark)}{_EXPLAINED.get(remark, '')}"
 
     def notes(self, most: int = 10) -> Iterator[str]:
         """Lines: the store's URI, its dropped notes by reason, remarks, duplicates, and its first quarantined files."""
@@ -86,14 +88,14 @@ class Summary:
         yield f"{name}: {self.uri}"
         for reason, count in self.manifest["dropped_notes"].items():
             normal = " (normal for POP909)" if reason == ZERO_DURATION and name in ("pop909", "sample") else ""
-            yield f"{name}: dropped {count:,} notes: {reason}{normal}"
+            yield f"{name}: dropped {counted(count, 'notes')}: {reason}{normal}"
         yield from self.remarks()
         if same := len(self.manifest["duplicates"]):
-            yield f"{name}: {same:,} files hold the same bytes as others, which {MANIFEST} names; they count once"
+            yield f"{name}: {counted(same, 'files')} of the same bytes as another, named in {MANIFEST}, left out"
         for entry in quarantined[:most]:
             yield f"{name}: quarantined {entry['file']}: {entry['reason']}"
         if len(quarantined) > most:
-            yield f"{name}: {len(quarantined) - most:,} more quarantined files are in {MANIFEST}"
+            yield f"{name}: {counted(len(quarantined) - most, 'files')} more, all in {MANIFEST}"
 
 
 def tokenize_corpora(names: Sequence[str], **settings: Any) -> list[Summary]:
@@ -167,7 +169,7 @@ class _Ledger:
                 commit.publish(self._held, manifest, [shard.name for shard in self.shards])
             return None
         reasons = Counter(self._quarantined.values()).most_common(3)
-        listed = "; ".join(f"{reason} ({count:,} files)" for reason, count in reasons)
+        listed = "; ".join(f"{reason} ({counted(count, 'files')})" for reason, count in reasons)
         return f"corpus {self.plan.corpus.name}: none of its files can be used: {listed}"
 
     def _confirm(self, standing: dict[str, Any], checked: dict[str, Any]) -> None:
@@ -209,7 +211,7 @@ def _make(plans: Sequence[CorpusPlan]) -> tuple[set[str], list[str]]:
     with contextlib.ExitStack() as stack:
         ledgers = {ledger.plan.corpus.name: ledger for ledger in _begin(plans, stack)}
         shards = [shard for ledger in ledgers.values() for shard in ledger.shards]
-        progress = _Progress(sum(len(shard.pieces) for shard in shards))
+        progress = Progress("tokenize", "pieces", sum(len(shard.pieces) for shard in shards))
         failures: list[str | None] = []
         for reports in _stream(shards) if shards else ():
             ledger = ledgers[reports[0]["corpus"]]
@@ -238,7 +240,7 @@ def _stream(shards: Sequence[Shard]) -> Iterator[list[dict[str, Any]]]:
     Raises:
         FileNotFoundError: where a node does not see the corpus or the store.
     """
-    with _quiet():
+    with quiet():
         rows = [{"shard": pickle.dumps(shard)} for shard in shards]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).flat_map(_task, num_cpus=1)
     for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -259,10 +261,10 @@ def _task(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Datasets that are created inside keep to themselves; each keeps the context of its creation."""
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     context = ray.data.DataContext.get_current()
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it would tell that its bars are off, and more
     before = context.enable_progress_bars, context.print_on_execution_start
     context.enable_progress_bars = context.print_on_execution_start = False
     try:
@@ -271,16 +273,18 @@ def _quiet() -> Iterator[None]:
         context.enable_progress_bars, context.print_on_execution_start = before
 
 
-class _Progress:
-    """A line in the log now and then."""
+class Progress:
+    """A line in the log now and then, and a bar in a notebook."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._done = total, 0
+    def __init__(self, what: str, unit: str, total: int) -> None:
+        self._what, self._unit, self._total, self._done = what, unit, total, 0
         self._started = self._last = time.monotonic()
+        self._bar = tqdm(total=total, desc=what, unit=f" {unit}", disable="ipykernel" not in sys.modules)
 
-    def add(self, pieces: int) -> None:
-        """Count some pieces."""
-        self._done += pieces
+    def add(self, count: int) -> None:
+        """Count what is done."""
+        self._done += count
+        self._bar.update(count)
         now = time.monotonic()
         if now - self._last < _PROGRESS_S and self._done < self._total:
             return
@@ -288,4 +292,10 @@ class _Progress:
         rate = self._done / (now - self._started)
         share, left = 100 * self._done // self._total, (self._total - self._done) / rate
         done = f"{self._done:,}/{self._total:,}"
-        logger.info("tokenize %s pieces (%d %%), %.0f pieces/s, eta %.0f s", done, share, rate, left)
+        # below ten a second a decimal tells whether it moves
+        speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}"
+        logger.info(
+            "%s %s %s (%d %%), %s %s/s, eta %.0f s", self._what, done, self._unit, share, speed, self._unit, left
+        )
+        if self._done >= self._total:
+            self._bar.close()

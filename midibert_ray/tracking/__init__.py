@@ -13,27 +13,28 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from midibert_ray.tracking.address import Address, address
-from midibert_ray.tracking.runs import PRETRAINING, RUN_KEY, RunLog, study_experiment
+from midibert_ray.tracking.runs import NOTE, PRETRAINING, RUN_KEY, RunLog, study_experiment
+from midibert_ray.tracking.uris import TrackingUris, uris
 
 if TYPE_CHECKING:
     from midibert_ray.tracking.delivery import amount, caught_up, flush, flush_command, recording
     from midibert_ray.tracking.tracker import Run, Tracker
 
 __all__ = [
+    "NOTE",
     "PRETRAINING",
     "RUN_KEY",
-    "Address",
     "Run",
     "RunLog",
     "Tracker",
-    "address",
+    "TrackingUris",
     "amount",
     "caught_up",
     "flush",
     "flush_command",
     "recording",
     "study_experiment",
+    "uris",
 ]
 
 

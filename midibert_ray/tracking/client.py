@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from midibert_ray.settings.secrets import is_server
-from midibert_ray.tracking.address import SQLITE, Address
 from midibert_ray.tracking.runs import RUN_KEY
 from midibert_ray.tracking.spool import RefusedError, RejectedError, UnreachableError
+from midibert_ray.tracking.uris import SQLITE, TrackingUris
 
 # MLflow reads these at every request. Of itself it would try for minutes; we have a spool, and say how to mend it.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
@@ -27,13 +27,13 @@ PASSING = (408, 429, 499)
 """HTTP statuses that pass of themselves, though they begin with a 4."""
 
 
-def connect(address: Address) -> MlflowClient:
-    """A client for an address; asks nothing of a server, and makes a sqlite database that is not there."""
+def connect(uris: TrackingUris) -> MlflowClient:
+    """A client for these URIs; asks nothing of a server, and makes a sqlite database that is not there."""
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # else it has a line for every retry
-    if address.uri.startswith(SQLITE):
-        _make_database(Path(address.uri.removeprefix(SQLITE)))
-    return MlflowClient(tracking_uri=address.uri)
+    if uris.uri.startswith(SQLITE):
+        _make_database(Path(uris.uri.removeprefix(SQLITE)))
+    return MlflowClient(tracking_uri=uris.uri)
 
 
 def _make_database(path: Path) -> None:
@@ -50,7 +50,7 @@ def _make_database(path: Path) -> None:
             return
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             made = Path(scratch, path.name)
-            MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments()
+            MlflowClient(tracking_uri=f"{SQLITE}{made}").delete_experiment("0")  # "Default", which would stay empty
             made.chmod(0o600)  # sqlite gives its journals the mode of their database
             made.replace(path)
 

@@ -8,10 +8,10 @@ from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
-from midibert_ray.tracking.address import Address, address
 from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
 from midibert_ray.tracking.spool import RefusedError, Spool, UnreachableError, points
+from midibert_ray.tracking.uris import TrackingUris, uris
 from midibert_ray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,13 @@ def recording(config: Config) -> Iterator[None]:
     Raises:
         ConfigError: at once, where the server does not accept the account.
     """
-    target = address(config)
+    target = uris(config)
     with storage.owner_only(), _sending(config, target) if target.spool else nullcontext():
         yield
 
 
 @contextmanager
-def _sending(config: Config, target: Address) -> Iterator[None]:
+def _sending(config: Config, target: TrackingUris) -> Iterator[None]:
     with closing(_sender(target)) as sender:
         try:
             _ask(target)
@@ -49,7 +49,7 @@ def _sending(config: Config, target: Address) -> Iterator[None]:
                 logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
 
 
-def caught_up(target: Address) -> bool:
+def caught_up(target: TrackingUris) -> bool:
     """Whether MLflow holds all records that there are now; waits for that as long as there is progress."""
     if not target.spool:
         return True
@@ -57,7 +57,7 @@ def caught_up(target: Address) -> bool:
         return not sender.drain(PATIENCE_S)
 
 
-def flush(target: Address) -> None:
+def flush(target: TrackingUris) -> None:
     """Send the records that jobs have left, and try again those that were set aside.
 
     Raises:
@@ -76,7 +76,7 @@ def flush(target: Address) -> None:
     logger.info("%s points of curves (%d records) sent to %s", f"{points(left):,}", len(left), target.uri)
 
 
-def amount(target: Address) -> str:
+def amount(target: TrackingUris) -> str:
     """The number of records that have not been sent, in words."""
     left = Spool(target.spool).names() if target.spool else []
     return f"{points(left):,} points of curves ({len(left)} records) wait" + (f" in {target.spool}" if left else "")
@@ -88,10 +88,10 @@ def flush_command(config: Config, *words: str) -> str:
     return command_line("report", absolute, *words, "--flush", only=("tracking.uri",))
 
 
-def _ask(target: Address) -> None:
+def _ask(target: TrackingUris) -> None:
     with answers(target.uri):
         connect(target).search_experiments(max_results=1)
 
 
-def _sender(target: Address) -> Sender:
+def _sender(target: TrackingUris) -> Sender:
     return Sender(Spool(target.spool), lambda: Writer(target), f"tracking.uri={target.uri}")

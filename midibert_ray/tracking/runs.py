@@ -1,19 +1,21 @@
 """One run as jobs write to it: every call becomes a record."""
 
 import base64
-import getpass
 import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from midibert_ray.tracking import origin
 from midibert_ray.tracking.spool import Record
 
 PRETRAINING = "midibert/pre-training"
 """The experiment of all pre-trainings."""
 RUN_KEY = "midibert.run_key"
 PARENT = "mlflow.parentRunId"
+NOTE = "mlflow.note.content"
+"""Tag of a run's description."""
 
 
 def study_experiment(name: str) -> str:
@@ -34,16 +36,13 @@ class RunLog:
 
     def open(self, name: str, params: Mapping[str, Any], tags: Mapping[str, object], parent: str) -> None:
         """Make the run, or set it to running again; see `Tracker.open`."""
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # a container's user that has no name
-            user = "unknown"
         texts = {
             key: ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
             for key, value in params.items()
             if value is not None
         }
-        tags = {"mlflow.user": user} | {key: str(value) for key, value in tags.items()}
+        own = origin.tags("pretrain" if self.experiment == PRETRAINING else "study")
+        tags = own | {key: str(value) for key, value in tags.items()}
         self._add("open", name=name, params=texts, tags=tags, parent=parent)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -77,6 +76,25 @@ class RunLog:
     def data(self, content: bytes, name: str) -> None:
         """Store a binary artifact, such as a PNG or a Parquet file."""
         self._add("artifact", name=name, content=base64.b64encode(content).decode())
+
+    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Store a table, by column, as MLflow shows them; a run has one."""
+        rows = zip(*columns.values(), strict=True)
+        self.json({"columns": list(columns), "data": list(map(list, rows))}, name)
+        self._add("tags", tags={"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+
+    def datasets(self, datasets: Iterable[Mapping[str, str]]) -> None:
+        """Name the data of the run: texts `name`, `digest`, `uri`, `context` (training, ...) and `profile` (JSON)."""
+        self._add("datasets", datasets=[dict(each) for each in datasets])
+
+    def model(self, weights: str, level: str, params: Mapping[str, object]) -> None:
+        """Log the run's model, whose weights stay in a folder; `level` is `note`, `sequence` or `encoder`."""
+        texts = {key: str(value) for key, value in params.items()}
+        self._add("model", weights=weights, level=level, params=texts, requirement=origin.REQUIREMENT)
+
+    def register(self, name: str) -> None:
+        """Register the run's model, which has been logged before."""
+        self._add("register", name=name)
 
     def figure(self, figure: Any, name: str) -> None:
         """Store a matplotlib figure as PNG."""

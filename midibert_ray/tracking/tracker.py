@@ -1,24 +1,29 @@
-"""The runs at an address: opened to be written to, and found again."""
+"""The runs of a server or database: opened to be written to, and found again."""
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from midibert_ray.tracking.address import Address
+from midibert_ray.settings.secrets import is_server
 from midibert_ray.tracking.client import Run, answers, connect, find, search
 from midibert_ray.tracking.runs import PARENT, RunLog, study_experiment
-from midibert_ray.tracking.spool import Spool
+from midibert_ray.tracking.spool import RejectedError, Spool, UnreachableError
+from midibert_ray.tracking.uris import TrackingUris
 from midibert_ray.tracking.writer import Writer
+
+LOCAL = "http://127.0.0.1:5000"
+"""Where `mlflow ui` answers."""
 
 
 class Tracker:
-    """Opens and finds runs at an address; its questions raise UnreachableError where a server does not answer."""
+    """Opens and finds runs; its questions raise UnreachableError where a server does not answer."""
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
-        self._client = connect(address)
-        self._write = Spool(address.spool).extend if address.spool else Writer(address)
+    def __init__(self, uris: TrackingUris) -> None:
+        self.uris = uris
+        self._client = connect(uris)
+        self._write = Spool(uris.spool).extend if uris.spool else Writer(uris)
 
     def open(
         self,
@@ -43,37 +48,50 @@ class Tracker:
 
     def find(self, experiment: str, key: str) -> Run | None:
         """The run of a key, or None."""
-        with answers(self.address.uri):
+        with answers(self.uris.uri):
             return next(iter(find(self._client, experiment, key)), None)
+
+    def browse(self, experiment: str) -> str:
+        """How to look at the runs of an experiment: a link to them, behind the command that starts MLflow's pages.
+
+        Without a server's answer the link leads to its list of experiments.
+        """
+        known = None
+        with suppress(UnreachableError, RejectedError), answers(self.uris.uri):
+            known = self._client.get_experiment_by_name(experiment)
+        server = self.uris.uri.rstrip("/") if is_server(self.uris.uri) else LOCAL
+        # Without the last part the pages show an experiment's traces of language models, of which there are none.
+        link = f"{server}/#/experiments{f'/{known.experiment_id}/runs' if known else ''}?workflowType=machine_learning"
+        return link if is_server(self.uris.uri) else f"{self.uris.command()}\nthen open {link}"
 
     def children(self, experiment: str, parent: str) -> list[Run]:
         """The runs of a study's trials, oldest first, by the id of the study's run."""
-        with answers(self.address.uri):
+        with answers(self.uris.uri):
             runs = search(self._client, experiment, f"tags.`{PARENT}` = '{parent}'")
             return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_name))  # two may start at once
 
     def studies(self) -> list[str]:
         """Names of the studies that have an experiment."""
         prefix = study_experiment("")
-        with answers(self.address.uri):
+        with answers(self.uris.uri):
             names = [item.name for item in self._client.search_experiments()]
         return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
     def parents(self, experiment: str) -> list[Run]:
         """The runs of an experiment that are no child, newest first."""
-        with answers(self.address.uri):
+        with answers(self.uris.uri):
             runs = [run for run in search(self._client, experiment) if PARENT not in run.data.tags]
         return sorted(runs, key=lambda run: -run.info.start_time)
 
     def curve(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Points (step, value) of one metric, by step."""
-        with answers(self.address.uri):
+        with answers(self.uris.uri):
             return sorted((point.step, point.value) for point in self._client.get_metric_history(run_id, key))
 
     def artifact(self, run_id: str, name: str) -> bytes | None:
         """Content of an artifact, or None where there is none."""
         folder = name.rpartition("/")[0]
-        with answers(self.address.uri), tempfile.TemporaryDirectory() as scratch:
+        with answers(self.uris.uri), tempfile.TemporaryDirectory() as scratch:
             if name not in [item.path for item in self._client.list_artifacts(run_id, folder or None)]:
                 return None
             return Path(self._client.download_artifacts(run_id, name, scratch)).read_bytes()

@@ -1,25 +1,33 @@
 """Records of runs, carried out on MLflow; carrying one out again changes nothing more."""
 
 import base64
+import importlib
+import json
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
+from midibert_ray import storage
 from midibert_ray.settings.secrets import is_server
-from midibert_ray.tracking.address import Address
 from midibert_ray.tracking.client import answers, connect, find
 from midibert_ray.tracking.runs import PARENT, RUN_KEY
 from midibert_ray.tracking.spool import Record, RejectedError
+from midibert_ray.tracking.uris import TrackingUris
 
 logger = logging.getLogger(__name__)
 
 _INVALID = "INVALID_PARAMETER_VALUE"
 """MLflow's code for a request about a run that was deleted, among others."""
+
+
+class MissingRunError(RejectedError):
+    """A record belongs to a run that MLflow does not have."""
 
 
 class Writer:
@@ -28,10 +36,11 @@ class Writer:
     One that has met an error is to be replaced: the request may have been carried out all the same.
     """
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        self._client = connect(address)
+    def __init__(self, uris: TrackingUris) -> None:
+        self._uris = uris
+        self._client = connect(uris)
         self._ids: dict[tuple[str, str], str] = {}
+        self._gone: set[tuple[str, str]] = set()
         self._new: set[str] = set()  # ids of the runs that this writer made: their curves hold its own points only
         self._last: dict[tuple[str, str], int] = {}  # id of a run, curve -> its last step
 
@@ -44,19 +53,35 @@ class Writer:
         """
         content = records[0].content
         experiment, key = content["experiment"], content["key"]
-        with answers(self._address.uri):
+        with answers(self._uris.uri):
             if content["kind"] == "open":
                 return self._open(experiment, key, content)
-            run = self._id(experiment, key)
             try:
-                self._carry_out(run, records)
-            except MlflowException as error:
+                self._carry_out(self._id(experiment, key), records)
+            except (MlflowException, MissingRunError) as error:
                 # Records for a server are set aside where it will not take them; a database has no place for these.
-                if is_server(self._address.uri) or error.error_code != _INVALID:
+                if is_server(self._uris.uri):
                     raise
-                self._experiment(experiment)
-                self._restored(experiment, key)
-                self._carry_out(run, records)
+                self._without_run(experiment, key, records, error)
+
+    def _without_run(self, experiment: str, key: str, records: Sequence[Record], error: Exception) -> None:
+        """Carry records out on a run that somebody deleted, or say that it is gone; the job goes on either way."""
+        code = getattr(error, "error_code", "")
+        if code == _INVALID:
+            self._experiment(experiment)
+            self._restored(experiment, key)
+            self._carry_out(self._id(experiment, key), records)
+        elif code == "RESOURCE_DOES_NOT_EXIST" or isinstance(error, MissingRunError):
+            if (experiment, key) not in self._gone:
+                logger.warning(
+                    "the run %s of %s was deleted from MLflow for good; what is recorded of it now is lost there, the "
+                    "files below storage.root are not, and the next start of the same command makes the run anew",
+                    *(key, experiment),
+                )
+            self._gone.add((experiment, key))
+            self._ids.pop((experiment, key), None)
+        else:
+            raise error
 
     def _carry_out(self, run: str, records: Sequence[Record]) -> None:
         content = records[0].content
@@ -69,6 +94,12 @@ class Writer:
                 self._extend(run, content["tags"])
             case "artifact":
                 self._artifact(run, content["name"], base64.b64decode(content["content"]))
+            case "datasets":
+                self._client.log_inputs(run, [_dataset(**each) for each in content["datasets"]])
+            case "model":
+                self._models.log(self._client, run, content)
+            case "register":
+                self._models.register(self._client, run, content["name"])
             case "end":
                 self._only(content["experiment"], content["key"])
                 self._client.set_terminated(run, content["status"], content["at"])
@@ -100,7 +131,7 @@ class Writer:
                 self._client.restore_experiment(known.experiment_id)
             return str(known.experiment_id)
         # Without an explicit root sqlite puts artifacts into ./mlruns of whichever folder a job runs in.
-        root = f"{self._address.artifacts}/{name}" if self._address.artifacts else None
+        root = f"{self._uris.artifacts}/{name}" if self._uris.artifacts else None
         try:
             return str(self._client.create_experiment(name, artifact_location=root))
         except MlflowException as error:
@@ -132,7 +163,7 @@ class Writer:
         if (experiment, key) not in self._ids:
             found = find(self._client, experiment, key)
             if not found:
-                raise RejectedError(f"MLflow has no run {key} in {experiment}; it may have been deleted there")
+                raise MissingRunError(f"MLflow has no run {key} in {experiment}; it may have been deleted there")
             self._ids[experiment, key] = found[0].info.run_id
         return self._ids[experiment, key]
 
@@ -154,6 +185,11 @@ class Writer:
             self._last[run, name] = max((point.step for point in history), default=-1)
         return self._last[run, name]
 
+    @cached_property
+    def _models(self) -> Any:
+        """The module that knows models; it takes a second to import."""
+        return importlib.import_module("midibert_ray.tracking.models")
+
     def _set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         self._client.log_batch(run, tags=[RunTag(name, text) for name, text in tags.items()])
 
@@ -169,3 +205,10 @@ class Writer:
             path = Path(scratch, base)
             path.write_bytes(content)
             self._client.log_artifact(run, str(path), folder or None)
+
+
+def _dataset(name: str, digest: str, uri: str, context: str, profile: str) -> DatasetInput:
+    kind = "local" if storage.is_local(uri) else uri.partition("://")[0]
+    source = json.dumps({"uri": storage.without_query(uri)})
+    data = Dataset(name, digest, kind, source, profile=profile)
+    return DatasetInput(data, [InputTag("mlflow.data.context", context)])

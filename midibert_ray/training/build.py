@@ -10,6 +10,7 @@ from midibert_ray.data.order import keyed_hash
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
 from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config, require
+from midibert_ray.settings.text import counted
 
 EMBEDDING = MidiBertConfig().embedding_size
 """Numbers that a token is embedded in, of all models that are trained here."""
@@ -28,7 +29,7 @@ class BatchPlan:
     """Micro-batches a worker adds up before it steps."""
 
     def __str__(self) -> str:
-        factors = f"{self.micro_batch} micro × {self.accumulation} accumulated × {self.workers} workers"
+        factors = f"{self.micro_batch} micro × {self.accumulation} accumulated × {counted(self.workers, 'workers')}"
         return f"{self.batch} segments a step = {factors}"
 
 

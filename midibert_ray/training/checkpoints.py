@@ -48,7 +48,7 @@ class Shard(NamedTuple):
     files: dict[str, digests.Digest]
     """By name below the checkpoint's folder."""
     run: str | None
-    """Key of the run; None fits any."""
+    """Key of the run that wrote it; None in a folder of version 0.1.0, which says nothing of it."""
 
 
 def _digests_name(rank: int) -> str:
@@ -88,8 +88,9 @@ def listed_files(system: fs.FileSystem, path: str, run: str | None = None) -> di
     first = read_digests(system, path)
     shards = [first, *(read_digests(system, path, rank) for rank in range(1, first.world))]
     for shard in shards:
-        if run and shard.run not in (None, run):
-            raise CheckpointError(f"{path} is a checkpoint of the run {shard.run} and not of {run}; remove that folder")
+        if run and shard.run != run:
+            writer = f"of the run {shard.run}" if shard.run else "that names no run"
+            raise CheckpointError(f"{path} is a checkpoint {writer} and not of {run}; remove that folder")
     return {name: digest for shard in shards for name, digest in shard.files.items()}
 
 

@@ -55,7 +55,7 @@ def new_model(config: Config, data: TaskData, encoder: str | MidiBertPreTrainedM
     shape = encoder_config(config)
     shape.num_classes, shape.task = data.outputs, data.task.name
     shape.head = "linear" if settings.model == "probe" else settings.head
-    shape.name_classes(data.classes)
+    shape.name_classes(data.classes, data.task.kind)
     model = MidiBertForNotes(shape) if note_level else MidiBertForSequences(shape)
     if settings.init == "pretrained":
         start = MidiBertModel.from_pretrained(encoder) if isinstance(encoder, str) else encoder

@@ -18,8 +18,8 @@ from midibert_ray.training import start
 from midibert_ray.training.build import parameter_counts, plan_batch
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, drop_broken_books, remove_unfinished, says_full
 from midibert_ray.training.console import HEAD, open_console
-from midibert_ray.training.recorder import RunRecorder, open_log
-from midibert_ray.training.runs import PretrainRun, finish, finished, pin, run_key, run_uri
+from midibert_ray.training.recorder import RunRecorder, dataset, open_log
+from midibert_ray.training.runs import PretrainRun, finish, finished, note_settings, pin, run_key, run_uri
 from midibert_ray.training.watchdog import Watch
 from midibert_ray.training.worker import FINISHED, train_worker
 
@@ -50,6 +50,7 @@ def pretrain(
     batch, key = plan_batch(config), run_key(config, stores)
     folder, report = run_uri(config, key), console.put.remote if console else logger.info
     pin(folder, stores)
+    note_settings(folder, config)
     if done := finished(config, key):
         logger.info("pre-training %s is there already: %s", key, done.checkpoint)
         return done
@@ -58,16 +59,18 @@ def pretrain(
             return done
         counts = ", ".join(f"{name} {count:,}" for name, count in parameter_counts(config).items())
         logger.info("pre-training %s\n  parameters: %s\n  batch: %s", key, counts, batch)
-        address = tracking.address(config)
+        uris = tracking.uris(config)
         try:
+            open_log(uris, config, key).datasets(dataset(store, config.pretrain.splits, "training") for store in stores)
             _fit(config, stores, key, console, callbacks)
             held.check()
             run = finish(config, key)
         except (ray.train.TrainingFailedError, FloatingPointError, CheckpointError):
-            open_log(address, config, key).finish("FAILED")
+            open_log(uris, config, key).finish("FAILED")
             raise
-        log = open_log(address, config, key)
+        log = open_log(uris, config, key)
         log.tag(checkpoint=run.checkpoint)
+        log.model(run.checkpoint, "encoder", {"run": key, "step": run.step})
         log.finish()
         return run
 
@@ -115,7 +118,7 @@ def _trainer(
     # By default an actor of a Tune trial would be one of its placement group, which has no room for it.
     watching = ray.remote(num_cpus=0, resources=HEAD, scheduling_strategy="DEFAULT")(Watch)
     watch: Any = watching.remote(key, console)
-    recorder = RunRecorder(tracking.address(config), config, key, console, watch)
+    recorder = RunRecorder(tracking.uris(config), config, key, console, watch)
     system, runs = storage.filesystem(storage.root.runs(config.storage.root))
     # Ray Train looks for reports every 2 s, and a worker waits until its last one was taken. A look costs 20 ms of
     # a core, so looking more often than this takes its time from workers that fill a node.

@@ -104,7 +104,7 @@ Objective = ClassObjective | NumberObjective | TagObjective
 
 def objective(config: Config, data: TaskData, device: torch.device) -> Objective:
     """The objective of a task's kind."""
-    kinds = {"classes": ClassObjective, "number": NumberObjective, "tags": TagObjective}
+    kinds: dict[str, type[Objective]] = {"classes": ClassObjective, "number": NumberObjective, "tags": TagObjective}
     return kinds[data.task.kind](config, data, device)
 
 

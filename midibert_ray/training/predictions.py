@@ -180,7 +180,8 @@ class TagPredictions(Predictions):
 
     def _whole(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Numbers of the pieces [pieces], their labels and the means of their logits: [pieces, tags] each."""
-        return piece_means(self.piece, self.label, self.logits)
+        number, truth, logits = piece_means(self.piece, self.label, self.logits)
+        return number, truth, logits
 
 
 KINDS: dict[str, type[Predictions]] = {"classes": Predictions, "number": NumberPredictions, "tags": TagPredictions}

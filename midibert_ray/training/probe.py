@@ -55,7 +55,8 @@ def probe(job: Finetuning, split: str = "test") -> Predictions:
     """
     train, valid = _read(job, "train"), _read(job, "valid")
     metric = f"valid/{job.data.task.metric}"
-    layers, found = len(train.states), []
+    layers = len(train.states)
+    found: list[tuple[float, int, float, Linear]] = []
     trials = [(layer, STRENGTHS[0]) for layer in range(layers)]
     for number in range(layers + len(STRENGTHS) - 1):
         if number == layers:  # of equals the lowest layer

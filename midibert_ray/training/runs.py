@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from midibert_ray import storage
 from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import identity
+from midibert_ray.settings.overrides import flatten, from_flat, identity
 from midibert_ray.training import start
 from midibert_ray.training.checkpoints import PREFIX, CheckpointError, UnfinishedError, folders, problem, read_digests
 from midibert_ray.training.engine import PROGRESS_FILE
@@ -19,6 +19,8 @@ SECTIONS = ("seed", "tokens", "mask", "augment", "model", "optimizer", "pretrain
 """Sections of the configuration that make one pre-training run differ from another, beside its token stores."""
 
 INPUTS = "inputs.json"
+
+SETTINGS = "settings.json"
 
 RESULT_FILE = "result.json"
 
@@ -66,6 +68,18 @@ def pin(folder: str, stores: Iterable[str]) -> None:
             )
     if not found.keys() <= noted.keys():
         storage.write_bytes(inputs, json.dumps(noted | found, indent=1).encode())
+
+
+def note_settings(folder: str, config: Config) -> None:
+    """Note the configuration that a run was first started with in its folder, for the card of its exports."""
+    if not storage.exists(file := storage.join(folder, SETTINGS)):
+        storage.write_bytes(file, json.dumps(flatten(config), indent=1).encode())
+
+
+def settings(root: str, key: str) -> Config | None:
+    """The configuration that the run of a key below a storage root was first started with, if it is known."""
+    found = storage.find_json(storage.join(storage.root.runs(root), key, SETTINGS))
+    return None if found is None else from_flat({name: found[name] for name in found if name in flatten(Config())})
 
 
 def finished(config: Config, key: str) -> PretrainRun | None:

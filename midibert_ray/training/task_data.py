@@ -119,12 +119,6 @@ class TaskData:
         pieces, _ = self.splits["train"].locate(self.learned)
         return self._piece_labels("train", pieces)
 
-    def clusters(self, split: str) -> dict[str, str]:
-        """Piece -> the group or first near-duplicate that it belongs to, of pieces of a split that are not alone."""
-        segments = self.splits[split]
-        found = {segments.piece_id(piece): segments.cluster(piece) for piece in range(segments.pieces)}
-        return {piece: cluster for piece, cluster in found.items() if piece != cluster}
-
     def class_weights(self) -> NDArray[np.float32]:
         """What each class counts in the loss where classes are balanced: float32 [outputs].
 

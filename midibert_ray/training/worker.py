@@ -17,7 +17,7 @@ from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import from_flat
 from midibert_ray.training import engine as engines
-from midibert_ray.training import start
+from midibert_ray.training import node, start
 from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import CheckpointError, explain_full_disk, newest_sound, store, unused_name
 from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
@@ -62,7 +62,7 @@ def train_worker(task: dict[str, Any]) -> Any:
     loop = PretrainLoop(config, data, engine, rank=rank, world=world, device=device)
     pulse = Pulse(task["watch"], rank, config.compute.watchdog_s)
     engine.module.register_forward_pre_hook(lambda *_: pulse.beat(progress.step))
-    points = Points(ray.train.report, progress.reports)
+    points = Points(ray.train.report, progress.reports, rank)
 
     def report(metrics: dict[str, Any], with_checkpoint: bool) -> None:
         points.add(metrics, send=not with_checkpoint)
@@ -87,9 +87,9 @@ class Points:
     of every worker, so all go by the first one's clock, which each point carries.
     """
 
-    def __init__(self, report: Callable[..., None], earlier: list[dict[str, Any]]) -> None:
+    def __init__(self, report: Callable[..., None], earlier: list[dict[str, Any]], rank: int = 0) -> None:
         """`earlier`: those that a resumed run says again, which need not be sent before the first new one."""
-        self._report = report
+        self._report, self._rank = report, rank
         self._points: list[dict[str, Any]] = []
         self._sent = earlier[-1]["at"] if earlier else 0.0
 
@@ -103,7 +103,8 @@ class Points:
         """Report all points, if there are any; the last one's values also stand for themselves."""
         if self._points:
             last = self._points[-1]
-            self._report(last | {"points": self._points}, **checkpoint)
+            own = {"points": self._points, "usage": node.usage(self._rank), node.HARDWARE: node.hardware()}
+            self._report(last | own, **checkpoint)
             self._points, self._sent = [], last["at"]
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -16,6 +17,7 @@ from midibert_ray.cli import driver, dry_run, resources
 from midibert_ray.cli.arguments import parse
 from midibert_ray.cli.commands import COMMANDS
 from midibert_ray.cli.jobs import tokenize
+from midibert_ray.cli.main import execute
 from midibert_ray.settings.config import ComputeConfig, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
@@ -104,7 +106,7 @@ def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, monkeypatch: pyt
         "resources       not enough on this machine: pre-training asks for 6 x (1 CPU, 0 GPUs); there are 4 CPUs"
         in told
     )
-    assert "device-hours at most (1 pre-trainings" in told and "0 trials" in told
+    assert "device-hours at most (1 pre-training " in told and "0 trials" in told
     assert "the sizes of the files of sample (no tokens yet)" in told
     assert not (tmp_path / "root").exists()
     told = dry_run.describe_plan(pipeline.plan(replace(config, {"compute.workers": 4})), "pretrain", estimates=False)
@@ -129,11 +131,17 @@ def test_a_task_without_splits_or_labels_is_refused_by_the_plan(tmp_path: Path) 
         pipeline.plan(replace(config, {"study.tasks": ("composer",)}), study=True)
 
 
-def test_an_address_without_ray_ends_in_one_line(tmp_path: Path) -> None:
-    words = ["jobs/tokenize.py", "--preset", "debug", f"storage.root={tmp_path}"]
-    said = run(sys.executable, *words, RAY_ADDRESS="127.0.0.1:1")
-    assert said.returncode == 2
-    (line,) = said.stderr.splitlines()
+def ends(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The words with which a command ends; `test_main.py` has processes of the same code."""
+    assert execute([words[0], "--preset", "debug", *words[1:]]) == 2
+    return capsys.readouterr().err
+
+
+def test_an_address_without_ray_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    (line,) = ends(capsys, "tokenize", f"storage.root={tmp_path}").splitlines()
     assert line.startswith("error: no Ray answers at RAY_ADDRESS=127.0.0.1:1 ([Errno 111]")
 
 
@@ -181,13 +189,12 @@ def test_a_database_that_fills_its_disk_is_one_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("job", ["tokenize", "study"])
-def test_a_root_that_cannot_be_written_to_ends_a_job_before_ray(job: str, tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_written_to_ends_a_job_before_ray(
+    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.init", Mock(side_effect=AssertionError("Ray was started")))
     (tmp_path / "file").touch()
-    said = run(
-        sys.executable, f"jobs/{job}.py", "--preset", "debug", f"storage.root={tmp_path}/file/root", RAY_ADDRESS=""
-    )
-    assert said.returncode == 2
-    (line,) = said.stderr.splitlines()
+    (line,) = ends(capsys, job, f"storage.root={tmp_path}/file/root").splitlines()
     assert line.startswith(f"error: storage.root={tmp_path}/file/root cannot be written to: ")
 
 
@@ -198,6 +205,7 @@ def test_a_report_without_a_database_makes_none(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+@pytest.mark.slow
 def test_a_report_without_a_database_leaves_nothing_behind(tmp_path: Path) -> None:
     said = run(sys.executable, "jobs/report.py", "ablation", HOME=str(tmp_path))
     assert said.returncode == 2 and said.stderr.startswith("error: there is no study 'ablation', as there is no MLflow")
@@ -213,11 +221,12 @@ def test_tokens_are_their_owners_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(made) == 3 and not any(path.stat().st_mode & 0o077 for path in made)
 
 
-def test_pre_training_asks_for_its_tokens_before_it_starts_ray(tmp_path: Path) -> None:
-    said = run(sys.executable, "jobs/pretrain.py", "--preset", "debug", f"storage.root={tmp_path}", RAY_ADDRESS="")
-    assert said.returncode == 2
-    assert said.stderr.startswith("error: no token store of sample under these settings")
-    assert "Ray" not in said.stdout
+def test_pre_training_asks_for_its_tokens_before_it_starts_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.init", Mock(side_effect=AssertionError("Ray was started")))
+    said = ends(capsys, "pretrain", f"storage.root={tmp_path}")
+    assert said.startswith("error: no token store of sample under these settings")
 
 
 # ------------------------------------------------------------------------------------------- with Ray

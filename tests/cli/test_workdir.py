@@ -78,16 +78,24 @@ def test_git_knows_which_code_is_meant(planted: tuple[Path, list[str]], caplog: 
 
 
 def test_a_repository_that_git_refuses_sends_nothing(tmp_path: Path) -> None:
-    checkout(tmp_path, "jobs/a.py", ".git")
+    checkout(tmp_path, "jobs/study.py", ".git")
     with pytest.raises(ConfigError, match="git does not say"):
         workdir.files(tmp_path)
 
 
 def test_links_and_hidden_files_stay(tmp_path: Path) -> None:
-    checkout(tmp_path, "jobs/a.py", "jobs/.b.py", "data/c.py", "midibert_ray/.x/d.py", "midibert_ray/credentials.py")
-    (tmp_path / "jobs/link.py").symlink_to(tmp_path / "data/c.py")
+    checkout(tmp_path, "jobs/study.py", "jobs/.b.py", "data/c.py", "midibert_ray/.x/d.py", "midibert_ray/a.py")
+    (tmp_path / "jobs/report.py").symlink_to(tmp_path / "data/c.py")
     (tmp_path / "midibert_ray/link").symlink_to(tmp_path / "data")
-    assert sent(tmp_path) == ["jobs/a.py", "midibert_ray/credentials.py"]
+    assert sent(tmp_path) == ["jobs/study.py", "midibert_ray/a.py"]
+
+
+def test_a_script_beside_the_jobs_stays(tmp_path: Path) -> None:
+    """Without git as well: the jobs are known by their names."""
+    checkout(tmp_path, "jobs/study.py", "jobs/credentials.py", "jobs/my_keys.py", "jobs/below/study.py")
+    assert sent(tmp_path) == ["jobs/study.py"]
+    (tmp_path / ".rayignore").write_text((ROOT / ".rayignore").read_text())
+    assert sent_by_ray(tmp_path) == ["jobs/study.py"]
 
 
 def test_every_file_of_the_package_is_code_and_lies_in_the_wheel() -> None:

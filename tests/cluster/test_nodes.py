@@ -141,7 +141,7 @@ def studying(root: Path) -> Config:
 
 
 def curves(config: Config) -> Curves:
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (run,) = tracker.parents(tracking.PRETRAINING)
     assert run.info.status == "FINISHED"
     return {name: tracker.curve(run.info.run_id, name) for name in CURVES}
@@ -228,7 +228,7 @@ def check_study(root: Path, undisturbed: Path, before: dict[str, tuple[int, Any]
     assert 1 <= len(before) < len(after) == 6
     assert {name: after[name] for name in before} == before, "what was finished was run again"
     assert table(root) == table(undisturbed)
-    tracker = tracking.Tracker(tracking.address(studying(root)))
+    tracker = tracking.Tracker(tracking.uris(studying(root)))
     experiment = tracking.study_experiment(studying(root).study.name)
     (parent,) = tracker.parents(experiment)
     children = tracker.children(experiment, parent.info.run_id)

@@ -17,7 +17,7 @@ from ray import tune
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM
 
-from midibert_ray import pipeline, storage, tracking
+from midibert_ray import pipeline, storage
 from midibert_ray.cli.main import execute
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.calibration import Calibration
@@ -27,7 +27,7 @@ from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.model.reference import load_reference
 from midibert_ray.music.vocabulary import CP
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import flatten, replace
+from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
@@ -35,7 +35,7 @@ from midibert_ray.studies.plan import make
 from midibert_ray.studies.trial import run_trial
 from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
-from midibert_ray.training.runs import PretrainRun, run_key, run_uri
+from midibert_ray.training.runs import PretrainRun, note_settings, run_key, run_uri
 from tests.export.test_card import head
 from tests.jobs.test_pipeline import run as run_job
 from tests.reference import LENGTH, reference_weights, write
@@ -189,14 +189,14 @@ def words(config: Config) -> list[str]:
 def run(config: Config) -> PretrainRun:
     """A finished pre-training as training.launch leaves it, its best checkpoint the first of two, without training."""
     key = run_key(config, [each.uri for each in pipeline.plan(config).tokens[0].values()])
-    tracker = tracking.Tracker(tracking.address(config))
-    log = tracker.open(tracking.PRETRAINING, key, "x", params=flatten(config), tags={})
     address = run_uri(config, key)
+    note_settings(address, config)
     for step in (10, 20):
         folder = Path(address, f"step_{step:09d}")
         new_model(replace(config, {"seed": step})).save_pretrained(folder)
-        (folder / "progress.json").write_text(json.dumps({"epoch": 1, "step": step}))
-        log.log({"valid/loss": step / 8, "valid/accuracy/pitch": 0.5, "valid/score": -1.0, "train/loss": 9.0}, step)
+        point = {"valid/loss": step / 8, "valid/accuracy/pitch": 0.5, "valid/score": -1.0, "train/loss": 9.0}
+        progress = {"epoch": 1, "step": step, "reports": [{"train/loss": 10.0}, point]}
+        (folder / "progress.json").write_text(json.dumps(progress))
     done = PretrainRun(key, f"{address}/step_000000010", 10, {"valid/loss": 1.25, "valid/score": -1.0})
     storage.write_bytes(f"{address}/result.json", json.dumps(dataclasses.asdict(done)).encode())
     return done
@@ -239,15 +239,11 @@ class TestRun:
         assert code == 0, said
         assert equal(load_checkpoint(tmp_path / "best").state_dict(), load_checkpoint(run.checkpoint).state_dict())
         checkpoint = storage.join(root, "runs", run.key, "step_000000020")
-        code, said = job(f"run={checkpoint}", f"output={tmp_path / 'unknown'}")
-        assert code == 0 and "its training is not known" in said, "without a tracking server nobody can tell"
-        code, said = job(
-            f"run={checkpoint}", f"output={tmp_path / 'known'}", f"tracking.uri=sqlite:///{written}/mlflow.db"
-        )
+        code, said = job(f"run={checkpoint}", f"output={tmp_path / 'known'}")
         assert code == 0 and "not known" not in said
         assert "after 20 optimizer steps" in (tmp_path / "known" / "README.md").read_text()
 
-    def test_any_checkpoint_with_what_mlflow_knows_of_it(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
+    def test_any_checkpoint_with_what_lies_beside_it(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
         address = run.checkpoint.replace("step_000000010", "step_000000020")
         code, said = job(f"run={address}", f"output={tmp_path / 'out'}")
         assert code == 0, said
@@ -340,6 +336,8 @@ class TestTrial:
         model, trained = MidiBertForNotes.from_pretrained(tmp_path / "out"), load_checkpoint(checkpoint)
         assert equal(model.state_dict(), trained.state_dict())
         assert list(model.config.id2label.values()) == ["melody", "bridge", "accompaniment"]
+        for config in (model.config, trained.config):
+            assert config.task == "melody" and config.protocol == {"name": "clean"}
 
         card, left = (
             (tmp_path / "out" / "README.md").read_text(),
@@ -442,7 +440,7 @@ class TestTrial:
 
 def write_digests_anew(checkpoint: Path) -> None:
     (checkpoint / "digests-00000.json").unlink()
-    write_digests(checkpoint, 0, 1)
+    write_digests(checkpoint, 0, 1, checkpoint.parent.name)
 
 
 class TestOutput:

@@ -19,7 +19,9 @@ CLASSES = {"note": ("melody", "bridge", "accompaniment"), "sequence": ("Q1", "Q2
 MakeModel = Callable[..., Path]
 
 
-def write_model(folder: Path, kind: str = "note", classes: tuple[str, ...] = (), **config: Any) -> Path:
+def write_model(
+    folder: Path, kind: str = "note", classes: tuple[str, ...] = (), answers: str = "classes", **config: Any
+) -> Path:
     """A folder as an export is one."""
     torch.manual_seed(3)
     names = classes or CLASSES[kind]
@@ -28,7 +30,7 @@ def write_model(folder: Path, kind: str = "note", classes: tuple[str, ...] = (),
         **{"max_length": 64, "num_classes": len(names) or None, "protocol": {"name": "clean"}} | sizes | config
     )
     if names:
-        made.name_classes(names)
+        made.name_classes(names, answers)
     return save_export(KINDS[kind](made), folder)
 
 

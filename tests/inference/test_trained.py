@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.model.folder import save_export
 from midibert_ray.music.grid import align_to_beats, read_beats
 from midibert_ray.music.midi import read_notes, ticks_to_seconds
+from midibert_ray.music.tasks import Task
 from midibert_ray.settings.overrides import replace as override
 from midibert_ray.training.calibrate import calibrate
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.task_data import TaskData
+from tests.stores import Piece, write_store
 from tests.tiny import tiny_study
 
 
@@ -68,3 +71,29 @@ def test_songs_are_labelled_as_well_as_segments(
     assert hits.mean() == pytest.approx(accuracy, abs=0.03)
     assert answers.mean() == pytest.approx(hits.mean(), abs=0.1)
     assert hits[answers > 0.8].mean() > hits.mean()
+
+
+@pytest.mark.parametrize("kind", ["number", "tags"])
+def test_pieces_are_given_numbers_and_tags(
+    kind: Literal["number", "tags"], tmp_path: Path, sample_pieces: list[Piece], songs: list[Path]
+) -> None:
+    """A number in the units of its labels: a fast model learns no more than their mean, 1900 and some."""
+    classes = ("low", "sad", "slow") if kind == "tags" else ()
+    metric = "average_precision" if kind == "tags" else "r2"
+    task = Task(name="own", level="sequence", kind=kind, classes=classes, corpus="sample", metric=metric)  # type: ignore[arg-type]
+    labels = {"tags": ("slow;sad", "slow", "low;slow"), "number": ("1890", "1900", "1910")}[kind]
+    pieces = [(piece, split, labels[k % 3], tokens) for k, (piece, split, _, tokens) in enumerate(sample_pieces)]
+    store = TokenStore.open(write_store(tmp_path / "store", pieces, "sample"), str(tmp_path / "cache"))
+    config = override(tiny_study(tmp_path), {"finetune.init": "scratch", "finetune.epochs": 2, "finetune.lr": 1e-3})
+    data = TaskData(config, store, task)
+    job = Finetuning(config, data, new_model(config, data, ""), torch.device("cpu"))
+    predictions = finetune(job, lambda metrics, save: None)
+    job.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / CALIBRATION).write_text(calibrate(job, predictions, "test").to_json())
+    model = mb.load(tmp_path / "model", "cpu")
+    assert (model.kind, model.level, model.classes) == (kind, "sequence", classes)
+    found = model.annotate(songs[0])
+    if kind == "number":
+        assert 1870 < found.value < 1930 and found.label == f"{found.value:.6g}"
+    else:
+        assert "slow" in found.label.split(";")

@@ -101,7 +101,7 @@ def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
     no_ray: None, undisturbed: Config, bucket: Config, s3: S3, relay: Relay
 ) -> None:
     """Killed in an upload, with its last whole checkpoint cut off, and then without its tracking server."""
-    box = Spool(tracking.address(bucket).spool)
+    box = Spool(tracking.uris(bucket).spool)
     first, third = kill_in_an_upload(bucket, s3)
     box.put("sender", b"nobody")  # as the next job finds when the killed one has given no sign of life for a while
     said = finish_while_the_server_is_away(bucket, s3, relay)
@@ -118,7 +118,7 @@ def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
     send_what_is_left(said, bucket)
     assert box.names() == below(bucket, "unpublished") == []
     assert runs(bucket) == runs(undisturbed), "no curve has a gap, or a point that it has not"
-    tracker = tracking.Tracker(tracking.address(bucket))
+    tracker = tracking.Tracker(tracking.uris(bucket))
     (parent,) = tracker.parents(tracking.study_experiment(bucket.study.name))
     files = ("results.csv", "results.md", "results.png", "report.html", "baselines.json")
     assert all(tracker.artifact(parent.info.run_id, name) for name in files)

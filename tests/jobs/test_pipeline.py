@@ -98,7 +98,7 @@ def came_to(config: Config) -> dict[str, Any]:
 
 def runs(config: Config) -> tuple[Curves, dict[str, str]]:
     """Every curve in MLflow whose values follow from the settings, and the status of every run, by name of the run."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     children = tracker.children(tracking.study_experiment(config.study.name), parent.info.run_id)
     found = [*tracker.parents(tracking.PRETRAINING), parent, *children]
@@ -183,7 +183,7 @@ def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
 
 def check_mlflow(config: Config) -> None:
     """One run a thing, all finished, each curve with every step once."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (pretraining,) = tracker.parents(tracking.PRETRAINING)
     steps = [step for step, _ in tracker.curve(pretraining.info.run_id, "valid/loss")]
     assert len(steps) == config.pretrain.epochs
@@ -197,8 +197,16 @@ def check_mlflow(config: Config) -> None:
     for child in children:
         epochs = [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")]
         assert epochs == list(range(1, len(epochs) + 1))
-        assert "test/accuracy" in child.data.metrics
+        assert {name for name in child.data.metrics if name.startswith("test/")} == {"test/accuracy"}
         assert child.data.params["finetune.task"] == child.data.tags["task"]
         names = ("confusion_matrix.png", "confusion_matrix.json", "predictions.parquet", "outcome.json")
         assert all(tracker.artifact(child.info.run_id, name) for name in names)
     assert all(tracker.artifact(parent.info.run_id, name) for name in ("results.csv", "results.md", "results.png"))
+    for run in (pretraining, *children):
+        assert [len(run.outputs.model_outputs), len(run.inputs.dataset_inputs)] == [1, 1 if run is pretraining else 3]
+        assert {"hardware", "library.torch", tracking.NOTE, "mlflow.source.name"} <= run.data.tags.keys()
+        assert any(name.startswith("system/worker_0/") for name in run.data.metrics)
+    workers = {name.split("/")[1] for name in pretraining.data.metrics if name.startswith("system/")}
+    assert workers == {f"worker_{rank}" for rank in range(config.compute.workers)}
+    groups = {f"{child.data.tags['protocol']}/{child.data.tags['task']}" for child in children}
+    assert parent.data.metrics.keys() == {f"{group}/{name}_accuracy" for group in groups for name in ("best", "mean")}

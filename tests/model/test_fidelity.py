@@ -38,7 +38,7 @@ def padded_tokens(representation: str, lengths: Tensor, t: int) -> Tensor:
     return torch.where(real[..., None], notes, torch.tensor(CP.pad))
 
 
-@pytest.mark.parametrize("t", [128, 100])
+@pytest.mark.parametrize("t", [100, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("representation", ["cp", "remi"])
 @pytest.mark.parametrize("kind", ["encoder", "notes", "sequences"])
 def test_outputs_are_those_of_the_formulas(kind: str, representation: str, t: int, tmp_path: Path) -> None:
@@ -62,6 +62,7 @@ def test_outputs_are_those_of_the_formulas(kind: str, representation: str, t: in
     np.testing.assert_allclose(actual.numpy(), expected, **NEAR)
 
 
+@pytest.mark.slow
 class TestPaperStep:
     """One masked batch under protocol paper, from tokens to the loss."""
 

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from midibert_ray.model.folder import save_export
+from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import IGNORE, MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, mlm_loss
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "max_length": 8}
@@ -90,6 +91,26 @@ def test_the_number_of_labels_has_both_names() -> None:
     assert MidiBertConfig.from_dict(named.to_dict(), num_labels=3).id2label is None, "they are another head's"
     again = MidiBertConfig.from_dict(config.to_dict())
     assert again.num_classes == 5 and again.to_dict() == config.to_dict()
+
+
+def test_losses_by_hand() -> None:
+    tokens = torch.randint(0, 3, (2, 8, 4))
+    notes, tags, number = (
+        MidiBertForNotes(MidiBertConfig(**SIZES, num_labels=3)).eval(),
+        MidiBertForSequences(MidiBertConfig(**SIZES, num_labels=2)).eval(),
+        MidiBertForSequences(MidiBertConfig(**SIZES, num_labels=1)).eval(),
+    )
+    labels = torch.full((2, 8), IGNORE)
+    assert notes(tokens, labels=labels).loss == 0 and notes(tokens).loss is None
+    labels[0, 3], labels[1, 5] = 1, 2
+    log = notes(tokens).logits.log_softmax(-1)
+    expected = -(log[0, 3, 1] + log[1, 5, 2]) / 2
+    assert notes(tokens, labels=labels).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    share = tags(tokens).logits.sigmoid()
+    expected = -(share[0, 0].log() + (1 - share[0, 1]).log() + (1 - share[1, 0]).log() + share[1, 1].log()) / 4
+    assert tags(tokens, labels=torch.eye(2)).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = (number(tokens).logits[:, 0] - torch.tensor([2.0, 5.0])).square().mean()
+    assert number(tokens, labels=torch.tensor([2.0, 5.0])).loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_masked_positions_are_those_with_labels() -> None:

@@ -274,10 +274,13 @@ def test_the_filters_choose_exactly_the_pieces_of_the_split_lists(corpora_root):
     assert chosen == {piece.piece for piece in list_pieces(corpus("pop909"), {}, PAPER)}
 
 
-def on_channels(*channels: int, pitches=range(60, 76), name: str = "", program: int = 0) -> Notes:
+def on_channels(
+    *channels: int, pitches=range(60, 76), name: str = "", program: int = 0, programs: dict[int, int] | None = None
+) -> Notes:
     events = [mido.MetaMessage("track_name", name=name)] if name else []
     used = sorted(set(channels))
-    events += [message("program_change", program=program, channel=channel) for channel in used]
+    for channel in used:
+        events.append(message("program_change", program=(programs or {}).get(channel, program), channel=channel))
     for channel, pitch in zip(itertools.cycle(channels), pitches, strict=False):
         events += note(pitch, 100, channel=channel)
     return read_notes(midi_file(events))
@@ -288,7 +291,11 @@ def on_channels(*channels: int, pitches=range(60, 76), name: str = "", program: 
     [
         on_channels(9),
         on_channels(9, name="Piano", pitches=range(30, 90)),
+        on_channels(9, name="Kitaro"),
+        on_channels(9, name="Percy Grainger"),
         on_channels(*range(1, 16)),  # MPE: every note takes the next channel
+        on_channels(*range(1, 16), programs={9: 5}),  # with another program on the drum channel
+        on_channels(*range(1, 16), program=4, programs={9: 0}, name="Piano"),
     ],
 )
 def test_a_piano_on_the_drum_channel_is_a_piano(notes):
@@ -297,13 +304,23 @@ def test_a_piano_on_the_drum_channel_is_a_piano(notes):
     assert grid.remarks["notes of the drum channel read as piano"] == sum(notes.tracks[t].is_drum for t in notes.track)
 
 
+def test_a_note_that_no_piano_has_does_not_make_channel_10_drums():
+    grid = quantize(on_channels(*[9] * 15, 0, pitches=[*range(60, 75), 10]), CLEAN)
+    assert (len(grid), grid.dropped) == (15, {"pitch out of range": 1})
+
+
 @pytest.mark.parametrize(
     "notes",
     [
         on_channels(9, pitches=[36, 42, 38, 42] * 8),
         on_channels(9, name="Drumset"),
+        on_channels(9, name="Perc. 2"),
+        on_channels(9, name="Kit 1"),
+        on_channels(9, name="PERCUSSION"),
         on_channels(0, 9),  # a band
         on_channels(0, 1, 9, name="Band"),
+        on_channels(*range(10), pitches=range(60, 80), programs=dict(enumerate(range(10)))),  # each its own program
+        on_channels(*range(1, 16), pitches=[36, 38] * 15),
     ],
 )
 def test_drums_stay_drums(notes):

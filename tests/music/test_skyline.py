@@ -10,7 +10,7 @@ from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.music.grid import align_to_beats, read_beats
 from midibert_ray.music.midi import read_notes
 from midibert_ray.music.protocol import PAPER
-from midibert_ray.music.skyline import skyline
+from midibert_ray.music.skyline import skyline, top_note
 
 
 def run(rows: list[tuple[int, int, int]]) -> list[bool]:
@@ -36,6 +36,20 @@ def test_too_few_notes():
     assert run([(0, 3, 60)]) == [False]
     assert run([(0, 3, 40), (1, 3, 40)]) == [False, False]
     assert run([(0, 0, 60), (4, 3, 60)]) == [False, False]  # a 32nd rounds to nothing
+
+
+def test_the_top_note_is_the_highest_that_sounds():
+    #        held above until 3    below it      a new top     after its end   equal ones: the first
+    rows = [(0, 5, 80), (0, 5, 60), (2, 1, 70), (2, 1, 81), (3, 1, 50), (4, 1, 64), (4, 1, 64)]
+    assert top_note(*np.array(rows).T).tolist() == [True, False, False, True, True, True, False]
+    backwards = top_note(*np.array(rows[:5][::-1]).T)[::-1]
+    assert backwards.tolist() == [True, False, False, True, True]
+    assert top_note(*np.array([(0, 0, 30)]).T).tolist() == [True]
+
+
+def test_a_held_note_above_hides_those_below():
+    assert top_note(*np.array([(0, 6, 80), (3, 1, 70)]).T).tolist() == [True, False]  # it ends at 3.5 sub-beats
+    assert top_note(*np.array([(0, 5, 80), (3, 1, 70)]).T).tolist() == [True, True]  # it ends at 3
 
 
 @pytest.mark.corpora

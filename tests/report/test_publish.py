@@ -46,7 +46,7 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     recorder = Recorder(plan)
     trial = next(iter(plan.trials))
     recorder.fail(trial, "its process died")
-    spool = Spool(recorder.log.tracker.address.spool)
+    spool = Spool(recorder.log.tracker.uris.spool)
     assert len(spool.names()) == 5, "two runs, the cells of the study, the reason and the end of the trial"
 
     result = StudyResult(plan.key, [], {plan.trials[trial].trial: "its process died"}, [])
@@ -64,7 +64,7 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     assert command.startswith(f"python jobs/report.py {plan.key} --flush ")
     assert "Nothing is lost" in ending and command in ending
     assert dry_run.describe_flush(away).splitlines() == [
-        f"records         0 points of curves ({written} records) wait in {recorder.log.tracker.address.spool}",
+        f"records         0 points of curves ({written} records) wait in {recorder.log.tracker.uris.spool}",
         f"studies         {plan.key}",
     ]
     with pytest.raises(UnreachableError, match="does not answer"):
@@ -81,7 +81,7 @@ def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
     folder = Path(plan.uri(key), "checkpoint_000001")
     folder.mkdir(parents=True)
     write(folder, result, Provenance(study=plan.key, encoder="", config={}), b"parquet")
-    write_digests(folder, 0, 1)
+    write_digests(folder, 0, 1, key)
     return result
 
 
@@ -169,3 +169,38 @@ def test_books_that_are_empty_or_cut_are_named_and_made_again(
     publish(plan, StudyResult(plan.key, [result], {}, []))
     assert all(str(book) in caplog.text for book in books)
     assert all(json.loads(book.read_text()) for book in books)
+
+
+def test_a_study_has_curves_and_its_best_models_have_names(tmp_path: Path, locate: Locate) -> None:
+    """The best is that of the validation split, whatever it scores in the test."""
+    config = tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), tracking__register="mine")
+    plan = make(config, locate)
+    keys, found = names(plan), []
+    recorder = Recorder(plan)
+    for variant, share in (("scratch", 0.6), ("pretrained", 0.7), ("rnn", 0.9)):
+        found.append(leave(plan, keys[variant], share))
+        assert recorder.store(keys[variant]) == found[-1]
+        recorder.store(keys[variant])
+    publish(plan, StudyResult(plan.key, found, {}, []))
+    tracker = recorder.log.tracker
+    (parent,) = tracker.parents(recorder.log.experiment)
+    first, second, third = (result.accuracy for result in found)
+    best, mean = (tracker.curve(parent.info.run_id, f"clean/melody/{name}_accuracy") for name in ("best", "mean"))
+    assert best == [(1, first), (2, second), (3, third)]
+    assert mean == [
+        (1, first),
+        (2, pytest.approx((first + second) / 2)),
+        (3, pytest.approx(sum((first, second, third)) / 3)),
+    ]
+    (version,) = tracker._client.search_model_versions("name = 'mine'")
+    children = {run.info.run_name: run for run in tracker.children(recorder.log.experiment, parent.info.run_id)}
+    assert version.run_id == children[found[1].trial].info.run_id, "a recurrent baseline is no model"
+    assert children[found[2].trial].outputs.model_outputs == []
+    for result in found:
+        run = children[result.trial]
+        assert run.data.metrics == {"test/accuracy": pytest.approx(result.accuracy)}
+        table = json.loads(tracker.artifact(run.info.run_id, "figures.json") or b"")
+        assert dict(table["data"]) | result.figures == dict(table["data"])
+        assert run.data.tags["mlflow.note.content"].startswith(f"melody by {result.variant}, from ")
+        uses = {each.dataset.name: each.tags[0].value for each in run.inputs.dataset_inputs}
+        assert uses == {"sample:train": "training", "sample:valid": "validation", "sample:test": "testing"}

@@ -132,7 +132,7 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
         "3 finished, 1 failed",
     ]
     assert [word for word in words if word not in text] == []
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     assert tracker.artifact(parent.info.run_id, "report.html") == content.encode()
 
@@ -150,7 +150,7 @@ def test_what_is_not_there_is_left_out(found: LoadedStudy) -> None:
         run.data.tags["encoder"] = ""
     less = replace(found, baselines=[], corpora=[], outcomes=[item for item in found.outcomes if item.variant == "rnn"])
     left = {section.heading: section.data for section in sections.all_sections(less) if section.data}
-    assert everything.keys() - left.keys() == {"Corpora", "Pre-training"}
+    assert everything.keys() - left.keys() == {"Numbers and tags", "Corpora", "Pre-training"}
     first = {name: [row[0] for row in shown["Melody or not"]] for name, shown in (("all", everything), ("left", left))}
     assert "skyline" in first["all"] and "skyline" not in first["left"]
     content = report.render(less)
@@ -166,6 +166,7 @@ def test_a_study_without_a_finished_trial_says_so(found: LoadedStudy) -> None:
     assert "lower finetune.lr" in broken
 
 
+@pytest.mark.slow
 def test_other_studies_have_one_table(tmp_path: Path) -> None:
     plan = make(
         tiny_study(tmp_path, study__variants=("pretrained", "rnn"), study__tasks=("emotion",), finetune__corpus=""),

@@ -140,3 +140,20 @@ def test_a_test_split_takes_no_time() -> None:
     statistics.over_pieces(scores)
     statistics.paired_p(scores, scores[::-1])
     assert time.process_time() - started < 0.1
+
+
+def test_groups_are_drawn_and_exchanged_whole() -> None:
+    """Ten pieces that are there twice say no more than the ten."""
+    random = np.random.default_rng(0)
+    first, second = (np.stack([random.integers(0, 9, 10), np.full(10, 9)], axis=1).astype(np.float64) for _ in "ab")
+    twice = statistics.number(
+        [f"{at}{take}" for take in "ab" for at in range(10)], {f"{at}b": f"{at}a" for at in range(10)}
+    )
+    assert twice is not None
+    assert twice.tolist() == [*range(10), *range(10)]
+    doubled = np.concatenate([first, first])
+    assert statistics.over_pieces(doubled, clusters=twice) == pytest.approx(statistics.over_pieces(first))
+    assert statistics.over_pieces(doubled) != pytest.approx(statistics.over_pieces(first))
+    other = np.concatenate([second, second])
+    assert statistics.paired_p(doubled, other, clusters=twice) == statistics.paired_p(first, second)
+    assert statistics.number(["a", "b"], {"c": "group:g"}) is None

@@ -180,7 +180,6 @@ def test_addresses_without_a_password_pass() -> None:
     refuse_secrets(
         [
             "tracking.uri=http://host:5000",
-            "tracking.uri=http://host:5000/mlflow/a@b",
             "tracking.uri=postgresql+psycopg2://user@host/db",
             "tracking.uri=sqlite:////shared/a:b@c/mlflow.db",
             "storage.root=s3://bucket/out?region=eu-central-1&endpoint_override=127.0.0.1:9000&scheme=http",

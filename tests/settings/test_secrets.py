@@ -25,7 +25,7 @@ def refused(uri: str) -> None:
     for act in (
         lambda: require_no_secret("tracking.uri", uri),
         lambda: refuse_secrets([f"tracking.uri={uri}"]),
-        lambda: tracking.address(replace(Config(), {"tracking.uri": uri})),
+        lambda: tracking.uris(replace(Config(), {"tracking.uri": uri})),
     ):
         with pytest.raises(ConfigError, match=r"^tracking\.uri holds a password or a key") as error:
             act()
@@ -48,6 +48,8 @@ def test_a_password_of_a_server_is_refused_whatever_is_in_it(password: str) -> N
     refused(f"HTTPS://user:{password}@host:5000/mlflow")
     refused(f"https://{password}@host:5000")
     refused(f"https://user:{password}@host.example")
+    refused(f"http://user:{password}@bare-host")
+    refused(f"http://user:5432/{password}@bare-host/mlflow")
     refused(f"http://{password}@localhost/mlflow")
 
 
@@ -63,6 +65,9 @@ def test_a_password_of_a_server_is_refused_whatever_is_in_it(password: str) -> N
         "http://host:5000/ hunter2",
         "http://host\\hunter2",
         "http://host:5000/token=hunter2",
+        "http://user:5432/hunter2@bare-host",
+        "http://user/hunter2@bare-host",
+        "https://mlflow.lab.example/mlflow/hunter2@b",
         "http://host:5000/%3Ftoken%3Dhunter2",
         "postgresql://host/db?password=hunter2",
         "postgresql://host/db?user=a&PassWord=hunter2",
@@ -92,10 +97,8 @@ def test_whatever_may_be_a_secret_is_refused(uri: str) -> None:
     [
         "http://host",
         "http://host:5000/",
-        "https://mlflow.lab.example/mlflow/a@b",
         "https://mlflow.lab.example/mlflow/a.b-c_d/~e",
         "http://[::1]:5000",
-        "http://host:5000/mlflow/a@b",
         "postgresql+psycopg2://user@host/db",
         "postgresql://user@host:5432/db?sslmode=verify-full&sslrootcert=/etc/ca.pem",
         "mysql+pymysql://us.er_1@10.0.0.5/db",
@@ -108,7 +111,7 @@ def test_whatever_may_be_a_secret_is_refused(uri: str) -> None:
 )
 def test_what_is_plainly_free_of_one_passes(uri: str) -> None:
     refuse_secrets([f"tracking.uri={uri}"])
-    assert not uri or tracking.address(replace(Config(), {"tracking.uri": uri})).uri == uri
+    assert not uri or tracking.uris(replace(Config(), {"tracking.uri": uri})).uri == uri
     assert is_server(uri) == uri.startswith("http")
 
 

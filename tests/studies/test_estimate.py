@@ -27,7 +27,7 @@ def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenSto
     found = estimate(plan.pretrainings, plan.trials, {}, threads=1)
     assert found.pretraining.keys() == plan.pretrainings.keys() and found.trials.keys() == plan.trials.keys()
     assert all(hours > 0 for hours in (*found.pretraining.values(), *found.trials.values()))
-    assert "device-hours at most (1 pre-trainings" in str(found) and "3 trials" in str(found)
+    assert "device-hours at most (1 pre-training " in str(found) and "3 trials" in str(found)
 
     meter = _Meter(torch.device("cpu"), {})
     (run,) = plan.pretrainings.values()

@@ -42,7 +42,7 @@ def keep(trial: str, tmp_path: Path) -> Keep:
             results.write(
                 folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
             )
-        write_digests(folder, 0, 1, by)
+        write_digests(folder, 0, 1, storage.basename(trial) if by is None else by)
         address = storage.join(trial, f"checkpoint_{number:06d}")
         storage.upload(folder, address, sorted({path.name for path in folder.iterdir()} - {*without}))
         return address

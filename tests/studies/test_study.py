@@ -33,7 +33,7 @@ def locate(sample_store: TokenStore) -> Locate:
 
 def statuses(config: Config, key: str) -> tuple[str, list[str]]:
     """What MLflow says of a study and of its trials, each of which it scores once."""
-    tracker = tracking.Tracker(tracking.address(config))
+    tracker = tracking.Tracker(tracking.uris(config))
     experiment = tracking.study_experiment(config.study.name)
     (parent,) = [run for run in tracker.parents(experiment) if run.data.tags[tracking.RUN_KEY] == key]
     children = tracker.children(experiment, parent.info.run_id)
@@ -70,11 +70,12 @@ def test_work_that_is_done_is_not_handed_out_again(tmp_path: Path, locate: Locat
 
 @pytest.mark.ray
 def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
-    config = replace(tiny_study(tmp_path, study__variants=("pretrained", "scratch")), PRETRAIN)
+    config = replace(tiny_study(tmp_path, study__variants=("pretrained", "probe", "scratch")), PRETRAIN)
     first = run(make(config, locate))
-    assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "scratch"]
+    assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "probe", "scratch"]
+    assert first.outcomes[1].figures["probe/layer"] == 1
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("root/studies/*/*/checkpoint_*/outcome.json")}
-    assert len(written) == 2
+    assert len(written) == 3
     for path in written:
         calibration = Calibration.find(path.parent)
         assert calibration and calibration.test and calibration.familiarity and calibration.valid.scored > 0
@@ -85,10 +86,10 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
         if path.is_file() and path.name != "inputs.json":
             path.unlink()
     again = run(plan)
-    assert again.key == first.key and len(again.outcomes) == 4 and not again.failed
+    assert again.key == first.key and len(again.outcomes) == 6 and not again.failed
     assert len(list(tmp_path.glob("root/runs/*/result.json"))) == 1, "one encoder for all seeds"
     assert run(plan) == again
-    assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 4)
+    assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 6)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert scores(again).items() >= scores(first).items(), "same seeds, same figures"
 

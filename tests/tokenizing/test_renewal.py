@@ -322,9 +322,7 @@ def test_files_with_the_same_bytes_count_once(folder: Path) -> None:
     ]
     assert pq.read_table(only_shard(summary))["piece"].to_pylist() == ["Z.mid", "b.mid"]
     assert summary.manifest["counts"] == {"files": 7, "pieces": 2, "notes": 2, "segments": 2}
-    assert "4 files hold the same bytes as others, which manifest.json names; they count once" in Summary.table(
-        [summary]
-    )
+    assert "4 files of the same bytes as another, named in manifest.json, left out" in Summary.table([summary])
     whole(summary)
     assert run(folder).found
     (folder / "z.mid").write_bytes(HIGHER)
@@ -357,9 +355,7 @@ def test_remarks_reach_the_manifest_and_the_table(folder: Path) -> None:
     (folder / "late.mid").write_bytes(performance())
     summary = run(folder)
     assert summary.manifest["remarks"] == {"pieces off the grid": 1}
-    told = (
-        ": 1 pieces off the grid: share of onsets further than a 32nd triplet from the nearest sixteenth 0.25 or more"
-    )
+    told = ": 1 piece off the grid: share of onsets further than a 32nd triplet from the nearest sixteenth 0.25 or more"
     assert told in Summary.table([summary])
     standing = Summary.standing(summary.uri)
     assert standing and standing == dataclasses.replace(summary, found=True)
@@ -373,7 +369,7 @@ def test_a_dry_run_tells_the_remarks_on_tokens_that_are_there(folder: Path) -> N
     plan = pipeline.plan(replace(preset("debug"), changes))
     assert "off the grid" not in describe_plan(plan, "tokenize")
     pipeline.tokenize(plan)
-    assert f"folder:{folder}: 1 pieces off the grid: share of onsets" in describe_plan(plan, "tokenize")
+    assert f"folder:{folder}: 1 piece off the grid: share of onsets" in describe_plan(plan, "tokenize")
 
 
 def performance() -> bytes:

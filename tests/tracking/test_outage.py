@@ -66,27 +66,28 @@ def wait_for(condition: Callable[[], object], limit_s: float = 120) -> None:
 
 def write(config: Config, name: str, between: Callable[[int], None] = lambda step: None) -> None:
     """A study of two trials as its recorder writes it, with a resumed trial; `between` is called before every step."""
-    tracker = Tracker(tracking.address(config))
+    tracker = Tracker(tracking.uris(config))
     parent = tracker.open(STUDY, name, name, params=flatten(config), tags={"stage": "study"})
     parent.extend(tables=["1", "2"])
     trials = [
         tracker.open(STUDY, f"{name}/{trial}", trial, params={"lr": 0.1}, tags={"variant": trial}, parent=name)
         for trial in ("one", "two")
     ]
+    trials[0].datasets([{"name": "pop909:train", "digest": "d", "uri": "/t", "context": "training", "profile": "{}"}])
     for step in range(1, 41):
         between(step)
         for number, trial in enumerate(trials):
             trial.log({"train/loss": 1 / step + number, "train/accuracy": step / 40}, step)
             if step % 10 == 0:
                 trial.log({"valid/loss": 2 / step + number}, step)
-    again = Tracker(tracking.address(config)).open(
-        STUDY, f"{name}/two", "two", params={"lr": 0.2}, tags={}, parent=name
-    )
+    again = Tracker(tracking.uris(config)).open(STUDY, f"{name}/two", "two", params={"lr": 0.2}, tags={}, parent=name)
     for step in range(31, 51):  # from the last checkpoint on
         between(step)
         again.log({"train/loss": 1 / step + 1, "train/accuracy": step / 40}, step)
     parent.extend(tables=["3", "1"])
     parent.json({"a": 1}, "folder/a.json")
+    trials[0].model("/no/weights/here", "note", {"task": "melody"})
+    trials[0].register(f"{name}-model".replace(" ", "-"))
     trials[0].finish()
     again.tag(failure="as planned")
     again.finish("FAILED")
@@ -96,7 +97,7 @@ def write(config: Config, name: str, between: Callable[[int], None] = lambda ste
 
 def content(config: Config, name: str) -> Any:
     """All that MLflow holds of such a study: every point with its step and value, in the order of its timestamps."""
-    tracker = Tracker(tracking.address(config))
+    tracker = Tracker(tracking.uris(config))
     (parent,) = [run for run in tracker.parents(STUDY) if run.info.run_name == name]
     runs = [parent, *tracker.children(STUDY, parent.info.run_id)]
     assert [run.info.run_name for run in runs] == [name, "one", "two"]
@@ -106,12 +107,20 @@ def content(config: Config, name: str) -> Any:
             history = tracker._client.get_metric_history(run.info.run_id, key)
             ordered = sorted(history, key=lambda point: (point.timestamp, point.step))
             curves[run.info.run_name, key] = [(point.step, point.value) for point in ordered]
+    one = runs[1]
+    experiment = one.info.experiment_id
+    logged = tracker._client.search_logged_models([experiment], f"source_run_id = '{one.info.run_id}'")
+    versions = tracker._client.search_model_versions(f"name = '{name.replace(' ', '-')}-model'")
     own = ("stage", "variant", "tables", "failure")
     return {
         "curves": curves,
         "status": [run.info.status for run in runs],
         "tags": [{key: value for key, value in run.data.tags.items() if key in own} for run in runs],
         "params": [{key: value for key, value in run.data.params.items() if "." not in key} for run in runs],
+        "data": [(each.dataset.name, each.tags[0].value) for each in one.inputs.dataset_inputs],
+        "models": [(str(each.status), each.params) for each in logged],
+        "outputs": len(one.outputs.model_outputs),
+        "versions": [(str(version.version), version.run_id == one.info.run_id) for version in versions],
         "files": [tracker.artifact(parent.info.run_id, file) for file in ("folder/a.json", "b.bin")],
     }
 
@@ -124,12 +133,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     found = content(config, "calm")
     assert found["curves"]["two", "train/loss"] == [(step, 1 / step + 1) for step in range(1, 51)]
     assert found["status"] == ["FINISHED", "FINISHED", "FAILED"]
+    assert found["data"] == [("pop909:train", "training")]
+    assert (found["models"], found["outputs"]) == ([("READY", {"task": "melody"})], 1)
+    assert [right for _, right in found["versions"]] == [True]
     assert found["tags"][0] == {"stage": "study", "tables": "1,2,3"}
     return found
 
 
 def check(config: Config, name: str, undisturbed: Any) -> None:
-    assert Spool(tracking.address(config).spool).names() == []
+    assert Spool(tracking.uris(config).spool).names() == []
     found = content(config, name)
     for curve, values in undisturbed["curves"].items():
         assert found["curves"][curve if curve[0] != "calm" else (name, curve[1])] == values, curve
@@ -162,7 +174,7 @@ def test_a_job_without_the_password_ends_at_once(
     assert not password or password not in shown
     assert PASSWORD not in shown
     with pytest.raises(UnreachableError, match="refuses access"):
-        Tracker(tracking.address(config)).studies()
+        Tracker(tracking.uris(config)).studies()
 
 
 def test_a_password_that_is_changed_meanwhile_is_an_outage(
@@ -198,7 +210,7 @@ def test_an_outage_leaves_no_trace(
     config: Config, relay: Relay, undisturbed: Any, fault: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`deaf`: the server carries everything out, and its answers are lost."""
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
 
     def lines(words: str) -> int:
         return sum(words in line.message for line in caplog.records)
@@ -243,7 +255,7 @@ def test_a_run_that_is_made_late_and_twice_is_one(
 ) -> None:
     """The server carries out what was given up and repeated in the meantime."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
 
     def delay(step: int) -> None:
         if step == 1:
@@ -272,7 +284,7 @@ def test_a_server_that_hangs(
 
 def test_a_writer_does_not_wait_for_a_server(config: Config, relay: Relay, undisturbed: Any) -> None:
     relay.set("silent")
-    place = tracking.address(config)
+    place = tracking.uris(config)
     write(config, "afterwards")  # nobody sends: it returns all the same
     box = Spool(place.spool)
     before = box.names()
@@ -294,7 +306,7 @@ def test_a_job_that_ends_first_says_how_the_rest_is_sent(
     monkeypatch.setattr("midibert_ray.tracking.delivery.PATIENCE_S", 1.0)
     with tracking.recording(config):
         write(config, "left", lambda step: relay.set("closed") if step == 20 else None)
-    left = len(Spool(tracking.address(config).spool).names())
+    left = len(Spool(tracking.uris(config).spool).names())
     assert left
     last = caplog.records[-1].message
     settings = f"storage.root={config.storage.root} tracking.uri={relay.uri}"
@@ -349,7 +361,7 @@ def writer(config: Config) -> Iterator["subprocess.Popen[str]"]:
 
 
 def test_a_writer_that_is_killed_while_it_sends(config: Config, relay: Relay, undisturbed: Any) -> None:
-    box = Spool(tracking.address(config).spool)
+    box = Spool(tracking.uris(config).spool)
     relay.set("silent")
     with writer(config) as process:
         assert process.stdout and process.stdout.readline() == "written\n"
@@ -370,7 +382,7 @@ def test_a_writer_that_is_killed_while_it_sends(config: Config, relay: Relay, un
 def test_a_run_that_somebody_deletes_takes_nothing_with_it(
     config: Config, undisturbed: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    place = tracking.address(config)
+    place = tracking.uris(config)
     tracker = Tracker(place)
     log = tracker.open("midibert/x", "gone", "gone", params={}, tags={})
     tracking.flush(place)

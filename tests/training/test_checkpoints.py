@@ -39,7 +39,8 @@ LOCAL = fs.LocalFileSystem()
 
 
 def written(folder: Path, workers: int = 2, run: str | None = None, score: float = 0.0) -> Path:
-    """A small checkpoint, written by some workers and merged."""
+    """A small checkpoint, written by some workers of a run, that of its folder unless told, and merged."""
+    run = folder.parent.name if run is None else run
     for rank in range(workers):
         part = folder.with_name(f".{folder.name}-{rank}")
         (part / "engine").mkdir(parents=True)
@@ -133,12 +134,14 @@ def test_the_newest_sound_checkpoint_is_chosen_on_any_filesystem(tmp_path: Path)
 
 def test_the_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
     run, key = tmp_path / "pretrain-a", "pretrain-a"
-    written(run / "step_000000010")  # as those were written that name no run: it may be anybody's
+    written(run / "step_000000010", run=key)
     written(run / "step_000000020", run=key)
     written(run / "step_000000030", run="pretrain-b")
+    written(run / "step_000000040", run="")  # as by version 0.1.0: it may be anybody's
     choice = newest_sound(LOCAL, str(run))
     assert choice.name == "step_000000020"
-    assert list(choice.broken) == ["step_000000030"]
+    assert list(choice.broken) == ["step_000000040", "step_000000030"]
+    assert "is a checkpoint that names no run and not of pretrain-a; remove" in choice.broken["step_000000040"]
     assert "is a checkpoint of the run pretrain-b and not of pretrain-a; remove" in choice.broken["step_000000030"]
     truncate(run / "step_000000020")
     assert newest_sound(LOCAL, str(run)).name == "step_000000010"
@@ -219,7 +222,7 @@ def test_a_part_that_s3_refuses_is_an_error_and_no_checkpoint(tmp_path: Path, s3
         part.mkdir()
         for name in ("a.pt", "b.pt", "c.pt"):
             (part / name).write_bytes(bytes(100 * step))
-        write_digests(part, 0, 1)
+        write_digests(part, 0, 1, "run")
         s3.hook = lambda request: request.startswith("PUT") and request.partition("?")[0].endswith("20/b.pt")
         with pytest.raises(OSError, match="ACCESS_DENIED") if step == 20 else nullcontext():
             store(part, storage.join(run, f"step_{step}"), 0)
@@ -236,7 +239,7 @@ def test_checkpoints_in_a_bucket_are_chosen_by_their_digests(tmp_path: Path, s3:
     run = s3.address(f"{s3.bucket()}/run")
     system, path = storage.filesystem(run)
     for step in (10, 20, 30):
-        folder = written(tmp_path / f"step_{step:09d}")
+        folder = written(tmp_path / "run" / f"step_{step:09d}")
         names = [file.relative_to(folder).as_posix() for file in folder.rglob("*.*")]
         storage.upload(folder, storage.join(run, folder.name), names)
     shard = storage.join(run, "step_000000030", "engine/shard1.pt")
@@ -334,11 +337,11 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     first.mkdir()
     second.mkdir()
     one_step(engine)
-    engines.save(engine, Progress(step=10), first)
+    engines.save(engine, Progress(step=10), first, run=small_disk.name)
     size = sum(path.stat().st_size for path in first.rglob("*.*"))
     assert engines.checkpoint_bytes(engine) == pytest.approx(size, rel=0.1)
     with pytest.raises(CheckpointError) as caught:
-        engines.save(engine, Progress(step=20), second)
+        engines.save(engine, Progress(step=20), second, run=small_disk.name)
     message = str(caught.value)
     assert f"the disk of {second} is too full" in message
     assert re.search(r"it takes about \d\.\d MiB and \d\.\d MiB were free; free some space there", message)

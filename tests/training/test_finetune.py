@@ -108,7 +108,7 @@ LEARNING = {
 """What is frozen -> starts of the names of what learns."""
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", [pytest.param("paper", marks=pytest.mark.slow), "clean"])
 @pytest.mark.parametrize("frozen", LEARNING)
 def test_freezing_and_learning(
     sample_store: TokenStore, tiny: Config, encoder: str, frozen: str, protocol: str

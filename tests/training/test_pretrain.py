@@ -101,8 +101,15 @@ def test_train_splits_leave_validation_and_test_pieces_out(
     assert found == {piece for piece, split, *_ in [*sample_pieces, *unlabelled] if split in ("train", "pretrain")}
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
-@pytest.mark.parametrize("representation", ["cp", "remi"])
+@pytest.mark.parametrize(
+    ("protocol", "representation"),
+    [
+        ("clean", "cp"),
+        ("paper", "remi"),
+        pytest.param("paper", "cp", marks=pytest.mark.slow),
+        pytest.param("clean", "remi", marks=pytest.mark.slow),
+    ],
+)
 def test_it_learns(
     process_group: None, sample_store: TokenStore, tiny: Config, protocol: str, representation: str
 ) -> None:
@@ -236,7 +243,7 @@ def test_a_loss_that_breaks_later_names_the_last_finite_figures(
         run(tiny, sample_store)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_reports_carry_what_a_reader_wants(
     process_group: None, sample_store: TokenStore, tiny: Config, stage: int
 ) -> None:

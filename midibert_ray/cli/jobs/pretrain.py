@@ -25,5 +25,6 @@ def run(args: Args) -> None:
     with at_work(config, dry_run.requests(plan, config.compute)):
         run = pipeline.pretrain(plan)
     print(f"best valid/loss {run.metrics['valid/loss']:.4f} at step {run.step}")
-    print(f"checkpoint  {run.checkpoint}\nMLflow      {tracking.address(config).command()}")
+    mlflow = tracking.Tracker(tracking.uris(config)).browse(tracking.PRETRAINING)
+    print(f"checkpoint  {run.checkpoint}\nMLflow      " + mlflow.replace("\n", "\n            "))
     print(f"next        {command_line('study', config)}")

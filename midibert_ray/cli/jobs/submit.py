@@ -23,6 +23,7 @@ from midibert_ray.cli.arguments import Parser
 from midibert_ray.cli.commands import find
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import refuse_secrets
+from midibert_ray.settings.presets import program
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 def _address(given: str | None) -> tuple[str, list[str]]:
     """The address of the cluster, and how a command begins that reaches it again."""
     address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or ADDRESS
-    again = ["python", "jobs/submit.py", *(["--address", given] if given else [])]
+    again = [*program("submit"), *(["--address", given] if given else [])]
     return address if "://" in address else f"http://{address}", again
 
 

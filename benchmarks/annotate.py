@@ -1,0 +1,179 @@
+"""MIDI files to labelled MIDI files: ours beside the authors' melody tool, with models of one shape, in one run.
+
+    MIDIBERT_CORPORA=/data python benchmarks/annotate.py --size 4x256 --write      # about five minutes
+    MIDIBERT_CORPORA=/data python benchmarks/annotate.py --size 12x768 --write     # about fifteen minutes
+    python benchmarks/annotate.py --size 4x256 --files 2 --rounds 1                # on songs of the package
+
+The authors' tool (peer_melody.py) reads a file with miditoolkit, makes events note by note, runs chunks of 512 that do
+not overlap through `transformers==4.40.2` with `relative_key_query`, and writes a MIDI file. Ours is what `annotate`
+does with one actor: the file read in a child process, windows of 512 of which half is seen twice, averaged, calibrated
+or not, and the whole file written again with a track a label. Weights are random: they do not change the work.
+
+Both go through the same files, turn by turn, on the same number of threads. `faster` is the median over rounds of their
+time over ours; `ms a note` the median over rounds. `outside the model` is the share of our time that is not spent in
+the model's forward pass.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import harness
+from pretrain_step import SIZES
+
+AUTHORS = "authors' melody tool, fp32"
+OURS = ("relative_key_query fp32", "relative_key_query bf16")
+REQUIREMENTS = (
+    "torch==2.13.0",
+    "transformers==4.40.2",
+    "numpy==1.26.4",
+    "miditoolkit==0.1.14",
+    "mido==1.2.10",
+    "scipy==1.13.1",
+    "matplotlib==3.9.2",
+)
+LEAST_FASTER, MOST_OUTSIDE = 20.0, 0.25
+
+
+def main() -> None:
+    options = _options()
+    if options.worker:
+        print(json.dumps(ours(options)))
+        return
+    python = harness.environment("authors-tool", REQUIREMENTS, options.environments)
+    files, name = _files(options)
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in (AUTHORS, *OURS)}
+    for number in range(options.rounds):
+        for variant, results in found.items():
+            results.append(harness.measure(_command(variant, python, options), files))
+            seconds, notes = sum(results[-1]["seconds"]), sum(results[-1]["notes"])
+            print(f"round {number + 1}  {variant:<28}  {1000 * seconds / notes:8.2f} ms a note", flush=True)
+    rows = [_row(variant, found) for variant in found]
+    head = (f"{options.size}, {len(files)} pieces of {name}", "ms a note", "faster", "target", "holds")
+    head += ("outside the model", f"≤ {MOST_OUTSIDE:.0%}")
+    software = f"ours: {harness.versions('torch', 'transformers', 'symusic', 'pretty_midi')}; authors' tool: "
+    software += harness.versions("torch", "transformers", "miditoolkit", python=python)
+    hardware = f"{harness.machine()}, {options.threads} threads"
+    harness.publish(
+        f"annotate {options.size}", harness.table(head, rows), options, hardware=hardware, software=software
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = harness.parser(__doc__)
+    root = os.environ.get("MIDIBERT_CORPORA", "")
+    parser.add_argument("--corpora", default=root, help="folder of POP909; else the package's songs")
+    parser.add_argument("--size", choices=SIZES, default="4x256", help="layers x width")
+    parser.add_argument("--files", type=int, default=6, help="pieces, evenly out of the list")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of all variants")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--environments", default=harness.ENVIRONMENTS, help="where the authors' packages go")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _files(options: argparse.Namespace) -> tuple[list[str], str]:
+    """MIDI files of POP909, or of the sample, and where they are from."""
+    from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
+    from midibert_ray.music.protocol import CLEAN
+
+    chosen = corpus("pop909")
+    there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
+    chosen = chosen if there else corpus("sample")
+    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
+    step = max(1, len(pieces) // options.files)
+    return [str(folder / piece.files[0]) for piece in pieces[::step][: options.files]], chosen.title
+
+
+def _command(variant: str, python: Path, options: argparse.Namespace) -> list[object]:
+    if variant != AUTHORS:
+        return [sys.executable, __file__, "--worker", variant, "--size", options.size, "--threads", options.threads]
+    names = ("--layers", "--hidden", "--heads", "--feed-forward", "--threads")
+    shape = zip(names, (*SIZES[options.size], options.threads), strict=True)
+    return [python, Path(__file__).with_name("peer_melody.py"), *(word for pair in shape for word in pair)]
+
+
+def ours(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of all files (names on standard input), seconds of these in the model, and notes."""
+    from midibert_ray.inference.plan import plan
+    from midibert_ray.inference.state import State
+    from midibert_ray.inference.worker import Work, Worker
+
+    with tempfile.TemporaryDirectory() as scratch:
+        music, model = Path(scratch, "music"), _model(Path(scratch, "model"), options)
+        music.mkdir()
+        for number, file in enumerate(json.load(sys.stdin)):
+            shutil.copyfile(file, music / f"{number}.mid")
+        asked = Work(kind="annotate", model=model, output=f"{scratch}/out", formats=("midi",))
+        made = plan(replace(asked, precision=options.worker.split()[1]), str(music))
+        work = replace(made.work, threads=options.threads)
+        State(work.state).begin(made.settings)
+        worker = Worker(work)
+        first = next(iter(made.open))
+        worker.do({first: made.open[first]})  # starts the children
+        spent = _in_model(worker)
+        start = time.perf_counter()
+        records = worker.do(made.open)
+        seconds = time.perf_counter() - start
+        worker.close()
+    if any(row["reason"] for row in records):
+        raise ValueError(f"files that give nothing: {records}")
+    return {"seconds": [seconds], "forward": [sum(spent)], "notes": [row["notes"] for row in records]}
+
+
+def _model(folder: Path, options: argparse.Namespace) -> str:
+    """An export with random weights."""
+    import torch
+
+    from midibert_ray.model.folder import save_export
+    from midibert_ray.model.heads import MidiBertForNotes
+    from midibert_ray.model.midibert import MidiBertConfig
+
+    torch.manual_seed(0)
+    layers, hidden, heads, feed_forward = SIZES[options.size]
+    config = MidiBertConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=feed_forward,
+        attention=options.worker.split()[0],
+        num_classes=3,
+    )
+    return str(save_export(MidiBertForNotes(config), folder))
+
+
+def _in_model(worker: Any) -> list[float]:
+    """Seconds of the calls of a worker's model from now on."""
+    spent: list[float] = []
+    annotator = worker._model
+    for module in (annotator.encoder, annotator.model.head):
+        module.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
+        module.register_forward_hook(lambda *_: spent.append(time.perf_counter()))
+    return spent
+
+
+def _row(variant: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    def per_note(name: str) -> list[float]:
+        return [1000 * sum(each["seconds"]) / sum(each["notes"]) for each in found[name]]
+
+    own, theirs = per_note(variant), per_note(AUTHORS)
+    outside = median(1 - sum(each["forward"]) / sum(each["seconds"]) for each in found[variant])
+    row = [variant, f"{median(own):.2f}"]
+    if variant == AUTHORS:
+        return [*row, "1", "", "", f"{outside:.0%}", ""]
+    faster = median(x / y for x, y in zip(theirs, own, strict=True))
+    target = [f"{faster:.1f} ×", f"≥ {LEAST_FASTER:g} ×", harness.verdict(faster, least=LEAST_FASTER)]
+    return [*row, *target, f"{outside:.0%}", harness.verdict(outside, most=MOST_OUTSIDE)]
+
+
+if __name__ == "__main__":
+    main()

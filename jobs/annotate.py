@@ -1,0 +1,6 @@
+"""`midibert annotate` from a checkout, installed or not; midibert_ray/cli/jobs/annotate.py says what it does."""
+
+from _checkout import run
+
+if __name__ == "__main__":
+    run("annotate")

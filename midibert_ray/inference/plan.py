@@ -1,0 +1,177 @@
+"""The plan of a job that applies a model to files: which, with what model, to where, and what of it is done."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from midibert_ray import storage
+from midibert_ray.inference.annotator import Annotator
+from midibert_ray.inference.inputs import Inputs, list_inputs
+from midibert_ray.inference.load import MLFLOW, load
+from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
+from midibert_ray.inference.worker import Work
+from midibert_ray.settings.validators import ConfigError, require, require_address
+from midibert_ray.tokenizing.listing import File
+
+FORMAT_VERSION = 1
+FILES, MANIFEST, STATE = "files.csv", "manifest.json", "_job"
+
+_TOLD = ("formats", "abstain", "layer", "pool", "precision")
+_TASKS, _MOST_BYTES = 1024, 4 << 20  # a task's files are read ahead
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of a job: what is done and what is open."""
+
+    work: Work
+    settings: Mapping[str, Any]
+    """What decides the outputs."""
+    inputs: Inputs
+    done: Mapping[str, Record] = field(default_factory=dict, repr=False)
+    """Records of files as they stand now."""
+    is_complete: bool = False
+    """Whether nothing is left to do."""
+
+    @property
+    def open(self) -> dict[str, File]:
+        """Files that are still to be done, sorted by name."""
+        return {name: file for name, file in self.inputs.files.items() if name not in self.done}
+
+    @property
+    def table(self) -> str:
+        """URI of the table of files."""
+        if self.work.kind == "annotate":
+            return storage.join(self.work.output, FILES)
+        return _beside(self.work.output, f".{FILES}")
+
+    @property
+    def last(self) -> str:
+        """URI of the file that is written last."""
+        return storage.join(self.work.output, MANIFEST) if self.work.kind == "annotate" else self.work.output
+
+    def tasks(self) -> Iterator[dict[str, File]]:
+        """The open files of each task: few, so that all actors have work to the end, and bounded in bytes."""
+        count, size = len(self.open), 0
+        most = max(1, min(count // 32, 8), -(-count // _TASKS))
+        task: dict[str, File] = {}
+        for name, file in self.open.items():
+            if task and (len(task) == most or size + file.size > _MOST_BYTES):
+                yield task
+                task, size = {}, 0
+            task[name] = file
+            size += file.size
+        if task:
+            yield task
+
+    def describe(self) -> str:
+        """The text of `--dry-run`."""
+        size = sum(file.size for file in self.open.values())
+        lines = [
+            ("model", f"{storage.without_query(self.work.model)} ({self.work.digest})"),
+            ("input", f"{storage.without_query(self.inputs.uri)}: {len(self.inputs.files):,} files of music"),
+            ("done", f"{len(self.done):,}"),
+            ("open", f"{len(self.open):,}, {size / 2**20:.1f} MiB"),
+            ("output", storage.without_query(self.work.output)),
+        ]
+        lines += [(key, shown(value)) for key, value in self.settings.items() if key in _TOLD]
+        return "\n".join(f"{key:<8} {value}" for key, value in lines)
+
+
+def plan(work: Work, source: str) -> Plan:
+    """The plan of a job; `work` as it was asked for, `source` names the input.
+
+    Raises:
+        ConfigError: for an address that cannot be used, an output that another job has written, and a model without a
+            head for `annotate`.
+        FileNotFoundError: where there is no such model or input; ValueError for a folder without music.
+        ModelFileError: for a damaged model.
+    """
+    require(bool(work.model), "model", work.model, "the folder of a model, such as model=exports/melody")
+    ending = ".parquet" if work.kind == "embed" else ""
+    named = bool(work.output) and work.output.split("?")[0].endswith(ending)
+    require(named, "output", work.output, "a file, output=embeddings.parquet" if ending else "a folder, output=OUT")
+    require_address("output", work.output)
+    storage.require_bucket("output", work.output)
+    inputs = list_inputs(source)
+    model = storage.resolve(work.model) if not work.model.startswith(MLFLOW) else work.model
+    digest = _check_model(work, model)
+    output = storage.resolve(work.output)
+    state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job")
+    made = replace(work, model=model, digest=digest, inputs=inputs.uri, output=output, state=state)
+    settings = _settings(made, inputs)
+    _check_output(made, settings, inputs)
+    return look(Plan(work=made, settings=settings, inputs=inputs))
+
+
+def look(made: Plan) -> Plan:
+    """The same plan with what is done by now."""
+    files, state, stands = made.inputs.files, State(made.work.state), storage.exists(made.last)
+    records = state.records(made=made.work.kind == "annotate" or stands)
+    done = {name: row for name, row in current(records, made.inputs).items() if not row["may_pass"]}
+    closed = state.is_closed and {row["file"] for row in records} == done.keys() == files.keys()
+    return replace(made, done=done, is_complete=closed and stands)
+
+
+def _beside(output: str, ending: str) -> str:
+    """The URI of something that belongs to an output file, `embeddings.parquet` -> `embeddings<ending>`."""
+    base = storage.without_query(output)
+    return base.removesuffix(".parquet") + ending + output[len(base) :]
+
+
+def _check_model(work: Work, model: str) -> str:
+    """The digest of a model that can do the work."""
+    annotator = load(model, device="cpu")
+    if work.kind == "annotate" and annotator.level is None:
+        raise ConfigError(
+            f"model={storage.without_query(model)} is an encoder and has no head; embed it (midibert embed), or "
+            "fine-tune it (midibert study) and annotate with the trial's export"
+        )
+    if work.kind == "embed":
+        count = annotator.config.num_hidden_layers + 1
+        require(-count <= work.layer < count, "layer", work.layer, f"0 (embeddings) to {count - 1}, or -1 to {-count}")
+    return model_digest(annotator)
+
+
+def model_digest(annotator: Annotator) -> str:
+    """Twelve hex digits that tell models apart: of weights, configuration and calibration."""
+    found = hashlib.sha256(json.dumps(annotator.config.to_diff_dict(), sort_keys=True, default=str).encode())
+    found.update(repr(annotator.calibration).encode())
+    for name, tensor in sorted(annotator.model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()[:12]
+
+
+def _settings(work: Work, inputs: Inputs) -> dict[str, Any]:
+    own: dict[str, Any] = {"formats": list(work.formats), "abstain": work.abstain}
+    if work.kind == "embed":
+        own = {"layer": work.layer, "pool": work.pool}
+    named = storage.join(inputs.uri, *inputs.files) if inputs.alone else inputs.uri
+    settings = {"job": work.kind, "model": work.digest, "input": storage.without_query(named), **own}
+    return {**settings, "precision": work.precision, "version": FORMAT_VERSION}
+
+
+def _check_output(work: Work, settings: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse an output that is somebody else's, or would be read as music the next time."""
+    shown, state = storage.without_query(work.output), State(work.state)
+    if work.kind == "annotate" and not inputs.alone and f"{shown}/".startswith(f"{storage.without_query(inputs.uri)}/"):
+        raise OtherSettingsError(
+            f"output={shown} lies in the folder of the input, where its files would be read as music the next "
+            "time; name a folder outside"
+        )
+    state.require(settings, work.output)
+    there = storage.exists(work.output) if work.kind == "embed" else {*storage.names(work.output)} - {STATE}
+    if there and state.settings() is None:
+        raise OtherSettingsError(f"output={shown} holds what no such job has written; name a new one")
+
+
+def current(records: Sequence[Record], inputs: Inputs) -> dict[str, Record]:
+    """The records of files as they stand now, by name; final ones before those whose reason may pass."""
+    files = inputs.files
+    fitting = [row for row in records if row["file"] in files and is_of(row, files[row["file"]])]
+    return {row["file"]: row for row in sorted(fitting, key=lambda row: (row["file"], not row["may_pass"]))}

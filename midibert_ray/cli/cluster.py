@@ -73,7 +73,7 @@ def connect(address: str) -> "JobSubmissionClient":
 
 
 def has_token() -> bool:
-    """Whether there is a token where Ray looks for one."""
+    """Tell whether there is a token where Ray looks for one."""
     if os.environ.get("RAY_AUTH_TOKEN"):
         return True
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()

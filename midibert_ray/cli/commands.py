@@ -33,7 +33,7 @@ class Command:
         return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
 
 
-_ENCODER = ("seed", "corpora", "tokens", "protocol", "mask", "model", "optimizer", "pretrain")
+_ENCODER = ("seed", "corpora", "tokens", "protocol", "mask", "augment", "model", "optimizer", "pretrain")
 _PRETRAINING = tuple(
     f"compute.{name}"
     for name in (

@@ -39,7 +39,7 @@ class Request:
     """As `compute.placement`."""
 
     def fits(self, nodes: Sequence[Resources]) -> bool:
-        """Whether the nodes could hold all bundles if nothing else ran on them."""
+        """Tell whether the nodes could hold all bundles if nothing else ran on them."""
         needs = {name: amount for name, amount in self.bundle.items() if amount > 0}
         room = [int(min(node.get(name, 0) / amount for name, amount in needs.items())) for node in nodes]
         if self.placement == "STRICT_PACK":

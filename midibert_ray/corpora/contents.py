@@ -58,7 +58,7 @@ class Difference:
 
 @cache
 def published(name: str) -> Contents:
-    """What the publisher's copy of a corpus contains, one of `PUBLISHED`."""
+    """The content of the publisher's copy of a corpus, one of `PUBLISHED`."""
     table = json.loads(Path(__file__).with_name("contents.json").read_text(encoding="utf-8"))
     return Contents(**table[name])
 
@@ -79,7 +79,7 @@ def measure(corpus: Corpus, folder: Path) -> Contents:
 
 
 def compare(expected: Contents, found: Contents) -> Difference:
-    """What is missing, changed or unknown in `found`."""
+    """The files missing, changed or unknown in `found`."""
     both = expected.files.keys() & found.files.keys()
     return Difference(
         missing=tuple(sorted(expected.files.keys() - both)),

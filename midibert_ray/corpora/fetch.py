@@ -1,4 +1,4 @@
-"""One file over https: its size and checksum first, resumed where it broke off, checked when it is complete.
+"""A file over https: its size and checksum first, resumed where it broke off, checked when it is complete.
 
 What has arrived is kept beside the target as `<name>.part`, with the server's validator in `<name>.part.json`.
 The next attempt asks for the rest (Range) on condition that the file has not changed (If-Range, RFC 9110 13.1.5);
@@ -180,7 +180,7 @@ def _request(method: str, url: str, patience: Patience, **headers: str) -> Itera
 
 
 def _receive(remote: Remote, part: Path, patience: Patience) -> None:
-    """One transfer: all of the file, or the rest of it."""
+    """A transfer: all of the file, or the rest of it."""
     have, validator = _resumable(remote, part)
     if have and have == remote.size:
         return

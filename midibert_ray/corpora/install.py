@@ -42,7 +42,7 @@ _SPREAD = 4  # small files fill whole blocks, and annotations come along
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One chosen corpus: its source, its target, and the size that its server states."""
+    """A chosen corpus: its source, its target, and the size that its server states."""
 
     source: Source
     root: Path
@@ -174,7 +174,7 @@ def _unpack(item: Item) -> None:
 
 
 def _compare(item: Item, top: Path, hint: str = "") -> Contents:
-    """What a corpus's top folder holds; a difference from the paper's copy that leaves it usable is a warning.
+    """The content of a corpus's top folder; a difference from the paper's copy that leaves it usable is a warning.
 
     Raises:
         ArchiveError: files are missing; ends in the hint.

@@ -35,7 +35,7 @@ _SPLITS = Path(__file__).with_name("splits")
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One piece of a corpus."""
+    """A piece of a corpus."""
 
     piece: str
     """Its id, as in the split lists."""

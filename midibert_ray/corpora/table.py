@@ -274,7 +274,7 @@ def _require_numbers(labels: Labels, column: str, cells: Mapping[int, str]) -> N
 
 
 def is_number(text: str) -> bool:
-    """Whether a label is a finite number."""
+    """Tell whether a label is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

@@ -34,12 +34,12 @@ Place = Callable[[str], str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What an archive may hold; the five corpora stay far below."""
+    """Bounds of an archive; the five corpora stay far below."""
 
     members: int = 100_000
     """Members, wanted or not."""
     member_bytes: int = 64 << 20
-    """One wanted member, unpacked."""
+    """A wanted member, unpacked."""
     total_bytes: int = 1 << 30
     """All wanted members, unpacked; of a tar archive all members."""
     ratio: int = 100

@@ -111,7 +111,7 @@ def split_rows(n: int, *, seed: int, fraction: float = 0.15) -> tuple[Indices, I
 
 
 def holdout_piece(piece: str, *, corpus: str, seed: int, fraction: float = 0.15) -> bool:
-    """Whether a piece is held out from pre-training where validation is by piece, about `fraction` of all pieces.
+    """Tell whether a piece is held out from pre-training where validation is by piece, about `fraction` of all pieces.
 
     It depends on the piece's own id alone: a corpus that grows moves no piece to the other side.
     """

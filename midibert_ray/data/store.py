@@ -1,4 +1,4 @@
-"""One token store, memory-mapped from the node's own copy."""
+"""A token store, memory-mapped from the node's own copy."""
 
 import copy
 from collections.abc import Set as AbstractSet
@@ -19,7 +19,7 @@ from midibert_ray.storage.node_cache import Copy, NodeCache
 
 
 class TokenStore:
-    """One token store; its arrays are memory maps and stay on disk until they are read."""
+    """A token store; its arrays are memory maps and stay on disk until they are read."""
 
     def __init__(self, uri: str, manifest: dict[str, Any], copy: Copy, cache: tuple[str, float]) -> None:
         """Map the node's copy; use `open`, which makes it."""

@@ -119,13 +119,13 @@ def last_tick(body: bytes) -> int:
 
 
 def changes_program(body: bytes, channel: int) -> bool:
-    """Whether a track sets a channel to more than one program; a MidiError as from `walk`."""
+    """Tell whether a track sets a channel to more than one program; a MidiError as from `walk`."""
     change = _PROGRAM_CHANGE + channel  # with one data byte, so that it is none of the common events
     return len({body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}) > 1
 
 
 def is_doubtful(body: bytes) -> bool:
-    """Whether a track has events that symusic misreads, or that are to be counted as damaged.
+    """Tell whether a track has events that symusic misreads, or that are to be counted as damaged.
 
     symusic takes the payload of a continuation or escape (a SysEx event that begins with 0xF7, legal in a file) for
     delta times and events, and likewise whatever it finds under running status after a SysEx event. It does not tell
@@ -184,7 +184,7 @@ def without_tempi(body: bytes) -> bytes:
 
 
 def _has_system_bytes(body: bytes) -> bool:
-    """Whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
+    """Tell whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
     if len(body.translate(None, _SYSTEM)) == len(body):
         return False
     rest = without_tempi(body)
@@ -215,7 +215,7 @@ def _is_sound(kind: int, data: bytes) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """One instrument: a program on a channel of a MIDI track, as pretty_midi separates them."""
+    """An instrument: a program on a channel of a MIDI track, as pretty_midi separates them."""
 
     name: str
     program: int
@@ -226,11 +226,11 @@ class Track:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackContent:
-    """What a MIDI track holds."""
+    """The content of a MIDI track."""
 
     instruments: Sequence[tuple[Track, NDArray[np.int64]]]
-    """Those with a note, in the order in which their first notes end, as pretty_midi separates them; and their notes,
-    [4, n]: start and end in ticks, pitch, velocity, in no particular order but by start for equal pitches."""
+    """Instruments with a note, in the order in which their first notes end, as pretty_midi separates them; and their
+    notes, [4, n]: start and end in ticks, pitch, velocity, in no particular order but by start for equal pitches."""
     tempi: NDArray[np.int64]
     """[k, 2] ticks of set-tempo events, ascending, and microseconds a beat."""
     metre: NDArray[np.int64]

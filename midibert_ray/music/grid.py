@@ -84,7 +84,7 @@ class GridNotes:
     bar_number: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     """[n] number of the note's bar, from 0, empty bars counted."""
     remarks: Mapping[str, int] = field(default_factory=dict)
-    """What else a reader should know of the piece, counted; see `OFF_GRID` and `DRUM_CHANNEL_PIANO`."""
+    """Facts that a reader should know of the piece, counted; see `OFF_GRID` and `DRUM_CHANNEL_PIANO`."""
 
     def __len__(self) -> int:
         return len(self.onset)
@@ -249,7 +249,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
 
 
 def _is_off_grid(notes: Notes) -> bool:
-    """Whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
+    """Tell whether a piece has no beats that its onsets keep to: a performance in a file of one tempo, say."""
     start = np.sort(notes.start)
     onsets = start[np.append(True, start[1:] != start[:-1])]
     # A distance times 4. Ticks are whole, so that a triplet may lie one further.
@@ -295,7 +295,7 @@ def _usable(notes: Notes, protocol: Protocol) -> tuple[NDArray[np.int64], dict[s
 
 
 def _speaks_for_drums(notes: Notes, drums: NDArray[np.bool_], outside: NDArray[np.bool_]) -> bool:
-    """Whether the notes of channel 10 are drums, given those outside the range of a piano.
+    """Tell whether the notes of channel 10 are drums, given those outside the range of a piano.
 
     They are, unless the file has no other notes within it, or has those of one instrument on many channels at once
     (MPE gives each note the next channel; the program of channel 10 may be another, as it names a kit there); then a

@@ -111,7 +111,7 @@ def _with_probe(body: bytes) -> bytes | None:
 
 
 def _may_wrap(body: bytes) -> bool:
-    """Whether a track may be too long for symusic, whose ticks have 32 bits and begin anew after the last."""
+    """Tell whether a track may be too long for symusic, whose ticks have 32 bits and begin anew after the last."""
     # Tempi may hold any bytes, and there may be one a beat.
     return _bound_ticks(body) >= _WRAP and _bound_ticks(without_tempi(body)) >= _WRAP and last_tick(body) >= _WRAP
 

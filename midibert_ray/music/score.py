@@ -31,7 +31,7 @@ _CONTAINER = "META-INF/container.xml"
 
 
 def is_score(data: bytes) -> bool:
-    """Whether bytes are a compressed or plain MusicXML file by their first ones, and no MIDI file."""
+    """Tell whether bytes are a compressed or plain MusicXML file by their first ones, and no MIDI file."""
     return data[:2] == b"PK" or data.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"<"
 
 

@@ -48,7 +48,7 @@ class Tokens:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Notes of the file that are not here, by reason."""
     remarks: Mapping[str, int] = field(default_factory=dict)
-    """What else a reader should know of the piece, counted; see `music.grid`."""
+    """Facts that a reader should know of the piece, counted; see `music.grid`."""
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -10,11 +10,12 @@ MLflow and in `config.json`. Three kinds of field exist:
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
+from midibert_ray.settings.augment import AugmentConfig
 from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, by_content, optional, require, require_some_of, runtime
 
@@ -73,31 +74,6 @@ class MaskConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.fraction < 1, "mask.fraction", self.fraction, "a share between 0 and 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    transpose: int = optional(0)
-    """Semitones, up or down, by which a segment is moved at most, drawn anew each time; no note leaves the range."""
-    shift: int = optional(0)
-    """Sixteenths, up to 15, by which bar lines are moved at most; for music in bars of 4/4."""
-    scale: bool = optional(False)
-    """Double or halve onsets and durations of a third of the segments each, where that loses nothing."""
-    thin: float = optional(0.0)
-    """Share of the notes that are left out."""
-    stage: Literal["both", "pretrain", "finetune"] = optional("both")
-    """Training that sees augmented segments; validation and test never do."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.transpose <= 24, "augment.transpose", self.transpose, "0 to 24 semitones")
-        require(0 <= self.shift <= 15, "augment.shift", self.shift, "0 to 15 sixteenths")
-        require(0 <= self.thin < 1, "augment.thin", self.thin, "a share from 0, below 1")
-
-    def at(self, stage: Literal["pretrain", "finetune"]) -> dict[str, Any]:
-        """Arguments of `data.augment.augment` for a kind of training; empty where it sees segments as they are."""
-        if self.stage not in ("both", stage) or not (self.transpose or self.shift or self.scale or self.thin):
-            return {}
-        return {"transpose": self.transpose, "shift": self.shift, "scale": self.scale, "thin": self.thin}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +192,7 @@ class FinetuneConfig:
     """Epochs without a better validation accuracy before a trial stops; 0 never stops early."""
 
     def __post_init__(self) -> None:
-        if self.corpus in checks.OURS:
-            checks.require_one_of("finetune.task", self.task, tuple(TASKS))
-        checks.require_name("finetune.task", self.task)
+        checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
         checks.require_corpora("finetune.corpus", (self.corpus,))
         checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
@@ -372,7 +346,7 @@ class Config:
     tokens: TokensConfig = TokensConfig()
     protocol: ProtocolConfig = field(default=ProtocolConfig())
     mask: MaskConfig = MaskConfig()
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = field(default=AugmentConfig())
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     pretrain: PretrainConfig = PretrainConfig()

@@ -29,12 +29,12 @@ _PATH = re.compile(r"[\w./~:+-]*")
 
 
 def is_server(uri: str) -> bool:
-    """Whether a tracking URI names a server."""
+    """Tell whether a tracking URI names a server."""
     return uri.lower().startswith(("http://", "https://"))
 
 
 def is_database(uri: str) -> bool:
-    """Whether a URI names a database."""
+    """Tell whether a URI names a database."""
     return bool(re.match(_DATABASE, uri, re.IGNORECASE))
 
 
@@ -50,7 +50,7 @@ def require_no_secret(key: str, uri: str) -> None:
 
 
 def _is_plain_server(uri: str) -> bool:
-    """Whether `requests` would find a host, a port and a path in a server's URI, and nothing else."""
+    """Tell whether `requests` would find a host, a port and a path in a server's URI, and nothing else."""
     if not set(uri) <= set(string.printable) - set(string.whitespace):
         return False
     try:
@@ -64,7 +64,7 @@ def _is_plain_server(uri: str) -> bool:
 
 
 def _is_plain_database(uri: str) -> bool:
-    """Whether SQLAlchemy would find no password in a database's URI, nor anything that may be one."""
+    """Tell whether SQLAlchemy would find no password in a database's URI, nor anything that may be one."""
     from sqlalchemy.engine import make_url  # here, as it takes a quarter of a second
     from sqlalchemy.exc import ArgumentError
 
@@ -81,5 +81,5 @@ def _is_plain_database(uri: str) -> bool:
 
 
 def _is_plain(uri: str) -> bool:
-    """Whether a text that is no known URI may be shown."""
+    """Tell whether a text that is no known URI may be shown."""
     return bool(re.fullmatch(r"(\w+://)?[\w./ +~-]*", uri))

@@ -65,6 +65,13 @@ def require_some_of(key: str, values: tuple[str, ...], allowed: tuple[str, ...])
         require(value in allowed, key, value, f"some of {', '.join(allowed)}{_nearest(value, allowed)}")
 
 
+def require_task(key: str, task: str, corpus: str, known: tuple[str, ...]) -> None:
+    """Refuse a task that is not known, or of another corpus one that could not stand in a path."""
+    if corpus in OURS:
+        require_one_of(key, task, known)
+    require_name(key, task)
+
+
 def require_folds(key: str, folds: int, *, possible: bool) -> None:
     """Refuse all but no folds, or three and more where a corpus can be divided."""
     allowed = "0, or 3 to 100 with study.corpus=folder:/path (not in a sweep, which chooses by validation)"

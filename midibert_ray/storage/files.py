@@ -35,7 +35,7 @@ class DamagedError(ValueError):
 
 
 def is_local(uri: str) -> bool:
-    """Whether a URI names a folder of this machine (or one that all nodes mount)."""
+    """Tell whether a URI names a folder of this machine (or one that all nodes mount)."""
     return "://" not in uri or uri.startswith("file://")
 
 
@@ -126,7 +126,7 @@ def owner_only() -> Iterator[None]:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder stands at a URI."""
+    """Tell whether a file or folder stands at a URI."""
     system, path = filesystem(uri)
     return system.get_file_info(path).type is not fs.FileType.NotFound
 

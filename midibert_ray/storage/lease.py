@@ -154,7 +154,7 @@ class _Watch:
     said: float = float("-inf")
 
     def finds_void(self, info: fs.FileInfo) -> bool:
-        """Whether the holder of a claim is gone."""
+        """Tell whether the holder of a claim is gone."""
         now = time.monotonic()
         if self.seen.get(info.base_name, (None, now))[0] != info.mtime_ns:
             self.seen[info.base_name] = info.mtime_ns, now
@@ -189,7 +189,7 @@ def _holder(info: fs.FileInfo) -> str:
 
 
 def _is_gone(info: fs.FileInfo) -> bool:
-    """Whether the process of a claim is known to have ended; False where it may be at work."""
+    """Tell whether the process of a claim is known to have ended; False where it may be at work."""
     machine, pid, _ = info.base_name.removeprefix("lease.").rsplit("-", 2)
     try:
         if machine == _machine():

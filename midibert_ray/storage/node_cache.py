@@ -181,7 +181,7 @@ def _problem(folder: Path) -> str | None:
 
 
 def _is_compared(folder: Path) -> bool:
-    """Whether the files of a copy are those that were compared with its digests, since this boot."""
+    """Tell whether the files of a copy are those that were compared with its digests, since this boot."""
     try:
         return bool(_read(folder / COMPARED) == _state(folder))
     except (OSError, ValueError):

@@ -124,7 +124,7 @@ class LabelPlan:
         return not self.folds and (self.labels.splits is not None or not self.tokens.corpus.is_own)
 
     def is_current(self) -> bool:
-        """Whether it has been written, for the tokens as they are now."""
+        """Tell whether it has been written, for the tokens as they are now."""
         made, tokens = find_manifest(self.uri), find_manifest(self.tokens.uri)
         return made is not None and tokens is not None and made["digest"] == tokens["digest"]
 

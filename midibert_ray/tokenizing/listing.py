@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 
 class File(NamedTuple):
-    """One file of a corpus."""
+    """A file of a corpus."""
 
     size: int
     """Bytes."""
@@ -110,7 +110,7 @@ def listing_digest(files: Mapping[str, File], unlisted: Iterable[str]) -> str:
 
 
 class _Walk:
-    """One pass over a local folder: real folders first, then links in the order of their names."""
+    """A pass over a local folder: real folders first, then links in the order of their names."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -182,7 +182,7 @@ def _spelled(found: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a path can stand in JSON, Parquet and a terminal: Linux takes any bytes."""
+    """Tell whether a path can stand in JSON, Parquet and a terminal: Linux takes any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:

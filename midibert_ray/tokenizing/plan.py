@@ -150,7 +150,7 @@ class CorpusPlan:
         return found
 
     def is_current(self) -> bool:
-        """Whether the store is there, and was made from the files as they are now.
+        """Tell whether the store is there, and was made from the files as they are now.
 
         The manifest tells the listings that it is known to hold for, and the files that could not be read for
         a reason that may pass: these are tried.

@@ -50,7 +50,7 @@ MEMORY_LIMIT = 4 << 30
 TIME_LIMIT_S = 20.0
 """Wall time for one piece, seconds."""
 HANDLER = "midibert_ray.corpora.tokens:tokenize_piece"
-"""What the child calls for a piece, as module:function."""
+"""The function that the child calls for a piece, as module:function."""
 
 Handler = Callable[[Corpus, Piece, Sequence[bytes], Protocol], Tokens]
 Message = tuple[dict[str, Any], Sequence[bytes]]
@@ -65,7 +65,7 @@ _INHERITED = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "LANG", "LC_ALL", "LC_CTY
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One piece to tokenize."""
+    """A piece to tokenize."""
 
     corpus: str
     piece: Piece
@@ -84,7 +84,7 @@ class Answer:
     dropped: dict[str, int] = field(default_factory=dict)
     """Notes left out, by reason."""
     remarks: dict[str, int] = field(default_factory=dict)
-    """What else there is to say, counted; see `Tokens.remarks`."""
+    """Remarks, counted; see `Tokens.remarks`."""
     columns: dict[str, bytes] = field(default_factory=dict, repr=False)
     """The bytes of the arrays in `format.COLUMNS`; empty where there is a reason."""
 

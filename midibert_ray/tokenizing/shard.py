@@ -1,4 +1,4 @@
-"""One task of tokenizing: some pieces of a corpus -> one Parquet file of its token store.
+"""A task of tokenizing: some pieces of a corpus -> one Parquet file of its token store.
 
 A task that is repeated, because its node was lost, overwrites what it wrote with the same content.
 """
@@ -45,7 +45,7 @@ class Shard:
 
 
 class Report(TypedDict):
-    """What the driver hears of a piece. "" stands for none, so that all blocks have one schema."""
+    """The report of a piece to the driver. "" stands for none, so that all blocks have one schema."""
 
     corpus: str
     piece: str

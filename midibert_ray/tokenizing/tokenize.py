@@ -156,7 +156,7 @@ class _Ledger:
 
     @property
     def complete(self) -> bool:
-        """Whether every piece was heard of."""
+        """Tell whether every piece was heard of."""
         return len(self._digests) + len(self._quarantined) == len(self.plan.pieces) - len(self.plan.duplicates)
 
     def publish(self) -> str | None:

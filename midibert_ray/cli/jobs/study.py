@@ -3,6 +3,7 @@
     midibert study --preset debug
     midibert study --preset small corpora.root=DATA storage.root=OUT study.tasks=composer,emotion study.seeds=3
     midibert study paper study.tables=1,2,3,4 study.protocols=paper,clean study.seeds=5 --preset base --dry-run
+    midibert study --preset small corpora.names=folder:/music study.corpus=folder:/music study.tasks=genre study.folds=5
     midibert study sweep task=composer study.draws=40 --preset small corpora.root=DATA storage.root=OUT
 
 `paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to

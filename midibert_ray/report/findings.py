@@ -57,7 +57,7 @@ def _pretraining(found: Mapping[Key, Score], tables: Sequence[ResultTable], prot
     tested = next((cell.p for cell in cells if cell and cell.p is not None), None)
     verdict = f"{'' if interval[0] > 0 or interval[1] < 0 else 'not '}beyond chance"
     p = f", {p_text(tested)} over {len(full.tally)} pieces" if tested is not None else ""
-    return f"{_points(full, scratch, interval)} of {kinds.METRICS[full.kind]} on {task} ({verdict}{p})"
+    return f"{_points(full, scratch, interval)} of {METRICS[full.kind]} on {task} ({verdict}{p})"
 
 
 def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:

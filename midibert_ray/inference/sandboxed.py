@@ -5,11 +5,9 @@ No torch is imported here, so that a child is small.
 """
 
 import dataclasses
-import io
 from typing import Any, NoReturn
 
 import numpy as np
-import pretty_midi
 
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.sources import Song, read_song
@@ -149,6 +147,4 @@ def _written(header: dict[str, Any], data: bytes, source: bytes, scores: bytes) 
         scores=values.reshape(-1, len(classes)) if header["level"] == "note" else values,
         abstain=header["abstain"],
     )
-    midi: pretty_midi.PrettyMIDI = annotation.to_midi()
-    midi.write(content := io.BytesIO())
-    return content.getvalue()
+    return annotation.to_bytes()

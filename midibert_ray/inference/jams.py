@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from midibert_ray import __version__
-from midibert_ray.inference.annotation import Annotation
+from midibert_ray.inference.annotation import TAG_MARK, Annotation
 
 SCHEMA_VERSION = "0.3.5"
 """Of JAMS."""
@@ -29,8 +29,9 @@ def to_jams(annotation: Annotation, *, title: str, model: str) -> str:
     metadata = {"annotation_tools": f"midibert_ray {__version__}, model {model}", "data_source": "program"}
     parts = []
     if annotation.level == "sequence":
-        label, probability = annotation.label, float(annotation.probabilities.max())
-        parts.append(_part("tag_open", {}, [_observation(0.0, duration, label, probability)] if label else []))
+        sure = annotation.probabilities
+        tags = annotation.label.split(TAG_MARK) if annotation.label else []
+        parts.append(_part("tag_open", {}, [_observation(0.0, duration, tag, sure.get(tag, math.nan)) for tag in tags]))
     else:
         for label in annotation.classes:
             own = notes[notes["label"] == label]

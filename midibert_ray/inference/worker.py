@@ -6,6 +6,7 @@ process of its own.
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -198,4 +199,5 @@ def _columns(annotation: Annotation) -> dict[str, Any]:
     if annotation.level == "note":
         counts = notes["label"].value_counts()
         return columns | {"labels": json.dumps({label: int(counts.get(label, 0)) for label in annotation.classes})}
-    return columns | {"label": annotation.label, "probability": round(float(annotation.probabilities.max()), 6)}
+    highest = annotation.probabilities.max() if annotation.classes else math.nan  # a number has none
+    return columns | {"label": annotation.label, "probability": round(float(highest), 6)}

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from midibert_ray.inference.page import Roll, RollPiece, player
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.tasks import TASKS
 from midibert_ray.report import kinds, table
 from midibert_ray.report.load import LoadedStudy
@@ -55,7 +56,7 @@ def listenings(source: LoadedStudy) -> list[Listening]:
 
 
 def _rank(key: Key, result: TrialResult) -> tuple[bool, bool, float]:
-    return key.variant != "pretrained", key.protocol != "clean", -result.accuracy
+    return key.variant != "pretrained", key.protocol != CLEAN.name, -result.accuracy
 
 
 def _predictions(source: LoadedStudy, result: TrialResult) -> bytes | None:
@@ -82,9 +83,9 @@ def _pieces(notes: pa.Table, padding: int) -> Iterator[RollPiece]:
     numbers = names.indices.to_numpy()
     columns = {name: notes[name].to_numpy().astype(np.int64) for name in ("onset", "pitch", "duration")}
     label, truth = (notes[name].to_numpy().astype(np.int64) - padding for name in ("prediction", "label"))
-    has = notes.column_names
-    columns["velocity"] = notes["velocity"].to_numpy() if "velocity" in has else np.full(len(notes), VELOCITY)
-    sure = _probability(notes) if "logits" in has else np.ones(len(notes))
+    known = dict(zip(notes.column_names, notes.columns, strict=True))
+    columns["velocity"] = np.asarray(known.get("velocity", np.full(len(notes), VELOCITY)))
+    sure = _probability(notes) if "logits" in known else np.ones(len(notes))
     for number, name in enumerate(names.dictionary.to_pylist()):
         rows = np.flatnonzero(numbers == number)
         onset, pitch, duration, velocity = (columns[each][rows] for each in ("onset", "pitch", "duration", "velocity"))

@@ -176,7 +176,10 @@ class _Watch:
 
 def _claims(uri: str) -> list[fs.FileInfo]:
     system, path = files.filesystem(uri)
-    infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    try:
+        infos = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except FileNotFoundError:  # the last holder has removed the empty folder between pyarrow's two looks at it
+        infos = []
     return sorted(filter(_is_claim, infos), key=lambda info: info.mtime_ns)
 
 

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["jobs/nothing.py"], "name one as jobs/NAME.py: download, export, pipeline"),
+        (["jobs/nothing.py"], "name one as jobs/NAME.py: annotate, download, embed"),
         (["jobs/submit.py"], "is no job of"),
         (["--attach", "x", "--address", "http://user:hunter2@127.0.0.1:9"], "holds a password or a key"),
         (["--attach", "x", "--address", "127.0.0.1:9"], "no Ray cluster answers at http://127.0.0.1:9; give"),

@@ -150,7 +150,7 @@ def test_what_is_not_there_is_left_out(found: LoadedStudy) -> None:
         run.data.tags["encoder"] = ""
     less = replace(found, baselines=[], corpora=[], outcomes=[item for item in found.outcomes if item.variant == "rnn"])
     left = {section.heading: section.data for section in sections.all_sections(less) if section.data}
-    assert everything.keys() - left.keys() == {"Numbers and tags", "Corpora", "Pre-training"}
+    assert everything.keys() - left.keys() == {"Corpora", "Pre-training"}
     first = {name: [row[0] for row in shown["Melody or not"]] for name, shown in (("all", everything), ("left", left))}
     assert "skyline" in first["all"] and "skyline" not in first["left"]
     content = report.render(less)

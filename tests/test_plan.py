@@ -23,6 +23,7 @@ from tests.stores import make_here
 from tests.tiny import tiny_study
 
 
+@pytest.mark.slow
 def test_a_job_lists_each_corpus_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two protocols and two orders: four token stores of one corpus."""
     listed: Counter[str] = Counter()

@@ -204,6 +204,7 @@ def test_embeddings_grow_and_are_made_again_when_they_are_gone(
     assert Path(work.output).read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_child")
 @pytest.mark.parametrize("kind", ["annotate", "embed"])
 def test_a_job_may_be_killed_before_any_write(
@@ -236,6 +237,7 @@ def test_a_job_may_be_killed_before_any_write(
 # ------------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.slow
 def test_a_file_that_kills_its_reader_costs_a_row(
     music: Path, note_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

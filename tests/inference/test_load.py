@@ -43,6 +43,7 @@ assert not [name for name in sys.modules if name.startswith(("midibert_ray.stora
 """
 
 
+@pytest.mark.slow
 def test_a_folder_needs_no_framework(note_folder: Path, songs: list[Path]) -> None:
     subprocess.run([sys.executable, "-c", ALONE, str(note_folder), str(songs[0])], check=True)
 

@@ -351,6 +351,7 @@ def test_a_confusion_matrix_in_percent() -> None:
 # ------------------------------------------------------------------------------------ the page
 
 
+@pytest.mark.slow
 def test_the_report_of_a_study(tmp_path: Path) -> None:
     variants = ("pretrained", "scratch", "rnn", "freeze-backbone")
     config = tiny_study(

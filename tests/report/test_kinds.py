@@ -195,6 +195,7 @@ def test_the_same_answer_to_every_tag(config: Config, sample_pieces: list[Piece]
     assert found.detail == {tag: sum(tag in tags for tags in test) for tag in MOOD.classes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [HEIGHT, MOOD, BUSY, TASKS["melody"]], ids=lambda task: task.name)
 def test_plain_features_are_learned(config: Config, sample_pieces: list[Piece], task: Task, tmp_path: Path) -> None:
     store = labelled(sample_pieces, task, tmp_path)

@@ -39,6 +39,7 @@ def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     return tiny_study(tmp_path, tracking__uri=f"http://127.0.0.1:{free_port()}")
 
 
+@pytest.mark.slow
 def test_a_report_waits_for_the_server_and_nothing_else_does(
     away: Config, locate: Locate, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +90,7 @@ def names(plan: StudyPlan) -> dict[str, str]:
     return {entry.trial.variant: key for key, entry in plan.trials.items()}
 
 
+@pytest.mark.slow
 def test_a_later_start_adds_to_the_tables_without_asking_mlflow(
     tmp_path: Path, locate: Locate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +130,7 @@ def test_a_later_start_adds_to_the_tables_without_asking_mlflow(
     assert load(config, first.key).parent.info.status == "FINISHED", "a trial that has finished since is no failure"
 
 
+@pytest.mark.slow
 def test_a_result_is_recorded_once_wherever_runs_are_recorded(tmp_path: Path, locate: Locate) -> None:
     config = tiny_study(tmp_path, study__variants=("scratch",))
     plan = make(config, locate)
@@ -155,6 +158,7 @@ def test_a_result_is_recorded_once_wherever_runs_are_recorded(tmp_path: Path, lo
     assert len(recorded) == 3, "another result of the same trial"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["", '{"tables": ["3"'])
 def test_books_that_are_empty_or_cut_are_named_and_made_again(
     tmp_path: Path, locate: Locate, caplog: pytest.LogCaptureFixture, left: str
@@ -171,6 +175,7 @@ def test_books_that_are_empty_or_cut_are_named_and_made_again(
     assert all(json.loads(book.read_text()) for book in books)
 
 
+@pytest.mark.slow
 def test_a_study_has_curves_and_its_best_models_have_names(tmp_path: Path, locate: Locate) -> None:
     """The best is that of the validation split, whatever it scores in the test."""
     config = tiny_study(tmp_path, study__variants=("scratch", "pretrained", "rnn"), tracking__register="mine")

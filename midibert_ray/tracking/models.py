@@ -70,6 +70,8 @@ def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, NAME)
         _save(folder, known, content)
+        # A copy would keep the mode of the package's own file, and let others read what is its owner's alone.
+        (folder / _CODE.name).chmod((folder / "MLmodel").stat().st_mode)
         client.log_model_artifacts(known.model_id, str(folder))
     outputs = client.get_run(run).outputs
     if known.model_id not in [each.model_id for each in (outputs.model_outputs if outputs else [])]:

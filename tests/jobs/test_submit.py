@@ -273,7 +273,7 @@ def test_rays_own_command_submits_it_again_and_it_finds_all_done(cluster: Cluste
     environment = cluster.environment(RAY_AUTH_MODE="token")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on where it stopped: 1 of 1 trials are done, 1 of 1 pre-trainings" in done.stdout
+    assert "goes on where it stopped: 2 of 2 trials are done, 1 of 1 pre-trainings" in done.stdout
     assert "majority class" in done.stdout and "report.html" in done.stdout
 
 

@@ -124,7 +124,8 @@ def ended_in_order(config: Config, number: int, when: Callable[[], object]) -> N
     """A signal ends the job while Ray works for it, by its exit code and without a word about a crash."""
     code, output = run(config, kill_when=when, number=number)
     assert code == 128 + number, output
-    assert not any(word in output for word in ("Traceback", "error:", "Fatal", "stack trace", "majority class"))
+    unwanted = [word for word in ("Traceback", "error:", "Fatal", "stack trace", "majority class") if word in output]
+    assert not unwanted, output
 
 
 @pytest.mark.ray

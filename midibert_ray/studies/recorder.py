@@ -159,7 +159,7 @@ class Recorder(tune.Callback):
             f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", *FIGURE.values()))
         )
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
-        self._advance(spec.key, min(result["epoch"] / recipe(spec.config).epochs, 0.99))
+        self._advance(spec.key, min(result["epoch"] / recipe(spec.config, spec.task).epochs, 0.99))
 
     def _advance(self, key: str, share: float) -> None:
         """Note how much of a trial is done, and say where the study stands when one has ended."""

@@ -6,6 +6,7 @@ see the same global order.
 
 import hashlib
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,6 +118,26 @@ def holdout_piece(piece: str, *, corpus: str, seed: int, fraction: float = 0.15)
     """
     _check_fraction(fraction)
     return keyed_hash("holdout", seed, corpus, piece) < fraction * 2.0**64
+
+
+def holdout(pieces: Iterable[tuple[str, str]], *, seed: int, fraction: float = 0.15) -> Callable[[str, str], bool]:
+    """The rule that holds pieces, given as (corpus, piece), out of pre-training: `holdout_piece`.
+
+    Where that would take none of them or all, as may happen to a handful, the one of the smallest hash is held out.
+    """
+    known: list[tuple[str, str]] = []
+    sides = set()
+
+    def by_piece(corpus: str, piece: str) -> bool:
+        return holdout_piece(piece, corpus=corpus, seed=seed, fraction=fraction)
+
+    for corpus, piece in pieces:
+        known.append((corpus, piece))
+        sides.add(by_piece(corpus, piece))
+        if len(sides) == 2:
+            return by_piece
+    only = min(known, key=lambda name: keyed_hash("holdout", seed, *name), default=None)
+    return lambda corpus, piece: (corpus, piece) == only
 
 
 def _check_fraction(fraction: float) -> None:

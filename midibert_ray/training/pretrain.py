@@ -20,7 +20,7 @@ from torch import Tensor
 from midibert_ray.data.augment import augment, thinned_length
 from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch, noise_count
-from midibert_ray.data.order import BatchOrder, holdout_piece, keyed_hash, split_rows
+from midibert_ray.data.order import BatchOrder, holdout, keyed_hash, split_rows
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import mlm_loss
@@ -55,10 +55,13 @@ class PretrainData:
             self.train = self.valid = cut(splits=splits)
             self.train_rows, self.valid_rows = split_rows(len(self.train), seed=config.seed, fraction=fraction)
         else:
-
-            def held_out(corpus: str, piece: str) -> bool:
-                return holdout_piece(piece, corpus=corpus, seed=config.seed, fraction=fraction)
-
+            pieces = (
+                (store.corpus, store.piece_id(piece))
+                for store in stores
+                for piece in range(len(store))
+                if splits is None or store.split(piece) in splits
+            )
+            held_out = holdout(pieces, seed=config.seed, fraction=fraction)
             self.train = cut(splits=splits, keep=lambda *piece: not held_out(*piece))
             self.valid = cut(splits=splits, keep=held_out)
             self.train_rows, self.valid_rows = np.arange(len(self.train)), np.arange(len(self.valid))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midibert_ray.data.order import BatchOrder, Permutation, holdout_piece, split_rows
+from midibert_ray.data.order import BatchOrder, Permutation, holdout, holdout_piece, split_rows
 
 QUICK = settings(max_examples=40, deadline=None)
 
@@ -118,3 +118,14 @@ def test_held_out_pieces_stay_where_they_are() -> None:
     assert held != [holdout_piece(piece, corpus="pop1k7", seed=1) for piece in pieces]
     with pytest.raises(ValueError, match=r"in \(0, 1\), got 15"):
         holdout_piece("001", corpus="pop909", seed=0, fraction=15)
+
+
+def test_of_a_handful_of_pieces_one_is_held_out() -> None:
+    for seed in range(40):
+        few = [("mine", f"{i}.mid") for i in range(3)]
+        held = [piece for corpus, piece in few if holdout(few, seed=seed)(corpus, piece)]
+        assert 1 <= len(held) <= 2
+        assert holdout(reversed(few), seed=seed)(*few[0]) == (few[0][1] in held)
+    many = [("mine", f"{i}.mid") for i in range(100)]
+    rule = holdout(many, seed=0)
+    assert [rule(*name) for name in many] == [holdout_piece(piece, corpus=corpus, seed=0) for corpus, piece in many]

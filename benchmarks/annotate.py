@@ -49,7 +49,7 @@ def main() -> None:
         print(json.dumps(ours(options)))
         return
     python = harness.environment("authors-tool", REQUIREMENTS, options.environments)
-    files, name = _files(options)
+    files, name = harness.music(options.corpora, options.files)
     found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in (AUTHORS, *OURS)}
     for number in range(options.rounds):
         for variant, results in found.items():
@@ -78,20 +78,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--environments", default=harness.ENVIRONMENTS, help="where the authors' packages go")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _files(options: argparse.Namespace) -> tuple[list[str], str]:
-    """MIDI files of POP909, or of the sample, and where they are from."""
-    from midibert_ray.corpora.catalogue import corpus
-    from midibert_ray.corpora.labels import list_pieces
-    from midibert_ray.music.protocol import CLEAN
-
-    chosen = corpus("pop909")
-    there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
-    chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
-    step = max(1, len(pieces) // options.files)
-    return [str(folder / piece.files[0]) for piece in pieces[::step][: options.files]], chosen.title
 
 
 def _command(variant: str, python: Path, options: argparse.Namespace) -> list[object]:

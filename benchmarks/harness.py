@@ -157,3 +157,17 @@ def write_section(path: Path, name: str, body: str) -> None:
     scratch = path.with_name(f"{path.name}.new")
     scratch.write_text(f"{head}{begin}\n{body}\n{end}{tail}", encoding="utf-8")
     scratch.replace(path)
+
+
+def music(corpora: str, count: int) -> tuple[list[str], str]:
+    """MIDI files of POP909 below a folder, or of the sample, evenly out of the list; and where they are from."""
+    from midibert_ray.corpora.catalogue import corpus
+    from midibert_ray.corpora.labels import list_pieces
+    from midibert_ray.music.protocol import CLEAN
+
+    chosen = corpus("pop909")
+    there = corpora and Path(chosen.location(corpora)).is_dir()
+    chosen = chosen if there else corpus("sample")
+    folder, pieces = Path(chosen.location(corpora)), list_pieces(chosen, {}, CLEAN)
+    step = max(1, len(pieces) // count)
+    return [str(folder / piece.files[0]) for piece in pieces[::step][:count]], chosen.title

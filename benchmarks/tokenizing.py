@@ -41,7 +41,7 @@ def main() -> None:
         print(json.dumps(WORKERS[options.worker](options)))
         return
     python = harness.environment("miditok", REQUIREMENTS, options.environments)
-    files, name = _files(options)
+    files, name = harness.music(options.corpora, options.pieces)
     found: dict[str, list[float]] = {variant: [] for variant in (OURS, *MIDITOK, READING)}
     for number in range(options.rounds):
         for variant, means in found.items():
@@ -66,20 +66,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--environments", default=harness.ENVIRONMENTS, help="where MidiTok goes")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _files(options: argparse.Namespace) -> tuple[list[str], str]:
-    """MIDI files of POP909, or of the sample, and where they are from."""
-    from midibert_ray.corpora.catalogue import corpus
-    from midibert_ray.corpora.labels import list_pieces
-    from midibert_ray.music.protocol import CLEAN
-
-    chosen = corpus("pop909")
-    there = options.corpora and Path(chosen.location(options.corpora)).is_dir()
-    chosen = chosen if there else corpus("sample")
-    folder, pieces = Path(chosen.location(options.corpora)), list_pieces(chosen, {}, CLEAN)
-    step = max(1, len(pieces) // options.pieces)
-    return [str(folder / piece.files[0]) for piece in pieces[::step][: options.pieces]], chosen.title
 
 
 def _command(variant: str, python: Path, options: argparse.Namespace) -> list[object]:

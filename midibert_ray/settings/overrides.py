@@ -95,10 +95,10 @@ def identity_fields(config: Config, sections: Iterable[str]) -> dict[str, Any]:
 
     A switched field of the protocol counts with the section that reads it; all others follow from `tokens.protocol`.
     """
-    sections, standard = set(sections) - {"protocol"}, flatten(Config())
+    sections, given, standard = set(sections) - {"protocol"}, flatten(config), flatten(Config())
     skip = _keys("runtime") | _keys("by_content")
-    skip |= {key for key in _keys("optional") if flatten(config)[key] == standard[key]}
-    fields = {key: value for key, value in flatten(config).items() if key.split(".")[0] in sections and key not in skip}
+    skip |= {key for key in _keys("optional") if given[key] == standard[key]}
+    fields = {key: value for key, value in given.items() if key.split(".")[0] in sections and key not in skip}
     switched = config.protocol_in_force.switched(*sections) if sections else {}
     return fields | {f"protocol.{name}": value for name, value in switched.items()}
 

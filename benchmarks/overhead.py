@@ -2,6 +2,7 @@
 
     python benchmarks/overhead.py --write                          # about twenty-five minutes on two cores
     python benchmarks/overhead.py --workers 1 --rounds 5 --write   # two workers need two idle cores
+    python benchmarks/overhead.py --reports --write                # the second table alone, about six minutes
     python benchmarks/overhead.py --rounds 1 --intervals 2 --log-every 2 --size 32 --segment 64
 
 Ours is `launch.pretrain` on the 32 songs of the package: Ray Train, DeepSpeed (ZeRO stage 1, the default), a report
@@ -19,8 +20,8 @@ dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own da
 is held against; `by fastest` compares the fastest interval of each side, which a busy neighbour disturbs least.
 `spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
 
-The second table is what frequent points of curves cost: a tiny model, whose steps take milliseconds, with one point
-every 10 steps beside one every 1,000. A step never waits for a report, so that both take as long.
+The second table (`--reports`) is what frequent points of curves cost: a tiny model, whose steps take milliseconds, with
+one point every 10 steps beside one every 1,000. A step never waits for a report, so that both take as long.
 """
 
 import argparse
@@ -53,19 +54,26 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         store = harness.measure([*_command(options, "store", 1), "--root", folder])
+        if options.reports:
+            _publish("reports", _reports(options, store, Path(folder)), options)
+            return
         found: dict[int, list[Turn]] = {workers: [] for workers in options.workers}
         for number in range(options.rounds):
             for workers, turns in found.items():
                 turns.append(_turn(options, workers, store, Path(folder, f"{number}-{workers}")))
                 shown = "  ".join(f"{side} {median(seconds):.3f} s/step" for side, seconds in turns[-1].items())
                 print(f"round {number + 1}  {workers} worker(s)  {shown}", flush=True)
-        rows = f"{_table(found, options)}\n\n{_reports(options, store, Path(folder))}"
+    _publish("overhead", _table(found, options), options)
+
+
+def _publish(section: str, rows: str, options: argparse.Namespace) -> None:
     software = harness.versions("torch", "ray", "deepspeed")
-    harness.publish("overhead", rows, options, hardware=harness.machine(), software=software)
+    harness.publish(section, rows, options, hardware=harness.machine(), software=software)
 
 
 def _options() -> argparse.Namespace:
     parser = harness.parser(__doc__)
+    parser.add_argument("--reports", action="store_true", help="what frequent reports cost, and nothing else")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3, help="turns of both sides")
     parser.add_argument(

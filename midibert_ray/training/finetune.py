@@ -31,6 +31,9 @@ from midibert_ray.training.task_data import Batch, TaskData
 
 STATE_FILE = "trial.pt"
 
+SAVE_S = 60.0
+"""Seconds of work that a trial loses at most: where no epoch is better, one is saved that comes so long after the last."""
+
 Classifier = MidiBertForNotes | MidiBertForSequences | BiLstmNotes | BiLstmSequences
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
@@ -197,15 +200,19 @@ class Finetuning:
 def finetune(job: Finetuning, report: Report, split: str = "test") -> Predictions:
     """From where a trial stands to its end; returns the predictions of the best weights on a split.
 
-    The test split is scored once, with the weights that were best in validation, or not at all.
+    The test split is scored once, with the weights that were best in validation, or not at all. Epochs that are not the
+    best so far are learned again after a kill, and come to the same figures.
     """
     for metrics in job.progress.reports:
         report(metrics, None)
+    saved = time.monotonic()
     while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
         valid = job.evaluate("valid").metrics("valid")
         job.judge(valid)
         job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
-        report(job.progress.reports[-1], job.save)
+        saves = job.progress.bad == 0 or time.monotonic() - saved > SAVE_S
+        report(job.progress.reports[-1], job.save if saves else None)
+        saved = time.monotonic() if saves else saved
     job.model.load_state_dict(job.best)
     return job.evaluate(split)

@@ -252,7 +252,7 @@ class LabelPlan:
         pairs = [np.zeros((0, 2), dtype=np.int64)]
         offset = fifths = 0
         for kind, found, labels in sorted(self._numbered(rows), key=lambda column: column[0] == "number"):
-            pairs.append(found + [0, offset])
+            pairs.append(found + np.array([0, offset]))
             offset += labels
             fifths += labels * (kind == "number")
         return np.concatenate(pairs), fifths

@@ -32,7 +32,7 @@ from midibert_ray.training.task_data import Batch, TaskData
 STATE_FILE = "trial.pt"
 
 SAVE_S = 60.0
-"""Seconds of work that a trial loses at most: where no epoch is better, one is saved that comes so long after the last."""
+"""Seconds after the last save from which on an epoch is saved that is not the best so far."""
 
 Classifier = MidiBertForNotes | MidiBertForSequences | BiLstmNotes | BiLstmSequences
 

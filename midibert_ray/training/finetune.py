@@ -84,6 +84,8 @@ class Finetuning:
         self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
+        self.valid: Predictions | None = None
+        """What the best weights said of the validation split, if this process has asked them."""
         self.figures: dict[str, float] = {}
         """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
@@ -165,10 +167,11 @@ class Finetuning:
                 batches.append(kind.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
             return kind.joined(batches)
 
-    def judge(self, valid: dict[str, float]) -> None:
-        """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
+    def judge(self, valid: dict[str, float], said: Predictions) -> None:
+        """Take in a validation's metrics, and hold on to the weights and what they said if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
         if self.progress.bad == 0:
+            self.valid = said
             self.progress.accuracy = valid[f"valid/{self.data.task.metric}"]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
@@ -208,8 +211,9 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
     saved = time.monotonic()
     while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
-        valid = job.evaluate("valid").metrics("valid")
-        job.judge(valid)
+        said = job.evaluate("valid")
+        valid = said.metrics("valid")
+        job.judge(valid, said)
         job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         saves = job.progress.bad == 0 or time.monotonic() - saved > SAVE_S
         report(job.progress.reports[-1], job.save if saves else None)

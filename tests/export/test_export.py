@@ -263,6 +263,17 @@ class TestRun:
             assert "license: other" in card and "neither is what these weights may be used for" in card
         assert not list((tmp_path / "copy").glob("*.db")), "looking leaves nothing behind"
 
+    @pytest.mark.parametrize("left", ["", '{"epoch": 1, "st'])
+    def test_a_cut_file_beside_the_weights_is_as_none(
+        self, left: str, run: PretrainRun, tmp_path: Path, job: Job
+    ) -> None:
+        shutil.copytree(Path(run.checkpoint).parents[1], tmp_path / "runs")
+        step = tmp_path / "runs" / run.key / "step_000000010"
+        (step / "progress.json").write_text(left)
+        code, said = job(f"run={step}", f"output={tmp_path / 'out'}")
+        assert code == 0 and "its training is not known" in said
+        assert equal(load_checkpoint(tmp_path / "out").state_dict(), load_checkpoint(run.checkpoint).state_dict())
+
     def test_what_is_not_there_is_said(self, config: Config, tmp_path: Path, job: Job) -> None:
         nowhere = replace(config, {"storage.root": str(tmp_path / "root")})
         code, said = job(*words(nowhere), f"output={tmp_path / 'out'}")

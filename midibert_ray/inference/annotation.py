@@ -25,7 +25,7 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One piece, annotated."""
+    """A piece with a model's answers."""
 
     song: Song
     grid: GridNotes = field(repr=False)
@@ -149,7 +149,7 @@ class Annotation:
         return midi_bytes(self.to_midi())
 
     def to_html(self) -> str:
-        """One page of HTML to look at and listen to, complete in itself."""
+        """A page of HTML to look at and listen to, complete in itself."""
         from midibert_ray.inference.page import render
 
         return render(self)

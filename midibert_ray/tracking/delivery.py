@@ -51,7 +51,7 @@ def _sending(config: Config, target: TrackingUris) -> Iterator[None]:
 
 
 def caught_up(target: TrackingUris) -> bool:
-    """Whether MLflow holds all records that there are now; waits for that as long as there is progress."""
+    """True where MLflow holds all records that there are now; waits for that as long as there is progress."""
     if not target.spool:
         return True
     with closing(_sender(target)) as sender:

@@ -316,10 +316,10 @@ def finished_trials(config: Config, encoder: str, store: TokenStore) -> dict[str
     for key, entry in plan.trials.items():
         folder = folders[entry.trial.variant] = Path(plan.uri(key))
 
-        def report(figures: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
+        def report(metrics: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
             if checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
-                shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
+                shutil.copytree(checkpoint.path, folder / f"checkpoint_{metrics['epoch']:06d}")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
@@ -355,8 +355,8 @@ class TestTrial:
             results.TrialResult.from_json((checkpoint / results.OUTCOME).read_bytes()),
         )
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
-        assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
-        assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
+        assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.metrics.items())
+        assert {"test/accuracy", "test/f1", "test/loss"} <= left.metrics.keys()
         assert f"{left.scored:,} notes of the test split of sample, protocol `clean`" in card
         assert f"would score {left.majority:.4f}" in card
         calibration = Calibration.find(tmp_path / "out")
@@ -417,7 +417,7 @@ class TestTrial:
         assert "1 epoch from the encoder of its lineage with the encoder frozen" in card
         assert "| earlier stages and fine-tuning | " in card and "license: mit" in card and str(tmp_path) not in card
 
-    def test_without_its_settings_a_trial_still_has_figures(
+    def test_without_its_settings_a_trial_still_has_metrics(
         self, trials: dict[str, Path], tmp_path: Path, job: Job
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()

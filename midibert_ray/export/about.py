@@ -19,7 +19,7 @@ from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
-from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
 from midibert_ray.studies.result import METRICS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
@@ -160,7 +160,7 @@ def of_trial(result: TrialResult, origin: Provenance | None) -> About:
         return About(origin=text, protocol=None, corpora=(), stages=unknown, **_scores(result, "the test split"))
     config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
     pretrained = config.finetune.init == "pretrained" and not origin.start
-    labelled = corpus(task_corpus(config, result.task))
+    labelled = tuple(map(corpus, task_corpora(config, result.task)))
     root, key, _ = run_of(origin.encoder)
     begin = "random weights, without pre-training"
     if pretrained or origin.start:
@@ -168,17 +168,18 @@ def of_trial(result: TrialResult, origin: Provenance | None) -> About:
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     corpora = tuple(map(corpus, config.corpora.names)) if pretrained else ()
-    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{origin.study}`", (labelled,))
+    tested = " and ".join(each.slug for each in labelled)
+    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{origin.study}`", labelled)
     return About(
         origin=f"{head} of study `{origin.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
         "weights of the epoch that was best in validation.",
         protocol=config.protocol_in_force,
         corpora=corpora,
-        labelled=(labelled,),
+        labelled=labelled,
         settings=_settings(config, sections),
         stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
-        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
+        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`"),
     )
 
 

@@ -216,7 +216,7 @@ def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
     }
     names = table.labels(source.tables)
     pictures = []
-    for protocol, task in _columns(source):
+    for protocol, task in (column for column in _columns(source) if column[1] in figures):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
         title = f"{task}, {protocol}: {METRICS[figures[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))

@@ -240,7 +240,7 @@ def instant_spec(space: dict[str, Any], *, study: str, folder: str, console: Any
     matrix = [[15, 5, 0], [5, 10, 0], [0, 5, 0]]
     about = {"classes": list(spec.task.classes), "confusion": matrix, "pieces": pieces, "seconds": 0.0, "devices": 1.0}
     outcome = result.TrialResult(
-        trial=spec.trial.name, **spec.trial.tags, melody=spec.task.melody, epoch=2, figures=figures, **about
+        trial=spec.trial.name, **spec.trial.tags, melody=spec.task.melody, epoch=2, metrics=figures, **about
     )
     origin = result.Provenance(study=study, encoder="", config={})
     content = b"predictions"

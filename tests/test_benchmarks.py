@@ -16,6 +16,7 @@ BENCHMARKS = (
     *("pretrain_step", "packing", "overhead", "scaling", "study", "start", "tokenizing", "scale", "annotate", "gpu"),
 )
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
+HELPERS = ("__init__", "harness", "products", "stages", "steps")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "scaling", "scaling nodes", "study"),
     *("start demo", "start trial", "start processes", "start driver", "tokenize", "scale"),
@@ -34,14 +35,7 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {
-        *BENCHMARKS,
-        *PEERS,
-        "__init__",
-        "harness",
-        "stages",
-        "steps",
-    }
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, *HELPERS}
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))

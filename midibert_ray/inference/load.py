@@ -20,6 +20,8 @@ _FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
 MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 """Beginnings of URIs of models that MLflow has."""
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Folder of the models that come with the package."""
 
 
 def load(uri: str | PathLike[str], device: str | torch.device | None = None, **options: Any) -> Annotator:
@@ -27,7 +29,8 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
 
     Args:
         uri: a folder as `midibert export` writes it, local or in a bucket (`s3://`, `gs://`), or MLflow's `runs:/...`
-            or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow.
+            or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow. Where there is no such folder,
+            the name of a model that ships with the package.
         device: None takes a GPU where there is one.
         **options: `precision` and `overlap`, see `Annotator`.
 
@@ -46,6 +49,16 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
     return Annotator(model, device=device, calibration=calibration, **options)
 
 
+def shipped() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHT_FILES[0]}"))
+
+
+def is_shipped(uri: str) -> bool:
+    """Whether a model is one that comes with the package: a folder of the user's comes before it."""
+    return uri in shipped() and not Path(uri).exists()
+
+
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     """Transformers has one for a tenth of a second."""
@@ -62,7 +75,13 @@ def _without_progress_bars() -> Iterator[None]:
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
     if "://" not in uri and not uri.startswith(MLFLOW):
-        yield Path(uri).expanduser()
+        folder = SHIPPED / uri if is_shipped(uri) else Path(uri).expanduser()
+        if not folder.exists():
+            missing, known = " and ".join(WEIGHT_FILES), ", ".join(shipped()) or "none"
+            raise FileNotFoundError(
+                f"{uri} is not a model's folder: {missing} not found in it; models that ship with midibert_ray: {known}"
+            )
+        yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
         if uri.startswith(MLFLOW):

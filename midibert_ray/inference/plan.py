@@ -11,7 +11,7 @@ import torch
 from midibert_ray import storage
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.inputs import Inputs, list_inputs
-from midibert_ray.inference.load import MLFLOW, load
+from midibert_ray.inference.load import MLFLOW, is_shipped, load
 from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
 from midibert_ray.inference.worker import Work
 from midibert_ray.settings.validators import ConfigError, require, require_address
@@ -98,7 +98,9 @@ def plan(work: Work, source: str) -> Plan:
     require_address("output", work.output)
     storage.require_bucket("output", work.output)
     inputs = list_inputs(source)
-    model = storage.resolve(work.model) if not work.model.startswith(MLFLOW) else work.model
+    # Where the package lies on a node, only that node knows.
+    by_name = work.model.startswith(MLFLOW) or is_shipped(work.model)
+    model = work.model if by_name else storage.resolve(work.model)
     digest = _check_model(work, model)
     output = storage.resolve(work.output)
     state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job")

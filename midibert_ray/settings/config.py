@@ -127,6 +127,9 @@ class PretrainConfig:
     objective: Literal["mask", "noise"] = optional("mask")
     """`mask`: find masked tokens (the paper); `noise`: find the notes behind ones that were changed a little (M2BERT,
     with `mask.fraction=0.3`)."""
+    roll: float = optional(0.0)
+    """Weight of a second loss: at every note, the squared error of a predicted piano roll of its bar and of the chroma
+    of its moment, over all 17 x 98 numbers (M2BERT: 1/176); 0: none. Exports have no head for it."""
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
     epochs: int = 500
@@ -146,6 +149,7 @@ class PretrainConfig:
         checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
+        require(self.roll >= 0, "pretrain.roll", self.roll, "a weight from 0")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
 
 
@@ -184,6 +188,8 @@ class FinetuneConfig:
     """Weigh each class by the inverse of its frequency in the training split."""
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+    average: int = optional(1)
+    """Validate and keep the mean of the weights after each of the last so many epochs (not of RNNs); 1: of one."""
     batch: int = 12
     """Segments a step."""
     epochs: int = 10
@@ -195,7 +201,7 @@ class FinetuneConfig:
         checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
         checks.require_corpora("finetune.corpus", (self.corpus,))
         checks.require_address("finetune.start", self.start)
-        checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
+        checks.require_positive(self, "finetune.", "batch", "epochs", "lr", "average")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
@@ -366,6 +372,7 @@ class Config:
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")
+            require(not self.pretrain.roll, "pretrain.roll", self.pretrain.roll, f"it {what}")
             for name in ("transpose", "shift", "scale", "thin"):
                 value = getattr(self.augment, name)
                 require(not value, f"augment.{name}", value, f"it {what}")

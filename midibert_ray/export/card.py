@@ -35,11 +35,8 @@ FLAWS = {
 """Field of a protocol -> what is wrong where it is not as in `CLEAN`."""
 
 
-def render(model: MidiBertPreTrainedModel, about: About, *, rounded: bool = False) -> str:
-    """The card of a model, Markdown below a YAML head; it names no address of the machine that wrote it.
-
-    `rounded`: its weights are written in bf16.
-    """
+def render(model: MidiBertPreTrainedModel, about: About) -> str:
+    """The card of a model, Markdown below a YAML head; it names no address of the machine that wrote it."""
     config, classifier = model.config, isinstance(model, MidiBertForNotes | MidiBertForSequences)
     task, names = told_by_head(model)
     task = about.task or task
@@ -54,7 +51,6 @@ def render(model: MidiBertPreTrainedModel, about: About, *, rounded: bool = Fals
         _head(known, corpora),
         template_str=Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
         about=about,
-        rounded=rounded,
         config=config,
         classifier=classifier,
         note_level=isinstance(model, MidiBertForNotes),

@@ -87,9 +87,9 @@ def export(
         model.config.task = known.task.name
     if known.protocol:
         model.config.protocol = known.protocol.to_dict()
-    known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()))
+    known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()), rounded=weights == "bf16")
     model.config.lineage = [*known.lineage, *known.stages]
-    texts = {CARD: render(model, known, rounded=weights == "bf16")}
+    texts = {CARD: render(model, known)}
     if known.calibration:
         texts[CALIBRATION] = known.calibration.to_json()
     _write(model, final, texts, weights)

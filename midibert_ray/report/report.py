@@ -1,13 +1,14 @@
 """`report.html`: one self-contained page about a study, made from MLflow alone."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from midibert_ray import storage
 from midibert_ray.report import table
 from midibert_ray.report.findings import verdict
 from midibert_ray.report.load import LoadedStudy, load
-from midibert_ray.report.page import document
-from midibert_ray.report.sections import all_sections
+from midibert_ray.report.page import Section, document
+from midibert_ray.report.sections import all_sections, learning_curves
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.validators import require_name
 
@@ -20,10 +21,14 @@ def write(config: Config, key: str) -> str:
         UnreachableError: where a tracking server does not answer.
     """
     source = load(config, key)
-    page = render(source)
+    sections = all_sections(source)
+    page = _page(source, sections)
     target = uri(config, source.key)
     storage.write_bytes(target, page.encode())
-    source.tracker.log(source.experiment, source.key).text(page, "report.html")
+    run = source.tracker.log(source.experiment, source.key)
+    run.text(page, "report.html")
+    for name, picture in learning_curves(sections):
+        run.figure(picture, name)
     return target
 
 
@@ -39,6 +44,10 @@ def uri(config: Config, key: str) -> str:
 
 def render(source: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
+    return _page(source, all_sections(source))
+
+
+def _page(source: LoadedStudy, sections: Sequence[Section]) -> str:
     params = source.parent.data.params
     hours = sum(score.device_hours for score in table.scores(source.tables).values())
     started = datetime.fromtimestamp(source.parent.info.start_time / 1000, UTC)
@@ -50,4 +59,4 @@ def render(source: LoadedStudy) -> str:
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-    return document(source.key, all_sections(source), facts, verdict(source.tables))
+    return document(source.key, sections, facts, verdict(source.tables))

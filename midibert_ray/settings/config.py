@@ -36,8 +36,13 @@ Variant = Literal[
     "pretrained-by-pitch",
     "scratch-by-pitch",
     "rnn-by-pitch",
+    "mask-30",
+    "noise",
+    "noise-roll",
+    "noise-roll-transpose",
+    "segment-1024",
 ]
-TableName = Literal["1", "2", "3", "4", "leak"]
+TableName = Literal["1", "2", "3", "4", "leak", "levers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +251,7 @@ class StudyConfig:
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
     """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
     tables: tuple[str, ...] = runtime(())
-    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
+    """Tables of the paper (`1` to `4`) and ours: all of their rows, or those that `study.variants` names."""
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
     seeds: int = runtime(1)

@@ -66,6 +66,25 @@ STUDIES: dict[str, dict[str, object]] = {
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
     },
+    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds: a working day of two cores.
+    "levers": {
+        "study.name": "levers",
+        "study.tasks": _PAPER_TASKS,
+        "study.variants": (),
+        "study.tables": ("levers",),
+        "study.seeds": 2,
+        "model.attention": "rope",
+        "optimizer.lr": 5e-4,
+        "optimizer.schedule": "cosine",
+        "pretrain.epochs": 3,
+        "finetune.lr": 3e-4,
+        "finetune.warmup": 0.1,
+        "finetune.epochs": 4,
+        "finetune.train_segments": 900,
+        "compute.precision": "bf16",
+        "compute.workers": 1,
+        "compute.max_concurrent_trials": 2,
+    },
     "sweep": {"study.name": "sweep", "study.draws": 24},
 }
 """Settings that a study of some name changes in a preset; the command line overrules them."""

@@ -134,7 +134,7 @@ def scores(found: dict[str, list[Scored]]) -> str:
 
 
 def abstention(found: dict[str, list[Scored]]) -> str:
-    """Shares of the model's answers that are left, and of these that are right, where less probable ones are withheld."""
+    """Shares of the answers that are left where less probable ones are withheld, and of these that are right."""
     head = ("answered / of these right", *(f"p ≥ {threshold}" for threshold in THRESHOLDS))
     rows = []
     for name, pieces in found.items():

@@ -20,12 +20,12 @@ def write(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study.
         UnreachableError: where a tracking server does not answer.
     """
-    source = load(config, key)
-    sections = all_sections(source)
-    page = _page(source, sections)
-    target = uri(config, source.key)
+    study = load(config, key)
+    sections = all_sections(study)
+    page = _page(study, sections)
+    target = uri(config, study.key)
     storage.write_bytes(target, page.encode())
-    run = source.tracker.log(source.experiment, source.key)
+    run = study.tracker.log(study.experiment, study.key)
     run.text(page, "report.html")
     for name, picture in learning_curves(sections):
         run.figure(picture, name)
@@ -42,21 +42,21 @@ def uri(config: Config, key: str) -> str:
     return storage.root.report(config.storage.root, key)
 
 
-def render(source: LoadedStudy) -> str:
+def render(study: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
-    return _page(source, all_sections(source))
+    return _page(study, all_sections(study))
 
 
-def _page(source: LoadedStudy, sections: Sequence[Section]) -> str:
-    params = source.parent.data.params
-    hours = sum(score.device_hours for score in table.scores(source.tables).values())
-    started = datetime.fromtimestamp(source.parent.info.start_time / 1000, UTC)
+def _page(study: LoadedStudy, sections: Sequence[Section]) -> str:
+    params = study.parent.data.params
+    hours = sum(score.device_hours for score in table.scores(study.tables).values())
+    started = datetime.fromtimestamp(study.parent.info.start_time / 1000, UTC)
     facts = {
-        "protocol": source.parent.data.tags.get("protocol", "").replace(",", " and "),
+        "protocol": study.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
         "pre-trained on": params["corpora.names"].replace(",", ", "),
-        "trials": f"{len(source.outcomes)} finished, {len(source.failed)} failed",
+        "trials": f"{len(study.outcomes)} finished, {len(study.failed)} failed",
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-    return document(source.key, sections, facts, verdict(source.tables))
+    return document(study.key, sections, facts, verdict(study.tables))

@@ -36,7 +36,7 @@ from midibert_ray.training.task_data import TaskData
 def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) -> None:
     """Run a trial or a pre-training, or go on where an earlier start of it stopped.
 
-    What cannot go on, and would not if it were started again, is reported with its reason and not raised: Tune
+    An error that would come again is reported with its reason and not raised: Tune
     would only try again.
 
     Args:
@@ -63,20 +63,20 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
-    if done := results.find(address):
-        tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
+def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
+    """Fine-tune in the folder `uri` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
+    if done := results.find(uri):
+        tune.report(_last_metrics(done[0]))  # a driver that was killed may not have written them down
         return
-    remove_unfinished(address, results.CHECKPOINT)
+    remove_unfinished(uri, results.CHECKPOINT)
     config = spec.config
     store = open_store(spec.store, config.storage)
     data = TaskData(config, store, spec.task)
     with weights(encoder) if encoder else nullcontext("") as folder:
         begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
-    if earlier := results.newest(address):
-        system, path = storage.filesystem(storage.join(address, earlier))
+    if earlier := results.newest(uri):
+        system, path = storage.filesystem(storage.join(uri, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
@@ -84,15 +84,15 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
     result = _result(spec, job, predictions, split)
-    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
+    provenance = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
     content = results.predictions_table(data, store, predictions, split)
 
     def write(folder: Path) -> None:
-        results.write(folder, result, origin, content)
+        results.write(folder, result, provenance, content)
         (folder / CALIBRATION).write_text(calibration.to_json())
         job.save_pretrained(folder)
 
-    _report(spec.key, _last_figures(result), write)
+    _report(spec.key, _last_metrics(result), write)
 
 
 def own_device(config: Config) -> torch.device:
@@ -113,7 +113,7 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         kind=job.data.task.kind,
         melody=job.data.task.melody,
         epoch=job.progress.epoch,
-        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.figures,
+        metrics=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.metrics,
         classes=list(job.data.classes),
         confusion=predictions.matrix().tolist(),
         pieces=predictions.by_piece(job.data.splits[split].piece_id),
@@ -123,20 +123,20 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
     )
 
 
-def _last_figures(result: TrialResult) -> dict[str, Any]:
-    return result.figures | {"epoch": result.epoch}
+def _last_metrics(result: TrialResult) -> dict[str, Any]:
+    return result.metrics | {"epoch": result.epoch}
 
 
-def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+def _report(trial: str, metrics: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
-    figures = figures | node.usage() | {node.HARDWARE: node.hardware()}
+    metrics = metrics | node.usage() | {node.HARDWARE: node.hardware()}
     if write is None:
-        tune.report(figures)
+        tune.report(metrics)
         return
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch))
-        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
+        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": metrics["epoch"]}))
         write_digests(Path(scratch), rank=0, world=1, run=trial)
-        tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
+        tune.report(metrics, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():
         verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused

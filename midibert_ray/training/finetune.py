@@ -83,12 +83,12 @@ class Finetuning:
         self.best: dict[str, Tensor] = {}
         self.recent: list[dict[str, Tensor]] = []
         """Weights after the last epochs, where their mean is wanted."""
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the training split; mean loss and accuracy of the epoch.
+        """Train one pass over the training split; mean loss and accuracy of the epoch.
 
         Raises FloatingPointError where the loss is no longer finite.
         """
@@ -109,7 +109,7 @@ class Finetuning:
             return {"train/loss": float(loss_sum / weight_sum)} | accuracy
 
     def learn(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step on some segments of the training split, by their numbers, int64 [batch].
+        """Train one step on some segments of the training split, by their numbers, int64 [batch].
 
         Four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right, and
         how much it is.
@@ -146,7 +146,7 @@ class Finetuning:
             known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
                 f"the training loss is not finite at step {problem[0]:,} in epoch {self.progress.epoch}; "
-                + (f"the last finite figures, of epoch {last['epoch']}: {known}; " if last else "")
+                + (f"the last finite metrics, of epoch {last['epoch']}: {known}; " if last else "")
                 + f"lower {self.recipe.rate_setting} (it was {self.recipe.rate:g}), or use compute.precision=fp32"
             )
 

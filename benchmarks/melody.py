@@ -2,6 +2,7 @@
 
     MIDIBERT_CORPORA=/data python benchmarks/melody.py --write                     # the model that ships
     MIDIBERT_CORPORA=/data python benchmarks/melody.py --model exports/melody --most 20
+    MIDIBERT_CORPORA=/data python benchmarks/melody.py --card                      # into the card of that model as well
 
 Test pieces of POP909 (its songs aligned to their beats, as in training, and as the files are) and of Lieder (composers
 that are in no other split), and all of `solo`, a corpus that nothing is trained on. Each goes through the model as
@@ -25,7 +26,7 @@ from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import read_piece
 from midibert_ray.inference.annotator import Annotator
-from midibert_ray.inference.load import load
+from midibert_ray.inference.load import SHIPPED, is_shipped, load
 from midibert_ray.inference.sources import Song, read_song
 from midibert_ray.model.calibration import THRESHOLDS
 from midibert_ray.music.midi import notes_to_pretty_midi
@@ -43,6 +44,23 @@ MELODY, TRACK = "melody", "MELODY"
 LEAST = {"POP909 test": 0.88, "Lieder test": 0.80, "Solo": 0.70}
 """The targets: note F1 of the model."""
 RULES = {"skyline": skyline, "top note": top_note}
+CARD = """
+## Music that it has not seen
+
+`python benchmarks/melody.py` says what the rows are.
+
+<!-- melody: begin -->
+<!-- melody: end -->
+
+## Made again
+
+```
+python jobs/study.py weights --preset small corpora.root=DATA storage.root=OUT
+python jobs/export.py run=line-pretrained-clean-seed2021 storage.root=OUT output=midibert_ray/weights/melody weights=bf16
+python benchmarks/melody.py --corpora DATA --card --write
+```
+"""
+"""What is added to a model's card."""
 Bools = NDArray[np.bool_]
 
 
@@ -63,6 +81,7 @@ def main() -> None:
     parser.add_argument("--corpora", default=os.environ.get("MIDIBERT_CORPORA", ""), help="folder of the corpora")
     parser.add_argument("--model", default="melody", help="folder of a model, or the name of one that ships")
     parser.add_argument("--most", type=int, default=0, help="pieces of each set at most, evenly out of the list")
+    parser.add_argument("--card", action="store_true", help="put the tables into the model's card, its README.md")
     options = parser.parse_args()
     model = load(options.model, "cpu")
     if MELODY not in model.classes:
@@ -70,8 +89,19 @@ def main() -> None:
     found = {name: list(score(model, songs(*place, options))) for name, place in SETS.items()}
     shown = {name: pieces for name, pieces in found.items() if pieces}
     tables = [scores(shown), abstention(shown)]
+    if options.card:
+        write_card(SHIPPED / options.model if is_shipped(options.model) else Path(options.model), "\n\n".join(tables))
     software = harness.versions("torch", "transformers", "symusic")
     harness.publish("melody", "\n\n".join(tables), options, hardware=harness.machine(), software=software)
+
+
+def write_card(folder: Path, tables: str) -> None:
+    """Put tables into the card of a model's folder."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    if CARD.split("\n", 2)[1] not in text:
+        card.write_text(text + CARD, encoding="utf-8")
+    harness.write_section(card, "melody", tables)
 
 
 def songs(name: str, as_corpus: bool, options: Namespace) -> Iterator[Song]:

@@ -67,7 +67,7 @@ COMMANDS = {
         Command(
             name="study",
             settings=_EVERYTHING,
-            words="paper, levers, sweep, or section.key=value",
+            words="paper, levers, weights, sweep, or section.key=value",
             extra={"task": "The one task of the study, in place of study.tasks."},
             kinds=STUDIES,
         ),

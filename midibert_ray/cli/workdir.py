@@ -56,6 +56,7 @@ CODE = (
     "midibert_ray/weights/*/vocabulary.json",
     "midibert_ray/weights/*/calibration.json",
     "midibert_ray/weights/*/README.md",
+    "midibert_ray/weights/*/LICENSE-*",
 )
 """The files of a checkout that a job needs: code anywhere in the package, jobs and data by their names."""
 

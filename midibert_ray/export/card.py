@@ -18,7 +18,7 @@ from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSI
 
 CARD = "README.md"
 
-HUB_LICENCES = {"MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
+HUB_LICENCES = {"CC0 1.0": "cc0-1.0", "MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
 
 FLAWS = {
@@ -63,6 +63,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         flaws=[text for name, text in FLAWS.items() if getattr(about.protocol or CLEAN, name) != getattr(CLEAN, name)],
         corpora=corpora,
         known=known,
+        licence=hub_licence(known),
         limited=[entry for entry in known if not entry.redistribute],
         stages={entry.name: " and ".join(s for s, used in stages.items() if entry in used) for entry in corpora},
         titles={entry.name: _title(entry) for entry in corpora},

@@ -56,8 +56,8 @@ CARD = """
 
 ```
 python jobs/study.py weights --preset small corpora.root=DATA storage.root=OUT
-python jobs/export.py run=line-pretrained-clean-seed2021 storage.root=OUT output=midibert_ray/weights/melody weights=bf16
-python benchmarks/melody.py --corpora DATA --card --write
+python jobs/export.py run=line-pretrained-clean-seed2021 storage.root=OUT weights=bf16 output=weights
+python benchmarks/melody.py --corpora DATA --model weights --card
 ```
 """
 """What is added to a model's card."""

@@ -43,6 +43,8 @@ def head(card: str) -> dict[str, Any]:
     ("names", "licence", "word"),
     [
         (("sample",), "mit", "No corpus restricts"),
+        (("lieder",), "cc0-1.0", "No corpus restricts"),
+        (("pop909", "lieder"), "mit", "they are under the licence that the head of this card names (`mit`)"),
         (("pop909", "asap"), "cc-by-nc-sa-4.0", "**The use of these weights is restricted**"),
         (FIVE, "other", "Pianist8: not stated"),
         (("folder:/music/mine",), "other", "the user's own files"),
@@ -53,7 +55,7 @@ def test_licence_is_the_strictest_of_the_corpora(names: tuple[str, ...], licence
     card = render(model(), about(*names))
     assert head(card)["license"] == licence == hub_licence(tuple(map(corpus, names)))
     assert word in card
-    assert ("research and other non-commercial purposes" in card) == (licence != "mit" and bool(names))
+    assert ("research and other non-commercial purposes" in card) == (licence not in ("mit", "cc0-1.0") and bool(names))
 
 
 def test_every_corpus_stands_with_licence_citation_and_source() -> None:

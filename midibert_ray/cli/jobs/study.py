@@ -9,9 +9,10 @@
 
 `paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to
 study.tables to measure what the order of notes gives away. `levers` compares objectives, augmentation and lengths of
-segments in pre-trainings that see as many notes; `weights` makes the model that ships. `sweep` searches the settings of fine-tuning by
-validation and prints the best as they stand on the command line of another study. The same command again does what
-is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial failed.
+segments in pre-trainings that see as many notes; `weights` makes the model that ships. `sweep` searches the settings of
+fine-tuning by validation and prints the best as they stand on the command line of another study. The same command again
+does what is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial
+failed.
 """
 
 from midibert_ray import pipeline

@@ -125,7 +125,7 @@ def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
     for uri, labels in plan.corpora.labels.items():
         if labels.fold > 1:
             continue
-        tasks = {spec.task.name: spec.task for spec in study.trials.values() if spec.store == uri}
+        tasks = {spec.task.name: spec.task for spec in study.trials.values() if uri in (*spec.stores, *spec.tests)}
         head = f"labels {labels.tokens.corpus.name}"
         for number, line in enumerate(describe(labels, list(tasks.values()))):
             yield f"{'' if number else head:<15} {line}"

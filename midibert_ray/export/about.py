@@ -19,7 +19,7 @@ from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
-from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
 from midibert_ray.studies.result import METRIC_WORDS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
@@ -56,7 +56,7 @@ class About:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metric -> value, in the spelling of MLflow."""
     measured_on: str = ""
-    """The data behind the metrics, as Markdown."""
+    """The data that the metrics were measured on, as Markdown."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted settings of the run, those that change its result."""
     calibration: Calibration | None = None
@@ -162,7 +162,7 @@ def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
         return About(origin=text, protocol=None, corpora=(), stages=unknown, **_scores(result, "the test split"))
     config = from_flat({name: value for name, value in provenance.config.items() if name in flatten(Config())})
     pretrained = config.finetune.init == "pretrained" and not provenance.start
-    labelled = corpus(task_corpus(config, result.task))
+    labelled = tuple(map(corpus, task_corpora(config, result.task)))
     root, key, _ = run_of(provenance.encoder)
     begin = "random weights, without pre-training"
     if pretrained or provenance.start:
@@ -170,17 +170,18 @@ def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     corpora = tuple(map(corpus, config.corpora.names)) if pretrained else ()
-    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{provenance.study}`", (labelled,))
+    tested = " and ".join(each.slug for each in labelled)
+    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{provenance.study}`", labelled)
     return About(
         origin=f"{head} of study `{provenance.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
         "weights of the epoch that was best in validation.",
         protocol=config.protocol_in_force,
         corpora=corpora,
-        labelled=(labelled,),
+        labelled=labelled,
         settings=_settings(config, sections),
         stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
-        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
+        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`"),
     )
 
 

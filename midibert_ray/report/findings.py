@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.music.tasks import MELODY, TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval, p_text
@@ -169,6 +169,7 @@ class MelodyOrNot(NamedTuple):
     """Melody told from the two other classes by a rule or a model."""
 
     name: str
+    task: str
     protocol: str
     counts: Sequence[float]
     """The `QUADRANTS`, means over seeds."""
@@ -197,17 +198,17 @@ def melody_or_not(
     groups = {key: group for key, group in by_key(outcomes).items() if kinds.melody(group[0])}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, rows = labels(tables), []
-    for protocol in PROTOCOLS:
-        models = {key.variant: _quadrants(groups[key]) for key in shown if key.protocol == protocol}
-        if not models:
-            continue
+    for column in sorted(dict.fromkeys(key[:2] for key in shown), key=lambda each: [*PROTOCOLS].index(each[0])):
+        protocol, task = column
+        models = {key.variant: _quadrants(groups[key]) for key in shown if key[:2] == column}
         hits, false, missed, rest = next(iter(models.values()))
         told: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
         for item in baselines:
-            if item.protocol == protocol and "TP" in item.detail:
+            if (item.protocol, item.task) == column and "TP" in item.detail:
                 told[item.name] = [item.detail[name] for name in QUADRANTS]
+        printed = paper.MELODY_OR_NOT if task == MELODY.name else {}
         for name, counts in (told | models).items():
-            rows.append(MelodyOrNot(names.get(name, name), protocol, counts, paper.MELODY_OR_NOT.get(name)))
+            rows.append(MelodyOrNot(names.get(name, name), task, protocol, counts, printed.get(name)))
     return rows
 
 

@@ -233,7 +233,7 @@ def finetuning(study: LoadedStudy) -> list[tuple[str, str, Any]]:
     }
     names = table.labels(study.tables)
     pictures = []
-    for protocol, task in _columns(study):
+    for protocol, task in (column for column in _columns(study) if column[1] in kind_of):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
         title = f"{task}, {protocol}: {METRIC_WORDS[kind_of[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))

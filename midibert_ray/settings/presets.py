@@ -6,7 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from midibert_ray.music.tasks import MELODY, PAPER_TASKS
+from midibert_ray.music.tasks import LINE, MELODY, PAPER_TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 
@@ -88,7 +88,7 @@ STUDIES: dict[str, dict[str, object]] = {
     # The model that ships, from nothing but POP909 and Lieder; half an hour of two cores. Its card has the command.
     "weights": {
         "study.name": "weights",
-        "study.tasks": ("line",),
+        "study.tasks": (LINE.name,),
         "study.variants": ("pretrained",),
         "study.seeds": 1,
         "corpora.names": ("pop909", "lieder"),

@@ -4,10 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import STUDIES, preset
 from midibert_ray.studies.plan import make, task_corpora
+from midibert_ray.training.build import parameter_counts
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -80,6 +83,18 @@ def test_levers_are_pretrainings_that_see_as_many_notes_and_are_fine_tuned_alike
         "noise-roll-transpose": roll | {("augment.transpose", 6), ("augment.stage", "pretrain")},
         "segment-1024": {("tokens.segment", 1024), ("pretrain.batch", 6)},
     }
+
+
+def test_the_weights_that_ship_are_made_from_two_corpora_that_may_be_passed_on() -> None:
+    plan = make(replace(preset("small"), STUDIES["weights"]), locate)
+    ((key, run),) = plan.pretrainings.items()
+    ((trial, spec),) = plan.trials.items()
+    both = ("/root/tokens/pop909-clean-pitch", "/root/tokens/lieder-clean-pitch")
+    assert run.stores == spec.stores == both and spec.encoder == key and spec.task is TASKS["line"]
+    assert trial.startswith("line-pretrained-clean-seed2021-"), "as the card's command has it"
+    assert all(corpus(name).redistribute for name in run.config.corpora.names)
+    assert run.config.pretrain.splits == "train", "test songs are heard by no stage"
+    assert sum(parameter_counts(run.config).values()) * 2 <= 8 * 2**20
 
 
 def test_more_cells_keep_those_that_are_there() -> None:

@@ -31,7 +31,14 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, "__init__", "harness", "steps"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        *BENCHMARKS,
+        *PEERS,
+        "__init__",
+        "harness",
+        "products",
+        "steps",
+    }
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))

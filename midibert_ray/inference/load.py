@@ -77,9 +77,9 @@ def _local(uri: str) -> Iterator[Path]:
     if "://" not in uri and not uri.startswith(MLFLOW):
         folder = SHIPPED / uri if is_shipped(uri) else Path(uri).expanduser()
         if not folder.exists():
-            missing, known = " and ".join(WEIGHT_FILES), ", ".join(shipped()) or "none"
             raise FileNotFoundError(
-                f"{uri} is not a model's folder: {missing} not found in it; models that ship with midibert_ray: {known}"
+                f"{uri} is not a model's folder: {' and '.join(WEIGHT_FILES)} not found in it; models that ship with "
+                f"midibert_ray: {', '.join(shipped()) or 'none'}"
             )
         yield folder
         return

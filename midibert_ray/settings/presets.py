@@ -85,7 +85,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "compute.workers": 1,
         "compute.max_concurrent_trials": 2,
     },
-    # The model that ships, from nothing but POP909 and Lieder; half an hour of two cores. Its card has the command.
+    # The model that ships, from nothing but POP909 and Lieder; an hour of two cores. Its card has the command.
     "weights": {
         "study.name": "weights",
         "study.tasks": (LINE.name,),
@@ -103,7 +103,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "finetune.corpus": "pop909,lieder",
         "finetune.lr": 3e-4,
         "finetune.warmup": 0.1,
-        "finetune.epochs": 4,
+        "finetune.epochs": 3,
         "finetune.patience": 0,
         "compute.precision": "bf16",
         "compute.workers": 1,

@@ -90,6 +90,7 @@ def test_the_weights_that_ship_are_made_from_two_corpora_that_may_be_passed_on()
     ((key, run),) = plan.pretrainings.items()
     ((trial, spec),) = plan.trials.items()
     both = ("/root/tokens/pop909-clean-pitch", "/root/tokens/lieder-clean-pitch")
+    assert spec.tests == (*both, "/root/tokens/solo-clean-pitch")
     assert run.stores == spec.stores == both and spec.encoder == key and spec.task is TASKS["line"]
     assert trial.startswith("line-pretrained-clean-seed2021-"), "as the card's command has it"
     assert all(corpus(name).redistribute for name in run.config.corpora.names)

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import read_piece
+from midibert_ray.inference import shipped
 from midibert_ray.inference.annotator import Annotator
-from midibert_ray.inference.load import SHIPPED, is_shipped, load
+from midibert_ray.inference.load import load
 from midibert_ray.inference.sources import Song, read_song
 from midibert_ray.model.calibration import THRESHOLDS
 from midibert_ray.music.midi import notes_to_pretty_midi
@@ -90,7 +91,8 @@ def main() -> None:
     shown = {name: pieces for name, pieces in found.items() if pieces}
     tables = [scores(shown), abstention(shown)]
     if options.card:
-        write_card(SHIPPED / options.model if is_shipped(options.model) else Path(options.model), "\n\n".join(tables))
+        own = shipped.is_shipped(options.model)
+        write_card(shipped.FOLDER / options.model if own else Path(options.model), "\n\n".join(tables))
     software = harness.versions("torch", "transformers", "symusic")
     harness.publish("melody", "\n\n".join(tables), options, hardware=harness.machine(), software=software)
 

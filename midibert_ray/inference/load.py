@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from midibert_ray.inference import shipped
 from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
@@ -20,8 +21,6 @@ _FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""
 MLFLOW = ("runs:/", "models:/", "mlflow-artifacts:/")
 """Beginnings of URIs of models that MLflow has."""
-SHIPPED = Path(__file__).parents[1] / "weights"
-"""Folder of the models that come with the package."""
 
 
 def load(uri: str | PathLike[str], device: str | torch.device | None = None, **options: Any) -> Annotator:
@@ -49,16 +48,6 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
     return Annotator(model, device=device, calibration=calibration, **options)
 
 
-def shipped() -> list[str]:
-    """Names of the models that come with the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{WEIGHT_FILES[0]}"))
-
-
-def is_shipped(uri: str) -> bool:
-    """Whether a model is one that comes with the package: a folder of the user's comes before it."""
-    return uri in shipped() and not Path(uri).exists()
-
-
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
     """Transformers has one for a tenth of a second."""
@@ -75,11 +64,11 @@ def _without_progress_bars() -> Iterator[None]:
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
     if "://" not in uri and not uri.startswith(MLFLOW):
-        folder = SHIPPED / uri if is_shipped(uri) else Path(uri).expanduser()
+        folder = shipped.FOLDER / uri if shipped.is_shipped(uri) else Path(uri).expanduser()
         if not folder.exists():
             raise FileNotFoundError(
                 f"{uri} is not a model's folder: {' and '.join(WEIGHT_FILES)} not found in it; models that ship with "
-                f"midibert_ray: {', '.join(shipped()) or 'none'}"
+                f"midibert_ray: {', '.join(shipped.names()) or 'none'}"
             )
         yield folder
         return

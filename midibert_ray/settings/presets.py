@@ -85,7 +85,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "compute.workers": 1,
         "compute.max_concurrent_trials": 2,
     },
-    # The model that ships, from nothing but POP909 and Lieder, and tested on Solo besides; some hours of two cores. Its card has the command.
+    # The model that ships, from nothing but POP909 and Lieder, tested on Solo besides: some hours of two cores.
     "weights": {
         "study.name": "weights",
         "study.tasks": (LINE.name,),

@@ -20,10 +20,11 @@ from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import note_labels
 from midibert_ray.report import table
-from midibert_ray.report.baselines import GROUP, SKYLINE, baselines
+from midibert_ray.report.baselines import GROUP, MEAN, SKYLINE, baselines
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace as changed
 from midibert_ray.studies.plan import TrialSpec
+from midibert_ray.studies.trials import grid
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
 from tests.labelled import tune, write_folder, write_midi
@@ -148,15 +149,24 @@ def test_given_splits_are_kept_and_what_crosses_them_is_named_and_measured(music
     splits = ("train", "test", "validation", "train")
     write_table(
         music,
-        ("file_name", "genre", "group", "split"),
-        [(*row[:2], row[4], splits[at % 4]) for at, row in enumerate(ROWS)],
+        (*HEAD, "split"),
+        [(*row, splits[at % 4]) for at, row in enumerate(ROWS)],
     )
-    config = settings(music)
-    ((spec, store),) = made(config)
+    config = settings(music, study__tasks=("genre", "year", "mood"))
+    (spec, store), (year, _), (mood, _) = made(config)
     assert Counter(divided(store).values()) == {"train": 12, "test": 6, "valid": 6}
     assert store.manifest[LABELS]["crossing"]["group"] == sorted(f"g{number}" for number in range(12))
     found = {item.name: item for item in baselines(spec.config, store, spec.task)}
     assert (found[GROUP].correct, found[GROUP].scored) == (6, 6)
+    numbers = {item.name: item for item in baselines(year.config, store, year.task)}
+    assert numbers[GROUP].figures["mae"] == pytest.approx(1), "the other piece of a group is a year older"
+    assert "where 6 of 6 pieces have it" in numbers[GROUP].note
+    assert numbers[GROUP].accuracy > 0.9 > numbers[MEAN].accuracy
+    tags = {item.name: item for item in baselines(mood.config, store, mood.task)}
+    for row in store.select({"test"}).tolist():
+        other = PIECES.index(store.piece_id(row)) - 1
+        calm, sad = tags[GROUP].pieces[store.piece_id(row)][2:]
+        assert (round(calm), round(sad)) == (int("calm" in ROWS[other][3]), 1)
     text = dry_run.describe_plan(pipeline.plan(config, study=True), estimates=False)
     assert "12 groups stand in train and beside it, which flatters: g0, g1, g10 and 9 more" in text
 
@@ -201,6 +211,14 @@ def test_a_study_that_cannot_be_made_says_why_before_it_starts(
     write_table(music, (*HEAD, "rare"), [(*row, label) for row, label in zip(ROWS, rare, strict=True)])
     with pytest.raises((LabelError, ConfigError), match=problem):
         pipeline.tokenize(pipeline.plan(settings(music, **changes), study=True))
+
+
+def test_a_probe_is_among_the_rows_that_stand_where_none_are_asked_for(music: Path) -> None:
+    write_table(music)
+    standard = Config().study.variants
+    study = pipeline.plan(settings(music, study__variants=standard), study=True).study
+    assert study and [spec.trial.variant for spec in study.trials.values()] == [*standard, "probe"]
+    assert "probe" not in {trial.variant for trial in grid(Config())}
 
 
 def test_a_folder_without_labels_says_how_to_give_them(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A folder of MIDI and labels of one's own, from the files to the table of results."""
 
 import csv
+import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,13 +21,14 @@ from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import note_labels
 from midibert_ray.report import table
-from midibert_ray.report.baselines import GROUP, MEAN, SKYLINE, baselines
+from midibert_ray.report.baselines import GROUP, MEAN, PLAIN, SKYLINE, baselines
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace as changed
 from midibert_ray.studies.plan import TrialSpec
 from midibert_ray.studies.trials import grid
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
+from tests.jobs.test_pipeline import run
 from tests.labelled import tune, write_folder, write_midi
 from tests.stores import make_here
 from tests.tiny import tiny_study
@@ -100,6 +102,26 @@ def test_every_piece_is_tested_once_in_folds_of_whole_groups(music: Path, ray_cl
     assert pipeline.plan(config, study=True).open_trials == []
     page = pipeline.outcome(config, result)
     assert "genre" in page and "year" in page and "mood" in page
+
+
+@pytest.mark.ray
+def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped(music: Path, no_ray: None) -> None:
+    write_table(music)
+    config = settings(music, study__folds=3, study__tasks=("genre", "year"), finetune__epochs=3)
+
+    def outcomes() -> dict[str, int]:
+        found = (music.parent / "root").glob("studies/*/*/checkpoint_*/outcome.json")
+        return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
+
+    code, said = run(config, job="study", kill_when=lambda: len(outcomes()) >= 2)
+    before = outcomes()
+    assert code == -signal.SIGKILL and 2 <= len(before) < 6, said
+    code, said = run(config, job="study")
+    assert code == 0 and "goes on where it stopped" in said, said
+    after = outcomes()
+    assert len(after) == 6 and {name: after[name] for name in before} == before, "a finished trial was run again"
+    assert "explained variance (R²) of year" in said and PLAIN in said
+    assert sum(line.startswith(("scratch", PLAIN)) for line in said.splitlines()) == 2
 
 
 def test_groups_stay_whole_and_labels_get_their_share(music: Path, here: None) -> None:

@@ -152,7 +152,7 @@ class JobPlan:
 
     @property
     def pretrainings(self) -> Mapping[str, PretrainingSpec]:
-        """Those that the job needs, by key."""
+        """The pre-trainings that the job needs, by key."""
         return {self.pretraining.key: self.pretraining} if self.study is None else self.study.pretrainings
 
     @property

@@ -29,9 +29,9 @@ class Task:
 
     name: str
     level: Literal["note", "sequence"]
-    """One label a note, or one a segment (all segments of a piece have the piece's)."""
+    """Level of the labels: a note each, or a segment each (all segments of a piece have the piece's)."""
     kind: Kind = "classes"
-    """One class each (classification), a number (regression), or any number of classes (multi-label)."""
+    """Kind of the labels: a class (classification), a number (regression), or any number of classes (multi-label)."""
     classes: tuple[str, ...]
     """Names of the classes, padding not counted; none for a number. Note-level labels are 1..C (0 is padding),
     sequence-level 0..C-1."""

@@ -27,7 +27,7 @@ from midibert_ray.report.plain import plain
 from midibert_ray.report.statistics import Interval
 from midibert_ray.settings.config import Config
 from midibert_ray.studies.folds import of_pieces
-from midibert_ray.studies.result import FIGURE, Record, column
+from midibert_ray.studies.result import METRIC, Record, column
 from midibert_ray.training.predictions import KINDS, Predictions
 from midibert_ray.training.task_data import TaskData, cut, several, split_of
 
@@ -64,7 +64,7 @@ class Baseline(Record):
     """The rule, for a reader of a table."""
     kind: str = "classes"
     """As `Task.kind`."""
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """Metrics as a trial's, without the name of the split; empty of a rule that is counted alone."""
     pieces: dict[str, list[Any]] = field(default_factory=dict)
     """As `TrialResult.pieces`; empty of a rule that is counted alone."""
@@ -73,8 +73,8 @@ class Baseline(Record):
 
     @property
     def accuracy(self) -> float:
-        """The figure of a table, as that of a trial."""
-        return self.figures[FIGURE[self.kind]] if self.figures else self.correct / self.scored
+        """The metric of a table, as that of a trial."""
+        return self.metrics[METRIC[self.kind]] if self.metrics else self.correct / self.scored
 
     @property
     def tally(self) -> dict[str, tuple[float, ...]]:
@@ -168,7 +168,7 @@ def _scored(
         detail={} if task.kind == "number" else dict(zip(classes, map(int, counts), strict=True)),
         note=note,
         kind=task.kind,
-        figures={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
+        metrics={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
         pieces=pieces,
         clusters=segments.clusters,
     )
@@ -227,7 +227,7 @@ def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
 
 
 def merge(folds: Sequence[Baseline]) -> list[Baseline]:
-    """The baselines of all folds as one of each column and name: counts are added, figures are over all pieces."""
+    """The baselines of all folds as one of each column and name: counts are added, metrics are over all pieces."""
     groups: dict[tuple[str, str], list[Baseline]] = {}
     for item in folds:
         groups.setdefault((item.task, item.name), []).append(item)
@@ -238,19 +238,19 @@ def _merge(group: Sequence[Baseline]) -> Baseline:
     first, scored = group[0], np.array([item.scored for item in group])
     pieces = {piece: row for item in group for piece, row in item.pieces.items()}
     detail = functools.reduce(operator.add, (Counter(item.detail) for item in group))
-    names = set.intersection(*(set(item.figures) for item in group))
-    figures = {name: float(np.average([item.figures[name] for item in group], weights=scored)) for name in names}
+    names = set.intersection(*(set(item.metrics) for item in group))
+    metrics = {name: float(np.average([item.metrics[name] for item in group], weights=scored)) for name in names}
     if pieces and first.kind != "classes":
-        figures |= of_pieces(first.kind, pieces.values())
-    elif figures:
-        figures["accuracy"] = sum(item.correct for item in group) / int(scored.sum())
+        metrics |= of_pieces(first.kind, pieces.values())
+    elif metrics:
+        metrics["accuracy"] = sum(item.correct for item in group) / int(scored.sum())
     return replace(
         first,
         correct=sum(item.correct for item in group),
         scored=int(scored.sum()),
         detail={name: detail[name] for name in first.detail},
         note=f"{first.note}; so in the first of {len(group)} folds",
-        figures=figures,
+        metrics=metrics,
         pieces=pieces,
         clusters={piece: cluster for item in group for piece, cluster in item.clusters.items()},
     )

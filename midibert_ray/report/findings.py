@@ -20,7 +20,7 @@ from midibert_ray.report.table import (
     tallies,
 )
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import METRICS, TrialResult
+from midibert_ray.studies.result import METRIC_WORDS, TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -57,7 +57,7 @@ def _pretraining(found: Mapping[Key, Score], tables: Sequence[ResultTable], prot
     tested = next((cell.p for cell in cells if cell and cell.p is not None), None)
     verdict = f"{'' if interval[0] > 0 or interval[1] < 0 else 'not '}beyond chance"
     p = f", {p_text(tested)} over {len(full.tally)} pieces" if tested is not None else ""
-    return f"{_points(full, scratch, interval)} of {METRICS[full.kind]} on {task} ({verdict}{p})"
+    return f"{_points(full, scratch, interval)} of {METRIC_WORDS[full.kind]} on {task} ({verdict}{p})"
 
 
 def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:
@@ -150,7 +150,7 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
             f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-            f"{METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+            f"{METRIC_WORDS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told
 

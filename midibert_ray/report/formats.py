@@ -32,11 +32,11 @@ def to_csv(tables: Iterable[ResultTable]) -> str:
                 records.append({"table": table.name} | place | _record(cell))
         for item in table.baselines:
             place = {"protocol": item.protocol, "task": item.task, "row": item.name}
-            f1 = majority_f1(item) if item.name == MAJORITY else item.figures.get("f1")
+            f1 = majority_f1(item) if item.name == MAJORITY else item.metrics.get("f1")
             low, high = item.interval or (None, None)
-            figures = {"accuracy": item.accuracy, "low": low, "high": high, "f1": f1, "scored": item.scored}
-            errors = {name: item.figures.get(name) for name in ("mae", "spearman")}
-            records.append({"table": table.name} | place | figures | errors)
+            metrics = {"accuracy": item.accuracy, "low": low, "high": high, "f1": f1, "scored": item.scored}
+            errors = {name: item.metrics.get(name) for name in ("mae", "spearman")}
+            records.append({"table": table.name} | place | metrics | errors)
     return pd.DataFrame(records, columns=list(FIELDS), dtype=object).to_csv(index=False, lineterminator="\n")
 
 

@@ -118,7 +118,7 @@ def _by_tag(kind: str, model: Any) -> Any:
 
 
 class _Split(NamedTuple):
-    """What is learned from or scored of a split."""
+    """The features and labels of a split that are learned from or scored."""
 
     features: Features
     """float32 [n, features]"""
@@ -193,7 +193,7 @@ def _unsaid(data: TaskData, piece: Any, segment: Any, note: Any, label: NDArray[
 
 
 def _said(data: TaskData, model: Any, split: _Split) -> Predictions:
-    """What a model says of a split, as outputs of a network would be: logits, or numbers."""
+    """A model's predictions of a split, as a network's outputs would be: logits, or numbers."""
     scored, outputs = split.scored, np.full((len(split.features), data.outputs), np.log(_SURE))
     if data.task.kind == "number":
         outputs = model.predict(split.features)[:, None]

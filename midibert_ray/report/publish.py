@@ -5,7 +5,6 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from itertools import product
 
 from midibert_ray import storage
@@ -41,9 +40,9 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, told, melody), "results.md")
     run.text(page.to_html(tables, told), "results.html")
-    run.json([asdict(item) for item in outcomes], "results.json")
+    run.json([item.to_dict() for item in outcomes], "results.json")
     run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
-    run.json([asdict(item) for item in trivial], BASELINES)
+    run.json([item.to_dict() for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
@@ -90,7 +89,7 @@ def _add_to_book(
     """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
     before = storage.find_json(plan.uri(PUBLISHED)) or {}
     tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
-    earlier = [Baseline(**item) for item in before.get("baselines", ())]
+    earlier = [Baseline.from_dict(item) for item in before.get("baselines", ())]
     trivial = [] if plan.config.study.draws else _baselines(plan, earlier)
     known = {(item.protocol, item.task) for item in trivial}
     trivial += [item for item in earlier if (item.protocol, item.task) not in known]
@@ -99,7 +98,7 @@ def _add_to_book(
     failed = result.failed | {trial: reason for trial, reason in failures.items() if trial.name not in settled}
     content = {
         "tables": tables,
-        "baselines": [asdict(item) for item in trivial],
+        "baselines": [item.to_dict() for item in trivial],
         "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
     }
     storage.write_bytes(plan.uri(PUBLISHED), json.dumps(content, indent=1).encode())
@@ -148,7 +147,7 @@ def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
 def known_baselines(config: Config, key: str) -> list[Baseline]:
     """The trivial baselines of a study that `publish` has noted."""
     noted = storage.find_json(storage.join(study_uri(config, key), PUBLISHED)) or {}
-    return [Baseline(**item) for item in noted.get("baselines", ())]
+    return [Baseline.from_dict(item) for item in noted.get("baselines", ())]
 
 
 def postpone_report(config: Config, key: str) -> None:

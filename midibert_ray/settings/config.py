@@ -1,4 +1,4 @@
-"""One configuration for every job: frozen dataclasses, checked when they are made.
+"""The configuration of every job: frozen dataclasses, checked when they are made.
 
 A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
 MLflow and in `config.json`. Three kinds of field exist:
@@ -215,7 +215,7 @@ class RnnConfig:
     patience: int = 20
     """Epochs without a lower validation loss before the rate falls; see `protocol.rnn_returns_to_best`."""
     factor: float = 0.2
-    """What the rate is multiplied with then."""
+    """The rate is multiplied with it then."""
     stops: int = 5
     """Such falls after which training ends."""
 

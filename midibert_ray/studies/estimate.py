@@ -28,9 +28,9 @@ from midibert_ray.training.task_data import TaskData
 MEASURED = 2
 """Segments of the step that is measured."""
 BYTES_A_NOTE, NOTES_A_BAR = 7.5, 16
-"""What a note takes of a MIDI file, and a bar has of notes, in the music that ships with the project."""
+"""Bytes of a MIDI file by note, and notes by bar, in the music that ships with the project."""
 FORWARD = 1 / 3
-"""What a segment costs that is only scored, beside one that is learned from."""
+"""Cost of a segment that is only scored, beside one that is learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from midibert_ray.training.task_data import TaskData
 SECTIONS = (
     *("seed", "corpora", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "finetune", "rnn", "compute"),
 )
-"""What makes one study differ from another of the same name; which of its cells are computed does not."""
+"""Fields that tell one study from another of the same name; the cells that are computed do not."""
 TRIAL_SECTIONS = ("seed", "tokens", "augment", "model", "optimizer", "finetune", "rnn", "compute")
 
 Locate = Callable[[Config, Iterable[str]], Mapping[str, str]]
@@ -199,5 +199,5 @@ def _require_start(trial: Trial, config: Config) -> None:
 
 
 def _leaves_out(config: Config) -> bool:
-    """Whether a pre-training reads the splits of a corpus."""
+    """True where a pre-training reads the splits of a corpus."""
     return config.pretrain.splits == "train" or not config.protocol_in_force.pretrains_on_test

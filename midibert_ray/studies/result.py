@@ -1,8 +1,8 @@
-"""The files of a trial on storage: checkpoints, and in the last one test figures, confusion counts,
+"""The files of a trial on storage: checkpoints, and in the last one test metrics, confusion counts,
 predictions and the settings behind them.
 
-Whether a trial has finished, and where it goes on, is read from its own folder. Tune's books are written every
-few seconds only, so a driver that is killed forgets what came after.
+The state of a trial, finished or to go on from a checkpoint, is read from its own folder. Tune's books are written
+every few seconds only, so a driver that is killed forgets what came after.
 """
 
 import io
@@ -33,10 +33,14 @@ EPOCH = "epoch.json"
 STOPPED = "stopped.json"
 CHECKPOINT = "checkpoint_"
 """Start of the names that Tune gives to checkpoints; the rest counts up."""
-FIGURE = {"classes": "accuracy", "number": "r2", "tags": "average_precision"}
-"""The figure of a table, by kind of task; all are shares, at most 1, and higher is better."""
-METRICS = {"classes": "accuracy", "number": "explained variance (R²)", "tags": "mean average precision"}
+METRIC = {"classes": "accuracy", "number": "r2", "tags": "average_precision"}
+"""The metric of a table, by kind of task; all are shares, at most 1, and higher is better."""
+METRIC_WORDS = {"classes": "accuracy", "number": "explained variance (R²)", "tags": "mean average precision"}
 """The same in words."""
+BEST = "valid/best"
+"""The best validation so far, by the task's metric: the test split chooses nothing."""
+_STORED = {"metrics": "figures"}
+"""Fields whose names in files are others."""
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
 
 
@@ -54,12 +58,20 @@ def predictions_file(corpus: str) -> str:
 class Record:
     """Values that are kept as JSON."""
 
+    def to_dict(self) -> dict[str, Any]:
+        return {_STORED.get(name, name): value for name, value in asdict(self).items()}
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        names = {stored: name for name, stored in _STORED.items()}
+        return cls(**{names.get(name, name): value for name, value in values.items()})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        return cls(**json.loads(text))
+        return cls.from_dict(json.loads(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +84,14 @@ class TrialResult(Record):
     protocol: str
     seed: int
     split: str = "test"
-    """What was scored: `test`, or `valid` in a sweep."""
+    """The split that was scored: `test`, or `valid` in a sweep."""
     kind: str = "classes"
     """As `Task.kind`."""
     melody: str = ""
     """As `Task.melody`."""
     epoch: int
     """Epochs trained."""
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """`valid/best`, `test/loss`, and what `training.predictions` gives of a kind: of classes `test/accuracy`, `test/f1`
     and for sequence-level tasks `test/piece_accuracy`; of others `test/r2`, `test/average_precision`, ..."""
     classes: list[str]
@@ -102,7 +114,7 @@ class TrialResult(Record):
     clusters: dict[str, str] = field(default_factory=dict)
     """Test piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
     besides: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Corpus that was tested besides -> `figures`, `confusion`, `pieces` and `clusters` of its test pieces."""
+    """Corpus that was tested besides -> `metrics`, `confusion`, `pieces` and `clusters` of its test pieces."""
 
     @property
     def columns(self) -> list["TrialResult"]:
@@ -115,8 +127,8 @@ class TrialResult(Record):
 
     @property
     def accuracy(self) -> float:
-        """The figure of its kind in `FIGURE`: of classes the share of the scored notes or segments that are right."""
-        return self.figures[f"{self.split}/{FIGURE[self.kind]}"]
+        """The metric of its kind in `METRIC`: of classes the share of the scored notes or segments that are right."""
+        return self.metrics[f"{self.split}/{METRIC[self.kind]}"]
 
     @property
     def scored(self) -> int:
@@ -142,14 +154,14 @@ class Provenance(Record):
     """The trial's whole configuration, flat."""
 
 
-def newest(address: str) -> str | None:
+def newest(uri: str) -> str | None:
     """The name of the checkpoint in a trial's folder that holds its outcome, else of the latest, else None.
 
     Only sound ones count: one whose upload was cut short is passed over. Of one with an outcome only what a study
     reads is compared with its digests, and the sizes of all: whoever reads the weights compares them. Tune counts the
     checkpoints of every start of a study from 0, so that which is the latest is said by their epochs.
     """
-    system, path = storage.filesystem(address)
+    system, path = storage.filesystem(uri)
     if system.get_file_info(path).type is fs.FileType.File:
         return None
     names = folders(system, path, CHECKPOINT)
@@ -157,7 +169,7 @@ def newest(address: str) -> str | None:
     done = {name: info.type is fs.FileType.File for name, info in zip(names, infos, strict=True)}
     ranks = {name: (done[name], _epoch(system, f"{path}/{name}"), name) for name in names}
     for name in sorted(names, key=lambda name: ranks[name], reverse=True):
-        reason = problem(system, f"{path}/{name}", _READ if done[name] else None, storage.basename(address))
+        reason = problem(system, f"{path}/{name}", _READ if done[name] else None, storage.basename(uri))
         if reason is None:
             return name
         logger.warning("a checkpoint of a trial is passed over: %s", reason)
@@ -172,33 +184,33 @@ def _epoch(system: fs.FileSystem, folder: str) -> int:
         return -1  # it does not say
 
 
-def stop(address: str, figures: Mapping[str, float]) -> None:
+def stop(uri: str, metrics: Mapping[str, float]) -> None:
     """Note that a sweep has stopped the trial in a folder."""
-    storage.write_bytes(storage.join(address, STOPPED), json.dumps(dict(figures), indent=1).encode())
+    storage.write_bytes(storage.join(uri, STOPPED), json.dumps(dict(metrics), indent=1).encode())
 
 
-def stopped(address: str) -> bool:
-    """Whether a sweep has stopped the trial in a folder."""
-    return storage.exists(storage.join(address, STOPPED))
+def stopped(uri: str) -> bool:
+    """True where a sweep has stopped the trial in a folder."""
+    return storage.exists(storage.join(uri, STOPPED))
 
 
-def settled(address: str) -> bool:
-    """Whether the trial in a folder need not run any more."""
-    return find(address) is not None or stopped(address)
+def settled(uri: str) -> bool:
+    """True where the trial in a folder need not run any more."""
+    return find(uri) is not None or stopped(uri)
 
 
-def find(address: str) -> tuple[TrialResult, str] | None:
+def find(uri: str) -> tuple[TrialResult, str] | None:
     """Result of the trial in a folder, and address of its last checkpoint; None where it has not finished."""
-    checkpoint = storage.join(address, newest(address) or "")
+    checkpoint = storage.join(uri, newest(uri) or "")
     file = storage.join(checkpoint, OUTCOME)
     return (TrialResult.from_json(storage.read_bytes(file)), checkpoint) if storage.exists(file) else None
 
 
-def write(folder: Path, outcome: TrialResult, origin: Provenance, predictions: Mapping[str, bytes]) -> None:
-    """Put an outcome, its origin and its predictions, by name of their file, into a checkpoint."""
+def write(folder: Path, outcome: TrialResult, provenance: Provenance, predictions: Mapping[str, bytes]) -> None:
+    """Put an outcome, its provenance and its predictions, by name of their file, into a checkpoint."""
     for name, content in predictions.items():
         (folder / name).write_bytes(content)
-    (folder / ORIGIN).write_text(origin.to_json())
+    (folder / ORIGIN).write_text(provenance.to_json())
     (folder / OUTCOME).write_text(outcome.to_json())
 
 

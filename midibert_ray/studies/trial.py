@@ -36,7 +36,7 @@ from midibert_ray.training.task_data import split_of
 def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) -> None:
     """Run a trial or a pre-training, or go on where an earlier start of it stopped.
 
-    What cannot go on, and would not if it were started again, is reported with its reason and not raised: Tune
+    An error that would come again is reported with its reason and not raised: Tune
     would only try again.
 
     Args:
@@ -63,19 +63,19 @@ def _reason(error: Exception) -> str:
     return text
 
 
-def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
-    if done := results.find(address):
-        tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
+def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
+    """Fine-tune in the folder `uri` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
+    if done := results.find(uri):
+        tune.report(_last_metrics(done[0]))  # a driver that was killed may not have written them down
         return
-    remove_unfinished(address, results.CHECKPOINT)
+    remove_unfinished(uri, results.CHECKPOINT)
     config = spec.config
     data = spec.data()
     with weights(encoder) if encoder else nullcontext("") as folder:
         begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
-    if earlier := results.newest(address):
-        system, path = storage.filesystem(storage.join(address, earlier))
+    if earlier := results.newest(uri):
+        system, path = storage.filesystem(storage.join(uri, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
@@ -84,7 +84,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     calibration = calibrate(job, predictions, split)
     besides = {name: job.evaluate(split_of(name)) for name in data.tests}
     result = _result(spec, job, predictions, split, besides)
-    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
+    provenance = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
     found = {results.PREDICTIONS: results.predictions_table(data, predictions, split)}
     found |= {
         results.predictions_file(name): results.predictions_table(data, said, split_of(name))
@@ -92,11 +92,11 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
     }
 
     def write(folder: Path) -> None:
-        results.write(folder, result, origin, found)
+        results.write(folder, result, provenance, found)
         (folder / CALIBRATION).write_text(calibration.to_json())
         job.save_pretrained(folder)
 
-    _report(spec.key, _last_figures(result), write)
+    _report(spec.key, _last_metrics(result), write)
 
 
 def own_device(config: Config) -> torch.device:
@@ -114,14 +114,14 @@ def _result(
 
     def scored(predictions: Predictions, segments: Segments, split: str) -> dict[str, Any]:
         return {
-            "figures": predictions.metrics(split),
+            "metrics": predictions.metrics(split),
             "confusion": predictions.matrix().tolist(),
             "pieces": predictions.by_piece(segments.name),
             "clusters": segments.clusters,
         }
 
     own = scored(predictions, job.data.splits[split], split)
-    own["figures"] |= {"valid/best": job.progress.accuracy} | job.figures
+    own["metrics"] |= {"valid/best": job.progress.accuracy} | job.metrics
     return TrialResult(
         trial=spec.trial.name,
         **spec.trial.tags,
@@ -138,20 +138,20 @@ def _result(
     )
 
 
-def _last_figures(result: TrialResult) -> dict[str, Any]:
-    return result.figures | {"epoch": result.epoch}
+def _last_metrics(result: TrialResult) -> dict[str, Any]:
+    return result.metrics | {"epoch": result.epoch}
 
 
-def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+def _report(trial: str, metrics: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
-    figures = figures | node.usage() | {node.HARDWARE: node.hardware()}
+    metrics = metrics | node.usage() | {node.HARDWARE: node.hardware()}
     if write is None:
-        tune.report(figures)
+        tune.report(metrics)
         return
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch))
-        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
+        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": metrics["epoch"]}))
         write_digests(Path(scratch), rank=0, world=1, run=trial)
-        tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
+        tune.report(metrics, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():
         verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused

@@ -163,7 +163,7 @@ class TaskData:
         return self._piece_labels("train", pieces)
 
     def class_weights(self) -> NDArray[np.float32]:
-        """What each class counts in the loss where classes are balanced: float32 [outputs].
+        """Weights of the classes in the loss where classes are balanced: float32 [outputs].
 
         Inverse to how often a class is a label in the training split, and 1 in the mean over these labels; 0 for a
         class that is none of them.

@@ -51,7 +51,7 @@ def trial(
         protocol=protocol,
         seed=seed,
         epoch=3,
-        figures={"test/accuracy": sum(right) / (10 * len(right)), "test/f1": f1, "test/loss": 1.0, "valid/best": 0.5},
+        metrics={"test/accuracy": sum(right) / (10 * len(right)), "test/f1": f1, "test/loss": 1.0, "valid/best": 0.5},
         classes=CLASSES,
         confusion=list(confusion),
         pieces={name: [count, 10, int(count > 5)] for name, count in zip("abcd", right, strict=True)},
@@ -305,7 +305,7 @@ def test_the_verdict(third: ResultTable) -> None:
 
 
 def test_a_sweep_and_an_empty_study_have_no_verdict() -> None:
-    draws = [replace(OUTCOMES[0], split="valid", figures={"valid/accuracy": 0.8, "valid/f1": 0.5})]
+    draws = [replace(OUTCOMES[0], split="valid", metrics={"valid/accuracy": 0.8, "valid/f1": 0.5})]
     assert findings.verdict(table.build(draws, {})) == findings.verdict([]) == []
 
 

@@ -105,3 +105,10 @@ def test_the_checkpoint_of_another_trial_does_not_count(trial: str, keep: Keep) 
 def test_a_draw_that_was_stopped_is_settled(trial: str) -> None:
     results.stop(trial, {"valid/best": 0.5})
     assert results.settled(trial) and results.newest(trial) is None
+
+
+def test_files_keep_the_names_of_their_fields() -> None:
+    result = made.outcome("scratch", 0.8)
+    stored = json.loads(result.to_json())
+    assert stored["figures"] == result.metrics and "metrics" not in stored, "as stores of earlier versions have it"
+    assert results.TrialResult.from_json(result.to_json()) == result

@@ -70,6 +70,8 @@ class Baseline(Record):
     """As `TrialResult.pieces`; empty of a rule that is counted alone."""
     clusters: dict[str, str] = field(default_factory=dict)
     """As `TrialResult.clusters`."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """As `TrialResult.confusion`, of the classes of `detail`; empty of a rule that is counted alone."""
 
     @property
     def accuracy(self) -> float:
@@ -171,6 +173,7 @@ def _scored(
         metrics={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
         pieces=pieces,
         clusters=segments.clusters,
+        confusion=matrix.tolist(),
     )
 
 
@@ -253,6 +256,7 @@ def _merge(group: Sequence[Baseline]) -> Baseline:
         metrics=metrics,
         pieces=pieces,
         clusters={piece: cluster for item in group for piece, cluster in item.clusters.items()},
+        confusion=np.sum([item.confusion for item in group], axis=0).tolist() if first.confusion else [],
     )
 
 

@@ -181,7 +181,7 @@ def test_given_splits_are_kept_and_what_crosses_them_is_named_and_measured(music
     found = {item.name: item for item in baselines(spec.config, store, spec.task)}
     assert (found[GROUP].correct, found[GROUP].scored) == (6, 6)
     numbers = {item.name: item for item in baselines(year.config, store, year.task)}
-    assert numbers[GROUP].figures["mae"] == pytest.approx(1), "the other piece of a group is a year older"
+    assert numbers[GROUP].metrics["mae"] == pytest.approx(1), "the other piece of a group is a year older"
     assert "where 6 of 6 pieces have it" in numbers[GROUP].note
     assert numbers[GROUP].accuracy > 0.9 > numbers[MEAN].accuracy
     tags = {item.name: item for item in baselines(mood.config, store, mood.task)}

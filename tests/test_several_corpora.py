@@ -162,6 +162,10 @@ def test_trials_are_named_by_their_corpora(root: Path) -> None:
             r"study\.corpus=\('lieder', 'lieder'\) is not allowed; use each corpus once",
         ),
         ({"study__tests": ("solo",), "study__draws": 3}, r"study\.tests=\('solo',\) is not allowed; use none with"),
+        (
+            {"study__corpus": "pop909", "study__folds": 3},
+            r"study\.folds=3 is not allowed; use 0, as pop909 has no table",
+        ),
         ({"study__corpus": "sample,solo"}, "store of solo has no train, valid"),
         ({"study__tests": ("pop1k7",)}, "pop1k7"),
         ({"study__tests": ("soli",)}, "did you mean 'solo'"),

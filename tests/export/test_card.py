@@ -129,7 +129,7 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
     kind: str, classes: list[str], told: tuple[str, ...], metric: str
 ) -> None:
     """Four outputs of a sequence are emotions only where nothing else is known."""
-    figures = {"test/loss": 1.0, "test/r2": 0.5, "test/accuracy": 0.5, "test/piece_accuracy": 0.5, "valid/best": 0.5}
+    metrics = {"test/loss": 1.0, "test/r2": 0.5, "test/accuracy": 0.5, "test/piece_accuracy": 0.5, "valid/best": 0.5}
     confusion = [[1] * 4] * 4 if kind == "classes" else []
     result = TrialResult(
         trial="mine-x",
@@ -142,7 +142,7 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
         kind=kind,
         classes=classes,
         confusion=confusion,
-        figures=figures,
+        metrics=metrics,
         pieces={},
         devices=1,
     )

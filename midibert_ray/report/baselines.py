@@ -158,7 +158,7 @@ def _scored(
     classes: tuple[str, ...],
 ) -> Baseline:
     """A baseline that answers for every segment or note, as models do."""
-    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.piece_id)
+    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.name)
     labels = predictions.label
     counts = labels.sum(axis=0) if labels.ndim == 2 else matrix.sum(axis=1)
     return Baseline(

@@ -13,7 +13,7 @@ from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.grid import OFF_GRID
 from midibert_ray.music.protocol import CLEAN
-from midibert_ray.music.tasks import TASKS, Task
+from midibert_ray.music.tasks import PAPER_TASKS, Task
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSITIONS
 
 CARD = "README.md"
@@ -42,7 +42,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
     config, classifier = model.config, isinstance(model, MidiBertForNotes | MidiBertForSequences)
     task, names = told_by_head(model)
     task = about.task or task
-    labelled = about.labelled or ((corpus(task.corpus),) if task else ())
+    labelled = about.labelled or ((corpus(task.corpus),) if task and task.corpus else ())
     earlier = about.earlier
     corpora = list({entry.name: entry for entry in (*(earlier or ()), *about.corpora, *labelled)}.values())
     known = corpora if (about.corpora or about.labelled) and earlier is not None else []
@@ -50,7 +50,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
     shape = ["1", *(["time"] * (not isinstance(model, MidiBertForSequences)))]
     shape.append(str(config.num_classes if classifier else config.hidden_size))
     card = ModelCard.from_template(
-        _head(known, corpora),
+        _head(known, corpora, task),
         template_str=Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
         about=about,
         config=config,
@@ -79,12 +79,13 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
 
 
 def told_by_head(model: MidiBertPreTrainedModel) -> tuple[Task | None, tuple[str, ...]]:
-    """The downstream task of a fine-tuned model and the names of its outputs; None and () where the head fits no task.
+    """The paper's task of a fine-tuned model and the names of its outputs; None and () where the head fits none, or the
+    model knows its task.
 
     Note-level heads may have an output for padding, which comes first.
     """
     heads = {"note": MidiBertForNotes, "sequence": MidiBertForSequences}
-    for task in TASKS.values():
+    for task in () if model.config.task else PAPER_TASKS:
         surplus = (model.config.num_classes or 0) - len(task.classes)
         if isinstance(model, heads[task.level]) and (surplus == 0 or (surplus == 1 and task.level == "note")):
             return task, ("padding",) * surplus + task.classes
@@ -99,14 +100,14 @@ def hub_licence(corpora: Sequence[Corpus]) -> str:
     return [word for licence, word in HUB_LICENCES.items() if licence in terms][-1]
 
 
-def _head(known: Sequence[Corpus], corpora: Sequence[Corpus]) -> ModelCardData:
+def _head(known: Sequence[Corpus], corpora: Sequence[Corpus], task: Task | None) -> ModelCardData:
     licence = hub_licence(known)
     return ModelCardData(
         license=licence,
         license_name="see-the-corpora" if licence == "other" else None,
         tags=["midi", "symbolic-music", "piano", "music-information-retrieval", "midibert"],
         datasets=[entry.slug for entry in corpora],
-        metrics=["accuracy"],
+        metrics=[{"number": "r_squared", "tags": "average_precision"}.get(task.kind if task else "", "accuracy")],
     )
 
 

@@ -81,10 +81,11 @@ def export(
         done = pretrained(config)
         model = _open(done.checkpoint)
         known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, metrics=done.metrics)
-    if names := known.classes or told_by_head(model)[1]:
-        model.config.name_classes(names, known.task.kind if known.task else "classes")
     if known.task:
         model.config.task = known.task.name
+        model.config.name_classes(known.classes, known.task.kind)
+    elif names := told_by_head(model)[1]:
+        model.config.name_classes(names)
     if known.protocol:
         model.config.protocol = known.protocol.to_dict()
     known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()), rounded=weights == "bf16")

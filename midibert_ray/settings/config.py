@@ -251,7 +251,8 @@ class StudyConfig:
     kinds: tuple[str, ...] = runtime(())
     """Kinds of tasks other than their labels look, as in year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
-    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
+    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on. On a folder of your
+    own these and `probe`."""
     tables: tuple[str, ...] = runtime(())
     """Tables of the paper (`1` to `4`) and ours: all of their rows, or those that `study.variants` names."""
     protocols: tuple[str, ...] = runtime(())

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, StudyConfig
 from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.validators import FOLDER
 from midibert_ray.studies import paper, sweep
 
 _RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": "none"}
@@ -92,8 +93,13 @@ class Trial:
 
 
 def variants(config: Config) -> tuple[str, ...]:
-    """The rows of a study: those of the paper's tables that it asks for, or only some of them."""
+    """The rows of a study: those of the paper's tables that it asks for, or only some of them.
+
+    With labels of somebody's own, the rows that stand where none are asked for include a linear probe.
+    """
     rows, chosen = paper.variants(config.study.tables), config.study.variants
+    if config.finetune.corpus.startswith(FOLDER) and chosen == StudyConfig().variants:
+        chosen = (*chosen, "probe")
     return tuple(row for row in rows if not chosen or row in chosen) if rows else chosen
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -21,7 +22,12 @@ CARD = "README.md"
 HUB_LICENCES = {"CC0 1.0": "cc0-1.0", "MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
 
-_GRID = {"PITCH_LOW": PITCH_LOW, "PITCH_HIGH": PITCH_HIGH, "POSITIONS": POSITIONS, "DURATIONS": DURATIONS}
+_GRID: dict[str, Any] = {
+    "PITCH_LOW": PITCH_LOW,
+    "PITCH_HIGH": PITCH_HIGH,
+    "POSITIONS": POSITIONS,
+    "DURATIONS": DURATIONS,
+}
 
 FLAWS = {
     "order": "Notes of one onset stand track by track (melody, bridge, accompaniment), which gives the melody away. A "

@@ -86,6 +86,8 @@ class Finetuning:
         self.best: dict[str, Tensor] = {}
         self.valid: Predictions | None = None
         """What the best weights said of the validation split, if this process has asked them."""
+        self.recent: list[dict[str, Tensor]] = []
+        """Weights after the last epochs, where their mean is wanted."""
         self.metrics: dict[str, float] = {}
         """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
@@ -167,6 +169,19 @@ class Finetuning:
                 batches.append(kind.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
             return kind.joined(batches)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the mean of its weights after the last `finetune.average` epochs; then again with its own."""
+        count = self.config.finetune.average if self.config.finetune.model == "midibert" else 1
+        if count == 1:
+            yield
+            return
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.recent = [*self.recent, own][-count:]
+        self.model.load_state_dict({name: torch.stack([each[name] for each in self.recent]).mean(0) for name in own})
+        yield
+        self.model.load_state_dict(own)
+
     def judge(self, valid: dict[str, float], said: Predictions) -> None:
         """Take in a validation's metrics, and hold on to the weights and what they said if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
@@ -184,7 +199,7 @@ class Finetuning:
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on after the last epoch."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
-        torch.save(state | {"progress": vars(self.progress)}, folder / STATE_FILE)
+        torch.save(state | {"recent": self.recent, "progress": vars(self.progress)}, folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
@@ -192,6 +207,7 @@ class Finetuning:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress, self.best = TrialProgress(**state["progress"]), state["best"]
+        self.recent = state.get("recent", [])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -211,9 +227,10 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
     saved = time.monotonic()
     while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
-        said = job.evaluate("valid")
-        valid = said.metrics("valid")
-        job.judge(valid, said)
+        with job.averaged():
+            said = job.evaluate("valid")
+            valid = said.metrics("valid")
+            job.judge(valid, said)
         job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         saves = job.progress.bad == 0 or time.monotonic() - saved > SAVE_S
         report(job.progress.reports[-1], job.save if saves else None)

@@ -151,7 +151,7 @@ class _Walk:
         while self._links:
             folders = [heapq.heappop(self._links)]
             while folders:
-                folders += self._enter(folders.pop())
+                folders += reversed(self._enter(folders.pop()))
         return Listing(files=_spelled(self._files), unlisted=_spelled(self._unlisted))
 
     def _enter(self, below: str) -> list[str]:
@@ -164,8 +164,9 @@ class _Walk:
             if (about.st_dev, about.st_ino) in self._entered:
                 return []
             self._entered.add((about.st_dev, about.st_ino))
-            with os.scandir(path) as entries:
-                folders += [prefix + entry.name for entry in entries if self._note(prefix + entry.name, entry)]
+            with os.scandir(path) as entries:  # in order folder by folder, so that nobody has to sort all of them
+                ordered = sorted(entries, key=lambda entry: entry.name)
+            folders += [prefix + entry.name for entry in ordered if self._note(prefix + entry.name, entry)]
         except OSError as error:
             if not below:
                 raise

@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import CpuAttention
 from midibert_ray.model.relative import distance_windows, relative_bias
 
 ATTENTIONS = ("relative_key_query", "rope")
 ROPE_BASE = 10_000.0
-
-Where = tuple[Tensor, Tensor]
-"""Rows and positions, int64 [m] each, in row-major order."""
 
 
 def padding_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -85,11 +83,11 @@ class SelfAttention(nn.Module):
             nn.Embedding(2 * max_length - 1, hidden_size // heads) if attention == "relative_key_query" else None
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, where: Where | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None, where: Chosen | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size].
 
         mask: [b, t] or [b, t, t], true or 1 = attend; None attends to everything.
-        where: rows and positions of the m results asked for -> float [m, hidden_size]; None for all.
+        where: the m results asked for -> float [m, hidden_size]; None for all.
         """
         dropout = self.dropout if self.training else 0.0
         if self.distance_embedding is None and where is not None:
@@ -103,13 +101,13 @@ class SelfAttention(nn.Module):
             # Through the module, not its weight: a sharded optimizer gathers weights when modules run.
             table = self.distance_embedding(torch.arange(middle - t + 1, middle + t, device=hidden.device)).to(q.dtype)
         attended = attend(q, k, v, table=table, mask=mask, dropout=dropout).transpose(1, 2).flatten(2)
-        return attended if where is None else attended[where]
+        return attended if where is None else attended[where.rows, where.positions]
 
     def _heads(self, projection: nn.Module, hidden: Tensor) -> Tensor:
         """[b, t, hidden_size] -> [b, heads, t, d]."""
         return projection(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _attend_where(self, hidden: Tensor, mask: Tensor | None, where: Where, dropout: float) -> Tensor:
+    def _attend_where(self, hidden: Tensor, mask: Tensor | None, where: Chosen, dropout: float) -> Tensor:
         """Only the queries asked for, side by side in the rows of a smaller batch.
 
         Masked tokens are 15 % of a batch, so the last layer of a pre-training step needs that share of its queries.
@@ -117,16 +115,11 @@ class SelfAttention(nn.Module):
         never read. A rotary query carries its own position along, so it may stand in any slot. With relative_key_query
         the keys' half needs all queries anyway, so this gains nothing there.
         """
-        rows, positions = where
-        # A query's slot is its rank within its row: as rows are in order, its number less those of the rows before.
-        counts = torch.bincount(rows, minlength=len(hidden))
-        slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        few = max(1, int(counts.max()))
-        q = rotate(self.query(hidden[where]).unflatten(-1, (self.heads, -1)), positions[:, None])
+        rows, positions, slots, few = where.rows, where.positions, where.slots.slots, where.slots.few
+        q = rotate(self.query(hidden[rows, positions]).unflatten(-1, (self.heads, -1)), positions[:, None])
         queries = q.new_zeros(len(hidden), few, *q.shape[1:]).index_put((rows, slots), q).transpose(1, 2)
         if mask is not None and mask.dim() == 3:
             chosen = mask.new_zeros(len(hidden), few, mask.shape[-1])
-            chosen[rows, slots] = mask[where]
-            mask = chosen
+            mask = chosen.index_put((rows, slots), mask[rows, positions])
         k, v = rotate(self._heads(self.key, hidden)), self._heads(self.value, hidden)
         return attend(queries, k, v, mask=mask, dropout=dropout)[rows, :, slots].flatten(1)

@@ -268,6 +268,9 @@ class ComputeConfig:
     """Number format of the forward and backward pass; part of the identity, as it changes results."""
     workers: int = runtime(1)
     """Workers of the pre-training run."""
+    compile: Literal["off", "layers", "step"] = optional("off")
+    """Pre-training compiled by torch (it needs a C++ compiler): layer by layer, or the whole step up to its loss. Part
+    of the identity, as dropout draws other masks then."""
     micro_batch: int = runtime(0)
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
     packing: bool = runtime(True)
@@ -299,6 +302,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        fits = self.compile == "off" or self.zero_stage < 3
+        require(fits, "compute.compile", self.compile, "off with compute.zero_stage=3, which gathers weights layer by layer")
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
         require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
         checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")

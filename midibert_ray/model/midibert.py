@@ -18,9 +18,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from midibert_ray.model.attention import ATTENTIONS, SelfAttention
+from midibert_ray.model.attention import ATTENTIONS, Mask, SelfAttention
 from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import Dropout, GeluLinear
+from midibert_ray.model.flex import BlockedMask
 from midibert_ray.model.inputs import require_inputs
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
@@ -176,7 +177,7 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, where: Chosen | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Mask, where: Chosen | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size]; mask and where: see `SelfAttention`."""
         attended = self.attention(hidden, mask, where)
         hidden = hidden if where is None else hidden[where.rows, where.positions]
@@ -206,6 +207,9 @@ class MidiBertModel(MidiBertPreTrainedModel):
 
     trusted = False
     """True where whoever calls has made sure that tokens and masks fit, as our own loops have."""
+
+    kernel = "dense"
+    """`flex`: by FlexAttention where it can (`model.flex`), without dense masks."""
 
     # A folder may hold a whole model; the encoder is opened from it without a word about the heads left behind.
     _keys_to_ignore_on_load_unexpected = [r"^heads?\."]  # noqa: RUF012 (an instance variable to transformers)
@@ -248,7 +252,8 @@ class MidiBertModel(MidiBertPreTrainedModel):
         t, limit = tokens.shape[1], self.config.max_length
         if t > limit:
             raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
-        tokens, mask = (packing.pack(tokens), packing.pairs()) if packing else (tokens, attention_mask)
+        mask = self._mask(attention_mask, packing, tokens.device)
+        tokens = packing.pack(tokens) if packing else tokens
         chosen = Chosen.of(where.bool(), packing) if isinstance(where, Tensor) else where
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
@@ -264,6 +269,12 @@ class MidiBertModel(MidiBertPreTrainedModel):
             hidden, states = packing.unpack(hidden), [packing.unpack(state) for state in states]
         all_states = (*states, hidden) if output_hidden_states else None
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=all_states)
+
+    def _mask(self, attention_mask: Tensor | None, packing: Packing | None, device: torch.device) -> Mask:
+        drops = self.training and self.config.attention_probs_dropout_prob > 0
+        if self.kernel == "flex" and not drops and not (device.type == "cpu" and torch.is_grad_enabled()):
+            return BlockedMask.of(packing.segment if packing else attention_mask, shared=packing is not None)
+        return packing.pairs() if packing else attention_mask
 
 
 class MidiBertForMaskedLM(MidiBertPreTrainedModel):

@@ -92,11 +92,15 @@ class ModelConfig:
     """Width of the feed-forward layers."""
     dropout: float = 0.1
     """Dropout of hidden states and of attention weights."""
+    attention_dropout: float = optional(-1.0)
+    """Dropout of attention weights where it is another one; -1: `model.dropout`. `compute.attention=flex` needs 0."""
 
     def __post_init__(self) -> None:
         checks.require_positive(self, "model.", "layers", "hidden", "heads", "feed_forward")
         require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
+        share, allowed = self.attention_dropout, "a share from 0 to below 1, or -1"
+        require(share == -1 or 0 <= share < 1, "model.attention_dropout", share, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +277,9 @@ class ComputeConfig:
     of the identity, as dropout draws other masks then."""
     micro_batch: int = runtime(0)
     """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
+    attention: Literal["dense", "flex"] = runtime("dense")
+    """How pre-training computes attention: with dense masks and biases, or on a GPU by torch's FlexAttention, which
+    needs none of them and knows no dropout of attention weights."""
     packing: bool = runtime(True)
     """Let short segments share a row where nothing attends to padding: the same results without work on it."""
     zero_stage: int = runtime(1)
@@ -368,6 +375,9 @@ class Config:
         ours = (self.study.corpus or self.finetune.corpus) in checks.OURS  # others' columns are known once it is listed
         require_some_of("study.tasks", self.study.tasks, tuple(TASKS) if ours else self.study.tasks)
         checks.require_folds("study.folds", self.study.folds, possible=not (ours or self.study.draws))
+        dropped = self.model.dropout if self.model.attention_dropout < 0 else self.model.attention_dropout
+        allowed = "dense, or flex with model.attention_dropout=0, as FlexAttention knows no dropout"
+        require(self.compute.attention == "dense" or not dropped, "compute.attention", self.compute.attention, allowed)
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")

@@ -67,22 +67,24 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 class MaskedStep:
     """Forward pass and loss of a micro-batch under one configuration."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.protocol = config, config.protocol_in_force
+    def __init__(self, config: Config, backend: str = "inductor") -> None:
+        """`backend`: torch's compiler, where `compute.compile` asks for one."""
+        self.config, self.protocol, self.backend = config, config.protocol_in_force, backend
         self.augmenting = config.augment.at("pretrain")
         self.static = config.compute.compile != "off"
         whole = config.compute.compile == "step"
-        compiled: Any = torch.compile(dynamic=False) if whole else lambda function: function
+        compiled: Any = torch.compile(dynamic=False, backend=backend) if whole else lambda function: function
         self._corrupt, self._score = compiled(self._corrupted), compiled(_score)
 
     def prepare(self, model: MidiBertForMaskedLM) -> None:
-        """Have a model's layers, or the whole of it, compiled when it runs first, as `compute.compile` says."""
+        """Make a model compute as `compute.attention` and `compute.compile` say; compilers start when it runs first."""
+        model.midibert.kernel = self.config.compute.attention
         if self.config.compute.compile == "step":
-            model.compile(dynamic=False)
+            model.compile(dynamic=False, backend=self.backend)
         elif self.config.compute.compile == "layers":
             # One compilation serves all but the last, which picks the masked positions.
             for layer in model.midibert.layers:
-                layer.compile(dynamic=False)
+                layer.compile(dynamic=False, backend=self.backend)
 
     def lengths(self, stored: NDArray[np.int64], keys: Tensor) -> NDArray[np.int64]:
         """Real tokens of rows in training, int64 [b]: of segments with `stored` ones, without those thinned out."""

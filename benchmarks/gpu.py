@@ -84,6 +84,12 @@ class Setting:
         return step_flops(encoder_config(self.config(attention)), np.array([self.length]), masked) / self.length
 
 
+def tiny(device: torch.device) -> Setting:
+    """A model whose steps take milliseconds on a CPU."""
+    shape = {"layers": 2, "hidden": 32, "heads": 2, "length": 64}
+    return Setting(device=device, compiler="aot_eager", micro_batches=(2, 4), steps=1, **shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rate:
     """Super tokens a second at a micro-batch, and the largest memory that torch held."""
@@ -98,12 +104,9 @@ def main() -> None:
     if not options.cpu_dry_run and not torch.cuda.is_available():
         print(f"gpu: {harness.NOT_MEASURED}, torch {torch.__version__} sees no GPU on this machine")
         return
-    tiny = {"layers": 2, "hidden": 32, "heads": 2, "length": 64, "micro_batches": (2, 4), "steps": 1}
-    setting = Setting(device=torch.device("cuda"))
-    if options.cpu_dry_run:
-        setting = Setting(device=torch.device("cpu"), compiler="aot_eager", **tiny)
+    setting = tiny(torch.device("cpu")) if options.cpu_dry_run else Setting(device=torch.device("cuda"))
     until, rows = time.monotonic() + 60 * options.minutes, []
-    for row in (*_checks(setting), *_rates(setting, until)):
+    for row in (*checks(setting), *rates(setting, until)):
         rows.append(row)
         print("  ".join(row), flush=True)
     name = "CPU, dry run" if options.cpu_dry_run else torch.cuda.get_device_name()
@@ -131,7 +134,8 @@ def _masked(tokens: torch.Tensor, number: int = 0) -> Any:
     return mask_batch(tokens, torch.full((b,), t, device=tokens.device), protocol=CLEAN, keys=keys)
 
 
-def _checks(setting: Setting) -> Iterator[list[str]]:
+def checks(setting: Setting) -> Iterator[list[str]]:
+    """Rows that say whether the device computes the right numbers."""
     tokens = random_batch(2, setting.length)
     here, there = _masked(tokens), _masked(tokens.to(setting.device))
     same = all(
@@ -164,7 +168,7 @@ def _check(name: str, value: float, most: float) -> list[str]:
     return [name, f"{value:.1e}", "", "", "", f"≤ {most:.0e}", harness.verdict(value, most=most)]
 
 
-def _rates(setting: Setting, until: float) -> Iterator[list[str]]:
+def rates(setting: Setting, until: float) -> Iterator[list[str]]:
     """Rows of both attentions: plain, then compiled and with DeepSpeed at the best micro-batch."""
     best: dict[str, Rate] = {}
     for attention in TARGETS:

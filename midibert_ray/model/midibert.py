@@ -148,7 +148,7 @@ class TokenEmbeddings(nn.Module):
     def _multi_hot(self, tokens: Tensor) -> Tensor:
         """Number of times that a super token takes each of those rows: float [b, t, ids of all types + 1]."""
         types, weight = len(self.sizes), self.projection.weight
-        columns = tokens.reshape(*tokens.shape[:2], types).unbind(-1)
+        columns = tokens.reshape(*tokens.shape[:2], types).long().unbind(-1)
         # Number by number, as a tensor of starts would be copied to the device in every step.
         ids = [column + start for column, start in zip(columns, (0, *accumulate(self.sizes[:-1])), strict=True)]
         counts = torch.zeros(*tokens.shape[:2], sum(self.sizes) + 1, dtype=weight.dtype, device=weight.device)

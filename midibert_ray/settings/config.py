@@ -310,7 +310,9 @@ class ComputeConfig:
     def __post_init__(self) -> None:
         require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         fits = self.compile == "off" or self.zero_stage < 3
-        require(fits, "compute.compile", self.compile, "off with compute.zero_stage=3, which gathers weights layer by layer")
+        require(
+            fits, "compute.compile", self.compile, "off with compute.zero_stage=3, which gathers weights layer by layer"
+        )
         require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
         require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
         checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")

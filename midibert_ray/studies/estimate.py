@@ -20,8 +20,8 @@ from midibert_ray.tokenizing.plan import CorpusPlan
 from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
-from midibert_ray.training.step import MaskedStep
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.step import MaskedStep
 from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2

@@ -82,7 +82,10 @@ def test_gradients_on_a_gpu_are_those_of_the_dense_bias(relative: bool) -> None:
 def test_a_model_gives_the_same_logits(representation: str, attention: str, packed: bool) -> None:
     torch.manual_seed(0)
     model = MidiBertForMaskedLM(tiny(representation, attention, max_length=128)).eval()
-    tokens, inside = random_tokens(representation, len(LENGTHS), 128), torch.arange(128) < torch.tensor(LENGTHS)[:, None]
+    tokens, inside = (
+        random_tokens(representation, len(LENGTHS), 128),
+        torch.arange(128) < torch.tensor(LENGTHS)[:, None],
+    )
     where = inside & (torch.rand(inside.shape) < 0.3)
     layout = plan(LENGTHS, length=128, hidden_size=32, device=torch.device("cpu")) if packed else None
     assert (layout is not None) == packed

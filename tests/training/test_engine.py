@@ -52,9 +52,7 @@ def test_gpus_send_gradients_while_the_backward_pass_goes_on(tiny: Config) -> No
 
 
 @pytest.mark.parametrize(("stage", "kept"), [(2, True), (3, True), (1, False)])
-def test_micro_batches_in_bf16_are_added_up_in_fp32(
-    process_group: None, tiny: Config, stage: int, kept: bool
-) -> None:
+def test_micro_batches_in_bf16_are_added_up_in_fp32(process_group: None, tiny: Config, stage: int, kept: bool) -> None:
     """A gradient of 1 and eleven of 2 ** -9: bf16, whose next number after 1 is 1 + 2 ** -7, would lose them."""
     import deepspeed
 

@@ -15,8 +15,8 @@ Rates: the product's own step (`training.step`: batches laid out by a thread, pi
 torch around it (`plain.py`: clipping and fused AdamW on an fp32 copy of bf16 weights), with dropout and an attention
 mask, as in training; the median of three timings of several steps each, after a warm-up. Micro-batches grow until more
 brings less than one percent or memory is full; the best one is shown and then used for `compute.compile`, for
-`compute.attention=flex` (which has no dropout of attention weights), and for DeepSpeed's ZeRO stages. One super token is
-one position of 512.
+`compute.attention=flex` (which has no dropout of attention weights), and for DeepSpeed's ZeRO stages. One super token
+is one position of 512.
 
 MFU is rate * flops / peak, as in training: midibert_ray/training/flops.py has the formula and the peaks.
 """

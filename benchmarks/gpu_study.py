@@ -258,6 +258,12 @@ class Study:
         """Write `results.md` and `results.json`; returns the table of the tasks."""
         found = {path.stem: json.loads(path.read_text()) for path in sorted(self.work.glob("*.json"))}
         _write(self.out / "results.json", found)
+        # What was done after the last checkpoint before an interruption was done again.
+        lines = (self.out / "curves.jsonl").read_text(encoding="utf-8").splitlines()
+        points = {
+            (point["run"], point.get("step"), point["epoch"]): line for line in lines if (point := json.loads(line))
+        }
+        (self.out / "curves.jsonl").write_text("\n".join(points.values()) + "\n", encoding="utf-8")
         figures = harness.table(("", *(task.name for task in PAPER_TASKS)), _figures(found))
         numbers = harness.table(gpu.HEAD, [*found["parity"], *found["speed"]])
         run = found["pretraining"]

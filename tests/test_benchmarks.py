@@ -12,7 +12,7 @@ from benchmarks import harness
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu", "gpu_study")
+BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu", "gpu_study", "roofline")
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),

@@ -298,8 +298,8 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
 
         tokens, attention_mask, packing: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
         labels: int64, of the shape of tokens, the true ids; IGNORE where a position is not scored. With them the output
-        has the `loss` of `mlm_loss`, and `where` is a tensor. Without `where` the positions are those that have labels, and without labels all:
-        logits are float [b, t, n_f] then.
+        has the `loss` of `mlm_loss`, and `where` is a tensor. Without `where` the positions are those that have labels,
+        and without labels all: logits are float [b, t, n_f] then.
         """
         if where is None and labels is not None:
             where = (labels if labels.dim() == 2 else labels[..., 0]) != IGNORE

@@ -107,7 +107,7 @@ class MaskedStep:
         where they are not `augmented`.
         """
         thinned = augmented and bool(self.augmenting)
-        lengths, b = self.lengths(stored, keys) if thinned else stored, len(stored)
+        lengths = self.lengths(stored, keys) if thinned else stored
         counts, layout = self.counts(lengths), None
         # The fullest segment's number for every row: then all batches have one shape.
         few = int(self.counts(np.array([self.config.tokens.segment]))[0]) if self.static else 0

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -314,8 +314,8 @@ def make_stores(folder: Path) -> dict[str, TokenStore]:
     pieces = sample()
     for task in PAPER_TASKS:
         if not (folder / task.corpus).exists():
-            count = len(task.classes)
-            named = [(*piece[:2], task.classes[i % count], piece[3]) for i, piece in enumerate(pieces)]
+            labels = {split: cycle(task.classes) for _, split, *_ in pieces}  # each split has all
+            named = [(*piece[:2], next(labels[piece[1]]), piece[3]) for piece in pieces]
             write_store(folder / task.corpus, named, task.corpus)
     return open_stores(folder, folder)
 

@@ -1,4 +1,4 @@
-"""What a pre-training step asks of a GPU, counted without one: arithmetic, memory traffic, kernels; and what that allows.
+"""What a pre-training step asks of a GPU, counted without one: arithmetic, memory traffic, kernels.
 
     python benchmarks/roofline.py --write          # a minute on any machine
     python benchmarks/roofline.py --micro-batch 16

@@ -1,6 +1,7 @@
 """The step up to its loss: the same numbers in any layout, nothing that waits for a device, nothing compiled twice."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from midibert_ray.data.hashing import row_keys
+from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import MidiBertForMaskedLM
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
+from midibert_ray.training import engine as engines
+from midibert_ray.training import pretrain
 from midibert_ray.training.build import new_model
+from midibert_ray.training.pretrain import PretrainData, PretrainLoop
 from midibert_ray.training.step import MaskedStep, StepBatch
 
 META = torch.device("meta")
@@ -151,6 +156,31 @@ def test_compiled_steps_give_the_same_numbers_and_are_compiled_once(
     pairs = zip(model.parameters(), fast.parameters(), strict=True)
     assert all(torch.allclose(one.grad, other.grad, rtol=1e-3, atol=1e-4) for one, other in pairs)
     assert model.state_dict().keys() == fast.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_a_compiled_run_compiles_nothing_after_its_first_validation(
+    process_group: None, compiler: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With DeepSpeed around it; training and validation each have their own graphs."""
+    graphs = torch._dynamo.utils.counters["stats"]
+    graphs.clear()
+    config = replace(tiny, {"compute.compile": "step", "model.attention": "rope"})
+    monkeypatch.setattr(pretrain, "MaskedStep", partial(MaskedStep, backend="aot_eager"))
+    data = PretrainData(config, [sample_store])
+    engine = engines.build(new_model(config), config, steps=20, device=torch.device("cpu"))
+    loop = PretrainLoop(config, data, engine, rank=0, world=1, device=torch.device("cpu"))
+    loop.step(0, 0, 0)
+    first = graphs["unique_graphs"]
+    assert first > 0
+    for number in range(1, data.order.batches_per_epoch):
+        loop.step(0, number, number)
+    assert graphs["unique_graphs"] == first
+    loop.validate(1)
+    validated = graphs["unique_graphs"]
+    loop.step(1, 0, data.order.batches_per_epoch)
+    loop.validate(2)
+    assert graphs["unique_graphs"] == validated
 
 
 def test_compiling_does_not_go_with_weights_that_come_layer_by_layer(tiny: Config) -> None:

@@ -1,4 +1,4 @@
-"""One GPU, half an hour: are the numbers right, how fast is it, and the paper's figures as far as the time goes.
+"""Half an hour of one GPU: are the numbers right, how fast is it, and the paper's figures as far as the time goes.
 
     python benchmarks/gpu_study.py --stores STORES --out study --minutes 25 --write
     python benchmarks/gpu_study.py --stores STORES --out study --minutes 25 model.attention=rope optimizer.lr=1e-4

@@ -1,4 +1,4 @@
-"""One device without Ray and DeepSpeed: an engine in plain torch that the library's own pre-training loop drives."""
+"""A single device without Ray and DeepSpeed: an engine in plain torch that the library's own pre-training loop drives."""
 
 from pathlib import Path
 from typing import Any

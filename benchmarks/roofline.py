@@ -1,4 +1,4 @@
-"""What a pre-training step asks of a GPU, counted without one: arithmetic, memory traffic, kernels.
+"""Demands of a pre-training step on a GPU, counted without one: arithmetic, memory traffic, kernels.
 
     python benchmarks/roofline.py --write          # a minute on any machine
     python benchmarks/roofline.py --micro-batch 16

@@ -8,7 +8,7 @@ frozen attention, from scratch} x seeds, two at a time, one thread each. A piece
 step to the last score, as it says itself; processes, imports, data, checkpoints and MLflow are what the study adds.
 `ideal` is the shortest packing of these times on two slots that one can hope for: longest first, each on the slot that
 is free first, trials of the encoder after it. `study` is the wall time from the call to the tables. A trial's time
-is taken within the study, where two run side by side, so that the memory that they share weighs on both figures.
+is taken within the study, where two run side by side, so that the memory that they share weighs on both timings.
 """
 
 import argparse

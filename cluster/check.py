@@ -1,4 +1,4 @@
-"""What Ray and Kubernetes let pass in a cluster file, said before it costs money. Needs no cluster and no cloud.
+"""Finds mistakes in a cluster file that Ray and Kubernetes let pass, before they cost money. Needs no cluster or cloud.
 
     python cluster/check.py ~/.midibert/aws.yaml ~/.midibert/kuberay.yaml
 
@@ -47,7 +47,7 @@ PLACEHOLDER = re.compile(r"\b(REGISTRY|PROJECT|BUCKET|TRACKING)\b")
 """Words that our files leave to their user."""
 
 REFUSALS = (ValidationError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError)
-"""What Ray's validators raise."""
+"""Errors that Ray's validators raise."""
 
 
 class Group(NamedTuple):
@@ -55,11 +55,11 @@ class Group(NamedTuple):
 
     name: str
     spot: bool
-    """Whether the cloud may take its nodes back."""
+    """True where the cloud may take its nodes back."""
 
     priority: int
     kind: Any
-    """What is the same in two groups between which only priority decides."""
+    """A value that is the same in two groups between which only priority decides."""
 
 
 def check(path: Path) -> list[str]:
@@ -73,7 +73,7 @@ def check(path: Path) -> list[str]:
 
 
 def problems(documents: list[Any]) -> list[str]:
-    """What is wrong with the documents of a file, whose words in capitals may still stand for something."""
+    """Problems of the documents of a file, whose words in capitals may still stand for something."""
     checks: dict[str, Callable[[dict[str, Any]], Iterable[str]]]
     checks = {"launcher": launcher, "RayCluster": ray_cluster, "RayJob": ray_job}
     found: list[str] = [] if documents else ["there is nothing in it"]
@@ -174,12 +174,12 @@ def machine(node: Mapping[str, Any]) -> str:
 
 
 def has_gpu(node: Mapping[str, Any]) -> bool:
-    """Whether a launcher's node type has GPUs; AWS's families with them begin with g or p."""
+    """True where a launcher's node type has GPUs; AWS's families with them begin with g or p."""
     return bool(node["resources"].get("GPU")) or bool(re.match(r"[gp]\d", machine(node)))
 
 
 def is_spot(node_config: Mapping[str, Any]) -> bool:
-    """Whether the cloud may take the node back."""
+    """True where the cloud may take the node back."""
     scheduling = node_config.get("scheduling", {})
     if isinstance(scheduling, list):  # Ray's examples write Google's object so
         scheduling = {key: value for part in scheduling for key, value in part.items()}
@@ -273,7 +273,7 @@ def cluster_spec(spec: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterat
 
 
 def pods_on_spot(group: Mapping[str, Any]) -> bool:
-    """Whether a worker group asks for spot nodes, in Google's, Karpenter's or EKS's words."""
+    """True where a worker group asks for spot nodes, in Google's, Karpenter's or EKS's words."""
     wanted = group["template"]["spec"].get("nodeSelector", {})
     return any(key.endswith("gke-spot") or str(value).lower() == "spot" for key, value in wanted.items())
 

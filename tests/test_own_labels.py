@@ -66,7 +66,7 @@ def made(config: Config) -> list[tuple[TrialSpec, TokenStore]]:
     plan = pipeline.plan(config, study=True)
     pipeline.tokenize(plan)
     assert plan.study
-    return [(spec, open_store(spec.store, config.storage)) for spec in plan.study.trials.values()]
+    return [(spec, open_store(spec.stores[0], config.storage)) for spec in plan.study.trials.values()]
 
 
 def divided(store: TokenStore) -> dict[str, str]:
@@ -125,8 +125,8 @@ def test_a_changed_label_makes_new_labels_and_no_new_tokens(music: Path, here: N
     plan = pipeline.plan(settings(music), study=True)
     ((second, store),) = made(settings(music))
     assert [found.found for found in pipeline.tokenize(plan)] == [True]
-    assert Path(first.store).parent == Path(second.store).parent
-    assert first.store != second.store
+    assert Path(first.stores[0]).parent == Path(second.stores[0]).parent
+    assert first.stores != second.stores
     assert first.key != second.key
     assert store.label(0, "label.genre") == "low"
 
@@ -258,7 +258,7 @@ def test_emopia_with_a_table_is_the_task_of_emotion(tmp_path: Path, corpora_root
         tmp_path / corpus.folder, ("file_name", "emotion", "split"), [(p.files[0], p.label, p.split) for p in listed]
     )
     ((spec, store),) = made(config)
-    assert spec.store != paper.store
+    assert spec.stores != paper.stores
     assert replace(spec.task, column="label") == paper.task
     first, second = TaskData(paper.config, bare, paper.task), TaskData(spec.config, store, spec.task)
     for split in ("train", "valid", "test"):
@@ -275,7 +275,7 @@ def test_a_pretraining_on_the_same_folder_leaves_out_what_is_tested(music: Path,
     study = pipeline.plan(config, study=True).study
     assert study
     assert (len(study.trials), len(study.pretrainings)) == (6, 3)
-    assert {spec.stores for spec in study.pretrainings.values()} == {(spec.store,) for spec in study.trials.values()}
+    assert {spec.stores for spec in study.pretrainings.values()} == {spec.stores for spec in study.trials.values()}
     shared = pipeline.plan(changed(config, {"protocol.pretrains_on_test": True}), study=True).study
     assert shared
     assert (len(shared.trials), len(shared.pretrainings)) == (6, 1)

@@ -48,7 +48,7 @@ def test_a_fifth_task_is_learned_and_scored(
     job = Finetuning(config, data, new_model(config, data, ""), torch.device("cpu"))
     before = [float(job.learn(np.arange(4))[0]) for _ in range(3)]
     assert np.isfinite(before).all()
-    predictions = finetune(job, lambda figures, write: None)
+    predictions = finetune(job, lambda metrics, write: None)
     assert set(np.unique(predictions.label)) == {data.outputs - 2, data.outputs - 1}
     assert recipe(replace(config, {"finetune.model": "rnn"})).rate == 0.5
 

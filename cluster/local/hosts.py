@@ -125,7 +125,7 @@ class Cluster:
         self._wait(is_back, f"worker {worker}")
 
     def environment(self) -> dict[str, str]:
-        """What nodes, and programs that are started on them, have in their environment."""
+        """The environment of nodes, and of programs that are started on them."""
         ours = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "XDG_"))}
         return ours | {
             "PATH": f"{Path(sys.executable).parent}:{ours.get('PATH', '')}",  # jobs run the `python` that is first here
@@ -138,7 +138,7 @@ class Cluster:
         }
 
     def access(self) -> dict[str, str]:
-        """What a shell of this machine needs to talk to the cluster."""
+        """Variables with which a shell of this machine talks to the cluster."""
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
@@ -151,7 +151,7 @@ class Cluster:
         return self.network.start(host, words, **{"cwd": ROOT, "env": environment} | options)
 
     def ask(self, path: str) -> Any:
-        """What the API of the dashboard answers, from JSON.
+        """The answer of the dashboard's API, from JSON.
 
         Raises:
             OSError: where it does not answer, or refuses.

@@ -26,8 +26,8 @@ RANGE = ipaddress.ip_network("10.77.0.0/16")
 """Where networks have their addresses, 256 of them, by a hash of their names."""
 
 _INSIDE = 'mount --bind "$1" "$2" && mount --bind /dev/null /etc/resolv.conf && shift 2 && exec "$@"'
-"""What starts a program on a host: for it and its children alone, the host's disk appears at `Network.own`, and no name
-server, which no host would reach, is waited for."""
+"""A shell line that starts a program on a host: for it and its children alone, the host's disk appears at
+`Network.own`, and no name server, which no host would reach, is waited for."""
 
 
 class NetworkError(RuntimeError):
@@ -97,7 +97,7 @@ class Network:
 
     @property
     def is_up(self) -> bool:
-        """Whether any of it is there."""
+        """True where any of it is there."""
         return bool(self._links() or self._namespaces() or self.folder.exists())
 
     def up(self) -> None:
@@ -154,7 +154,7 @@ class Network:
         return subprocess.run(self.command(host, words), check=check, **options)
 
     def pids(self, host: str) -> list[int]:
-        """What runs on a host."""
+        """Ids of the processes on a host."""
         return _pids([self.hosts[host].label])
 
     def kill(self, host: str) -> None:

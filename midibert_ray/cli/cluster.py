@@ -1,6 +1,6 @@
 """Talking to the job server of a Ray cluster: connect, start, follow, stop.
 
-What a job prints goes to stdout as it comes; what is said about the job is logged.
+A job's own output goes to stdout as it comes; remarks on the job are logged.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ class Command:
     settings: tuple[str, ...]
     """Sections and dotted keys that the job reads; `--help` shows these."""
     words: str = ""
-    """What positional words it takes beside settings, for `--help`; empty: none."""
+    """Its positional words beside settings, for `--help`; empty: none."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """Settings that only this job takes (`name=value`), which no configuration holds: name -> meaning."""
     kinds: Mapping[str, Mapping[str, object]] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def _settings(config: Config) -> str:
 
 
 def describe_flush(config: Config) -> str:
-    """What `pipeline.flush` would do."""
+    """The work that `pipeline.flush` has before it."""
     studies = ", ".join(postponed_reports(config))
     lines = [
         f"{'records':<15} {tracking.amount(tracking.uris(config))}",
@@ -103,7 +103,7 @@ def describe_flush(config: Config) -> str:
 
 
 def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
-    """What a study would do, and what of it is done."""
+    """The trials of a study, and how many of them are done."""
     lines = [f"{'study':<15} {study_uri(study.config, study.key)}"]
     for key, entry in study.pretrainings.items():
         state = "open" if key in plan.open_pretrainings else "done"
@@ -119,11 +119,11 @@ def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
 
 
 def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
-    """What was understood of labels of the user's own; of folds the first stands for all."""
+    """Labels of the user's own, as they were understood; of folds the first stands for all."""
     for uri, labels in plan.corpora.labels.items():
         if labels.fold > 1:
             continue
-        tasks = {spec.task.name: spec.task for spec in study.trials.values() if spec.store == uri}
+        tasks = {spec.task.name: spec.task for spec in study.trials.values() if uri in (*spec.stores, *spec.tests)}
         head = f"labels {labels.tokens.corpus.name}"
         for number, line in enumerate(describe(labels, list(tasks.values()))):
             yield f"{'' if number else head:<15} {line}"

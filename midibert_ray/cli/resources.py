@@ -62,7 +62,7 @@ def requests(compute: ComputeConfig, *, pretraining: bool, trials: bool = False)
 
 
 def shortage(needed: Sequence[Request], nodes: Sequence[Resources]) -> str:
-    """What is asked for and cannot be had, beside what there is; empty where everything fits."""
+    """The requests that cannot be met, beside the resources of the nodes; empty where everything fits."""
     missing = [str(request) for request in needed if not request.fits(nodes)]
     there: Counter[str] = Counter(CPU=0, GPU=0)
     for node in nodes:
@@ -109,7 +109,7 @@ def _nodes() -> list[Resources]:
 
 
 def _may_grow() -> bool:
-    """Whether an autoscaler may bring nodes: it knows kinds of nodes, while a monitor without one calls each by its id.
+    """True where an autoscaler may bring nodes: it knows kinds of nodes, a monitor without one calls each by its id.
 
     Where no monitor says anything, there may be an autoscaler that does not run on the head.
     """

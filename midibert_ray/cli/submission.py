@@ -34,7 +34,7 @@ class Submission:
 
     @property
     def id(self) -> str:
-        """What the first job of this identity is called on a cluster; later ones get -2, -3 ..."""
+        """The name of the first job of this identity on a cluster; later ones get -2, -3 ..."""
         return f"{self.job}-{self.identity}"
 
 

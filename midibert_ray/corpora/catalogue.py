@@ -30,14 +30,14 @@ class Corpus:
     package."""
     licence: str
     redistribute: bool
-    """Whether the licence lets anyone pass the files on for any purpose; not so if research or non-commercial
+    """True where the licence lets anyone pass the files on for any purpose; not so if research or non-commercial
     use is a condition."""
     citation: str = ""
     url: str = ""
     lists: str | None = None
     """Name of the split lists (`splits/*.json`); None: all files of the folder, split `split`."""
     lists_by_song: str | None = None
-    """Those with every song in one split alone, where `lists` divide its clips."""
+    """Lists with every song in one split alone, where `lists` divide its clips."""
     midi: str = "{}"
     """Piece id -> path of the MIDI file."""
     beats: str | None = None
@@ -53,13 +53,13 @@ class Corpus:
     merged: bool = False
     """The published arrays have notes of one onset by pitch, and not track by track; see `quantize`."""
     four_four: bool = False
-    """Whether all of it counts as 4/4 from the first tick, as the paper has it, whatever time signatures say."""
+    """True where all of it counts as 4/4 from the first tick, as the paper has it, whatever time signatures say."""
     absolute: bool = False
     """``folder`` is an address of its own, not one below the corpora's root."""
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a folder of the user's, of which nothing is known."""
+        """True where it is a folder of the user's, of which nothing is known."""
         return self.name.startswith(_FOLDER_PREFIX)
 
     @property

@@ -1,6 +1,6 @@
 """A file over https: its size and checksum first, resumed where it broke off, checked when it is complete.
 
-What has arrived is kept beside the target as `<name>.part`, with the server's validator in `<name>.part.json`.
+Bytes that have arrived lie beside the target as `<name>.part`, with the server's validator in `<name>.part.json`.
 The next attempt asks for the rest (Range) on condition that the file has not changed (If-Range, RFC 9110 13.1.5);
 a server that cannot do that, or whose file has changed, sends all of it and the part is begun again.
 """

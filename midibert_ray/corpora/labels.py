@@ -1,7 +1,7 @@
 """Pieces of a corpus, with their splits and labels, from its files and the split lists.
 
 The lists of the paper's corpora are the authors' (`splits/*.json`), in the authors' order, which is the row order of
-their published arrays. Those of Lieder are ours, without any random number: groups (composers; for the task of telling
+their published arrays. Lists of Lieder are ours, without any random number: groups (composers; for the task of telling
 composers apart the cycles of each, where there are at least 20 songs in three cycles) are taken by number of songs,
 most first, ties by name; each goes whole to the split where it raises least the sum of (songs - target)^2 / target
 over the splits, the targets being 80, 10 and 10 % of the songs, ties in the order train, valid, test. A split that

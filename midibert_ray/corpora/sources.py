@@ -40,7 +40,7 @@ class Source:
     sha256: str = ""
     """Digest of the archive, if its publisher states one."""
     contents: Contents | None = None
-    """What must be in it; None: what `contents.published` says."""
+    """Its required contents; None: those of `contents.published`."""
 
     @property
     def checksums(self) -> dict[str, str]:

@@ -36,7 +36,7 @@ PIECE_SCHEMA = pa.schema(
         pa.field("label", pa.string()),
     ]
 )
-"""What is known of a piece beside its notes."""
+"""Columns that describe a piece beside its notes."""
 
 SCHEMA = pa.schema(
     [*PIECE_SCHEMA, *(pa.field(name, pa.list_(pa.from_numpy_dtype(dtype))) for name, (dtype, _) in COLUMNS.items())]

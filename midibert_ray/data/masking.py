@@ -1,4 +1,4 @@
-"""What a model has to find in pre-training, on the device: masked tokens, or notes that were changed.
+"""The targets of pre-training, made on the device: masked tokens, or notes that were changed.
 
 Nothing is drawn from a generator: every decision is a hash of (seed, epoch, step, row of the global batch,
 position, purpose). The same rows are therefore corrupted alike on a CPU and a GPU, by one worker or by

@@ -19,8 +19,8 @@ from midibert_ray.music.protocol import PAPER, Protocol
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
-from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
-from midibert_ray.studies.result import METRICS, Provenance, TrialResult
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
+from midibert_ray.studies.result import METRIC_WORDS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
 
@@ -44,19 +44,19 @@ class About:
     protocol: Protocol | None
     """None: not known."""
     corpora: tuple[Corpus, ...]
-    """What the encoder was pre-trained on; empty: not known, or nothing where `labelled` is known."""
+    """Corpora that the encoder was pre-trained on; empty: not known, or nothing where `labelled` is known."""
     labelled: tuple[Corpus, ...] = ()
-    """What it was fine-tuned on; empty: told by the head's outputs, if at all."""
+    """Corpora that it was fine-tuned on; empty: told by the head's outputs, if at all."""
     task: Task | None = None
-    """What it was fine-tuned for; None: told by the head's outputs, if at all."""
+    """The task that it was fine-tuned for; None: told by the head's outputs, if at all."""
     classes: tuple[str, ...] = ()
     """Names of the head's outputs, in order; empty: told by their number, if at all."""
     corpora_note: str = ""
     """How the corpora are known, where that is in doubt."""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     """Metric -> value, in the spelling of MLflow."""
     measured_on: str = ""
-    """The data behind the figures, as Markdown."""
+    """The data that the metrics were measured on, as Markdown."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted settings of the run, those that change its result."""
     calibration: Calibration | None = None
@@ -70,7 +70,7 @@ class About:
 
     @property
     def earlier(self) -> list[Corpus] | None:
-        """What the weights that it started from had learned from; None where that is not known."""
+        """The corpora behind the weights that it started from; None where that is not known."""
         if any(stage.get("corpora") is None for stage in self.lineage):
             return None
         return [corpus(name) for stage in self.lineage for name in stage["corpora"]]
@@ -102,22 +102,22 @@ def of_reference(info: ReferenceInfo, families: Iterable[str], sha256: str) -> A
         corpora=tuple(map(corpus, Config().corpora.names)),
         corpora_note=_REFERENCE_NOTE,
         stages=(_stage(f"{start.AUTHORS}, sha256 of the file `{sha256}`", map(corpus, Config().corpora.names)),),
-        figures=_reference_figures(info.scores, list(families)),
+        metrics=_reference_metrics(info.scores, list(families)),
         measured_on="As the file states them" + (f", after epoch {epoch}." if isinstance(epoch, int) else "."),
     )
 
 
-def _reference_figures(scores: Mapping[str, Any], families: list[str]) -> dict[str, float]:
+def _reference_metrics(scores: Mapping[str, Any], families: list[str]) -> dict[str, float]:
     """The losses and accuracies of an authors' file, a number or one a token type; whatever else it holds is left."""
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name in ("train_loss", "train_acc", "valid_loss", "valid_acc"):
         value = scores.get(name)
         each = value if isinstance(value, list) else []
-        figures |= {name: value} | {
+        metrics |= {name: value} | {
             f"{name}/{family.lower()}": number for family, number in zip(families, each, strict=False)
         }
     return {
-        name: float(value) for name, value in figures.items() if isinstance(value, float | int) and math.isfinite(value)
+        name: float(value) for name, value in metrics.items() if isinstance(value, float | int) and math.isfinite(value)
     }
 
 
@@ -131,7 +131,7 @@ def remarks_on(root: str, key: str) -> dict[str, int]:
     return dict(total)
 
 
-def of_pretraining(config: Config, root: str, *, key: str, step: int | None, figures: Mapping[str, float]) -> About:
+def of_pretraining(config: Config, root: str, *, key: str, step: int | None, metrics: Mapping[str, float]) -> About:
     """A checkpoint of a pre-training run below a storage root."""
     steps = "" if step is None else f" after {step:,} optimizer steps"
     unit = config.protocol_in_force.validates_by
@@ -142,7 +142,7 @@ def of_pretraining(config: Config, root: str, *, key: str, step: int | None, fig
         protocol=config.protocol_in_force,
         corpora=corpora,
         stages=(_stage(f"pre-training `{key}`{steps}", corpora),),
-        figures={name: value for name, value in sorted(figures.items()) if name != "valid/score"},
+        metrics={name: value for name, value in sorted(metrics.items()) if name != "valid/score"},
         measured_on=f"How well masked tokens ({config.mask.fraction:.0%} of the positions) are recovered in "
         f"{held_out}; not how well a downstream task is solved. Loss is cross-entropy in nats, accuracy a share, and "
         "totals weigh token types by their number of ids.",
@@ -151,34 +151,35 @@ def of_pretraining(config: Config, root: str, *, key: str, step: int | None, fig
     )
 
 
-def of_trial(result: TrialResult, origin: Provenance | None) -> About:
-    """A finished trial; of one without its origin only the figures are known."""
+def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
+    """A finished trial; of one without its provenance only the metrics are known."""
     head = f"Fine-tuned for {result.task} with `midibert_ray`: trial `{result.trial}`"
-    if origin is None:
+    if provenance is None:
         text = f"{head}. Nothing is known of its settings."
         unknown = (_stage(f"trial `{result.trial}`", None),)
         return About(origin=text, protocol=None, corpora=(), stages=unknown, **_scores(result, "the test split"))
-    config = from_flat({name: value for name, value in origin.config.items() if name in flatten(Config())})
-    pretrained = config.finetune.init == "pretrained" and not origin.start
-    labelled = corpus(task_corpus(config, result.task))
-    root, key, _ = run_of(origin.encoder)
+    config = from_flat({name: value for name, value in provenance.config.items() if name in flatten(Config())})
+    pretrained = config.finetune.init == "pretrained" and not provenance.start
+    labelled = tuple(map(corpus, task_corpora(config, result.task)))
+    root, key, _ = run_of(provenance.encoder)
     begin = "random weights, without pre-training"
-    if pretrained or origin.start:
+    if pretrained or provenance.start:
         begin = f"the encoder of pre-training `{key or 'unknown'}`" if pretrained else "the encoder of its lineage"
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     corpora = tuple(map(corpus, config.corpora.names)) if pretrained else ()
-    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{origin.study}`", (labelled,))
+    tested = " and ".join(each.slug for each in labelled)
+    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{provenance.study}`", labelled)
     return About(
-        origin=f"{head} of study `{origin.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
+        origin=f"{head} of study `{provenance.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
         "weights of the epoch that was best in validation.",
         protocol=config.protocol_in_force,
         corpora=corpora,
-        labelled=(labelled,),
+        labelled=labelled,
         settings=_settings(config, sections),
         stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
-        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
+        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`"),
     )
 
 
@@ -197,7 +198,7 @@ def _frozen(settings: FinetuneConfig) -> str:
 
 
 def _scores(result: TrialResult, where: str) -> dict[str, Any]:
-    """The fields of `About` that tell of a trial's head and of its figures."""
+    """The fields of `About` that tell of a trial's head and of its metrics."""
     told = {
         "classes": "Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats",
         "number": "R² is the share of the variance that is explained, mae the mean absolute error and loss the mean "
@@ -205,19 +206,19 @@ def _scores(result: TrialResult, where: str) -> dict[str, Any]:
         "tags": "Average precision and F1 are means over the tags, accuracy the share of right decisions, loss "
         "cross-entropy in nats",
     }
-    unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.figures else "notes"
+    unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.metrics else "notes"
     certain = _certainty(result) if result.kind == "classes" else ""
     return {
         "task": TASKS.get(result.task),
         "classes": tuple(result.classes),
-        "figures": {name: value for name, value in sorted(result.figures.items()) if math.isfinite(value)},
+        "metrics": {name: value for name, value in sorted(result.metrics.items()) if math.isfinite(value)},
         "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once.{certain} {told[result.kind]}; "
-        f"`valid/best` is the {METRICS[result.kind]} on the validation split by which the epoch was chosen.",
+        f"`valid/best` is the {METRIC_WORDS[result.kind]} on the validation split by which the epoch was chosen.",
     }
 
 
 def _certainty(result: TrialResult) -> str:
-    right = round(result.figures["test/accuracy"] * result.scored)
+    right = round(result.metrics["test/accuracy"] * result.scored)
     low, high = binomtest(right, result.scored).proportion_ci(0.95, method="wilson")
     return (
         f" The 95 % interval of the accuracy, as if they were independent, is {low:.4f} to {high:.4f}; always "

@@ -67,7 +67,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
     else:
         done = pretrained(config)
         model = _open(done.checkpoint)
-        known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, figures=done.metrics)
+        known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, metrics=done.metrics)
     if names := known.classes or told_by_head(model)[1]:
         model.config.name_classes(names, known.task.kind if known.task else "classes")
     if known.task:
@@ -131,8 +131,8 @@ def _from_checkpoint(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     progress = storage.find_json(storage.join(uri, PROGRESS_FILE))
     if checkpoint and progress and (trained := runs.settings(root, key)):
         last = (progress.get("reports") or [{}])[-1]
-        figures = {name: value for name, value in last.items() if name.startswith("valid/")}
-        return model, about.of_pretraining(trained, root, key=key, step=int(progress["step"]), figures=figures)
+        metrics = {name: value for name, value in last.items() if name.startswith("valid/")}
+        return model, about.of_pretraining(trained, root, key=key, step=int(progress["step"]), metrics=metrics)
     logger.warning("no %s beside %s: the model card will say that its training is not known", runs.SETTINGS, uri)
     return model, about.UNKNOWN
 
@@ -143,12 +143,12 @@ def _from_trial(uri: str) -> tuple[MidiBertPreTrainedModel, About]:
     except checkpoints.CheckpointError as error:
         raise ModelFileError(f"{error}; bring it back from a copy, or export another trial") from error
     result = results.TrialResult.from_json(storage.read_bytes(storage.join(uri, results.OUTCOME)))
-    place, origin = storage.join(uri, results.ORIGIN), None
+    place, provenance = storage.join(uri, results.ORIGIN), None
     if storage.exists(place):
-        origin = results.Provenance.from_json(storage.read_bytes(place))
+        provenance = results.Provenance.from_json(storage.read_bytes(place))
     else:
         logger.warning("%s has no %s: the model card will say that its training is not known", uri, results.ORIGIN)
-    known, place = about.of_trial(result, origin), storage.join(uri, CALIBRATION)
+    known, place = about.of_trial(result, provenance), storage.join(uri, CALIBRATION)
     if storage.exists(place):  # trials of earlier versions have none
         known = dataclasses.replace(known, calibration=Calibration.from_json(storage.read_bytes(place)))
     return _open(uri), known

@@ -56,7 +56,7 @@ def _known(config: Config) -> list[tuple[str, str]]:
 
 
 def _there_is(name: str, known: list[tuple[str, str]]) -> str:
-    """What could have been meant, as the end of a message."""
+    """The names that could have been meant, as the end of a message."""
     names = list(dict.fromkeys(key if key.startswith("pretrain-") else _HASH.sub("", key) for key, _ in known))
     if not names:
         return "; nothing has been trained below storage.root: give that of the run, or the run's folder"

@@ -16,17 +16,16 @@ from midibert_ray.inference.sources import Song
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
 from midibert_ray.music.midi import keep_tempi
+from midibert_ray.music.tasks import TAG_MARK
 from midibert_ray.music.writing import midi_bytes
 
-TAG_MARK = ";"
-"""Stands between the tags of a piece."""
 UNLABELLED = "unlabelled"
 """Name of the track of notes without a label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One piece, annotated."""
+    """A piece with a model's answers."""
 
     song: Song
     grid: GridNotes = field(repr=False)
@@ -150,7 +149,7 @@ class Annotation:
         return midi_bytes(self.to_midi())
 
     def to_html(self) -> str:
-        """One page of HTML to look at and listen to, complete in itself."""
+        """A page of HTML to look at and listen to, complete in itself."""
         from midibert_ray.inference.page import render
 
         return render(self)

@@ -15,7 +15,7 @@ ENDINGS = {"midi": "", "csv": ".csv", "parquet": ".parquet", "jams": ".jams", "h
 
 
 def ending(name: str, format: str) -> str:
-    """What is added to the name of an input."""
+    """The ending that is added to the name of an input."""
     return ENDINGS[format] or ("" if name.lower().endswith(MIDI_SUFFIXES) else ".mid")
 
 

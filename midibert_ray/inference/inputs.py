@@ -20,7 +20,7 @@ class Inputs:
     files: Mapping[str, File] = field(repr=False)
     """By name below the folder, sorted."""
     alone: bool = False
-    """Whether the one file was named, not the folder."""
+    """True where the one file was named, not the folder."""
     unlisted: Mapping[str, str] = field(default_factory=dict)
     """Folders (with a slash at the end) and files of music that could not be looked at, with the reason."""
 

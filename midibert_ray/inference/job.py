@@ -44,12 +44,12 @@ def run(made: Plan, actors: Actors) -> Summary:
     Raises:
         FileNotFoundError: where a node does not see the input or the output.
     """
-    state = State(made.work.state)
-    with lease(state.uri, what=f"{made.work.kind} {made.work.output}", report=logger.info) as held:
-        state.require(made.settings, made.work.output)  # another may have begun meanwhile
+    state = State(made.spec.state)
+    with lease(state.uri, what=f"{made.spec.kind} {made.spec.output}", report=logger.info) as held:
+        state.require(made.settings, made.spec.output)  # another may have begun meanwhile
         state.begin(made.settings)
         made = look(made)
-        progress = Progress(made.work.kind, "files", len(made.open))
+        progress = Progress(made.spec.kind, "files", len(made.open))
         for count in _stream(made, actors) if made.open else ():
             progress.add(count)
         held.check()
@@ -59,8 +59,8 @@ def run(made: Plan, actors: Actors) -> Summary:
 def _stream(made: Plan, actors: Actors) -> Iterator[int]:
     """Run the tasks on actors, and give the number of files of each when it is done."""
     gpus = actors.gpus if actors.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    work = replace(made.work, threads=max(1, int(actors.cpus)))
-    tasks = [{"task": pickle.dumps((work, task))} for task in made.tasks()]
+    spec = replace(made.spec, threads=max(1, int(actors.cpus)))
+    tasks = [{"task": pickle.dumps((spec, task))} for task in made.tasks()]
     most = min(actors.most or len(tasks), len(tasks))
     with quiet():
         results = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
@@ -91,11 +91,11 @@ class _Actor:
         self._worker: Worker | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do some tasks, each a pickled `Work` and some files by name."""
+        """Do some tasks, each a pickled `JobSpec` and some files by name."""
         counts, absent = [], ""
         for task in batch["task"]:
-            work, files = pickle.loads(task)
-            self._worker = self._worker or Worker(work)
+            spec, files = pickle.loads(task)
+            self._worker = self._worker or Worker(spec)
             try:
                 self._worker.do(files)
             except FileNotFoundError as error:

@@ -34,7 +34,7 @@ class Summary:
         good = [row for row in self.records if not row["reason"]]
         bad = [row for row in self.records if row["reason"]]
         notes = sum(row["notes"] for row in good)
-        rows = [("", "files", "notes"), (_DONE[self.plan.work.kind], f"{len(good):,}", f"{notes:,}")]
+        rows = [("", "files", "notes"), (_DONE[self.plan.spec.kind], f"{len(good):,}", f"{notes:,}")]
         rows += [(f"  {label}", files, count) for label, files, count in _by_label(good)]
         rows += [("with a remark", f"{n:,}", "")] if (n := sum(bool(row["remark"]) for row in good)) else []
         rows += [("unreadable", f"{len(bad):,}", ""), ("done before", f"{self.found:,}", "")]
@@ -58,14 +58,14 @@ def _by_label(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
 
 
 def _next(plan: Plan, good: Sequence[Record]) -> Iterator[str]:
-    output = storage.without_query(plan.work.output)
+    output = storage.without_query(plan.spec.output)
     yield f"files       {storage.without_query(plan.table)}"
     yield f"output      {output}"
-    if plan.work.kind == "embed":
+    if plan.spec.kind == "embed":
         yield f"next        python -c \"import pandas; print(pandas.read_parquet('{output}'))\""
     elif good:
-        first = storage.without_query(storage.join(plan.work.output, name := good[0]["file"]))
-        shown = "html" if "html" in plan.work.formats else plan.work.formats[0]
+        first = storage.without_query(storage.join(plan.spec.output, name := good[0]["file"]))
+        shown = "html" if "html" in plan.spec.formats else plan.spec.formats[0]
         where = {"html": "open it in a browser", "midi": "open it in any sequencer: a track a label"}
         yield f"next        {first}{ending(name, shown)}: {where.get(shown, f'the notes of one piece, as {shown}')}"
 
@@ -74,12 +74,12 @@ def finish(made: Plan) -> Summary:
     """Write the table of files and the last file, and close the state, unless all of it is there."""
     if made.is_complete:
         return Summary(made, list(made.done.values()), len(made.done))
-    state = State(made.work.state)
+    state = State(made.spec.state)
     records = list(current(state.records(), made.inputs).values())
     if missing := made.inputs.files.keys() - {row["file"] for row in records}:
         raise RuntimeError(f"{len(missing):,} files were not heard of, such as {min(missing)}; start the job again")
     storage.write_bytes(made.table, _table(made, records).to_csv(index=False, lineterminator="\n").encode())
-    if made.work.kind == "annotate":
+    if made.spec.kind == "annotate":
         storage.write_bytes(made.last, json.dumps(_manifest(made, records), indent=1).encode())
     else:
         _merge(made, state)
@@ -120,14 +120,14 @@ def _merge(made: Plan, state: State) -> None:
         name = row["file"]
         if name not in seen and name in made.inputs.files and is_of(row, made.inputs.files[name]) and row[VECTORS]:
             seen.add(name)
-            tables.append(_vectors(row, of_notes=made.work.pool is None))
+            tables.append(_vectors(row, of_notes=made.spec.pool is None))
     if storage.exists(made.last):
         before = pq.read_table(pa.BufferReader(storage.read_bytes(made.last)))
         keep = [name in made.inputs.files and name not in seen for name in before["file"].to_pylist()]
         tables.append(before.filter(pa.array(keep)).replace_schema_metadata(None))
     if not tables:
         raise ValueError(f"none of the files of {storage.without_query(made.inputs.uri)} can be used; see {made.table}")
-    keys = [("file", "ascending"), ("note", "ascending")][: 1 + (made.work.pool is None)]
+    keys = [("file", "ascending"), ("note", "ascending")][: 1 + (made.spec.pool is None)]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables).sort_by(keys), sink, compression="zstd", row_group_size=1 << 16)
     storage.write_bytes(made.last, sink.getvalue().to_pybytes())

@@ -13,7 +13,7 @@ from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.inputs import Inputs, list_inputs
 from midibert_ray.inference.load import MLFLOW, load
 from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
-from midibert_ray.inference.worker import Work
+from midibert_ray.inference.worker import JobSpec
 from midibert_ray.settings.validators import ConfigError, require, require_address
 from midibert_ray.tokenizing.listing import File
 
@@ -28,14 +28,14 @@ _TASKS, _MOST_BYTES = 1024, 4 << 20  # a task's files are read ahead
 class Plan:
     """The plan of a job: what is done and what is open."""
 
-    work: Work
+    spec: JobSpec
     settings: Mapping[str, Any]
-    """What decides the outputs."""
+    """The settings that decide the outputs."""
     inputs: Inputs
     done: Mapping[str, Record] = field(default_factory=dict, repr=False)
     """Records of files as they stand now."""
     is_complete: bool = False
-    """Whether nothing is left to do."""
+    """True where nothing is left to do."""
 
     @property
     def open(self) -> dict[str, File]:
@@ -45,14 +45,14 @@ class Plan:
     @property
     def table(self) -> str:
         """URI of the table of files."""
-        if self.work.kind == "annotate":
-            return storage.join(self.work.output, FILES)
-        return _beside(self.work.output, f".{FILES}")
+        if self.spec.kind == "annotate":
+            return storage.join(self.spec.output, FILES)
+        return _beside(self.spec.output, f".{FILES}")
 
     @property
     def last(self) -> str:
         """URI of the file that is written last."""
-        return storage.join(self.work.output, MANIFEST) if self.work.kind == "annotate" else self.work.output
+        return storage.join(self.spec.output, MANIFEST) if self.spec.kind == "annotate" else self.spec.output
 
     def tasks(self) -> Iterator[dict[str, File]]:
         """The open files of each task: few, so that all actors have work to the end, and bounded in bytes."""
@@ -72,18 +72,18 @@ class Plan:
         """The text of `--dry-run`."""
         size = sum(file.size for file in self.open.values())
         lines = [
-            ("model", f"{storage.without_query(self.work.model)} ({self.work.digest})"),
+            ("model", f"{storage.without_query(self.spec.model)} ({self.spec.digest})"),
             ("input", f"{storage.without_query(self.inputs.uri)}: {len(self.inputs.files):,} files of music"),
             ("done", f"{len(self.done):,}"),
             ("open", f"{len(self.open):,}, {size / 2**20:.1f} MiB"),
-            ("output", storage.without_query(self.work.output)),
+            ("output", storage.without_query(self.spec.output)),
         ]
         lines += [(key, shown(value)) for key, value in self.settings.items() if key in _TOLD]
         return "\n".join(f"{key:<8} {value}" for key, value in lines)
 
 
-def plan(work: Work, source: str) -> Plan:
-    """The plan of a job; `work` as it was asked for, `source` names the input.
+def plan(spec: JobSpec, source: str) -> Plan:
+    """The plan of a job; `spec` as it was asked for, `source` names the input.
 
     Raises:
         ConfigError: for an address that cannot be used, an output that another job has written, and a model without a
@@ -91,27 +91,27 @@ def plan(work: Work, source: str) -> Plan:
         FileNotFoundError: where there is no such model or input; ValueError for a folder without music.
         ModelFileError: for a damaged model.
     """
-    require(bool(work.model), "model", work.model, "the folder of a model, such as model=exports/melody")
-    ending = ".parquet" if work.kind == "embed" else ""
-    named = bool(work.output) and work.output.split("?")[0].endswith(ending)
-    require(named, "output", work.output, "a file, output=embeddings.parquet" if ending else "a folder, output=OUT")
-    require_address("output", work.output)
-    storage.require_bucket("output", work.output)
+    require(bool(spec.model), "model", spec.model, "the folder of a model, such as model=exports/melody")
+    ending = ".parquet" if spec.kind == "embed" else ""
+    named = bool(spec.output) and spec.output.split("?")[0].endswith(ending)
+    require(named, "output", spec.output, "a file, output=embeddings.parquet" if ending else "a folder, output=OUT")
+    require_address("output", spec.output)
+    storage.require_bucket("output", spec.output)
     inputs = list_inputs(source)
-    model = storage.resolve(work.model) if not work.model.startswith(MLFLOW) else work.model
-    digest = _check_model(work, model)
-    output = storage.resolve(work.output)
-    state = storage.join(output, STATE) if work.kind == "annotate" else _beside(output, ".job")
-    made = replace(work, model=model, digest=digest, inputs=inputs.uri, output=output, state=state)
+    model = storage.resolve(spec.model) if not spec.model.startswith(MLFLOW) else spec.model
+    digest = _check_model(spec, model)
+    output = storage.resolve(spec.output)
+    state = storage.join(output, STATE) if spec.kind == "annotate" else _beside(output, ".job")
+    made = replace(spec, model=model, digest=digest, inputs=inputs.uri, output=output, state=state)
     settings = _settings(made, inputs)
     _check_output(made, settings, inputs)
-    return look(Plan(work=made, settings=settings, inputs=inputs))
+    return look(Plan(spec=made, settings=settings, inputs=inputs))
 
 
 def look(made: Plan) -> Plan:
     """The same plan with what is done by now."""
-    files, state, stands = made.inputs.files, State(made.work.state), storage.exists(made.last)
-    records = state.records(made=made.work.kind == "annotate" or stands)
+    files, state, stands = made.inputs.files, State(made.spec.state), storage.exists(made.last)
+    records = state.records(made=made.spec.kind == "annotate" or stands)
     done = {name: row for name, row in current(records, made.inputs).items() if not row["may_pass"]}
     closed = state.is_closed and {row["file"] for row in records} == done.keys() == files.keys()
     return replace(made, done=done, is_complete=closed and stands)
@@ -123,17 +123,17 @@ def _beside(output: str, ending: str) -> str:
     return base.removesuffix(".parquet") + ending + output[len(base) :]
 
 
-def _check_model(work: Work, model: str) -> str:
-    """The digest of a model that can do the work."""
+def _check_model(spec: JobSpec, model: str) -> str:
+    """The digest of a model that can do the spec."""
     annotator = load(model, device="cpu")
-    if work.kind == "annotate" and annotator.level is None:
+    if spec.kind == "annotate" and annotator.level is None:
         raise ConfigError(
             f"model={storage.without_query(model)} is an encoder and has no head; embed it (midibert embed), or "
             "fine-tune it (midibert study) and annotate with the trial's export"
         )
-    if work.kind == "embed":
+    if spec.kind == "embed":
         count = annotator.config.num_hidden_layers + 1
-        require(-count <= work.layer < count, "layer", work.layer, f"0 (embeddings) to {count - 1}, or -1 to {-count}")
+        require(-count <= spec.layer < count, "layer", spec.layer, f"0 (embeddings) to {count - 1}, or -1 to {-count}")
     return model_digest(annotator)
 
 
@@ -147,25 +147,25 @@ def model_digest(annotator: Annotator) -> str:
     return found.hexdigest()[:12]
 
 
-def _settings(work: Work, inputs: Inputs) -> dict[str, Any]:
-    own: dict[str, Any] = {"formats": list(work.formats), "abstain": work.abstain}
-    if work.kind == "embed":
-        own = {"layer": work.layer, "pool": work.pool}
+def _settings(spec: JobSpec, inputs: Inputs) -> dict[str, Any]:
+    own: dict[str, Any] = {"formats": list(spec.formats), "abstain": spec.abstain}
+    if spec.kind == "embed":
+        own = {"layer": spec.layer, "pool": spec.pool}
     named = storage.join(inputs.uri, *inputs.files) if inputs.alone else inputs.uri
-    settings = {"job": work.kind, "model": work.digest, "input": storage.without_query(named), **own}
-    return {**settings, "precision": work.precision, "version": FORMAT_VERSION}
+    settings = {"job": spec.kind, "model": spec.digest, "input": storage.without_query(named), **own}
+    return {**settings, "precision": spec.precision, "version": FORMAT_VERSION}
 
 
-def _check_output(work: Work, settings: Mapping[str, Any], inputs: Inputs) -> None:
+def _check_output(spec: JobSpec, settings: Mapping[str, Any], inputs: Inputs) -> None:
     """Refuse an output that is somebody else's, or would be read as music the next time."""
-    shown, state = storage.without_query(work.output), State(work.state)
-    if work.kind == "annotate" and not inputs.alone and f"{shown}/".startswith(f"{storage.without_query(inputs.uri)}/"):
+    shown, state = storage.without_query(spec.output), State(spec.state)
+    if spec.kind == "annotate" and not inputs.alone and f"{shown}/".startswith(f"{storage.without_query(inputs.uri)}/"):
         raise OtherSettingsError(
             f"output={shown} lies in the folder of the input, where its files would be read as music the next "
             "time; name a folder outside"
         )
-    state.require(settings, work.output)
-    there = storage.exists(work.output) if work.kind == "embed" else {*storage.names(work.output)} - {STATE}
+    state.require(settings, spec.output)
+    there = storage.exists(spec.output) if spec.kind == "embed" else {*storage.names(spec.output)} - {STATE}
     if there and state.settings() is None:
         raise OtherSettingsError(f"output={shown} holds what no such job has written; name a new one")
 

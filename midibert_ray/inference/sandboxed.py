@@ -19,7 +19,7 @@ from midibert_ray.tokenizing.sandbox import Message, Sandbox
 from midibert_ray.tokenizing.shard import UnusableError
 
 HANDLER = "midibert_ray.inference.sandboxed:respond"
-"""What the child calls, as module:function."""
+"""The function that the child calls, as module:function."""
 TIME_LIMIT_S = 60.0
 """Wall time for reading or for writing one piece, seconds: pretty_midi takes 40 microseconds a note for each."""
 

@@ -44,7 +44,7 @@ _MOST_TICKS = 1 << 27
 
 @dataclass(frozen=True, kw_only=True)
 class Song:
-    """One piece of music: all its notes, and a way to the rest."""
+    """A piece of music: all its notes, and a way to the rest."""
 
     name: str
     """Of its file, without folders and ending; empty where there is none."""

@@ -27,7 +27,7 @@ VECTORS = "vectors"
 
 
 class Record(TypedDict):
-    """What came of one file. Numbers of files without outputs are 0."""
+    """The outcome of one file. Numbers of files without outputs are 0."""
 
     file: str
     size: int
@@ -43,11 +43,11 @@ class Record(TypedDict):
     labels: str
     """JSON: notes by label."""
     remark: str
-    """What else there is to say, such as that the piece is unlike the training music; else empty."""
+    """A remark, such as that the piece is unlike the training music; else empty."""
     reason: str
     """Why there is no output; else empty."""
     may_pass: bool
-    """Whether the reason lies with the storage: the next job tries again."""
+    """True where the reason lies with the storage: the next job tries again."""
     digest: str
     """SHA-256 of the outputs, one after the other."""
 
@@ -113,7 +113,7 @@ class State:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the last job has ended."""
+        """True where the last job has ended."""
         return [storage.basename(uri) for uri in self._tables()] == [DONE]
 
     def add(self, records: Sequence[Record], vectors: Sequence[bytes] | None = None) -> None:
@@ -142,7 +142,7 @@ class State:
 
 
 def is_of(record: Mapping[str, Any], file: File) -> bool:
-    """Whether a record is that of a file as it stands now."""
+    """True where a record is that of a file as it stands now."""
     return (record["size"], record["mtime_ns"]) == (file.size, -1 if file.mtime_ns is None else file.mtime_ns)
 
 

@@ -32,7 +32,7 @@ _RECORD_S = 30.0  # work that is lost at most where an actor is killed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class JobSpec:
     """A job, as its actors know it."""
 
     kind: Literal["annotate", "embed"]
@@ -58,7 +58,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What came of one file: columns of its record, and outputs by the ending of their name, or vectors."""
+    """The outcome of one file: columns of its record, and outputs by the ending of their name, or vectors."""
 
     columns: dict[str, Any]
     outputs: dict[str, bytes] = field(default_factory=dict)
@@ -72,16 +72,16 @@ Finish = Callable[[], Result]
 class Worker:
     """A model, and two readers of files."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, spec: JobSpec) -> None:
         """Open the model of a job."""
-        torch.set_num_threads(work.threads)
-        self._work = work
-        self._model = load(work.model)
-        if work.precision == "bf16":
+        torch.set_num_threads(spec.threads)
+        self._spec = spec
+        self._model = load(spec.model)
+        if spec.precision == "bf16":
             self._model.model.to(torch.bfloat16)
         self._reads, self._writes = Reader(self._model.protocol), Reader(self._model.protocol)
         self._reads.start()
-        self._state = State(work.state)
+        self._state = State(spec.state)
 
     def close(self) -> None:
         """End the child processes."""
@@ -95,7 +95,7 @@ class Worker:
             FileNotFoundError: this machine does not see the folder of inputs or of outputs.
             OSError: for a problem of the storage; that of one file is a reason in its record.
         """
-        for key, uri in (("input", self._work.inputs), ("output", self._work.state)):
+        for key, uri in (("input", self._spec.inputs), ("output", self._spec.state)):
             if storage.is_local(uri) and not Path(uri).is_dir():
                 raise FileNotFoundError(f"{uri} is not on this node; {key} must be visible from every node")
         records: list[Record] = []
@@ -106,7 +106,7 @@ class Worker:
             pending.append(finished)
             if time.monotonic() - since > _RECORD_S or len(records) == len(files):
                 made, vectors = zip(*pending, strict=True)
-                self._state.add(made, vectors if self._work.kind == "embed" else None)
+                self._state.add(made, vectors if self._spec.kind == "embed" else None)
                 pending, since = [], time.monotonic()
         return records
 
@@ -125,16 +125,16 @@ class Worker:
                 yield waiting.result()
 
     def _read(self, name: str, file: File) -> tuple[bytes, Song]:
-        data = read_file(self._work.inputs, name, file)
+        data = read_file(self._spec.inputs, name, file)
         return data, self._reads.read(data, Path(name).stem)
 
     def _compute(self, name: str, read: "Future[tuple[bytes, Song]]") -> Finish:
         """Apply the model; what is left to do is given, the reason where a file gives nothing included."""
         try:
             data, song = read.result()
-            if self._work.kind == "embed":
+            if self._spec.kind == "embed":
                 return self._embedded(song)
-            annotation = self._model.annotate(song, abstain=self._work.abstain)
+            annotation = self._model.annotate(song, abstain=self._spec.abstain)
         except UnusableError as error:
             return _nothing(str(error), may_pass=error.may_pass)
         except MidiError as error:
@@ -142,18 +142,18 @@ class Worker:
         return lambda: self._rendered(name, data, annotation)
 
     def _embedded(self, song: Song) -> Finish:
-        (vectors,) = self._model.embed([song], layer=self._work.layer, pool=self._work.pool)
+        (vectors,) = self._model.embed([song], layer=self._spec.layer, pool=self._spec.pool)
         content = np.ascontiguousarray(vectors, dtype=np.float32).tobytes()
         return lambda: Result(columns={"notes": len(song)}, vectors=content)
 
     def _rendered(self, name: str, data: bytes, annotation: Annotation) -> Result:
-        work = self._work
+        spec = self._spec
         try:
             outputs = formats.render(
                 annotation,
-                work.formats,
+                spec.formats,
                 name=name,
-                model=work.digest,
+                model=spec.digest,
                 midi=lambda: self._writes.write(data, annotation),
             )
         except UnusableError as error:
@@ -164,7 +164,7 @@ class Worker:
         result = finish()
         digest = hashlib.sha256(result.vectors)
         for ending, content in result.outputs.items():
-            storage.write_bytes(storage.join(self._work.output, name + ending), content)
+            storage.write_bytes(storage.join(self._spec.output, name + ending), content)
             digest.update(content)
         made = not result.columns.get("reason")
         nothing = Record(

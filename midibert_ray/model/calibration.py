@@ -1,7 +1,7 @@
 """How far the answers of a model can be trusted: measured when its training ends, kept beside its weights.
 
 A temperature makes probabilities out of logits (Guo et al., "On Calibration of Modern Neural Networks", 2017). The
-figures of a split say how often an answer of some probability is right, and how many answers are left where those below
+metrics of a split say how often an answer of some probability is right, and how many answers are left where those below
 a threshold are withheld. A distance says how unlike the training music a piece is.
 """
 

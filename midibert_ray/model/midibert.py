@@ -158,7 +158,7 @@ class TokenEmbeddings(nn.Module):
 
 
 class EncoderLayer(GradientCheckpointingLayer):
-    """One post-norm Transformer layer, as BERT's."""
+    """A post-norm Transformer layer, as BERT's."""
 
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ _HEAD_NAMES = {
 _NEVER_TRAINED = re.compile(r"bert\.(embeddings\.(word_embeddings|position_embeddings|position_ids)|pooler)\b")
 """Tables that the authors' models carry and that never got a gradient."""
 _WRAPPERS = re.compile(r"(module\.|midibert\.)+")
-"""What DataParallel and the fine-tuning models put before the names, in any order and number."""
+"""Prefixes that DataParallel and the fine-tuning models put before the names, in any order and number."""
 _DISTANCES = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
 _FEED_FORWARD = "bert.encoder.layer.0.intermediate.dense.weight"
 _MODELS: dict[str, type[MidiBertPreTrainedModel]] = {
@@ -51,7 +51,7 @@ _MODELS: dict[str, type[MidiBertPreTrainedModel]] = {
     "sequences": MidiBertForSequences,
 }
 _DAMAGES = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError)
-"""What torch raises on damaged files, found by damaging some: flipped bytes make a pickle do odd things."""
+"""Errors that torch raises on damaged files, found by damaging some: flipped bytes make a pickle do odd things."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,7 +199,7 @@ def _meta_places(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_sound(kind: int, data: bytes) -> bool:
-    """Whether a meta event that tells tempo, metre, key or SMPTE offset holds what it may hold; True for others."""
+    """True unless a meta event that tells tempo, metre, key or SMPTE offset holds a value that it may not hold."""
     if kind == _TEMPO:
         return len(data) == 3 and any(data)
     if kind == _METRE:

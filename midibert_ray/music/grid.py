@@ -207,7 +207,7 @@ def quantize(notes: Notes, protocol: Protocol, *, merged: bool = False, parts: S
 
     Pitches outside 22..107 have no token; such notes are dropped and counted (the authors' code stops with a
     KeyError). Onsets go to the nearest sub-beat, durations to the nearest thirty-second from 1 to 64, ties to the
-    earlier and the shorter; a moved onset does not change the duration. What else happens is the protocol's to
+    earlier and the shorter; a moved onset does not change the duration. The rest is the protocol's to
     say; the order of notes changes nothing else.
 
     Args:

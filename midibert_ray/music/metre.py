@@ -1,6 +1,6 @@
 """Beginnings of bars: time signatures -> bars on the sixteenth grid.
 
-A bar is as long as its time signature says. One that is longer than a whole note is cut at a beat, into as few bars of
+A bar is as long as its time signature says. A longer one than a whole note is cut at a beat, into as few bars of
 at most sixteen sub-beats as will do, the longer ones first (5/4: three quarters and two), so that every position has a
 token. An incomplete first bar is a pickup, and stands at the end of a bar of the metre that follows. A time signature
 within a bar ends that bar.

@@ -5,7 +5,7 @@ none, it discards those that began at its own tick. symusic pairs first in, firs
 note-offs that matter, so a note's true end is the first of them after its start, unless a note-off stands at
 that very start, or a note was left open: then the track is walked event by event.
 
-What symusic does not tell is found with a *probe*, events put behind the track's end: note-offs for every
+The rest, which symusic does not tell, is found with a *probe*, events put behind the track's end: note-offs for every
 pitch, which bring out notes left open, and one note per channel (its velocity says which), which brings out
 a change of program.
 """

@@ -33,7 +33,7 @@ class Protocol:
     """Where bars begin: `4/4`, at every whole note from tick 0; `file`, as the file's time signatures say (see
     `music.metre`); `corpus`, likewise but for the paper's five, which were chosen as 4/4 and are read so."""
     keeps_unreleased: bool = _differs("tokens", paper=False, clean=True)
-    """Whether notes that are never ended last to the end of their track; else they are dropped and counted."""
+    """Notes that are never ended last to the end of their track; else they are dropped and counted."""
     drops_drums: bool = _differs("tokens", paper=False, clean=True)
     """Drums are dropped and counted; else they are notes like others."""
     shifts_last_onset: bool = _differs("tokens", paper=True, clean=False)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.music.tasks import MELODY, TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
 from midibert_ray.report.statistics import Interval, p_text
@@ -20,7 +20,7 @@ from midibert_ray.report.table import (
     tallies,
 )
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import METRICS, TrialResult
+from midibert_ray.studies.result import METRIC_WORDS, TrialResult
 
 MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", "rnn": "the RNN"}
 BY_PITCH = "-by-pitch"
@@ -57,7 +57,7 @@ def _pretraining(found: Mapping[Key, Score], tables: Sequence[ResultTable], prot
     tested = next((cell.p for cell in cells if cell and cell.p is not None), None)
     verdict = f"{'' if interval[0] > 0 or interval[1] < 0 else 'not '}beyond chance"
     p = f", {p_text(tested)} over {len(full.tally)} pieces" if tested is not None else ""
-    return f"{_points(full, scratch, interval)} of {METRICS[full.kind]} on {task} ({verdict}{p})"
+    return f"{_points(full, scratch, interval)} of {METRIC_WORDS[full.kind]} on {task} ({verdict}{p})"
 
 
 def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], protocol: str, task: str) -> str:
@@ -150,7 +150,7 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
             f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-            f"{METRICS[best.kind]}, a difference of {points.replace('-', '−')}."
+            f"{METRIC_WORDS[best.kind]}, a difference of {points.replace('-', '−')}."
         )
     return told
 
@@ -169,6 +169,7 @@ class MelodyOrNot(NamedTuple):
     """Melody told from the two other classes by a rule or a model."""
 
     name: str
+    task: str
     protocol: str
     counts: Sequence[float]
     """The `QUADRANTS`, means over seeds."""
@@ -197,17 +198,17 @@ def melody_or_not(
     groups = {key: group for key, group in by_key(outcomes).items() if kinds.melody(group[0])}
     shown = [key for key in groups if key.variant in paper.CONFUSED] or list(groups)
     names, rows = labels(tables), []
-    for protocol in PROTOCOLS:
-        models = {key.variant: _quadrants(groups[key]) for key in shown if key.protocol == protocol}
-        if not models:
-            continue
+    for column in sorted(dict.fromkeys(key[:2] for key in shown), key=lambda each: [*PROTOCOLS].index(each[0])):
+        protocol, task = column
+        models = {key.variant: _quadrants(groups[key]) for key in shown if key[:2] == column}
         hits, false, missed, rest = next(iter(models.values()))
         told: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
         for item in baselines:
-            if item.protocol == protocol and "TP" in item.detail:
+            if (item.protocol, item.task) == column and "TP" in item.detail:
                 told[item.name] = [item.detail[name] for name in QUADRANTS]
+        printed = paper.MELODY_OR_NOT if task == MELODY.name else {}
         for name, counts in (told | models).items():
-            rows.append(MelodyOrNot(names.get(name, name), protocol, counts, paper.MELODY_OR_NOT.get(name)))
+            rows.append(MelodyOrNot(names.get(name, name), task, protocol, counts, printed.get(name)))
     return rows
 
 

@@ -83,6 +83,6 @@ def load(config: Config, key: str) -> LoadedStudy:
         parent=parent,
         children={run.info.run_name: run for run in children},
         outcomes=[TrialResult.from_json(text) for text in outcomes if text],
-        baselines=[Baseline(**item) for item in baselines],
+        baselines=[Baseline.from_dict(item) for item in baselines],
         corpora=corpora,
     )

@@ -37,19 +37,20 @@ class Listening(NamedTuple):
     player: Markup
 
 
-def listenings(source: LoadedStudy) -> list[Listening]:
+def listenings(study: LoadedStudy) -> list[Listening]:
     """The pieces of each task with a class a note, the lowest accuracy first, as its pre-trained model labels them.
 
     Where there is none the best model is taken, and the clean protocol before the paper's.
     """
-    groups, found = by_key(source.outcomes), []
+    learned = {item.task for item in study.outcomes}  # predictions of corpora tested besides lie in files of their own
+    groups, found = {key: group for key, group in by_key(study.outcomes).items() if key.task in learned}, []
     for task in kinds.in_order(key.task for key in groups):
         mine = [key for key in groups if key.task == task and groups[key][0].kind == "classes"]
         for key in sorted(mine, key=lambda key: _rank(key, groups[key][0])):
-            content = _predictions(source, groups[key][0])
+            content = _predictions(study, groups[key][0])
             notes = pq.read_table(io.BytesIO(content)) if content else None
             if notes is not None and "onset" in notes.column_names:
-                found.append(_listening(source, groups[key][0], notes))
+                found.append(_listening(study, groups[key][0], notes))
             if notes is not None:
                 break
     return found
@@ -59,18 +60,18 @@ def _rank(key: Key, result: TrialResult) -> tuple[bool, bool, float]:
     return key.variant != "pretrained", key.protocol != CLEAN.name, -result.accuracy
 
 
-def _predictions(source: LoadedStudy, result: TrialResult) -> bytes | None:
-    run = source.children.get(result.trial)
-    return source.tracker.artifact(run.info.run_id, PREDICTIONS) if run else None
+def _predictions(study: LoadedStudy, result: TrialResult) -> bytes | None:
+    run = study.children.get(result.trial)
+    return study.tracker.artifact(run.info.run_id, PREDICTIONS) if run else None
 
 
-def _listening(source: LoadedStudy, result: TrialResult, notes: pa.Table) -> Listening:
+def _listening(study: LoadedStudy, result: TrialResult, notes: pa.Table) -> Listening:
     padding = int(result.classes[0] == "padding")
     made = sorted(_pieces(notes, padding), key=lambda piece: piece.accuracy or 0.0)
     sizes = np.cumsum([piece.notes for piece in made])
     shown = [piece for piece, size in zip(made, sizes, strict=True) if size <= NOTES] or made[:1]
-    label = table.labels(source.tables)[result.variant]
-    ordered = result.task in TASKS and bool(TASKS[result.task].edges)
+    label = table.labels(study.tables)[result.variant]
+    ordered = result.task in TASKS and len(TASKS[result.task].edges) > 1
     title = f"Test pieces: {result.task}"
     roll = Roll(title=title, classes=result.classes[padding:], pieces=shown, ordered=ordered)
     model = f"{label}, protocol {result.protocol}, seed {result.seed}"

@@ -4,11 +4,11 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from midibert_ray import storage
+from midibert_ray.data.format import read_manifest
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
@@ -19,9 +19,10 @@ from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
 from midibert_ray.studies.recorder import StudyLog, best
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import TrialResult, column
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
+from midibert_ray.training.task_data import split_of
 
 PUBLISHED = "published.json"
 """File of a study: what all its starts have asked for and found beside the trials' results."""
@@ -39,9 +40,9 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     run.data(formats.to_csv(tables).encode(), "results.csv")
     run.text(formats.to_markdown(tables, told, melody), "results.md")
     run.text(page.to_html(tables, told), "results.html")
-    run.json([asdict(item) for item in outcomes], "results.json")
+    run.json([item.to_dict() for item in outcomes], "results.json")
     run.json({trial.name: reason for trial, reason in failed.items()}, "failed.json")
-    run.json([asdict(item) for item in trivial], BASELINES)
+    run.json([item.to_dict() for item in trivial], BASELINES)
     if "1" in plan.config.study.tables:
         run.json(table_one.table([table_one.describe(store) for store in _paper_stores(plan)]), CORPORA)
     for each in tables:
@@ -88,7 +89,7 @@ def _add_to_book(
     """Tables, baselines and failures of all starts of a study, noted in `PUBLISHED`."""
     before = storage.find_json(plan.uri(PUBLISHED)) or {}
     tables = list(dict.fromkeys((*before.get("tables", ()), *plan.config.study.tables)))
-    earlier = [Baseline(**item) for item in before.get("baselines", ())]
+    earlier = [Baseline.from_dict(item) for item in before.get("baselines", ())]
     trivial = [] if plan.config.study.draws else _baselines(plan, earlier)
     known = {(item.protocol, item.task) for item in trivial}
     trivial += [item for item in earlier if (item.protocol, item.task) not in known]
@@ -97,7 +98,7 @@ def _add_to_book(
     failed = result.failed | {trial: reason for trial, reason in failures.items() if trial.name not in settled}
     content = {
         "tables": tables,
-        "baselines": [asdict(item) for item in trivial],
+        "baselines": [item.to_dict() for item in trivial],
         "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
     }
     storage.write_bytes(plan.uri(PUBLISHED), json.dumps(content, indent=1).encode())
@@ -116,15 +117,23 @@ def _baselines(plan: StudyPlan, earlier: Sequence[Baseline]) -> list[Baseline]:
             folds = chosen.setdefault((entry.trial.protocol, entry.trial.task), {})
             folds.setdefault(entry.trial.fold, entry)
     found = []
-    for column, folds in chosen.items():
-        if column in there:
-            found += [item for item in earlier if (item.protocol, item.task) == column]
+    for (protocol, task), folds in chosen.items():
+        tests = (read_manifest(uri)["corpus"] for uri in next(iter(folds.values())).tests)
+        columns = {(protocol, name) for name in (task, *(column(task, corpus) for corpus in tests))}
+        if columns <= there:
+            found += [item for item in earlier if (item.protocol, item.task) in columns]
             continue
-        made = [(entry, open_store(entry.store, plan.config.storage)) for entry in folds.values()]
-        answers = [answer for entry, store in made for answer in baselines(entry.config, store, entry.task)]
-        answers += [plain_features(entry.config, store, entry.task) for entry, store in made]
-        found += merge(answers)
+        found += merge([answer for entry in folds.values() for answer in _answers(entry)])
     return found
+
+
+def _answers(entry: TrialSpec) -> Iterator[Baseline]:
+    """The baselines of a trial's task on all its test splits."""
+    data = entry.data()
+    tests = [data.splits[split_of(name)].stores[0] for name in data.tests]
+    for besides in (None, *tests):
+        yield from baselines(entry.config, data.splits["train"].stores, entry.task, besides)
+    yield from plain_features(data)
 
 
 def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
@@ -138,7 +147,7 @@ def _paper_stores(plan: StudyPlan) -> list[TokenStore]:
 def known_baselines(config: Config, key: str) -> list[Baseline]:
     """The trivial baselines of a study that `publish` has noted."""
     noted = storage.find_json(storage.join(study_uri(config, key), PUBLISHED)) or {}
-    return [Baseline(**item) for item in noted.get("baselines", ())]
+    return [Baseline.from_dict(item) for item in noted.get("baselines", ())]
 
 
 def postpone_report(config: Config, key: str) -> None:

@@ -19,11 +19,11 @@ def write(config: Config, key: str) -> str:
         LookupError: where MLflow has no such study.
         UnreachableError: where a tracking server does not answer.
     """
-    source = load(config, key)
-    page = render(source)
-    target = uri(config, source.key)
+    study = load(config, key)
+    page = render(study)
+    target = uri(config, study.key)
     storage.write_bytes(target, page.encode())
-    source.tracker.log(source.experiment, source.key).text(page, "report.html")
+    study.tracker.log(study.experiment, study.key).text(page, "report.html")
     return target
 
 
@@ -37,17 +37,17 @@ def uri(config: Config, key: str) -> str:
     return storage.root.report(config.storage.root, key)
 
 
-def render(source: LoadedStudy) -> str:
+def render(study: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
-    params = source.parent.data.params
-    hours = sum(score.device_hours for score in table.scores(source.tables).values())
-    started = datetime.fromtimestamp(source.parent.info.start_time / 1000, UTC)
+    params = study.parent.data.params
+    hours = sum(score.device_hours for score in table.scores(study.tables).values())
+    started = datetime.fromtimestamp(study.parent.info.start_time / 1000, UTC)
     facts = {
-        "protocol": source.parent.data.tags.get("protocol", "").replace(",", " and "),
+        "protocol": study.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
         "pre-trained on": params["corpora.names"].replace(",", ", "),
-        "trials": f"{len(source.outcomes)} finished, {len(source.failed)} failed",
+        "trials": f"{len(study.outcomes)} finished, {len(study.failed)} failed",
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-    return document(source.key, all_sections(source), facts, verdict(source.tables))
+    return document(study.key, all_sections(study), facts, verdict(study.tables))

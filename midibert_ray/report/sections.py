@@ -17,7 +17,7 @@ from midibert_ray.report.page import Section
 from midibert_ray.report.pieces import listenings
 from midibert_ray.report.table import STATISTICS, Key, by_key
 from midibert_ray.studies import paper
-from midibert_ray.studies.result import FIGURE, METRICS, TrialResult
+from midibert_ray.studies.result import METRIC, METRIC_WORDS, TrialResult
 from midibert_ray.tracking import Run
 
 HARDEST = 20
@@ -26,43 +26,43 @@ Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
 
-def all_sections(source: LoadedStudy) -> list[Section]:
+def all_sections(study: LoadedStudy) -> list[Section]:
     """The sections in the order in which a reader wants them; one without data is empty."""
-    melody, lines = melody_or_not(source.outcomes, source.baselines, source.tables), source.corpora
+    melody, lines = melody_or_not(study.outcomes, study.baselines, study.tables), study.corpora
     return [
-        Section("Results", "study", _results(source)),
-        Section("Beside accuracy", "beside", _scores(source)),
+        Section("Results", "study", _results(study)),
+        Section("Beside accuracy", "beside", _scores(study)),
         Section("Melody or not", "melody", melody_grid(melody) if melody else []),
-        Section("Test pieces", "test_pieces", test_pieces(source)),
-        Section("Confusion", "confusions", confusions(source)),
-        Section("Numbers and tags", "answers", answers(source)),
-        Section("Hardest pieces", "pieces", hardest_pieces(source)),
+        Section("Test pieces", "test_pieces", test_pieces(study)),
+        Section("Confusion", "confusions", confusions(study)),
+        Section("Numbers and tags", "answers", answers(study)),
+        Section("Hardest pieces", "pieces", hardest_pieces(study)),
         Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
-        Section("Pre-training", "pretraining", pretraining(source)),
-        Section("Fine-tuning", "finetuning", finetuning(source)),
-        Section("Cost", "cost", _scores(source)),
-        Section("Failed trials", "failures", source.failed),
-        Section("Settings", "settings", source),
+        Section("Pre-training", "pretraining", pretraining(study)),
+        Section("Fine-tuning", "finetuning", finetuning(study)),
+        Section("Cost", "cost", _scores(study)),
+        Section("Failed trials", "failures", study.failed),
+        Section("Settings", "settings", study),
     ]
 
 
-def _results(source: LoadedStudy) -> dict[str, Any]:
+def _results(study: LoadedStudy) -> dict[str, Any]:
     """The findings in words, and the tables with a chart of each."""
     return {
-        "sentences": sentences(source.tables),
-        "tables": [(each, plots.accuracies(each) if source.outcomes else None) for each in source.tables],
+        "sentences": sentences(study.tables),
+        "tables": [(each, plots.accuracies(each) if study.outcomes else None) for each in study.tables],
         "statistics": STATISTICS,
     }
 
 
-def _scores(source: LoadedStudy) -> dict[str, Any]:
+def _scores(study: LoadedStudy) -> dict[str, Any]:
     """The score of every variant in all columns, and the macro-F1 of the majority class there."""
-    scores, columns = table.scores(source.tables), _columns(source)
+    scores, columns = table.scores(study.tables), _columns(study)
     rows = {
         label: [scores.get(Key(*column, variant)) for column in columns]
-        for variant, label in table.labels(source.tables).items()
+        for variant, label in table.labels(study.tables).items()
     }
-    trivial = {(item.protocol, item.task, item.name): item for each in source.tables for item in each.baselines}
+    trivial = {(item.protocol, item.task, item.name): item for each in study.tables for item in each.baselines}
     found = [trivial.get((*column, MAJORITY)) for column in columns]
     return (
         {
@@ -76,22 +76,22 @@ def _scores(source: LoadedStudy) -> dict[str, Any]:
     )
 
 
-def _columns(source: LoadedStudy) -> list[tuple[str, str]]:
+def _columns(study: LoadedStudy) -> list[tuple[str, str]]:
     """Protocol and task of all columns, tasks together."""
-    present = list(dict.fromkeys(key[:2] for key in by_key(source.outcomes)))
+    present = list(dict.fromkeys(key[:2] for key in by_key(study.outcomes)))
     tasks = kinds.in_order(task for _, task in present)
     return [(protocol, task) for task, protocol in product(tasks, PROTOCOLS) if (protocol, task) in present]
 
 
-def test_pieces(source: LoadedStudy) -> dict[str, Any]:
+def test_pieces(study: LoadedStudy) -> dict[str, Any]:
     """Players of the test pieces, and what all of them need."""
-    found = listenings(source)
+    found = listenings(study)
     return {"all": found, "assets": assets()} if found else {}
 
 
-def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
+def confusions(study: LoadedStudy) -> list[dict[str, Any]]:
     """By task the confusion matrices, and whether the paper shows those of the same model."""
-    names, groups = table.labels(source.tables), by_key(each for each in source.outcomes if each.kind == "classes")
+    names, groups = table.labels(study.tables), by_key(each for each in study.outcomes if each.kind == "classes")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for task, protocol, variant in product(kinds.in_order(key.task for key in groups), PROTOCOLS, names):
         if group := groups.get(Key(protocol, task, variant)):
@@ -106,23 +106,23 @@ def confusions(source: LoadedStudy) -> list[dict[str, Any]]:
     return [{"name": task, "figure": paper.CONFUSIONS.get(task, ""), "all": each} for task, each in tasks.items()]
 
 
-def answers(source: LoadedStudy) -> list[tuple[str, Any]]:
+def answers(study: LoadedStudy) -> list[tuple[str, Any]]:
     """Of tasks that have no confusion matrix a picture of every row, of its first seed: caption, picture."""
-    names = table.labels(source.tables)
-    groups = {key: group for key, group in by_key(source.outcomes).items() if group[0].kind != "classes"}
+    names = table.labels(study.tables)
+    groups = {key: group for key, group in by_key(study.outcomes).items() if group[0].kind != "classes"}
     return [
         (f"{key.task}: {names[key.variant]}, {key.protocol}", plots.answers(group[0])) for key, group in groups.items()
     ]
 
 
-def hardest_pieces(source: LoadedStudy) -> list[dict[str, Any]]:
+def hardest_pieces(study: LoadedStudy) -> list[dict[str, Any]]:
     """Of every column the test pieces with the largest errors of the best row, those of its seeds together."""
-    scores, names = table.scores(source.tables), table.labels(source.tables)
+    scores, names = table.scores(study.tables), table.labels(study.tables)
     found = []
-    for protocol, task in _columns(source):
+    for protocol, task in _columns(study):
         column = [key for key in scores if key[:2] == (protocol, task)]
         key = max(column, key=lambda key: scores[key].accuracy)
-        group = by_key(source.outcomes)[key]
+        group = by_key(study.outcomes)[key]
         head, rows = _errors(group)
         shown = [[piece, *cells] for _, piece, *cells in sorted(rows, key=lambda row: (-row[0], row[1]))[:HARDEST]]
         title = f"{task}, protocol {protocol}: {names[key.variant]}"
@@ -155,22 +155,22 @@ def _errors(group: list[TrialResult]) -> tuple[list[str], list[tuple[Any, ...]]]
     return heads[kind], rows
 
 
-def pretraining(source: LoadedStudy) -> dict[str, Any]:
+def pretraining(study: LoadedStudy) -> dict[str, Any]:
     """Curves of the encoders: several side by side, or one with its losses and token types."""
-    names = encoder_names(source.encoders)
+    names = encoder_names(study.encoders)
     if not names:
         return {}
-    losses = {key: _curve(source, run, "valid/loss") for key, run in source.encoders.items()}
-    accuracies = {key: _curve(source, run, "valid/accuracy", 100) for key, run in source.encoders.items()}
-    started = [run.data.tags.get("encoder") for run in source.children.values()]
+    losses = {key: _curve(study, run, "valid/loss") for key, run in study.encoders.items()}
+    accuracies = {key: _curve(study, run, "valid/accuracy", 100) for key, run in study.encoders.items()}
+    started = [run.data.tags.get("encoder") for run in study.children.values()]
     if len(names) > 1:
         left, title = {names[key]: curve for key, curve in losses.items()}, "validation loss"
         right = {names[key]: curve for key, curve in accuracies.items()}
     else:
-        (run,) = source.encoders.values()
-        left, title = {name: _curve(source, run, f"{name}/loss") for name in ("train", "valid")}, "weighted loss"
+        (run,) = study.encoders.values()
+        left, title = {name: _curve(study, run, f"{name}/loss") for name in ("train", "valid")}, "weighted loss"
         types = ("bar", "position", "pitch", "duration")
-        right = {name: _curve(source, run, f"valid/accuracy/{name}", 100) for name in types}
+        right = {name: _curve(study, run, f"valid/accuracy/{name}", 100) for name in types}
     return {
         "loss": plots.curves(left, x="step", y=title),
         "accuracy": plots.curves(right, x="step", y="accuracy of masked tokens in validation, %"),
@@ -178,8 +178,8 @@ def pretraining(source: LoadedStudy) -> dict[str, Any]:
     }
 
 
-def _curve(source: LoadedStudy, run: Run, metric: str, scale: float = 1) -> Curve:
-    return [(step, scale * value) for step, value in source.tracker.curve(run.info.run_id, metric)]
+def _curve(study: LoadedStudy, run: Run, metric: str, scale: float = 1) -> Curve:
+    return [(step, scale * value) for step, value in study.tracker.curve(run.info.run_id, metric)]
 
 
 def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
@@ -202,22 +202,22 @@ def _told(params: dict[str, str]) -> list[str]:
     ]
 
 
-def finetuning(source: LoadedStudy) -> list[tuple[str, str, Any]]:
+def finetuning(study: LoadedStudy) -> list[tuple[str, str, Any]]:
     """The metric in validation by epoch, the mean of the seeds that came so far: protocol, task, picture."""
-    figures = {item.task: item.kind for item in source.outcomes}
+    kind_of = {item.task: item.kind for item in study.outcomes}
     curves: dict[tuple[str, ...], Curve] = {}
-    for run in source.children.values():
+    for run in study.children.values():
         key = tuple(run.data.tags.get(name, "") for name in Key._fields)
-        figure = FIGURE[figures.get(run.data.tags.get("task", ""), "classes")]
-        curves.setdefault(key, []).extend(_curve(source, run, f"valid/{figure}", 100))
+        metric = METRIC[kind_of.get(run.data.tags.get("task", ""), "classes")]
+        curves.setdefault(key, []).extend(_curve(study, run, f"valid/{metric}", 100))
     means = {
         key: list(pd.DataFrame(points, columns=["epoch", "value"]).groupby("epoch")["value"].mean().items())
         for key, points in curves.items()
     }
-    names = table.labels(source.tables)
+    names = table.labels(study.tables)
     pictures = []
-    for protocol, task in _columns(source):
+    for protocol, task in (column for column in _columns(study) if column[1] in kind_of):
         lines = {label: means.get((protocol, task, variant), []) for variant, label in names.items()}
-        title = f"{task}, {protocol}: {METRICS[figures[task]]} in validation, %"
+        title = f"{task}, {protocol}: {METRIC_WORDS[kind_of[task]]} in validation, %"
         pictures.append((protocol, task, plots.curves(lines, x="epoch", y=title)))
     return pictures

@@ -15,7 +15,7 @@ from midibert_ray.report.statistics import Floats, Interval, Statistic
 from midibert_ray.studies import paper
 from midibert_ray.studies.folds import merged
 from midibert_ray.studies.paper import PaperTable, Row
-from midibert_ray.studies.result import METRICS, TrialResult
+from midibert_ray.studies.result import METRIC_WORDS, TrialResult
 from midibert_ray.studies.trials import VARIANTS, Trial
 
 PLAIN = "results"
@@ -100,7 +100,7 @@ class Score:
         counts = map(sum, first.confusion) if of_classes else map(int, rows[:, : len(first.classes)].sum(axis=0))
 
         def mean(name: str) -> float | None:
-            found = [item.figures[key] for item in group if (key := f"{item.split}/{name}") in item.figures]
+            found = [item.metrics[key] for item in group if (key := f"{item.split}/{name}") in item.metrics]
             return float(np.mean(found)) if found else None
 
         lowest = -math.inf if first.kind == "number" else 0.0
@@ -169,7 +169,7 @@ class ResultTable(PaperTable):
         tested = any(cell.p is not None for cell in self.cells.values())
         metrics: dict[str, list[str]] = {}
         for key, cell in self.cells.items():
-            names = metrics.setdefault(METRICS[cell.score.kind if cell.score else "classes"], [])
+            names = metrics.setdefault(METRIC_WORDS[cell.score.kind if cell.score else "classes"], [])
             names += [key.task] if key.task not in names else []
         told = [metric if len(metrics) == 1 else f"{metric} of {', '.join(tasks)}" for metric, tasks in metrics.items()]
         what = "; ".join(told)
@@ -234,10 +234,11 @@ def build(
 
 
 def by_key(outcomes: Iterable[TrialResult]) -> dict[Key, list[TrialResult]]:
-    """Outcomes that differ in their seed only, by seed; folds are merged."""
+    """Outcomes that differ in their seed only, by seed; folds are merged, and corpora tested besides are columns."""
     groups: dict[Key, list[TrialResult]] = {}
-    for item in sorted(merged(outcomes), key=lambda item: item.seed):
-        groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
+    for whole in sorted(merged(outcomes), key=lambda item: item.seed):
+        for item in whole.columns:
+            groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
     return groups
 
 

@@ -26,7 +26,7 @@ _TICKS = (
 
 NOTES = {
     "pop1k7": "Pieces and bars are those of the beat-aligned files (midi_synchronized), which are counted here. The "
-    "authors' code reads the transcribed ones (midi_transcribed); which files the other figures are of is not known.",
+    "authors' code reads the transcribed ones (midi_transcribed); which files the other counts are of is not known.",
     "asap": "The authors' published array has our notes and bars, 23.14 notes a bar; where the printed 23.0 comes from "
     "is not known.",
     "pianist8": "Bars agree, and our tokens of the validation split equal the authors' published array; where the "

@@ -1,4 +1,4 @@
-"""One configuration for every job: frozen dataclasses, checked when they are made.
+"""The configuration of every job: frozen dataclasses, checked when they are made.
 
 A field is spelled the same on the command line (`optimizer.lr=1e-4`), in a study's search space, in
 MLflow and in `config.json`. Three kinds of field exist:
@@ -158,7 +158,7 @@ class FinetuneConfig:
     task: str = MELODY.name
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
-    """Labelled corpus; empty takes the task's own."""
+    """Labelled corpus, or several as one, as in pop909,lieder; empty takes the task's own."""
     fold: int = runtime(0)
     """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
@@ -197,7 +197,7 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
-        checks.require_corpora("finetune.corpus", (self.corpus,))
+        checks.require_corpora("finetune.corpus", checks.corpora_of(self.corpus) or ("",))
         checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
@@ -219,7 +219,7 @@ class RnnConfig:
     patience: int = 20
     """Epochs without a lower validation loss before the rate falls; see `protocol.rnn_returns_to_best`."""
     factor: float = 0.2
-    """What the rate is multiplied with then."""
+    """The rate is multiplied with it then."""
     stops: int = 5
     """Such falls after which training ends."""
 
@@ -236,7 +236,9 @@ class StudyConfig:
     tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
     """Downstream tasks, a column each of the result table: of the paper, or columns of the labelled corpus's table."""
     corpus: str = runtime("")
-    """Labelled corpus of all tasks, such as folder:/music; empty takes that of `finetune.corpus`."""
+    """Labelled corpus of all tasks, such as folder:/music, or several; empty takes that of `finetune.corpus`."""
+    tests: tuple[str, ...] = runtime(())
+    """Corpora on whose test pieces every trial is tested besides, a column each; trials that are differ in name."""
     folds: int = runtime(0)
     """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
     kinds: tuple[str, ...] = runtime(())
@@ -256,7 +258,10 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        checks.require_corpora("study.corpus", (self.corpus,))
+        checks.require_corpora("study.corpus", checks.corpora_of(self.corpus) or ("",))
+        checks.require_corpora("study.tests", self.tests or ("",))
+        alone = "none with study.folds or study.draws, which test each piece once or none at all"
+        require(not (self.tests and (self.folds or self.draws)), "study.tests", self.tests, alone)
         checks.require_kinds("study.kinds", self.kinds, self.tasks, get_args(Kind))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))

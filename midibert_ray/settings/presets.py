@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The paper: 12 layers of 768, AdamW at 2e-5 without a schedule, batch 12 (paper §V-B).
     "base": {"study.tasks": _PAPER_TASKS},
 }
-"""What each named configuration changes in `Config()`."""
+"""Named configurations: the fields of `Config()` that each changes."""
 
 STUDIES: dict[str, dict[str, object]] = {
     "paper": {

@@ -20,7 +20,7 @@ _QUERY = re.compile(
     "|trusted_connection|uri|unix_socket",
     re.IGNORECASE,
 )
-"""What a database's address may say in its query: how it is reached, and files of keys, but no keys."""
+"""Words that a database's address may have in its query: how it is reached, and files of keys, but no keys."""
 
 _USER = re.compile(r"[\w.+-]{0,64}")
 _HOST = re.compile(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]|[0-9A-Fa-f:.]+)?")

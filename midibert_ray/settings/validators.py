@@ -52,7 +52,7 @@ def by_content(default: Any) -> Any:
 def optional(default: Any) -> Any:
     """A field that changes results, and is named in an identity only where it is not at its default.
 
-    What was made before the package had such a field keeps its name.
+    Stores and runs made before the package had such a field keep their names.
     """
     return field(default=default, metadata={"optional": True})
 
@@ -132,13 +132,18 @@ def require_name(key: str, name: str) -> None:
 
 def require_corpora(key: str, names: tuple[str, ...]) -> None:
     """Refuse a list of corpora that is empty, names one twice, or has one of the user's (`folder:ADDRESS`) whose
-    address is not plain. Whether a corpus exists is checked where it is opened.
+    address is not plain. The existence of a corpus is checked where it is opened.
     """
     require(len(names) > 0, key, names, "at least one corpus")
     require(len({name.rstrip("/") for name in names}) == len(names), key, names, "each corpus once")
     for name in names:
         if name.startswith(FOLDER):
             require_address(key, name.removeprefix(FOLDER))
+
+
+def corpora_of(text: str) -> tuple[str, ...]:
+    """The corpora that a setting names, separated by commas."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
 
 
 def require_folder(key: str, path: str) -> None:

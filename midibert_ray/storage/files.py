@@ -1,6 +1,6 @@
 """Files at URIs: below a local folder, `s3://bucket/prefix` or `gs://bucket/prefix`; see `validators.require_address`.
 
-What stands behind the bucket is taken as it is: nothing in it is decoded.
+The text after the bucket is taken as it is: nothing in it is decoded.
 
 An object store shows an object once it is complete, and knows no folders: of what consists of several objects, one
 is written last and says that the others are there (a manifest, digests, a config.json).

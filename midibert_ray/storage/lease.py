@@ -145,7 +145,7 @@ def _withdraw(mine: Lease) -> None:
 
 @dataclass
 class _Watch:
-    """What somebody who waits has seen of others' claims, and has said."""
+    """Others' claims, as a waiting process has seen them, and its own remarks on them."""
 
     what: str
     report: Callable[[str], None]

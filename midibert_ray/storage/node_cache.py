@@ -189,7 +189,7 @@ def _is_compared(folder: Path) -> bool:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What changes when a file is touched, and with every boot, since when the kernel has watched the files."""
+    """Values that change when a file is touched, and with every boot, since when the kernel has watched the files."""
     boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
     files: dict[str, list[int]] = {}
     for path in sorted(folder.iterdir()):

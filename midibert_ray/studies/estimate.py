@@ -27,9 +27,9 @@ from midibert_ray.training.task_data import TaskData
 MEASURED = 2
 """Segments of the step that is measured."""
 BYTES_A_NOTE, NOTES_A_BAR = 7.5, 16
-"""What a note takes of a MIDI file, and a bar has of notes, in the music that ships with the project."""
+"""Bytes of a MIDI file by note, and notes by bar, in the music that ships with the project."""
 FORWARD = 1 / 3
-"""What a segment costs that is only scored, beside one that is learned from."""
+"""Cost of a segment that is only scored, beside one that is learned from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +98,17 @@ class _Meter:
 
     def trial(self, entry: TrialSpec) -> float:
         config, settings = entry.config, entry.config.finetune
-        source = (entry.store, settings.task, config.model.representation)
+        source = (*entry.stores, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, self._open(entry.store, config.storage), entry.task)
+            self._data[source] = entry.data(self._open)
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
         epochs = recipe(config, entry.task).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
-        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
+        scored = sum(count.values()) - count["train"] - count["valid"]
+        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * scored)
 
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         if uri not in self.corpora or find_manifest(uri) is not None:

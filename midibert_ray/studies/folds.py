@@ -1,4 +1,4 @@
-"""The folds of a study's trials as one result each: every piece is tested once, and figures are over all of them."""
+"""The folds of a study's trials as one result each: every piece is tested once, and metrics are over all of them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,31 +25,31 @@ def merged(outcomes: Iterable[TrialResult]) -> list[TrialResult]:
 def merge(folds: Sequence[TrialResult]) -> TrialResult:
     """The folds of one configuration and seed as one result.
 
-    Figures of numbers and tags are those of all pieces together; of classes too, but for the loss and the validation
+    Metrics of numbers and tags are those of all pieces together; of classes too, but for the loss and the validation
     accuracy, which are means over the folds by what these scored.
     """
     first, scored = folds[0], np.array([max(fold.scored, 1) for fold in folds], dtype=np.float64)
-    names = set.intersection(*(set(fold.figures) for fold in folds))
-    figures = {name: float(np.average([fold.figures[name] for fold in folds], weights=scored)) for name in names}
+    names = set.intersection(*(set(fold.metrics) for fold in folds))
+    metrics = {name: float(np.average([fold.metrics[name] for fold in folds], weights=scored)) for name in names}
     confusion = np.sum([np.array(fold.confusion) for fold in folds], axis=0)
     pieces = {piece: row for fold in folds for piece, row in fold.pieces.items()}
     if first.kind == "classes":
-        figures |= {
+        metrics |= {
             f"{first.split}/accuracy": float(np.trace(confusion) / max(confusion.sum(), 1)),
             f"{first.split}/f1": macro_f1(confusion),
         }
-        if f"{first.split}/piece_accuracy" in figures:
-            figures[f"{first.split}/piece_accuracy"] = float(np.mean([row[2] for row in pieces.values()]))
+        if f"{first.split}/piece_accuracy" in metrics:
+            metrics[f"{first.split}/piece_accuracy"] = float(np.mean([row[2] for row in pieces.values()]))
     else:
         together = of_pieces(first.kind, pieces.values())
-        figures |= {f"{first.split}/{name}": value for name, value in together.items()}
+        metrics |= {f"{first.split}/{name}": value for name, value in together.items()}
     return replace(
         first,
         trial=first.trial.removesuffix(f"-fold{first.fold}"),
         fold=0,
         folds=len(folds),
         epoch=max(fold.epoch for fold in folds),
-        figures=figures,
+        metrics=metrics,
         confusion=confusion.tolist(),
         pieces=pieces,
         clusters={piece: cluster for fold in folds for piece, cluster in fold.clusters.items()},

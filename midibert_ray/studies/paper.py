@@ -1,4 +1,4 @@
-"""The tables of the paper as rows of variants, with the figures that it prints (test accuracy in %)."""
+"""The tables of the paper as rows of variants, with the results that it prints (test accuracy in %)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from midibert_ray.music.tasks import PAPER_TASKS
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a table."""
+    """A row of a table."""
 
     label: str
     """As the paper has it."""
@@ -22,7 +22,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
-    """One table of results."""
+    """A table of results."""
 
     title: str
     baseline: str
@@ -31,8 +31,8 @@ class PaperTable:
 
 
 def _row(label: str, variant: str, *printed: float, baseline: str = "") -> Row:
-    figures = dict(zip((task.name for task in PAPER_TASKS), printed, strict=True)) if printed else {}
-    return Row(label=label, variant=variant, printed=figures, baseline=baseline)
+    metrics = dict(zip((task.name for task in PAPER_TASKS), printed, strict=True)) if printed else {}
+    return Row(label=label, variant=variant, printed=metrics, baseline=baseline)
 
 
 _RNN = _row("RNN + CP", "rnn", 88.66, 43.77, 60.32, 54.13)

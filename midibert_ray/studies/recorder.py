@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -15,29 +15,28 @@ from ray import tune
 
 from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
-from midibert_ray.settings.text import clock
+from midibert_ray.settings.text import clock, plain_name
 from midibert_ray.studies import result as results
-from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec
-from midibert_ray.studies.result import FIGURE, TrialResult
+from midibert_ray.studies.result import BEST, METRIC, TrialResult
 from midibert_ray.studies.scheduler import FAILURE
 from midibert_ray.training import node
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.recorder import dataset
+from midibert_ray.training.task_data import split_of
 
 logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
 FIGURES = "figures.json"
-"""Artifact of a trial: the figures of its result, as a table."""
-BEST = "valid/best"
+"""Artifact of a trial: the metrics of its result, as a table."""
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
 
 
 def best(found: Iterable[TrialResult]) -> TrialResult:
     """The result that was best in validation; of equals the first by name. The test split chooses nothing."""
-    return min(found, key=lambda result: (-result.figures[BEST], result.trial))
+    return min(found, key=lambda result: (-result.metrics[BEST], result.trial))
 
 
 def _describe(entry: TrialSpec) -> str:
@@ -83,8 +82,9 @@ class StudyLog:
     def data(self, key: str) -> None:
         """Name the splits that a trial reads."""
         uses = {"train": "training", "valid": "validation", "test": "testing"}
-        store = self.plan.trials[key].store
-        self.trial(key).datasets(dataset(store, split, use) for split, use in uses.items())
+        spec = self.plan.trials[key]
+        own = [dataset(store, split, use) for store in spec.stores for split, use in uses.items()]
+        self.trial(key).datasets([*own, *(dataset(store, "test", "testing") for store in spec.tests)])
 
     def model(self, key: str, checkpoint: str) -> None:
         """Log the model of a finished trial, whose weights stay in its last checkpoint; baselines have none."""
@@ -92,29 +92,40 @@ class StudyLog:
         if spec.config.finetune.model == "midibert":
             self.trial(key).model(checkpoint, spec.task.level, spec.trial.tags)
 
-    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
-        """Store a trial's result and end its run."""
+    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: Mapping[str, bytes]) -> None:
+        """Store a trial's result and its predictions, by name of their file, and end its run."""
         name = "confusion_matrix" if result.kind == "classes" else "answers"
         if result.confusion:
             run.json(result.confusion, f"{name}.json")
         if self.picture:
             run.figure(self.picture(result), f"{name}.png")
-        run.data(predictions, results.PREDICTIONS)
+        for name, content in predictions.items():
+            run.data(content, name)
         run.text(result.to_json(), results.OUTCOME)
         trivial = {"majority/accuracy": result.majority} if result.kind == "classes" else {}
         costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
-        figures = {"epoch": result.epoch, **result.figures, **trivial, **costs}
-        values = [value if math.isfinite(value) else None for value in figures.values()]
-        run.table({"figure": [*figures], "value": values}, FIGURES)
+        besides = {
+            name.replace("test/", f"{split_of(corpus)}/"): value
+            for corpus, found in result.besides.items()
+            for name, value in found["metrics"].items()
+        }
+        metrics = {"epoch": result.epoch, **result.metrics, **trivial, **besides, **costs}
+        values = [value if math.isfinite(value) else None for value in metrics.values()]
+        run.table({"metric": [*metrics], "value": values}, FIGURES)
         if result.split == "test":  # by which runs are sorted and compared
-            run.log({f"test/{results.FIGURE[result.kind]}": result.accuracy}, result.epoch)
+            metric = results.METRIC[result.kind]
+            others = {
+                f"test/{plain_name(corpus)}/{metric}": found["metrics"][f"test/{metric}"]
+                for corpus, found in result.besides.items()
+            }
+            run.log({f"test/{metric}": result.accuracy} | others, result.epoch)
         run.finish()
 
     def summarize(self, found: Sequence[TrialResult]) -> None:
         """Add a point to the study's own curves of a task, which run over the number of its finished trials."""
         first, mean = found[0], sum(result.accuracy for result in found) / len(found)
-        name, figure = f"{first.protocol}/{first.task}", results.FIGURE[first.kind]
-        self.parent.log({f"{name}/best_{figure}": best(found).accuracy, f"{name}/mean_{figure}": mean}, len(found))
+        name, metric = f"{first.protocol}/{first.task}", results.METRIC[first.kind]
+        self.parent.log({f"{name}/best_{metric}": best(found).accuracy, f"{name}/mean_{metric}": mean}, len(found))
 
 
 class Recorder(tune.Callback):
@@ -140,7 +151,7 @@ class Recorder(tune.Callback):
         return StudyLog(self.plan, self.picture)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Log an epoch's figures and print a line; pre-trainings are logged by their own controllers."""
+        """Log an epoch's metrics and print a line; pre-trainings are logged by their own controllers."""
         spec: Spec = trial.config["spec"]
         if isinstance(spec, PretrainingSpec):
             return
@@ -156,7 +167,7 @@ class Recorder(tune.Callback):
             self.log.data(spec.key)
             self._placed.add(spec.key)
         shown = "  ".join(
-            f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", *FIGURE.values()))
+            f"{key} {value:.3f}" for key, value in points.items() if key.endswith(("loss", *METRIC.values()))
         )
         logger.info("%-44s epoch %2d  %s", spec.trial.name, result["epoch"], shown)
         self._advance(spec.key, min(result["epoch"] / recipe(spec.config, spec.task).epochs, 0.99))
@@ -182,7 +193,7 @@ class Recorder(tune.Callback):
         if self.store(spec.key):
             return
         if self.plan.config.study.draws and FAILURE not in last:
-            self.stop(spec.key, {sweep.METRIC: last[sweep.METRIC], "epoch": last["epoch"]})
+            self.stop(spec.key, {BEST: last[BEST], "epoch": last["epoch"]})
         else:
             self.fail(spec.key, str(last.get(FAILURE, "it left no outcome")))
 
@@ -204,11 +215,11 @@ class Recorder(tune.Callback):
         taken, self._given_up = self._given_up, set()
         return taken
 
-    def stop(self, key: str, figures: dict[str, float]) -> None:
+    def stop(self, key: str, metrics: dict[str, float]) -> None:
         """End the run of a draw that the sweep has stopped."""
-        results.stop(self.plan.uri(key), figures)
+        results.stop(self.plan.uri(key), metrics)
         run = self.log.trial(key)
-        run.tag(stopped=f"after epoch {figures['epoch']}")
+        run.tag(stopped=f"after epoch {metrics['epoch']}")
         run.finish("KILLED")
 
     def fail(self, key: str, reason: str) -> None:
@@ -233,7 +244,8 @@ class Recorder(tune.Callback):
         if here.get(key) != mark:
             self.log.data(key)
             self.log.model(key, checkpoint)
-            predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
+            names = [results.PREDICTIONS, *map(results.predictions_file, result.besides)]
+            predictions = {name: storage.read_bytes(storage.join(checkpoint, name)) for name in names}
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())

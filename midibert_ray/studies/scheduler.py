@@ -69,7 +69,7 @@ class StudyScheduler(Searcher):
         return {"spec": spec, "encoder": self.encoders.get(spec.encoder, "")}
 
     def _has_room(self, spec: Spec) -> bool:
-        """Whether a trial may be handed to Tune now.
+        """True where a trial may be handed to Tune now.
 
         Tune starts a trial when its resources are free, and an autoscaler adds nodes for those that wait. Only
         where a run starts workers of its own, other trials could take what they wait for, so nothing may.

@@ -1,6 +1,6 @@
 """A study: pre-trainings and fine-tuning trials run side by side by Ray Tune, resumable, recorded in MLflow.
 
-What is done is read from the folders of runs and trials, never from Tune's books: the same command again hands Tune
+Finished work is read from the folders of runs and trials, never from Tune's books: the same command again hands Tune
 only what is still open, with the resources that are asked for now.
 """
 
@@ -16,7 +16,6 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Run
 from ray.tune.execution import class_cache
 
 from midibert_ray import storage
-from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
@@ -29,7 +28,6 @@ from midibert_ray.studies.trials import Trial
 from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.runs import finished, pin
-from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ TUNE_SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
 }
-"""What Tune reads from the environment only."""
+"""Settings that Tune reads from the environment only."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ def _collect(plan: StudyPlan, recorder: Recorder, reasons: Mapping[str, str]) ->
 
 
 def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> list[Spec]:
-    """What is left to do: pre-trainings that open trials wait for, then the trials, longest first.
+    """The work that is left: pre-trainings that open trials wait for, then the trials, longest first.
 
     A short trial at the end fills a gap, a long one would make one.
 
@@ -131,16 +129,16 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
     def size(entry: TrialSpec) -> int:
         """Segments that it learns from at most, over all its epochs."""
         config = entry.config
-        kind = (entry.trial.task, entry.store, config.model.representation)
+        kind = (entry.trial.task, *entry.stores, config.model.representation)
         if kind not in segments:
-            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage), entry.task).learned)
+            segments[kind] = len(entry.data().learned)
         return segments[kind] * recipe(config, entry.task).epochs
 
     return [*first, *sorted(trials, key=size, reverse=True)]
 
 
 def _resources(space: dict[str, Any]) -> PlacementGroupFactory:
-    """What Tune reserves for a trial; a pre-training is driven from the head, its workers are Train's own affair."""
+    """The resources that Tune reserves: for a pre-training none, as its workers are Train's own affair."""
     spec: Spec = space["spec"]
     if isinstance(spec, PretrainingSpec):
         return PlacementGroupFactory([HEAD])

@@ -15,13 +15,11 @@ from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.settings.text import piped
-from midibert_ray.studies.result import METRICS, TrialResult
+from midibert_ray.studies.result import BEST, METRIC_WORDS, TrialResult
 
 LAYER_DECAY = (1.0, 0.95, 0.9, 0.8, 0.65)
 WARMUP = (0.0, 0.06, 0.1, 0.2)
 HEADS = ("paper", "linear")
-METRIC = "valid/best"
-"""What draws are compared by: the best validation so far, by the task's metric."""
 
 
 def draw(config: Config, number: int) -> dict[str, Any]:
@@ -47,7 +45,7 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
     """The scheduler of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on."""
     return AsyncHyperBandScheduler(
         time_attr="epoch",
-        metric=METRIC,
+        metric=BEST,
         mode="max",
         max_t=2 * config.finetune.epochs,
         grace_period=1,
@@ -58,7 +56,7 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
 def ranking(outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:
     """Task -> its draws that were not stopped early, best first by validation; of equals the earlier draw."""
     tasks = dict.fromkeys(item.task for item in outcomes)
-    ranked = sorted(outcomes, key=lambda item: (-item.figures[METRIC], item.variant))
+    ranked = sorted(outcomes, key=lambda item: (-item.metrics[BEST], item.variant))
     return {task: [item for item in ranked if item.task == task] for task in tasks}
 
 
@@ -73,8 +71,8 @@ def report(config: Config, outcomes: Sequence[TrialResult]) -> str:
     """Markdown: of every task the draws that were not stopped, best first, and the best as a command line has it."""
     parts = []
     for task, ranked in ranking(outcomes).items():
-        rows = [["draw", f"validation {METRICS[ranked[0].kind]} in %", "epochs", "settings"]]
+        rows = [["draw", f"validation {METRIC_WORDS[ranked[0].kind]} in %", "epochs", "settings"]]
         for item in ranked:
-            rows.append([item.variant, f"{100 * item.figures[METRIC]:.2f}", str(item.epoch), settings(config, item)])
+            rows.append([item.variant, f"{100 * item.metrics[BEST]:.2f}", str(item.epoch), settings(config, item)])
         parts += [piped(rows), f"Best for {task}, for another study: `{settings(config, ranked[0])}`"]
     return "\n\n".join(parts) + "\n"

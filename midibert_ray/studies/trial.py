@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ray.tune import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from midibert_ray import storage
-from midibert_ray.data.store import open_store
+from midibert_ray.data.segments import Segments
 from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
@@ -30,13 +30,13 @@ from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.probe import probe
 from midibert_ray.training.start import FINETUNE, open_start
-from midibert_ray.training.task_data import TaskData
+from midibert_ray.training.task_data import split_of
 
 
 def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) -> None:
     """Run a trial or a pre-training, or go on where an earlier start of it stopped.
 
-    What cannot go on, and would not if it were started again, is reported with its reason and not raised: Tune
+    An error that would come again is reported with its reason and not raised: Tune
     would only try again.
 
     Args:
@@ -64,36 +64,40 @@ def _reason(error: Exception, config: Config) -> str:
     return text
 
 
-def run_trial(spec: TrialSpec, encoder: str, study: str, address: str) -> None:
-    """Fine-tune in the folder `address` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
-    if done := results.find(address):
-        tune.report(_last_figures(done[0]))  # a driver that was killed may not have written them down
+def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
+    """Fine-tune in the folder `uri` from the checkpoint `encoder`, if any, score the test split, report to Tune."""
+    if done := results.find(uri):
+        tune.report(_last_metrics(done[0]))  # a driver that was killed may not have written them down
         return
-    remove_unfinished(address, results.CHECKPOINT)
+    remove_unfinished(uri, results.CHECKPOINT)
     config = spec.config
-    store = open_store(spec.store, config.storage)
-    data = TaskData(config, store, spec.task)
+    data = spec.data()
     with weights(encoder) if encoder else nullcontext("") as folder:
         begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
-    if earlier := results.newest(address):
-        system, path = storage.filesystem(storage.join(address, earlier))
+    if earlier := results.newest(uri):
+        system, path = storage.filesystem(storage.join(uri, earlier))
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
     probes = config.finetune.model == "probe"
     predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
-    result = _result(spec, job, predictions, split)
-    origin = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
-    content = results.predictions_table(data, store, predictions, split)
+    besides = {name: job.evaluate(split_of(name)) for name in data.tests}
+    result = _result(spec, job, predictions, split, besides)
+    provenance = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
+    found = {results.PREDICTIONS: results.predictions_table(data, predictions, split)}
+    found |= {
+        results.predictions_file(name): results.predictions_table(data, said, split_of(name))
+        for name, said in besides.items()
+    }
 
     def write(folder: Path) -> None:
-        results.write(folder, result, origin, content)
+        results.write(folder, result, provenance, found)
         (folder / CALIBRATION).write_text(calibration.to_json())
         job.save_pretrained(folder)
 
-    _report(spec.key, _last_figures(result), write)
+    _report(spec.key, _last_metrics(result), write)
 
 
 def own_device(config: Config) -> torch.device:
@@ -106,8 +110,21 @@ def own_device(config: Config) -> torch.device:
     return device
 
 
-def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
+def _result(
+    spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str, besides: Mapping[str, Predictions]
+) -> TrialResult:
     compute = job.config.compute
+
+    def scored(predictions: Predictions, segments: Segments, split: str) -> dict[str, Any]:
+        return {
+            "metrics": predictions.metrics(split),
+            "confusion": predictions.matrix().tolist(),
+            "pieces": predictions.by_piece(segments.name),
+            "clusters": segments.clusters,
+        }
+
+    own = scored(predictions, job.data.splits[split], split)
+    own["metrics"] |= {"valid/best": job.progress.accuracy} | job.metrics
     return TrialResult(
         trial=spec.trial.name,
         **spec.trial.tags,
@@ -116,30 +133,28 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         kind=job.data.task.kind,
         melody=job.data.task.melody,
         epoch=job.progress.epoch,
-        figures=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.figures,
         classes=list(job.data.classes),
-        confusion=predictions.matrix().tolist(),
-        pieces=predictions.by_piece(job.data.splits[split].piece_id),
-        clusters=job.data.splits[split].clusters,
+        **own,
+        besides={name: scored(said, job.data.splits[split_of(name)], "test") for name, said in besides.items()},
         seconds=job.progress.seconds,
         devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )
 
 
-def _last_figures(result: TrialResult) -> dict[str, Any]:
-    return result.figures | {"epoch": result.epoch}
+def _last_metrics(result: TrialResult) -> dict[str, Any]:
+    return result.metrics | {"epoch": result.epoch}
 
 
-def _report(trial: str, figures: dict[str, Any], write: Callable[[Path], None] | None) -> None:
+def _report(trial: str, metrics: dict[str, Any], write: Callable[[Path], None] | None) -> None:
     """Tell Tune; with `write`, along with a checkpoint that it fills."""
-    figures = figures | node.usage() | {node.HARDWARE: node.hardware()}
+    metrics = metrics | node.usage() | {node.HARDWARE: node.hardware()}
     if write is None:
-        tune.report(figures)
+        tune.report(metrics)
         return
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch))
-        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": figures["epoch"]}))
+        (Path(scratch) / results.EPOCH).write_text(json.dumps({"epoch": metrics["epoch"]}))
         write_digests(Path(scratch), rank=0, world=1, run=trial)
-        tune.report(figures, checkpoint=Checkpoint.from_directory(scratch))
+        tune.report(metrics, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():
         verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused

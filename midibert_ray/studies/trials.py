@@ -37,7 +37,7 @@ OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One cell of a table, with one seed."""
+    """A cell of a table, with one seed."""
 
     task: str
     """The column."""
@@ -54,7 +54,7 @@ class Trial:
 
     @property
     def tags(self) -> dict[str, Any]:
-        """What tells it from the study's other trials: its tags in MLflow."""
+        """The tags in MLflow that tell it from the study's other trials."""
         told = {"task": self.task, "variant": self.variant, "seed": self.seed, "protocol": self.protocol}
         return told | ({"fold": self.fold} if self.fold else {})
 

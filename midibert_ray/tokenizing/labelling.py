@@ -120,7 +120,7 @@ class LabelPlan:
 
     @property
     def is_given(self) -> bool:
-        """Whether splits are those of the table, or of the corpus's own lists."""
+        """True where splits are those of the table, or of the corpus's own lists."""
         return not self.folds and (self.labels.splits is not None or not self.tokens.corpus.is_own)
 
     def is_current(self) -> bool:
@@ -291,7 +291,7 @@ class LabelPlan:
         write_manifest(self.uri, {**manifest, SHARDS: {LABELS_TABLE: len(content)}, LABELS: about})
 
     def divided_by(self, twins: bool) -> str:
-        """What stays whole when pieces are divided."""
+        """The unit that stays whole when pieces are divided."""
         if self.is_given:
             return "the table's splits" if self.labels.splits else "the corpus's lists"
         return "groups" if self.labels.groups and any(self.labels.groups) else "near-duplicates" if twins else "files"

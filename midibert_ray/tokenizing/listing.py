@@ -70,7 +70,7 @@ def _is_macos(name: str) -> bool:
 def duplicates(uri: str, files: Mapping[str, File]) -> dict[str, str]:
     """Files with the same bytes as others: name -> the first by name that has them.
 
-    Those that no other equals in size are not read; one that cannot be read is no duplicate.
+    Files that no other equals in size are not read; an unreadable file is no duplicate.
     """
     sizes = Counter(file.size for file in files.values())
     names = sorted(name for name, file in files.items() if sizes[file.size] > 1)

@@ -136,7 +136,7 @@ class CorpusPlan:
 
     @property
     def quarantined(self) -> dict[str, str]:
-        """What is quarantined beside the pieces: folders of a corpus without lists, which may hold more of them."""
+        """The entries quarantined beside the pieces: folders of a corpus without lists, which may hold more of them."""
         return dict(self.unlisted) if self.corpus.lists is None else {}
 
     def reason(self, file: str, found: str) -> str:

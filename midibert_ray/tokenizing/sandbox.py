@@ -80,7 +80,7 @@ class Answer:
 
     reason: str | None
     may_pass: bool = False
-    """Whether the reason lies with the storage: the next run tries again."""
+    """True where the reason lies with the storage: the next run tries again."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Notes left out, by reason."""
     remarks: dict[str, int] = field(default_factory=dict)

@@ -60,7 +60,7 @@ class Report(TypedDict):
     reason: str
     """Why the piece is quarantined."""
     unread: bool
-    """Whether the reason lies with the storage and may pass: the next run tries again."""
+    """True where the reason lies with the storage and may pass: the next run tries again."""
 
 
 def make_shard(shard: Shard) -> list[Report]:

@@ -51,7 +51,7 @@ class Summary:
     uri: str
     manifest: dict[str, Any]
     found: bool
-    """Whether it was there already."""
+    """True where it was there already."""
 
     @classmethod
     def standing(cls, uri: str) -> "Summary | None":
@@ -109,7 +109,7 @@ def tokenize_plans(plans: Sequence[CorpusPlan]) -> list[Summary]:
     A store is found by its listing alone (`CorpusPlan.is_current`). Where a file has another time, or one that could
     not be read now can, the corpus is tokenized again, and the store is replaced if that changes it.
 
-    One that another job is making is waited for. Needs a running Ray.
+    A store that another job is making is waited for. Needs a running Ray.
 
     Raises:
         ValueError: for a corpus of which no piece could be tokenized; the other stores are published.

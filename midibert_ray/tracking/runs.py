@@ -1,4 +1,4 @@
-"""One run as jobs write to it: every call becomes a record."""
+"""A run as jobs write to it: every call becomes a record."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ def study_experiment(name: str) -> str:
 
 
 class RunLog:
-    """One MLflow run, new or found again: params once, every point of a curve once.
+    """An MLflow run, new or found again: params once, every point of a curve once.
 
     Nothing here waits for a server: a call returns when its record lies in the spool.
     """

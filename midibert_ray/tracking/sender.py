@@ -1,4 +1,4 @@
-"""One process sends the records of a spool, in order, as long as there is a server that takes them.
+"""A single process sends the records of a spool, in order, as long as there is a server that takes them.
 
 The sender names itself in a file of the spool, which it writes anew every few seconds. Another process takes over when
 it has seen no change for a while: that needs neither locks, which object stores and some network file systems lack,
@@ -45,7 +45,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether this process has the lease: as long as its thread gives signs of life."""
+        """True where this process has the lease: as long as its thread gives signs of life."""
         return self._thread is not None and self._thread.is_alive()
 
     def take(self) -> bool:

@@ -33,7 +33,7 @@ class MissingRunError(RejectedError):
 class Writer:
     """Knows runs by experiment and key, and the last step of their curves.
 
-    One that has met an error is to be replaced: the request may have been carried out all the same.
+    A writer that has met an error is to be replaced: the request may have been carried out all the same.
     """
 
     def __init__(self, uris: TrackingUris) -> None:

@@ -1,4 +1,4 @@
-"""A trained model's calibration: its temperature, its figures and the music that it knows, when a trial ends."""
+"""A trained model's calibration: its temperature, its metrics and the music that it knows, when a trial ends."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from midibert_ray.training.predictions import Predictions
 def calibrate(job: Finetuning, predictions: Predictions, split: str) -> Calibration:
     """The calibration of a job's model, given its predictions on a split, `test` or, in a sweep, `valid`.
 
-    The temperature is that of the validation split, also for the figures of the test split.
+    The temperature is that of the validation split, also for the metrics of the test split.
     """
     valid = predictions if split == "valid" else job.evaluate("valid")
     classes = valid.label.ndim == 1 and np.issubdtype(valid.label.dtype, np.integer)

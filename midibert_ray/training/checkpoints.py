@@ -68,7 +68,7 @@ def store(folder: Path, uri: str, rank: int) -> None:
 
 
 def read_digests(system: fs.FileSystem, path: str, rank: int = 0) -> Shard:
-    """The digests of one worker. Raises UnfinishedError where there are none, CheckpointError where they are broken."""
+    """Digests of one worker. Raises UnfinishedError where there are none, CheckpointError where they are damaged."""
     name = _digests_name(rank)
     try:
         with system.open_input_stream(f"{path}/{name}") as stream:
@@ -156,29 +156,29 @@ class Choice(NamedTuple):
 
     name: str | None
     """Folder of the newest sound checkpoint, within the run's folder; None where there is none."""
-    broken: dict[str, str]
+    problems: dict[str, str]
     """Folder -> problem, of the newer ones that are not sound."""
 
 
 def newest_sound(system: fs.FileSystem, run: str) -> Choice:
     """The newest checkpoint in a run's folder that is whole and its own, whether or not Ray Train has heard of it."""
-    broken: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for name in folders(system, run, PREFIX):
         reason = problem(system, f"{run}/{name}", run=storage.basename(run))
         if reason is None:
-            return Choice(name, broken)
-        broken[name] = reason
-    return Choice(None, broken)
+            return Choice(name, problems)
+        problems[name] = reason
+    return Choice(None, problems)
 
 
-def unused_name(step: int, broken: Collection[str]) -> str:
+def unused_name(step: int, problems: Collection[str]) -> str:
     """The name of the checkpoint of a step.
 
     Ray Train keeps broken checkpoints in its books and will delete their folders one day, so a run that
     comes by the step of one again needs another name.
     """
     name = f"{PREFIX}{step:09d}"
-    while name in broken:
+    while name in problems:
         name += "-again"
     return name
 
@@ -209,7 +209,7 @@ def drop_broken_books(run: str) -> str | None:
 def remove_unfinished(run: str, prefix: str) -> list[str]:
     """Remove the checkpoints of a run or trial that a kill has left unfinished; gives their names.
 
-    No worker may be writing there meanwhile. Those that Ray Train's list names stay, as it refuses a list with one
+    No worker may be writing there meanwhile. Folders that Ray Train's list names stay, as it refuses a list with one
     that is gone; and those whose content is wrong, which somebody may want to look at.
     """
     system, path = storage.filesystem(run)
@@ -253,5 +253,5 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
 
 
 def says_full(error: Any) -> bool:
-    """Whether an error comes from a full disk, a quota or a size limit."""
+    """True where an error comes from a full disk, a quota or a size limit."""
     return getattr(error, "errno", None) in _FULL or any(os.strerror(code) in str(error) for code in _FULL)

@@ -81,12 +81,12 @@ class Finetuning:
         self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
         """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
 
     def train_epoch(self) -> dict[str, float]:
-        """One pass over the training split; mean loss and accuracy of the epoch.
+        """Train one pass over the training split; mean loss and accuracy of the epoch.
 
         Raises FloatingPointError where the loss is no longer finite.
         """
@@ -107,7 +107,7 @@ class Finetuning:
             return {"train/loss": float(loss_sum / weight_sum)} | accuracy
 
     def learn(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One step on some segments of the training split, by their numbers, int64 [batch].
+        """Train one step on some segments of the training split, by their numbers, int64 [batch].
 
         Four scalars: the loss summed over what is scored, the sum of the weights of it, how much of it is right, and
         how much it is.
@@ -144,7 +144,7 @@ class Finetuning:
             known = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if key != "epoch")
             raise FloatingPointError(
                 f"the training loss is not finite at step {problem[0]:,} in epoch {self.progress.epoch}; "
-                + (f"the last finite figures, of epoch {last['epoch']}: {known}; " if last else "")
+                + (f"the last finite metrics, of epoch {last['epoch']}: {known}; " if last else "")
                 + f"lower {self.recipe.rate_setting} (it was {self.recipe.rate:g}), or use compute.precision=fp32"
             )
 

@@ -15,7 +15,7 @@ HARDWARE = "hardware"
 def usage(worker: int = 0) -> dict[str, float]:
     """Load of this node since the last call, in MLflow's names of system metrics: per cent, MB, of the node as a whole.
 
-    GPU figures are those of this process's own device.
+    GPU metrics are those of this process's own device.
     """
     memory, network = psutil.virtual_memory(), psutil.net_io_counters()
     found = {

@@ -54,8 +54,8 @@ class NumberObjective:
 
     def loss(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The loss summed over segments, and their number; logits: float [b, 1], targets: float [b]."""
-        wanted = (targets - self.mean) / self.scale
-        return F.mse_loss(logits[:, 0], wanted, reduction="sum"), targets.new_tensor(len(targets))
+        expected = (targets - self.mean) / self.scale
+        return F.mse_loss(logits[:, 0], expected, reduction="sum"), targets.new_tensor(len(targets))
 
     def hits(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """A number is neither right nor wrong: 0 of 0."""

@@ -32,7 +32,7 @@ class Prefetcher(Generic[Key, Made]):
         self.waited = self.worked = 0.0
 
     def take(self, key: Key) -> Made:
-        """What belongs to a key; made now, where another one was expected."""
+        """Give the batch of a key; it is made now, where another one was expected."""
         if not self._made or self._made[0][0] != key:
             self._made.clear()
             self._begin(key)

@@ -79,7 +79,7 @@ class PretrainData:
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's share of an optimizer step, on the host."""
+    """A worker's share of an optimizer step, on the host."""
 
     batches: list[StepBatch]
     """Its micro-batches."""
@@ -90,7 +90,7 @@ class Share:
 
 
 class PretrainLoop:
-    """One worker of a run: its rows of each batch, its forward and backward passes, its sums."""
+    """A worker of a run: its rows of each batch, its forward and backward passes, its sums."""
 
     def __init__(
         self, config: Config, data: PretrainData, engine: Any, *, rank: int, world: int, device: torch.device
@@ -110,7 +110,7 @@ class PretrainLoop:
         """The last report, all of it finite numbers."""
 
     def step(self, epoch: int, k: int, step: int) -> None:
-        """One optimizer step on batch k of an epoch; `step` counts from the start of the run."""
+        """Take an optimizer step on batch k of an epoch; `step` counts from the start of the run."""
         share = self.shares.take((epoch, k, step))
         torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
         self.engine.train()
@@ -238,19 +238,19 @@ def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
 
 def _finite(loop: PretrainLoop, progress: Progress, metrics: dict[str, float]) -> dict[str, Any]:
     """The metrics and where the run stands; in every worker FloatingPointError where one is not a finite number."""
-    broken = [key for key, value in metrics.items() if not math.isfinite(value)]
+    non_finite = [key for key, value in metrics.items() if not math.isfinite(value)]
     first = loop.watch.first()
-    if not broken and first is None:
+    if not non_finite and first is None:
         where = {"step": progress.step, "epoch": progress.epoch, "steps": loop.data.steps(loop.config.pretrain.epochs)}
         loop.finite = metrics | where
         return loop.finite
     if first:
         problem = f"loss or gradient is not finite at step {first[0]:,} on worker {first[1]}"
     else:
-        problem = f"{broken[0]} is {metrics[broken[0]]} at step {progress.step:,} on every worker"
+        problem = f"{non_finite[0]} is {metrics[non_finite[0]]} at step {progress.step:,} on every worker"
     losses = {key: value for key, value in loop.finite.items() if key.startswith(("train/", "valid/"))}
     known = ", ".join(f"{key} {value:.4g}" for key, value in losses.items())
-    before = f"the last finite figures, of step {loop.finite['step']:,}: {known}" if known else "none was finite before"
+    before = f"the last finite metrics, of step {loop.finite['step']:,}: {known}" if known else "none was finite before"
     raise FloatingPointError(
         f"{problem}; {before}; lower optimizer.lr, add optimizer.warmup_steps, or use compute.precision=fp32"
     )

@@ -51,7 +51,7 @@ def probe(job: Finetuning, split: str = "test") -> Predictions:
     """Give a job the best linear head on its frozen encoder, and predict a split.
 
     Layers are compared under one penalty; then the best layer tries the others. The encoder loses the layers above.
-    `job.figures` tells the layer, from 1, and the penalty.
+    `job.metrics` tells the layer, from 1, and the penalty.
     """
     train, valid = _read(job, "train"), _read(job, "valid")
     metric = f"valid/{job.data.task.metric}"
@@ -68,7 +68,7 @@ def probe(job: Finetuning, split: str = "test") -> Predictions:
         found.append((said.metrics("valid")[metric], layer, strength, head))
     _, layer, strength, head = max(found, key=lambda each: each[0])
     _take(job.model, head, layer + 1)
-    job.figures = {"probe/layer": float(layer + 1), "probe/strength": strength}
+    job.metrics = {"probe/layer": float(layer + 1), "probe/strength": strength}
     job.progress.accuracy, job.progress.epoch = job.evaluate("valid").metrics("valid")[metric], 1
     return job.evaluate(split)
 

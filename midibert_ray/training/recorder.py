@@ -72,7 +72,7 @@ def dataset(store: str, split: str, context: str) -> dict[str, str]:
 
 
 def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:
-    """One aligned line for training, and one for validation where there was one."""
+    """An aligned line for training, and another for validation where there was one."""
     return [_progress_line(kind, step, steps, metrics) for kind in ("train", "valid") if f"{kind}/loss" in metrics]
 
 

@@ -1,6 +1,6 @@
 """Weights to start from, `pretrain.start` and `finetune.start`: any export, or a .ckpt file of the authors' code.
 
-They count in the names of runs and trials by the digest of their bytes, wherever they lie. What they come from stands
+They count in the names of runs and trials by the digest of their bytes, wherever they lie. Their origin stands
 in the `lineage` of their config.json, and goes on into the models that are made from them.
 """
 

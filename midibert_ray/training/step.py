@@ -128,7 +128,7 @@ class MaskedStep:
         )
 
     def __call__(self, model: Any, batch: StepBatch, *, augmented: bool) -> dict[str, Tensor]:
-        """What `mlm_loss(..., reduction="sum")` says of a micro-batch; `model` is one, or an engine around it."""
+        """Sums of `mlm_loss(..., reduction="sum")` over a micro-batch; `model` is one, or an engine around it."""
         masked = self._corrupt(batch, augmented)
         rows, positions = batch.slots.rows, batch.slots.positions(masked.where)
         chosen = Chosen(rows, positions, batch.slots)

@@ -102,6 +102,6 @@ class Watch:
 
     async def _mute(self) -> dict[int, Sign]:
         """The workers whose process does not answer."""
-        asked = {asyncio.ensure_future(sign.actor.__ray_ready__.remote()): rank for rank, sign in self._signs.items()}
-        waiting = (await asyncio.wait(asked, timeout=_ANSWER_S))[1] if asked else ()
-        return {asked[task]: self._signs[asked[task]] for task in waiting if asked[task] in self._signs}
+        probes = {asyncio.ensure_future(sign.actor.__ray_ready__.remote()): rank for rank, sign in self._signs.items()}
+        waiting = (await asyncio.wait(probes, timeout=_ANSWER_S))[1] if probes else ()
+        return {probes[task]: self._signs[probes[task]] for task in waiting if probes[task] in self._signs}

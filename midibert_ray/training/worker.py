@@ -1,4 +1,4 @@
-"""One worker of a pre-training run, as Ray Train starts it: restore, train, store checkpoints."""
+"""A worker of a pre-training run, as Ray Train starts it: restore, train, store checkpoints."""
 
 import logging
 import tempfile
@@ -53,7 +53,7 @@ def train_worker(task: dict[str, Any]) -> Any:
     try:
         model = start.begin(new_model(config), config, task.get("start", ""))
         engine = engines.build(model, config, steps=data.steps(config.pretrain.epochs), device=device)
-        progress, broken = _restore(engine, run, task["console"])
+        progress, problems = _restore(engine, run, task["console"])
     except ConfigError as error:
         return CheckpointError(str(error))
     except CheckpointError as error:
@@ -69,7 +69,7 @@ def train_worker(task: dict[str, Any]) -> Any:
         points.add(metrics, send=not with_checkpoint)
         if with_checkpoint:
             pulse.rest(progress.step)
-            _send_checkpoint(points, engine, progress, run, unused_name(progress.step, broken))
+            _send_checkpoint(points, engine, progress, run, unused_name(progress.step, problems))
 
     outcome: Any = FINISHED
     try:
@@ -130,8 +130,8 @@ def _require_visible(run: str) -> None:
         raise FileNotFoundError(f"{run} is not on this node; storage.root must be visible from every node")
 
 
-def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress, dict[str, str]]:
-    """Load the newest sound checkpoint of a run, if there is one; also the newer ones that are broken, and why.
+def _restore(engine: Any, uri: str, console: Any) -> tuple[engines.Progress, dict[str, str]]:
+    """Load the newest sound checkpoint of a run, if there is one; also the newer damaged ones, and why.
 
     The folders count, not Ray Train's list: a checkpoint may have been complete, or cut off, before it got there.
 
@@ -139,24 +139,24 @@ def _restore(engine: Any, address: str, console: Any) -> tuple[engines.Progress,
         CheckpointError: in all workers, where the run had checkpoints and none is sound any more, or the sound one
             cannot be loaded.
     """
-    system, run = storage.filesystem(address)
+    system, run = storage.filesystem(uri)
     found: Any = None
     if ray.train.get_context().get_world_rank() == 0:  # reads all of it, so one worker is enough
         choice = newest_sound(system, run)
-        for problem in choice.broken.values():
+        for problem in choice.problems.values():
             start = f"goes on from {choice.name}" if choice.name else "starts from the beginning"
             line = f"a broken checkpoint is passed over, the run {start}: {problem}"
             logger.warning(line)
             console.put.remote(line)
         # One object for all workers: those of a node fetch it together, once.
-        found = choice.name and Checkpoint(f"{run}/{choice.name}", system), choice.broken
-    checkpoint, broken = broadcast_from_rank_zero(found)
+        found = choice.name and Checkpoint(f"{run}/{choice.name}", system), choice.problems
+    checkpoint, problems = broadcast_from_rank_zero(found)
     if checkpoint is None:
         if ray.train.get_checkpoint():
             raise CheckpointError(
-                f"no checkpoint of the run in {run} is whole ({'; '.join(broken.values())}); bring one of them back "
+                f"no checkpoint of the run in {run} is whole ({'; '.join(problems.values())}); bring one of them back "
                 "from a copy, or remove that folder to start the run again"
             )
-        return engines.Progress(), broken
+        return engines.Progress(), problems
     with checkpoint.as_directory() as folder:
-        return engines.load(engine, Path(folder)), broken
+        return engines.load(engine, Path(folder)), problems

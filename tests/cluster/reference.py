@@ -46,10 +46,10 @@ def curves(run: Run, rank: int, world: int) -> Curves:
     engine = engines.build(new_model(run.config), run.config, steps=steps, device=device)
     found: Curves = {name: [] for name in CURVES}
 
-    def report(figures: dict[str, Any], _: bool) -> None:
+    def report(metrics: dict[str, Any], _: bool) -> None:
         for name in CURVES:
-            if name in figures:
-                found[name].append((figures["step"], figures[name]))
+            if name in metrics:
+                found[name].append((metrics["step"], metrics[name]))
 
     run_epochs(PretrainLoop(run.config, data, engine, rank=rank, world=world, device=device), Progress(), report)
     return found

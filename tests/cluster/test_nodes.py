@@ -197,7 +197,7 @@ def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, r
 
 
 def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
-    """Trial that has finished -> when its outcome was written, and its figures and confusion counts."""
+    """Trial that has finished -> when its outcome was written, and its metrics and confusion counts."""
     found = {}
     for folder in root.glob("root/studies/*/*/"):
         path = folder / (newest(str(folder)) or "none") / OUTCOME

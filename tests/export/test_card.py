@@ -72,9 +72,9 @@ def test_a_folder_of_the_users_is_not_given_away() -> None:
 
 
 def test_figures_settings_and_limits_are_told() -> None:
-    figures = {"valid/loss": 1.23456, "valid/accuracy/pitch": 0.5}
+    metrics = {"valid/loss": 1.23456, "valid/accuracy/pitch": 0.5}
     card = render(
-        model(), about("sample", figures=figures, measured_on="On these.", settings={"seed": 7, "tokens.segment": 64})
+        model(), about("sample", metrics=metrics, measured_on="On these.", settings={"seed": 7, "tokens.segment": 64})
     )
     assert "| `valid/loss` | 1.2346 |" in card and "| `valid/accuracy/pitch` | 0.5000 |" in card
     assert "On these." in card and "seed=7\ntokens.segment=64" in card

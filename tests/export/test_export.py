@@ -263,6 +263,17 @@ class TestRun:
             assert "license: other" in card and "neither is what these weights may be used for" in card
         assert not list((tmp_path / "copy").glob("*.db")), "looking leaves nothing behind"
 
+    @pytest.mark.parametrize("left", ["", '{"epoch": 1, "st'])
+    def test_a_cut_file_beside_the_weights_is_as_none(
+        self, left: str, run: PretrainRun, tmp_path: Path, job: Job
+    ) -> None:
+        shutil.copytree(Path(run.checkpoint).parents[1], tmp_path / "runs")
+        step = tmp_path / "runs" / run.key / "step_000000010"
+        (step / "progress.json").write_text(left)
+        code, said = job(f"run={step}", f"output={tmp_path / 'out'}")
+        assert code == 0 and "its training is not known" in said
+        assert equal(load_checkpoint(tmp_path / "out").state_dict(), load_checkpoint(run.checkpoint).state_dict())
+
     def test_what_is_not_there_is_said(self, config: Config, tmp_path: Path, job: Job) -> None:
         nowhere = replace(config, {"storage.root": str(tmp_path / "root")})
         code, said = job(*words(nowhere), f"output={tmp_path / 'out'}")
@@ -305,10 +316,10 @@ def finished_trials(config: Config, encoder: str, store: TokenStore) -> dict[str
     for key, entry in plan.trials.items():
         folder = folders[entry.trial.variant] = Path(plan.uri(key))
 
-        def report(figures: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
+        def report(metrics: dict[str, Any], checkpoint: Any = None, folder: Path = folder) -> None:
             if checkpoint:
                 shutil.rmtree(folder, ignore_errors=True)  # Tune is told to keep one
-                shutil.copytree(checkpoint.path, folder / f"checkpoint_{figures['epoch']:06d}")
+                shutil.copytree(checkpoint.path, folder / f"checkpoint_{metrics['epoch']:06d}")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tune, "report", report)
@@ -344,8 +355,8 @@ class TestTrial:
             results.TrialResult.from_json((checkpoint / results.OUTCOME).read_bytes()),
         )
         assert "fine-tuned for melody" in card and "(task melody):" in card and folder.parent.name in card
-        assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.figures.items())
-        assert {"test/accuracy", "test/f1", "test/loss"} <= left.figures.keys()
+        assert all(f"| `{name}` | {value:.4f} |" in card for name, value in left.metrics.items())
+        assert {"test/accuracy", "test/f1", "test/loss"} <= left.metrics.keys()
         assert f"{left.scored:,} notes of the test split of sample, protocol `clean`" in card
         assert f"would score {left.majority:.4f}" in card
         calibration = Calibration.find(tmp_path / "out")
@@ -406,7 +417,7 @@ class TestTrial:
         assert "1 epoch from the encoder of its lineage with the encoder frozen" in card
         assert "| earlier stages and fine-tuning | " in card and "license: mit" in card and str(tmp_path) not in card
 
-    def test_without_its_settings_a_trial_still_has_figures(
+    def test_without_its_settings_a_trial_still_has_metrics(
         self, trials: dict[str, Path], tmp_path: Path, job: Job
     ) -> None:
         (checkpoint,) = Path(shutil.copytree(trials["scratch"], tmp_path / "trial")).iterdir()

@@ -29,7 +29,7 @@ from midibert_ray.inference.jams import to_jams
 from midibert_ray.inference.outcome import Summary, finish
 from midibert_ray.inference.plan import plan
 from midibert_ray.inference.state import State
-from midibert_ray.inference.worker import Work, Worker
+from midibert_ray.inference.worker import JobSpec, Worker
 from midibert_ray.model.folder import ModelFileError
 from midibert_ray.music.smf import MidiError
 from midibert_ray.settings.config import ConfigError
@@ -78,16 +78,16 @@ def no_child(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "load", lambda uri, device="cpu": opened(uri, device))
 
 
-def wanted(model: Path | str, output: Path | str, kind: Any = "annotate", **changes: Any) -> Work:
+def job_spec(model: Path | str, output: Path | str, kind: Any = "annotate", **changes: Any) -> JobSpec:
     more = {"formats": ("midi", "csv")} if kind == "annotate" else {}
-    return Work(kind=kind, model=str(model), output=str(output), **{**more, **changes})
+    return JobSpec(kind=kind, model=str(model), output=str(output), **{**more, **changes})
 
 
-def carry_out(work: Work, source: Path | str) -> Summary:
+def carry_out(spec: JobSpec, source: Path | str) -> Summary:
     """What `job.run` does, in this process."""
-    made = plan(work, str(source))
-    State(made.work.state).begin(made.settings)
-    own = Worker(made.work)
+    made = plan(spec, str(source))
+    State(made.spec.state).begin(made.settings)
+    own = Worker(made.spec)
     try:
         for task in made.tasks():
             own.do(task)
@@ -107,7 +107,7 @@ def contents(folder: Path, *, state: bool = False) -> dict[str, bytes]:
 def test_outputs_mirror_the_input_and_hold_what_the_library_says(
     music: Path, note_folder: Path, note_model: Annotator, tmp_path: Path
 ) -> None:
-    summary = carry_out(wanted(note_folder, tmp_path / "out", formats=ALL), music)
+    summary = carry_out(job_spec(note_folder, tmp_path / "out", formats=ALL), music)
     endings = ("", ".csv", ".parquet", ".jams")
     made = contents(tmp_path / "out")
     assert set(made) == {f"{name}{ending}" for name in GOOD for ending in endings} | {"files.csv", "manifest.json"}
@@ -150,7 +150,7 @@ def test_jams_has_an_annotation_a_label(note_model: Annotator, sequence_model: A
 @pytest.mark.parametrize("pool", ["mean", None])
 def test_embeddings_are_those_of_the_library(music: Path, make_model: MakeModel, tmp_path: Path, pool: Any) -> None:
     folder = make_model("encoder")
-    carry_out(wanted(folder, tmp_path / "e.parquet", "embed", pool=pool, layer=1), music)
+    carry_out(job_spec(folder, tmp_path / "e.parquet", "embed", pool=pool, layer=1), music)
     found = pd.read_parquet(tmp_path / "e.parquet")
     assert found["file"].unique().tolist() == sorted(GOOD)
     expected = mb.load(folder, device="cpu").embed([music / name for name in sorted(GOOD)], layer=1, pool=pool)
@@ -165,20 +165,20 @@ def test_embeddings_are_those_of_the_library(music: Path, make_model: MakeModel,
 
 @pytest.mark.usefixtures("no_child")
 def test_what_is_done_is_not_done_again(music: Path, note_folder: Path, songs: list[Path], tmp_path: Path) -> None:
-    work = wanted(note_folder, tmp_path / "out")
-    carry_out(work, music)
+    spec = job_spec(note_folder, tmp_path / "out")
+    carry_out(spec, music)
     before = contents(tmp_path / "out", state=True)
-    again = plan(work, str(music))
+    again = plan(spec, str(music))
     assert again.is_complete and not again.open
     shutil.copyfile(songs[5], music / "new.mid")
     shutil.copyfile(songs[6], music / "bad.mid")
-    assert set(plan(work, str(music)).open) == {"new.mid", "bad.mid"}
-    grown = carry_out(work, music)
+    assert set(plan(spec, str(music)).open) == {"new.mid", "bad.mid"}
+    grown = carry_out(spec, music)
     assert (len(grown.records), grown.found) == (5, 3)
     after = contents(tmp_path / "out")
     assert {name: after[name] for name in GOOD} == {name: before[name] for name in GOOD}
     (music / "new.mid").unlink()
-    smaller = plan(work, str(music))
+    smaller = plan(spec, str(music))
     assert not smaller.open and not smaller.is_complete
     assert "new.mid" not in [row["file"] for row in finish(smaller).records]
 
@@ -187,21 +187,21 @@ def test_what_is_done_is_not_done_again(music: Path, note_folder: Path, songs: l
 def test_embeddings_grow_and_are_made_again_when_they_are_gone(
     music: Path, note_folder: Path, songs: list[Path], tmp_path: Path
 ) -> None:
-    work = wanted(note_folder, tmp_path / "e.parquet", "embed")
-    carry_out(work, music)
-    first = pd.read_parquet(work.output)
+    spec = job_spec(note_folder, tmp_path / "e.parquet", "embed")
+    carry_out(spec, music)
+    first = pd.read_parquet(spec.output)
     shutil.copyfile(songs[5], music / "new.mid")
-    assert set(plan(work, str(music)).open) == {"new.mid"}
-    carry_out(work, music)
-    grown = pd.read_parquet(work.output)
+    assert set(plan(spec, str(music)).open) == {"new.mid"}
+    carry_out(spec, music)
+    grown = pd.read_parquet(spec.output)
     assert grown["file"].tolist() == sorted([*GOOD, "new.mid"])
     kept = grown[grown["file"] != "new.mid"]["embedding"]
     np.testing.assert_array_equal(np.stack(kept.tolist()), np.stack(first["embedding"].tolist()))
-    content = Path(work.output).read_bytes()
-    Path(work.output).unlink()
-    assert len(plan(work, str(music)).open) == 5
-    carry_out(work, music)
-    assert Path(work.output).read_bytes() == content
+    content = Path(spec.output).read_bytes()
+    Path(spec.output).unlink()
+    assert len(plan(spec, str(music)).open) == 5
+    carry_out(spec, music)
+    assert Path(spec.output).read_bytes() == content
 
 
 @pytest.mark.slow
@@ -221,15 +221,15 @@ def test_a_job_may_be_killed_before_any_write(
 
     monkeypatch.setattr(storage, "write_bytes", counted)
     name = "out" if kind == "annotate" else "out.parquet"
-    carry_out(wanted(note_folder, tmp_path / "whole" / name, kind), music)
+    carry_out(job_spec(note_folder, tmp_path / "whole" / name, kind), music)
     writes, killed = 10**9 - limit[0], tmp_path / "killed"
     for number in range(writes):
         limit[0] = number
         with pytest.raises(InterruptedError):
-            carry_out(wanted(note_folder, killed / name, kind), music)
-        assert not plan(wanted(note_folder, killed / name, kind), str(music)).is_complete
+            carry_out(job_spec(note_folder, killed / name, kind), music)
+        assert not plan(job_spec(note_folder, killed / name, kind), str(music)).is_complete
         limit[0] = 10**9
-        carry_out(wanted(note_folder, killed / name, kind), music)
+        carry_out(job_spec(note_folder, killed / name, kind), music)
         assert contents(killed) == contents(tmp_path / "whole"), f"killed before write {number}"
         shutil.rmtree(killed)
 
@@ -258,7 +258,7 @@ def test_a_file_that_kills_its_reader_costs_a_row(
     monkeypatch.setattr(sandboxed, "TIME_LIMIT_S", 10.0)
     for deed in ("segfault", "exit", "hang"):
         (music / f"{deed}.mid").write_bytes(deed.encode())
-    summary = carry_out(wanted(note_folder, tmp_path / "out"), music)
+    summary = carry_out(job_spec(note_folder, tmp_path / "out"), music)
     reasons = {row["file"]: row["reason"] for row in summary.records}
     assert reasons["segfault.mid"] == "reader crashed: signal 11"
     assert reasons["exit.mid"] == "reader crashed: exit status 3"
@@ -266,7 +266,7 @@ def test_a_file_that_kills_its_reader_costs_a_row(
     assert not any(reasons[name] for name in GOOD)
 
 
-Place = Callable[..., tuple[Work, Path]]
+Place = Callable[..., tuple[JobSpec, Path]]
 
 
 @pytest.mark.usefixtures("no_child")
@@ -292,31 +292,31 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
     case: str, error: type[Exception], message: str, music: Path, make_model: MakeModel, tmp_path: Path
 ) -> None:
     model, out = make_model("encoder" if case == "encoder" else "note"), tmp_path / "out"
-    work, source = wanted(model, out), str(music)
+    spec, source = job_spec(model, out), str(music)
     other = make_model("note", hidden_size=16)
     if case.startswith("other"):
-        carry_out(work, music)
+        carry_out(spec, music)
     if case == "damaged":
         weights = model / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
     if case == "somebody's":
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
-    changed: dict[str, tuple[Work, str]] = {
-        "no model": (replace(work, model=""), source),
-        "no folder": (replace(work, model=str(music)), source),
-        "no input": (work, ""),
-        "absent input": (work, str(tmp_path / "nowhere")),
-        "empty": (work, str(model)),
-        "inside": (replace(work, output=str(music / "out")), source),
-        "other formats": (replace(work, formats=("csv",)), source),
-        "other model": (replace(work, model=str(other)), source),
-        "embed folder": (replace(work, kind="embed"), source),
-        "no layer": (wanted(model, tmp_path / "e.parquet", "embed", layer=3), source),
+    changed: dict[str, tuple[JobSpec, str]] = {
+        "no model": (replace(spec, model=""), source),
+        "no folder": (replace(spec, model=str(music)), source),
+        "no input": (spec, ""),
+        "absent input": (spec, str(tmp_path / "nowhere")),
+        "empty": (spec, str(model)),
+        "inside": (replace(spec, output=str(music / "out")), source),
+        "other formats": (replace(spec, formats=("csv",)), source),
+        "other model": (replace(spec, model=str(other)), source),
+        "embed folder": (replace(spec, kind="embed"), source),
+        "no layer": (job_spec(model, tmp_path / "e.parquet", "embed", layer=3), source),
     }
     before = contents(tmp_path, state=True)
     with pytest.raises(error, match=message) as raised:
-        plan(*changed.get(case, (work, source)))
+        plan(*changed.get(case, (spec, source)))
     assert "\n" not in str(raised.value)
     assert contents(tmp_path, state=True) == before
 
@@ -324,16 +324,16 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(
 @pytest.mark.usefixtures("no_child")
 def test_a_file_alone_may_have_any_name(note_folder: Path, songs: list[Path], tmp_path: Path) -> None:
     shutil.copyfile(songs[0], tmp_path / "song.kar")
-    summary = carry_out(wanted(note_folder, tmp_path / "out"), tmp_path / "song.kar")
+    summary = carry_out(job_spec(note_folder, tmp_path / "out"), tmp_path / "song.kar")
     assert [row["file"] for row in summary.records] == ["song.kar"]
     assert (tmp_path / "out/song.kar.csv").exists() and (tmp_path / "out/song.kar.mid").exists()
     shutil.copyfile(songs[1], tmp_path / "other.kar")
     with pytest.raises(ConfigError, match=r"\(input .*/song\.kar, now .*/other\.kar\)"):
-        plan(wanted(note_folder, tmp_path / "out"), str(tmp_path / "other.kar"))
+        plan(job_spec(note_folder, tmp_path / "out"), str(tmp_path / "other.kar"))
 
 
 def test_a_dry_run_says_what_is_open(music: Path, note_folder: Path, tmp_path: Path) -> None:
-    said = plan(wanted(note_folder, tmp_path / "out"), str(music)).describe()
+    said = plan(job_spec(note_folder, tmp_path / "out"), str(music)).describe()
     assert "4 files of music" in said and "open     4" in said and "formats  midi,csv" in said
     assert not (tmp_path / "out").exists()
 
@@ -346,22 +346,22 @@ def test_buckets_hold_the_same(music: Path, note_folder: Path, s3: S3, tmp_path:
         storage.write_bytes(s3.address(f"{bucket}/in/{name}"), content)
     for name, content in contents(note_folder).items():
         storage.write_bytes(s3.address(f"{bucket}/model/{name}"), content)
-    work = wanted(s3.address(f"{bucket}/model"), s3.address(f"{bucket}/out"))
-    carry_out(work, s3.address(f"{bucket}/in"))
-    carry_out(wanted(note_folder, tmp_path / "out"), music)
+    spec = job_spec(s3.address(f"{bucket}/model"), s3.address(f"{bucket}/out"))
+    carry_out(spec, s3.address(f"{bucket}/in"))
+    carry_out(job_spec(note_folder, tmp_path / "out"), music)
     expected = contents(tmp_path / "out")
     keys = [key for key in s3.keys(f"{bucket}/out") if not key.startswith("_job/")]
     assert {key: storage.read_bytes(s3.address(f"{bucket}/out/{key}")) for key in keys} == expected
-    assert plan(work, s3.address(f"{bucket}/in")).is_complete
+    assert plan(spec, s3.address(f"{bucket}/in")).is_complete
 
 
 @pytest.mark.usefixtures("no_child")
 def test_an_actor_does_tasks_and_says_which_folder_it_does_not_see(
     music: Path, note_folder: Path, tmp_path: Path
 ) -> None:
-    made = plan(wanted(note_folder, tmp_path / "out"), str(music))
-    State(made.work.state).begin(made.settings)
-    batch = {"task": [pickle.dumps((made.work, task)) for task in made.tasks()]}
+    made = plan(job_spec(note_folder, tmp_path / "out"), str(music))
+    State(made.spec.state).begin(made.settings)
+    batch = {"task": [pickle.dumps((made.spec, task)) for task in made.tasks()]}
     actor = job._Actor()
     assert actor(batch) == {"files": [1] * 4, "absent": [""] * 4}
     music.rename(tmp_path / "elsewhere")
@@ -383,7 +383,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_bytes_for_any_number_of_actors(
         shutil.copyfile(songs[number % 32], music / f"{number % 7}" / f"{number:02d}.mid")
     for name, content in (BAD | STRANGE).items():
         (music / name).write_bytes(content)
-    alone = job.run(plan(wanted(note_folder, tmp_path / "alone"), str(music)), job.Actors(most=1))
+    alone = job.run(plan(job_spec(note_folder, tmp_path / "alone"), str(music)), job.Actors(most=1))
     assert len(alone.records) == 96 + len(BAD) + len(STRANGE)
     bad = {row["file"] for row in alone.records if row["reason"]}
     assert set(BAD) <= bad <= set(BAD) | set(STRANGE)
@@ -406,7 +406,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_bytes_for_any_number_of_actors(
     _, said = driver.communicate()
     assert list(out.glob("_job/part-*.parquet")), said
     assert not (out / "manifest.json").exists(), "killed too late"
-    rest = plan(wanted(note_folder, out), str(music))
+    rest = plan(job_spec(note_folder, out), str(music))
     assert 0 < len(rest.done) < len(alone.records)
     went_on = job.run(rest, job.Actors(most=3))
     assert went_on.found == len(rest.done)

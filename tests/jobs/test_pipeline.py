@@ -92,7 +92,7 @@ def came_to(config: Config) -> dict[str, Any]:
     return {
         "digest": read_manifest(only(config, "tokens"))["digest"],
         "pre-training": {key: value for key, value in pretraining.items() if key != "checkpoint"},
-        "trials": {name: (found[0].figures, found[0].confusion) for name, found in trials.items() if found},
+        "trials": {name: (found[0].metrics, found[0].confusion) for name, found in trials.items() if found},
     }
 
 

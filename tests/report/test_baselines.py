@@ -173,7 +173,7 @@ CORPUS = {"melody": "pop909", "velocity": "pop909", "composer": "pianist8", "emo
 
 @pytest.mark.corpora
 @pytest.mark.parametrize("task", PUBLISHED)
-def test_the_authors_figures(real: dict[tuple[str, str], TokenStore], task: str) -> None:
+def test_the_authors_results(real: dict[tuple[str, str], TokenStore], task: str) -> None:
     found = by_name(settings(task), real[CORPUS[task], "paper"])
     known = {name: (item.correct, item.scored) for name, item in found.items() if name != TRAINING}
     assert known == PUBLISHED[task]

@@ -24,7 +24,7 @@ from midibert_ray.report.baselines import TRAINING, Baseline
 from midibert_ray.report.table import Key, ResultTable
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import PREDICTIONS, TrialResult
 from midibert_ray.studies.trials import Trial
 from tests.report.pages import check
 from tests.report.test_report import ASAP, locate, predictions
@@ -51,7 +51,7 @@ def trial(
         protocol=protocol,
         seed=seed,
         epoch=3,
-        figures={"test/accuracy": sum(right) / (10 * len(right)), "test/f1": f1, "test/loss": 1.0, "valid/best": 0.5},
+        metrics={"test/accuracy": sum(right) / (10 * len(right)), "test/f1": f1, "test/loss": 1.0, "valid/best": 0.5},
         classes=CLASSES,
         confusion=list(confusion),
         pieces={name: [count, 10, int(count > 5)] for name, count in zip("abcd", right, strict=True)},
@@ -305,7 +305,7 @@ def test_the_verdict(third: ResultTable) -> None:
 
 
 def test_a_sweep_and_an_empty_study_have_no_verdict() -> None:
-    draws = [replace(OUTCOMES[0], split="valid", figures={"valid/accuracy": 0.8, "valid/f1": 0.5})]
+    draws = [replace(OUTCOMES[0], split="valid", metrics={"valid/accuracy": 0.8, "valid/f1": 0.5})]
     assert findings.verdict(table.build(draws, {})) == findings.verdict([]) == []
 
 
@@ -363,7 +363,8 @@ def test_the_report_of_a_study(tmp_path: Path) -> None:
     for name, entry in plan.trials.items():
         trial, number = entry.trial, entry.trial.seed - 2020
         if known := done.get((trial.variant, number)):
-            log.complete(log.trial(name), replace(known, trial=trial.name, seed=trial.seed), predictions(CLASSES))
+            mine = replace(known, trial=trial.name, seed=trial.seed)
+            log.complete(log.trial(name), mine, {PREDICTIONS: predictions(CLASSES)})
         elif reason := FAILED.get(replace(trial, seed=number)):
             run = log.trial(name)
             run.tag(failure=reason)

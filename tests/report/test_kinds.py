@@ -18,6 +18,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.training.predictions import KINDS
+from midibert_ray.training.task_data import TaskData
 from tests.report.pages import check
 from tests.stores import Piece
 from tests.training.test_kinds import BUSY, HEIGHT, MOOD, labelled
@@ -47,7 +48,7 @@ def outcome(task: Task, variant: str, seed: int, noise: float, pieces: int = 60)
         seed=seed,
         kind=task.kind,
         epoch=2,
-        figures=said.metrics("test") | {"valid/best": 0.5},
+        metrics=said.metrics("test") | {"valid/best": 0.5},
         classes=list(task.classes),
         confusion=[],
         pieces=said.by_piece("{:03d}".format),
@@ -71,7 +72,7 @@ def test_an_interval_of_explained_variance() -> None:
     (made,) = table.build(OUTCOMES, {})
     score = made.cells[Key("clean", "height", "pretrained")].score
     assert score
-    values = [item.figures["test/r2"] for item in OUTCOMES[:2]]
+    values = [item.metrics["test/r2"] for item in OUTCOMES[:2]]
     assert score.accuracy == pytest.approx(np.mean(values))
     assert statistics.R_SQUARED.total(score.by_piece) == pytest.approx(score.accuracy), "errors are means over seeds"
     random = np.random.default_rng(0)
@@ -177,11 +178,11 @@ def test_the_same_answer_to_every_number(config: Config, sample_pieces: list[Pie
     found = {item.name: item for item in baselines(config, store, HEIGHT)}
     assert list(found) == [MEAN, MEDIAN]
     train, test = ([float(store.label(row) or "") for row in store.select({name})] for name in ("train", "test"))
-    assert found[MEAN].figures["mae"] == pytest.approx(np.abs(np.array(test) - np.mean(train)).mean(), rel=1e-5)
-    assert found[MEDIAN].figures["mae"] == pytest.approx(np.abs(np.array(test) - np.median(train)).mean(), rel=1e-5)
+    assert found[MEAN].metrics["mae"] == pytest.approx(np.abs(np.array(test) - np.mean(train)).mean(), rel=1e-5)
+    assert found[MEDIAN].metrics["mae"] == pytest.approx(np.abs(np.array(test) - np.median(train)).mean(), rel=1e-5)
     assert found[MEAN].accuracy == pytest.approx(sk.r2_score(test, [np.mean(train)] * len(test)), abs=1e-5)
     assert found[MEAN].accuracy <= 0
-    assert found[MEAN].figures["spearman"] == 0
+    assert found[MEAN].metrics["spearman"] == 0
     assert found[MEAN].note == f"for every piece the mean of the training split: {np.mean(train):.4g}"
 
 
@@ -199,8 +200,8 @@ def test_the_same_answer_to_every_tag(config: Config, sample_pieces: list[Piece]
 @pytest.mark.parametrize("task", [HEIGHT, MOOD, BUSY, TASKS["melody"]], ids=lambda task: task.name)
 def test_plain_features_are_learned(config: Config, sample_pieces: list[Piece], task: Task, tmp_path: Path) -> None:
     store = labelled(sample_pieces, task, tmp_path)
-    found = plain_features(config, store, task)
-    assert found == plain_features(config, store, task), "the same seed, the same figures"
+    (found,) = plain_features(TaskData(config, store, task))
+    assert [found] == plain_features(TaskData(config, store, task)), "the same seed, the same metrics"
     low, high = found.interval or (1, 0)
     assert low <= found.accuracy <= high
     if task.name in ("height", "melody"):  # which the features tell, in eleven songs or more
@@ -224,7 +225,7 @@ def test_a_sentence_says_which_does_better(config: Config) -> None:
 
 def baselines_of(item: TrialResult, note: str) -> Baseline:
     """A trial's answers as those of plain features."""
-    figures = {key.removeprefix("test/"): value for key, value in item.figures.items()}
+    metrics = {key.removeprefix("test/"): value for key, value in item.metrics.items()}
     detail = dict.fromkeys(item.classes, 1)
     return Baseline(
         protocol="clean",
@@ -235,6 +236,6 @@ def baselines_of(item: TrialResult, note: str) -> Baseline:
         detail=detail,
         note=note,
         kind=item.kind,
-        figures=figures,
+        metrics=metrics,
         pieces=item.pieces,
     )

@@ -205,7 +205,7 @@ def test_a_study_has_curves_and_its_best_models_have_names(tmp_path: Path, locat
         run = children[result.trial]
         assert run.data.metrics == {"test/accuracy": pytest.approx(result.accuracy)}
         table = json.loads(tracker.artifact(run.info.run_id, "figures.json") or b"")
-        assert dict(table["data"]) | result.figures == dict(table["data"])
+        assert dict(table["data"]) | result.metrics == dict(table["data"])
         assert run.data.tags["mlflow.note.content"].startswith(f"melody by {result.variant}, from ")
         uses = {each.dataset.name: each.tags[0].value for each in run.inputs.dataset_inputs}
         assert uses == {"sample:train": "training", "sample:valid": "validation", "sample:test": "testing"}

@@ -78,7 +78,7 @@ def record(log: StudyLog, key: str, entry: TrialSpec) -> None:
     for epoch in (1, 2):
         run.log({"valid/accuracy": 0.4 * epoch}, epoch)
     result = outcome(trial.variant, SHARES[trial.variant], task=trial.task, protocol=trial.protocol, seed=trial.seed)
-    log.complete(run, result, predictions(result.classes))
+    log.complete(run, result, {"predictions.parquet": predictions(result.classes)})
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_where_all_is_right_the_interval_is_no_point() -> None:
     assert statistics.over_pieces(tally((0, 5), (0, 7), (0, 1))) == statistics.wilson(0, 3)
 
 
-def test_a_paired_difference_is_surer_than_two_figures() -> None:
+def test_a_paired_difference_is_surer_than_two_means() -> None:
     random = np.random.default_rng(2)
     easy = random.uniform(0.3, 0.95, size=50)
     first, second = (

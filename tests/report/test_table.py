@@ -63,7 +63,7 @@ def test_a_cell_is_the_mean_of_its_seeds(plain: ResultTable) -> None:
     assert score is not None
     mine = OUTCOMES[:3]
     assert score.accuracy == pytest.approx(np.mean([item.accuracy for item in mine]))
-    assert score.f1 == pytest.approx(np.mean([item.figures["test/f1"] for item in mine]))
+    assert score.f1 == pytest.approx(np.mean([item.metrics["test/f1"] for item in mine]))
     assert (score.seeds, score.scored, score.piece_accuracy) == (3, mine[0].scored, None)
     assert score.over_seeds == statistics.over_seeds([item.accuracy for item in mine])
     correct, scored = np.array(list(score.tally.values())).sum(axis=0)
@@ -229,8 +229,8 @@ def test_a_study_of_failures_alone_is_a_table_too() -> None:
 
 
 def test_a_sweep_is_of_the_validation_split() -> None:
-    scores = {name.replace("test", "valid"): value for name, value in OUTCOMES[0].figures.items()}
-    draws = [replace(OUTCOMES[0], variant=f"draw{number:03d}", split="valid", figures=scores) for number in (1, 0)]
+    scores = {name.replace("test", "valid"): value for name, value in OUTCOMES[0].metrics.items()}
+    draws = [replace(OUTCOMES[0], variant=f"draw{number:03d}", split="valid", metrics=scores) for number in (1, 0)]
     (only,) = table.build(draws, {})
     assert [row.variant for row in only.rows] == ["draw000", "draw001"]
     assert only.caption == "Accuracy on the valid split in %."

@@ -1,4 +1,4 @@
-"""Made-up outcomes that are consistent: confusion counts, pieces and figures come from the same answers."""
+"""Made-up outcomes that are consistent: confusion counts, pieces and metrics come from the same answers."""
 
 import zlib
 
@@ -40,14 +40,14 @@ def outcome(
         ]
         for number in range(pieces)
     }
-    figures = {
+    metrics = {
         "test/accuracy": float(right.mean()),
         "test/f1": macro_f1(matrix),
         "test/loss": 1.0,
         "valid/best": accuracy,
     }
     if kind.level == "sequence":
-        figures["test/piece_accuracy"] = sum(whole for *_, whole in by_piece.values()) / pieces
+        metrics["test/piece_accuracy"] = sum(whole for *_, whole in by_piece.values()) / pieces
     return TrialResult(
         trial=f"{task}-{variant}-{protocol}-seed{seed}",
         task=task,
@@ -55,7 +55,7 @@ def outcome(
         protocol=protocol,
         seed=seed,
         epoch=3,
-        figures=figures,
+        metrics=metrics,
         classes=list(classes),
         confusion=matrix.tolist(),
         pieces=by_piece,

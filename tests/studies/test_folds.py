@@ -1,4 +1,4 @@
-"""Folds as one result: every piece is tested once, and the figures are over all of them."""
+"""Folds as one result: every piece is tested once, and the metrics are over all of them."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from midibert_ray.studies.trials import Trial
 def fold(number: int, **fields: Any) -> TrialResult:
     trial = Trial(task="genre", variant="scratch", protocol="clean", seed=1, fold=number)
     known = {"trial": trial.name, **trial.tags, "epoch": number, "seconds": 2.0, "devices": 1.0}
-    return TrialResult(**known | {"classes": ["a", "b"], "confusion": [], "figures": {}, "pieces": {}} | fields)
+    return TrialResult(**known | {"classes": ["a", "b"], "confusion": [], "metrics": {}, "pieces": {}} | fields)
 
 
 def of_classes(number: int, confusion: list[list[int]], pieces: dict[str, list[int]], **fields: Any) -> TrialResult:
     right, scored = confusion[0][0] + confusion[1][1], sum(map(sum, confusion))
-    figures = {"test/accuracy": right / scored, "test/f1": 0.0, "test/loss": float(number), "test/piece_accuracy": 0.0}
-    return fold(number, confusion=confusion, pieces=pieces, figures=figures, **fields)
+    metrics = {"test/accuracy": right / scored, "test/f1": 0.0, "test/loss": float(number), "test/piece_accuracy": 0.0}
+    return fold(number, confusion=confusion, pieces=pieces, metrics=metrics, **fields)
 
 
 FOLDS = [
@@ -32,7 +32,7 @@ def test_classes_are_counted_over_all_folds() -> None:
     both = merge(FOLDS)
     assert (both.trial, both.fold, both.folds, both.epoch) == ("genre-scratch-clean-seed1", 0, 2, 2)
     assert both.confusion == [[3, 1], [1, 3]]
-    assert both.figures == {
+    assert both.metrics == {
         "test/accuracy": 0.75,
         "test/f1": pytest.approx(0.75),
         "test/loss": 1.5,
@@ -45,17 +45,17 @@ def test_classes_are_counted_over_all_folds() -> None:
 def test_numbers_and_tags_are_scored_over_all_pieces() -> None:
     numbers = [{"a": [1.0, 1.5], "b": [3.0, 2.5]}, {"c": [5.0, 5.0]}]
     made = [fold(at, kind="number", classes=[], pieces=rows) for at, rows in enumerate(numbers, start=1)]
-    figures = merge(made).figures
-    assert figures["test/r2"] == pytest.approx(1 - 0.5 / 8)
-    assert figures["test/mae"] == pytest.approx(1 / 3)
-    assert figures["test/spearman"] == pytest.approx(1)
+    metrics = merge(made).metrics
+    assert metrics["test/r2"] == pytest.approx(1 - 0.5 / 8)
+    assert metrics["test/mae"] == pytest.approx(1 / 3)
+    assert metrics["test/spearman"] == pytest.approx(1)
     tags = [{"a": [1.0, 0.0, 0.9, 0.2]}, {"b": [0.0, 1.0, 0.1, 0.7]}]
     made = [fold(at, kind="tags", pieces=rows) for at, rows in enumerate(tags, start=1)]
-    assert merge(made).figures["test/average_precision"] == pytest.approx(1)
+    assert merge(made).metrics["test/average_precision"] == pytest.approx(1)
 
 
 def test_a_table_has_one_row_for_all_folds_and_draws_groups() -> None:
-    other = fold(0, seed=2, trial="genre-other", variant="other", figures={"test/accuracy": 1.0, "test/f1": 1.0})
+    other = fold(0, seed=2, trial="genre-other", variant="other", metrics={"test/accuracy": 1.0, "test/f1": 1.0})
     assert [item.trial for item in merged([*FOLDS, other])] == ["genre-scratch-clean-seed1", "genre-other"]
     (table,) = build(FOLDS, {})
     score = table.cells[Key("clean", "genre", "scratch")].score

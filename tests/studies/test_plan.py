@@ -7,7 +7,7 @@ import pytest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import STUDIES, preset
-from midibert_ray.studies.plan import make, task_corpus
+from midibert_ray.studies.plan import make, task_corpora
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -52,7 +52,7 @@ def test_the_leak_is_measured_with_all_else_equal() -> None:
     of = {entry.trial.variant: entry for entry in plan.trials.values() if entry.trial.task == "melody"}
     track, pitch = of["pretrained"], of["pretrained-by-pitch"]
     assert replace(pitch.config, {"protocol.order": None}) == track.config
-    assert (track.store, pitch.store) == ("/root/tokens/pop909-paper-corpus", "/root/tokens/pop909-paper-pitch")
+    assert (*track.stores, *pitch.stores) == ("/root/tokens/pop909-paper-corpus", "/root/tokens/pop909-paper-pitch")
     assert pitch.encoder != track.encoder
     assert {store.rpartition("-")[2] for store in plan.pretrainings[pitch.encoder].stores} == {"pitch"}
 
@@ -84,6 +84,12 @@ def test_the_key_names_the_study() -> None:
 
 
 def test_tasks_bring_their_own_corpus() -> None:
-    corpora = {task: task_corpus(Config(), task) for task in ("melody", "velocity", "composer", "emotion")}
-    assert corpora == {"melody": "pop909", "velocity": "pop909", "composer": "pianist8", "emotion": "emopia"}
-    assert task_corpus(preset("debug"), "melody") == "sample"
+    corpora = {task: task_corpora(Config(), task) for task in ("melody", "velocity", "composer", "emotion")}
+    assert corpora == {
+        "melody": ("pop909",),
+        "velocity": ("pop909",),
+        "composer": ("pianist8",),
+        "emotion": ("emopia",),
+    }
+    assert task_corpora(preset("debug"), "melody") == ("sample",)
+    assert task_corpora(replace(Config(), {"finetune.corpus": "pop909, lieder"}), "line") == ("pop909", "lieder")

@@ -39,9 +39,8 @@ def keep(trial: str, tmp_path: Path) -> Keep:
         (folder / WEIGHTS).write_bytes(bytes(1000))
         (folder / results.EPOCH).write_text(json.dumps({"epoch": epoch}))
         if done:
-            results.write(
-                folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
-            )
+            origin = Provenance(study="s", encoder="", config={})
+            results.write(folder, made.outcome("scratch", 0.8), origin, {results.PREDICTIONS: b"parquet"})
         write_digests(folder, 0, 1, storage.basename(trial) if by is None else by)
         address = storage.join(trial, f"checkpoint_{number:06d}")
         storage.upload(folder, address, sorted({path.name for path in folder.iterdir()} - {*without}))
@@ -106,3 +105,10 @@ def test_the_checkpoint_of_another_trial_does_not_count(trial: str, keep: Keep) 
 def test_a_draw_that_was_stopped_is_settled(trial: str) -> None:
     results.stop(trial, {"valid/best": 0.5})
     assert results.settled(trial) and results.newest(trial) is None
+
+
+def test_files_keep_the_names_of_their_fields() -> None:
+    result = made.outcome("scratch", 0.8)
+    stored = json.loads(result.to_json())
+    assert stored["figures"] == result.metrics and "metrics" not in stored, "as stores of earlier versions have it"
+    assert results.TrialResult.from_json(result.to_json()) == result

@@ -49,7 +49,7 @@ def run(plan: StudyPlan) -> StudyResult:
 
 
 def scores(result: StudyResult) -> dict[str, dict[str, float]]:
-    return {item.trial: item.figures for item in result.outcomes}
+    return {item.trial: item.metrics for item in result.outcomes}
 
 
 def test_a_task_that_the_corpus_cannot_serve_stops_before_any_trial(tmp_path: Path, locate: Locate) -> None:
@@ -73,7 +73,7 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
     config = replace(tiny_study(tmp_path, study__variants=("pretrained", "probe", "scratch")), PRETRAIN)
     first = run(make(config, locate))
     assert not first.failed and [item.variant for item in first.outcomes] == ["pretrained", "probe", "scratch"]
-    assert first.outcomes[1].figures["probe/layer"] == 1
+    assert first.outcomes[1].metrics["probe/layer"] == 1
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("root/studies/*/*/checkpoint_*/outcome.json")}
     assert len(written) == 3
     for path in written:
@@ -91,7 +91,7 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
     assert run(plan) == again
     assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 6)
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert scores(again).items() >= scores(first).items(), "same seeds, same figures"
+    assert scores(again).items() >= scores(first).items(), "same seeds, same scores"
 
 
 @pytest.mark.ray
@@ -148,9 +148,9 @@ def test_a_sweep_stops_poor_draws_and_names_the_best(ray_cluster: object, tmp_pa
     result = run(plan)
     assert not result.failed and len(result.outcomes) + len(result.stopped) == 4
     assert result.outcomes, "one draw at least goes on to its end"
-    assert all(item.split == "valid" and "test/accuracy" not in item.figures for item in result.outcomes)
+    assert all(item.split == "valid" and "test/accuracy" not in item.metrics for item in result.outcomes)
     best = sweep.ranking(result.outcomes)["melody"][0]
-    assert best.figures["valid/best"] == max(item.figures["valid/best"] for item in result.outcomes)
+    assert best.metrics["valid/best"] == max(item.metrics["valid/best"] for item in result.outcomes)
     command = dict(word.split("=") for word in sweep.settings(config, best).split())
     trial = next(entry for entry in plan.trials.values() if entry.trial.name == best.trial)
     assert replace(config, command).finetune == trial.config.finetune

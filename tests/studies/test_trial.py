@@ -1,4 +1,4 @@
-"""What a trial takes of a GPU, and what it says where that is too little."""
+"""A share of a GPU is a bound of memory, and the message says so where it is too little."""
 
 import pytest
 import torch

@@ -123,13 +123,13 @@ def test_the_newest_sound_checkpoint_is_chosen_on_any_filesystem(tmp_path: Path)
     flip(tmp_path / "run" / "step_000000020")
     choice = newest_sound(bucket, "run")
     assert choice.name == "step_000000010"
-    assert list(choice.broken) == ["step_000000040", "step_000000030", "step_000000020"]
-    assert "worker 1 did not finish" in choice.broken["step_000000040"]
-    assert "199 bytes instead of 200" in choice.broken["step_000000030"]
+    assert list(choice.problems) == ["step_000000040", "step_000000030", "step_000000020"]
+    assert "worker 1 did not finish" in choice.problems["step_000000040"]
+    assert "199 bytes instead of 200" in choice.problems["step_000000030"]
     truncate(tmp_path / "run" / "step_000000010")
     nothing = newest_sound(bucket, "run")
     assert nothing.name is None
-    assert len(nothing.broken) == 4
+    assert len(nothing.problems) == 4
 
 
 def test_the_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
@@ -140,9 +140,9 @@ def test_the_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
     written(run / "step_000000040", run="")  # as by version 0.1.0: it may be anybody's
     choice = newest_sound(LOCAL, str(run))
     assert choice.name == "step_000000020"
-    assert list(choice.broken) == ["step_000000040", "step_000000030"]
-    assert "is a checkpoint that names no run and not of pretrain-a; remove" in choice.broken["step_000000040"]
-    assert "is a checkpoint of the run pretrain-b and not of pretrain-a; remove" in choice.broken["step_000000030"]
+    assert list(choice.problems) == ["step_000000040", "step_000000030"]
+    assert "is a checkpoint that names no run and not of pretrain-a; remove" in choice.problems["step_000000040"]
+    assert "is a checkpoint of the run pretrain-b and not of pretrain-a; remove" in choice.problems["step_000000030"]
     truncate(run / "step_000000020")
     assert newest_sound(LOCAL, str(run)).name == "step_000000010"
     verify(LOCAL, str(run / "step_000000030"))  # whoever names a folder himself, for an export say, may have it
@@ -229,7 +229,7 @@ def test_a_part_that_s3_refuses_is_an_error_and_no_checkpoint(tmp_path: Path, s3
         s3.hook = None
     system, path = storage.filesystem(run)
     choice = newest_sound(system, path)
-    assert choice.name == "step_10" and "worker 0 did not finish" in choice.broken["step_20"]
+    assert choice.name == "step_10" and "worker 0 did not finish" in choice.problems["step_20"]
     assert remove_unfinished(run, "step_") == ["step_20"]
     assert storage.names(run) == ["step_10"]
 
@@ -247,8 +247,8 @@ def test_checkpoints_in_a_bucket_are_chosen_by_their_digests(tmp_path: Path, s3:
     system.delete_file(f"{path}/step_000000020/engine/shard0.pt")
     choice = newest_sound(system, path)
     assert choice.name == "step_000000010"
-    assert "199 bytes instead of 200" in choice.broken["step_000000030"]
-    assert "shard0.pt is missing" in choice.broken["step_000000020"]
+    assert "199 bytes instead of 200" in choice.problems["step_000000030"]
+    assert "shard0.pt is missing" in choice.problems["step_000000020"]
     assert drop_broken_books(run) is None
     storage.write_bytes(storage.join(run, BOOKS), b'{"checkpoint_resul')
     assert "it was cut off" in str(drop_broken_books(run))
@@ -347,6 +347,6 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_intact(
     assert re.search(r"it takes about \d\.\d MiB and \d\.\d MiB were free; free some space there", message)
     assert "\n" not in message
     choice = newest_sound(LOCAL, str(small_disk))
-    assert (choice.name, list(choice.broken)) == (first.name, [second.name])
+    assert (choice.name, list(choice.problems)) == (first.name, [second.name])
     again = engines.build(new_model(tiny), tiny, steps=20, device=torch.device("cpu"))
     assert engines.load(again, first).step == 10

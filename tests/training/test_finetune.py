@@ -118,9 +118,9 @@ def test_freezing_and_learning(
     config = replace(tiny, freeze | {"finetune.lr": 3e-3, "tokens.protocol": protocol})
     job = trial(config, sample_store, encoder)
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
-    figures = [job.train_epoch() for _ in range(2)]
+    metrics = [job.train_epoch() for _ in range(2)]
     changed = {name for name, value in job.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert figures[1]["train/loss"] < figures[0]["train/loss"]
+    assert metrics[1]["train/loss"] < metrics[0]["train/loss"]
     assert changed == {name for name in before if name.startswith(LEARNING[frozen])}
     names = {parameter: name for name, parameter in job.model.named_parameters()}
     assert {names[parameter] for group in job.optimizer.param_groups for parameter in group["params"]} == changed
@@ -149,8 +149,8 @@ def test_linear_heads_learn(short_store: TokenStore, scratch: Config, task: str)
         "head.output.weight",
         "head.output.bias",
     ]
-    figures = [job.train_epoch() for _ in range(3)]
-    assert figures[2]["train/loss"] < figures[0]["train/loss"]
+    metrics = [job.train_epoch() for _ in range(3)]
+    assert metrics[2]["train/loss"] < metrics[0]["train/loss"]
 
 
 def test_what_was_reported_with_a_checkpoint_is_said_again(
@@ -159,33 +159,33 @@ def test_what_was_reported_with_a_checkpoint_is_said_again(
     config = replace(scratch, {"finetune.epochs": 1})
     seen: list[dict[str, Any]] = []
 
-    def report(figures: dict[str, Any], save: Any) -> None:
-        seen.append(figures)
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        seen.append(metrics)
         save(tmp_path)
 
     finetune(trial(config, sample_store), report)
     resumed = trial(config, sample_store)
     resumed.load(tmp_path)
     again: list[dict[str, Any]] = []
-    finetune(resumed, lambda figures, save: again.append(figures))
+    finetune(resumed, lambda metrics, save: again.append(metrics))
     assert again == seen
 
 
 def test_test_predictions_cover_every_test_note_once(sample_store: TokenStore, scratch: Config) -> None:
     job = trial(replace(scratch, {"finetune.epochs": 1}), sample_store)
-    predictions = finetune(job, lambda figures, save: None)
+    predictions = finetune(job, lambda metrics, save: None)
     chosen = sample_store.select({"test"})
     notes = [np.arange(sample_store.offsets[i], sample_store.offsets[i + 1]) for i in chosen]
     assert sorted(predictions.note.tolist()) == np.concatenate(notes).tolist()
     assert np.array_equal(predictions.label, sample_store.part[predictions.note] - 1)
-    figures = predictions.metrics("test")
-    assert figures["test/accuracy"] == pytest.approx(float((predictions.prediction == predictions.label).mean()))
+    metrics = predictions.metrics("test")
+    assert metrics["test/accuracy"] == pytest.approx(float((predictions.prediction == predictions.label).mean()))
 
 
 def test_the_best_epoch_is_the_one_that_is_tested(sample_store: TokenStore, scratch: Config) -> None:
     job = trial(scratch, sample_store)
     accuracies: list[float] = []
-    finetune(job, lambda figures, save: accuracies.append(figures["valid/accuracy"]))
+    finetune(job, lambda metrics, save: accuracies.append(metrics["valid/accuracy"]))
     assert job.evaluate("valid").metrics("valid")["valid/accuracy"] == max(accuracies)
 
 

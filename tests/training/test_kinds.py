@@ -136,7 +136,7 @@ def test_a_number_is_learned_in_its_own_units(scratch: Config, sample_pieces: li
     assert (job.objective.mean, job.objective.scale) == pytest.approx((learned.mean(), learned.std()), rel=1e-5)
     before = job.evaluate("train").metrics("train")
     reports: list[dict[str, float]] = []
-    predictions = finetune(job, lambda figures, write: reports.append(figures))
+    predictions = finetune(job, lambda metrics, write: reports.append(metrics))
     assert job.evaluate("train").metrics("train")["train/loss"] < before["train/loss"]
     best = max(each["valid/r2"] for each in reports)
     assert job.progress.accuracy == pytest.approx(best) == reports[-1]["valid/best"]
@@ -176,7 +176,7 @@ def test_tags_are_learned(scratch: Config, sample_pieces: list[Piece], tmp_path:
     job = Finetuning(scratch, data, new_model(scratch, data, ""), CPU)
     before = job.evaluate("train").metrics("train")["train/loss"]
     reports: list[dict[str, float]] = []
-    predictions = finetune(job, lambda figures, write: reports.append(figures))
+    predictions = finetune(job, lambda metrics, write: reports.append(metrics))
     assert job.evaluate("train").metrics("train")["train/loss"] < before
     assert job.progress.accuracy == pytest.approx(max(each["valid/average_precision"] for each in reports))
     assert predictions.label.shape == predictions.logits.shape == (len(data.splits["test"]), 3)
@@ -202,7 +202,7 @@ def test_a_probe_is_a_model_like_any_other(
         job = Finetuning(config, data, new_model(config, data, str(encoder)), CPU)
         predictions = probe(job)
         found.append(predictions.logits)
-        layer = int(job.figures["probe/layer"])
+        layer = int(job.metrics["probe/layer"])
         assert 1 <= layer <= 2
         assert len(job.model.midibert.layers) == layer
         assert job.progress.accuracy == job.evaluate("valid").metrics("valid")[f"valid/{task.metric}"]

@@ -38,12 +38,12 @@ def test_by_piece(note: bool) -> None:
         right = int(found.logits[mine].mean(axis=0).argmax() == found.label[mine[0]])
         expected[piece] = [sum(hits), len(mine), 0 if note else right]
     assert found.by_piece(lambda number: f"piece {number}") == expected
-    figures = found.metrics("test")
+    metrics = found.metrics("test")
     if note:
-        assert "test/piece_accuracy" not in figures
+        assert "test/piece_accuracy" not in metrics
     else:
         right = [row[2] for row in expected.values()]
-        assert 0 < figures["test/piece_accuracy"] == sum(right) / len(right)
+        assert 0 < metrics["test/piece_accuracy"] == sum(right) / len(right)
 
 
 @pytest.mark.parametrize("task", ["melody", "emotion"])

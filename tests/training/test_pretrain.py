@@ -27,8 +27,8 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
     progress = engines.load(engine, resume) if resume else Progress()
     reports: Reports = []
 
-    def report(figures: dict[str, Any], checkpoint: bool) -> None:
-        reports.append((figures, checkpoint))
+    def report(metrics: dict[str, Any], checkpoint: bool) -> None:
+        reports.append((metrics, checkpoint))
         if checkpoint and save and not save.exists():
             save.mkdir()
             engines.save(engine, progress, save)
@@ -38,7 +38,7 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
 
 
 def losses(reports: Reports) -> list[float]:
-    return [figures[key] for figures, _ in reports for key in ("train/loss", "valid/loss") if key in figures]
+    return [metrics[key] for metrics, _ in reports for key in ("train/loss", "valid/loss") if key in metrics]
 
 
 def test_clean_data_leaves_test_pieces_out_and_cuts_by_piece(sample_store: TokenStore, tiny: Config) -> None:
@@ -78,9 +78,9 @@ def test_each_repair_of_pretraining_data_changes_its_own_part(sample_store: Toke
 
 
 def test_the_repaired_score_is_the_loss(tiny: Config) -> None:
-    paper, figures = replace(tiny, {"tokens.protocol": "paper"}), {"valid/accuracy": 0.5, "valid/loss": 2.0}
-    assert score(paper, figures) == 0.5
-    assert score(replace(paper, {"protocol.judged_by": "loss"}), figures) == -2.0
+    paper, metrics = replace(tiny, {"tokens.protocol": "paper"}), {"valid/accuracy": 0.5, "valid/loss": 2.0}
+    assert score(paper, metrics) == 0.5
+    assert score(replace(paper, {"protocol.judged_by": "loss"}), metrics) == -2.0
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])
@@ -115,7 +115,7 @@ def test_it_learns(
 ) -> None:
     changes = {"tokens.protocol": protocol, "model.representation": representation}
     reports = run(replace(tiny, {**changes, "pretrain.epochs": 1}), sample_store)
-    train = [figures["train/loss"] for figures, _ in reports if "train/loss" in figures]
+    train = [metrics["train/loss"] for metrics, _ in reports if "train/loss" in metrics]
     assert train[-1] < train[0] - 0.1
 
 
@@ -164,7 +164,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(
     first = next(at for at, (_, checkpoint) in enumerate(undisturbed) if checkpoint)
     # First it says again what was reported before the checkpoint: the driver may not have written it down.
     assert losses(resumed) == losses(undisturbed)
-    assert [figures["step"] for figures, _ in resumed] == [figures["step"] for figures, _ in undisturbed]
+    assert [metrics["step"] for metrics, _ in resumed] == [metrics["step"] for metrics, _ in undisturbed]
     assert not any(checkpoint for _, checkpoint in resumed[: first + 1])
 
 
@@ -203,9 +203,9 @@ def test_only_notes_count_as_super_tokens(
 ) -> None:
     config = replace(tiny, {"model.representation": representation, "pretrain.epochs": 1, "compute.log_every": 1})
     data = PretrainData(config, [sample_store])
-    figures = [figures for figures, _ in run(config, sample_store) if "train/loss" in figures]
-    counted = [f["throughput/super_tokens_per_s"] / f["throughput/steps_per_s"] for f in figures]
-    batches = [data.train.gather(data.train_rows[data.order.indices(0, k)]) for k in range(len(figures))]
+    metrics = [metrics for metrics, _ in run(config, sample_store) if "train/loss" in metrics]
+    counted = [f["throughput/super_tokens_per_s"] / f["throughput/steps_per_s"] for f in metrics]
+    batches = [data.train.gather(data.train_rows[data.order.indices(0, k)]) for k in range(len(metrics))]
     assert counted == pytest.approx([(batch.note >= 0).sum() for batch in batches])
 
 
@@ -213,7 +213,7 @@ def test_early_stop(process_group: None, sample_store: TokenStore, tiny: Config)
     config = replace(
         tiny, {"optimizer.lr": 1e-12, "pretrain.epochs": 9, "pretrain.patience": 2, "pretrain.valid_every": 1}
     )
-    validations = [figures for figures, checkpoint in run(config, sample_store) if checkpoint]
+    validations = [metrics for metrics, checkpoint in run(config, sample_store) if checkpoint]
     assert len(validations) < 9
 
 
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(process_group: None, sample_sto
         run(config, sample_store)
 
 
-def test_a_loss_that_breaks_later_names_the_last_finite_figures(
+def test_a_loss_that_breaks_later_names_the_last_finite_metrics(
     process_group: None, sample_store: TokenStore, tiny: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = PretrainLoop._forward
@@ -237,7 +237,7 @@ def test_a_loss_that_breaks_later_names_the_last_finite_figures(
 
     monkeypatch.setattr(PretrainLoop, "_forward", poisoned)
     words = (
-        r"not finite at step 7 on worker 0; the last finite figures, of step 4: train/loss \d\.\d+, .*train/accuracy"
+        r"not finite at step 7 on worker 0; the last finite metrics, of step 4: train/loss \d\.\d+, .*train/accuracy"
     )
     with pytest.raises(FloatingPointError, match=words):
         run(tiny, sample_store)

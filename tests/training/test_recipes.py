@@ -174,9 +174,9 @@ def test_recurrent_models_learn(
         assert batch.mask is not None
         assert batch.mask.sum(1).tolist() == raw.length.tolist()
     reports: list[dict[str, Any]] = []
-    predictions = finetune(job, lambda figures, save: reports.append(figures))
+    predictions = finetune(job, lambda metrics, save: reports.append(metrics))
     assert reports[-1]["train/loss"] < reports[0]["train/loss"]
-    best = min(reports, key=lambda figures: figures["valid/loss"])
+    best = min(reports, key=lambda metrics: metrics["valid/loss"])
     assert job.progress.best == -best["valid/loss"]
     assert reports[-1]["valid/best"] == best["valid/accuracy"]
     assert job.evaluate("valid").metrics("valid")["valid/loss"] == best["valid/loss"]
@@ -195,8 +195,8 @@ def test_a_resumed_trial_goes_on_bit_for_bit(
         config, store = replace(rnn, falling), short_store
     seen: list[dict[str, Any]] = []
 
-    def report(figures: dict[str, Any], save: Any) -> None:
-        seen.append(figures)
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        seen.append(metrics)
         if not (tmp_path / "trial.pt").exists() and (kind == "midibert" or undisturbed.progress.falls == 1):
             save(tmp_path)
             seen[:-1] = []
@@ -207,7 +207,7 @@ def test_a_resumed_trial_goes_on_bit_for_bit(
     resumed.load(tmp_path)
     assert resumed.progress.seconds == torch.load(tmp_path / "trial.pt", weights_only=True)["progress"]["seconds"] > 0
     again: list[dict[str, Any]] = []
-    predictions = finetune(resumed, lambda figures, save: again.append(figures))
+    predictions = finetune(resumed, lambda metrics, save: again.append(metrics))
     assert len(again) > 1
     assert again == seen
     assert np.array_equal(predictions.logits, expected.logits)

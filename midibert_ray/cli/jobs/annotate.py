@@ -13,17 +13,17 @@ Outputs stand as the input does: of `a/song.mid` come `a/song.mid` (every event 
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.inference import apply
 from midibert_ray.inference.formats import parse_formats
-from midibert_ray.inference.worker import Work
+from midibert_ray.inference.worker import JobSpec
 from midibert_ray.settings.validators import number
 
 
 def run(args: Args) -> None:
     extra = args.extra
-    work = Work(
+    spec = JobSpec(
         kind="annotate",
         model=extra.get("model", ""),
         output=extra.get("output", ""),
         formats=parse_formats(extra.get("formats", "midi,csv,html")),
         abstain=number("abstain", extra.get("abstain", "0"), 0, 1),
     )
-    print(apply(work, args))
+    print(apply(spec, args))

@@ -11,18 +11,18 @@ the same command again does what is still open. `--dry-run` says what that is.
 
 from midibert_ray.cli.arguments import Args
 from midibert_ray.cli.inference import apply
-from midibert_ray.inference.worker import Work
+from midibert_ray.inference.worker import JobSpec
 from midibert_ray.settings.validators import number, require_one_of
 
 
 def run(args: Args) -> None:
     extra, pool = args.extra, args.extra.get("pool", "mean")
     require_one_of("pool", pool, ("mean", "none"))
-    work = Work(
+    spec = JobSpec(
         kind="embed",
         model=extra.get("model", ""),
         output=extra.get("output", ""),
         layer=int(number("layer", extra.get("layer", "-1"), -1000, 1000)),
         pool="mean" if pool == "mean" else None,
     )
-    print(apply(work, args))
+    print(apply(spec, args))

@@ -1,4 +1,4 @@
-"""A single device without Ray and DeepSpeed: an engine in plain torch that the library's own pre-training loop drives."""
+"""A device without Ray and DeepSpeed: an engine in plain torch that the library's own pre-training loop drives."""
 
 from pathlib import Path
 from typing import Any

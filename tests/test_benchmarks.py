@@ -14,14 +14,14 @@ pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BENCHMARKS = (
     *("pretrain_step", "packing", "overhead", "scaling", "study", "start", "tokenizing", "scale", "annotate", "gpu"),
-    "melody",
+    *("gpu_study", "melody", "roofline"),
 )
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
-HELPERS = ("__init__", "harness", "products", "stages", "steps")
+HELPERS = ("__init__", "harness", "plain", "products", "stages", "steps")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "scaling", "scaling nodes", "study"),
     *("start demo", "start trial", "start processes", "start driver", "tokenize", "scale"),
-    *("annotate 4x256", "annotate 12x768", "gpu", "melody"),
+    *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
 )
 
 

@@ -28,10 +28,8 @@ MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, Floatin
 
 QUIET = {
     "RAY_enable_metrics_collection": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",  # the load of processes, for the dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "10",  # between two looks for logs to echo, which jobs do not want
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
 }
 """Of a Ray that a job starts on this machine, unless the environment says otherwise: nobody collects its metrics."""
 

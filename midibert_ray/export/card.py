@@ -18,7 +18,7 @@ from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSI
 
 CARD = "README.md"
 
-HUB_LICENCES = {"MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
+HUB_LICENCES = {"CC0 1.0": "cc0-1.0", "MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
 
 FLAWS = {

@@ -44,6 +44,8 @@ def head(card: str) -> dict[str, Any]:
     ("names", "licence", "word"),
     [
         (("sample",), "mit", "No corpus restricts"),
+        (("lieder",), "cc0-1.0", "No corpus restricts"),
+        (("lieder", "sample"), "mit", "No corpus restricts"),
         (("pop909", "asap"), "cc-by-nc-sa-4.0", "**The use of these weights is restricted**"),
         (FIVE, "other", "Pianist8: not stated"),
         (("folder:/music/mine",), "other", "the user's own files"),
@@ -54,7 +56,7 @@ def test_licence_is_the_strictest_of_the_corpora(names: tuple[str, ...], licence
     card = render(model(), about(*names))
     assert head(card)["license"] == licence == hub_licence(tuple(map(corpus, names)))
     assert word in card
-    assert ("research and other non-commercial purposes" in card) == (licence != "mit" and bool(names))
+    assert ("research and other non-commercial purposes" in card) == (licence not in ("mit", "cc0-1.0") and bool(names))
 
 
 def test_every_corpus_stands_with_licence_citation_and_source() -> None:
@@ -154,6 +156,31 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
     assert head(card)["metrics"] == [metric]
     written.config.task = "mine"
     assert told_by_head(written) == (None, ())
+
+
+def test_a_card_tells_of_corpora_that_were_tested_besides() -> None:
+    metrics = {"test/accuracy": 0.5, "test/f1": 0.25}
+    besides = {"folder:/home/me/solo": {"metrics": {"test/accuracy": 0.75}}}
+    result = TrialResult(
+        trial="line-x",
+        task="line",
+        variant="x",
+        protocol="clean",
+        seed=1,
+        epoch=1,
+        classes=["melody", "accompaniment"],
+        confusion=[[1, 1], [1, 1]],
+        pieces={},
+        devices=1,
+        metrics=metrics,
+        besides=besides,
+        seconds=1.0,
+    )
+    found = of_trial(result, None)
+    card = render(model(MidiBertForNotes, num_classes=2), found)
+    assert found.task is TASKS["line"]
+    assert "| `test/folder-solo/accuracy` | 0.7500 |" in card and "`test/NAME/`" in card
+    assert "`valid/best` is the mean of F1 over classes" in card
 
 
 def test_other_outputs_belong_to_no_task() -> None:

@@ -66,6 +66,8 @@ class About:
     """Its own stages of training, for its `lineage` and those of models that start from it."""
     lineage: tuple[Stage, ...] = ()
     """The stages of the weights that it started from."""
+    rounded: bool = False
+    """Whether its weights are written in bf16."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 

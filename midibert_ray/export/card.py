@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -20,6 +21,13 @@ CARD = "README.md"
 
 HUB_LICENCES = {"CC0 1.0": "cc0-1.0", "MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
+
+_GRID: dict[str, Any] = {
+    "PITCH_LOW": PITCH_LOW,
+    "PITCH_HIGH": PITCH_HIGH,
+    "POSITIONS": POSITIONS,
+    "DURATIONS": DURATIONS,
+}
 
 FLAWS = {
     "order": "Notes of one onset stand track by track (melody, bridge, accompaniment), which gives the melody away. A "
@@ -63,15 +71,13 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         flaws=[text for name, text in FLAWS.items() if getattr(about.protocol or CLEAN, name) != getattr(CLEAN, name)],
         corpora=corpora,
         known=known,
+        licence=hub_licence(known),
         limited=[entry for entry in known if not entry.redistribute],
         stages={entry.name: " and ".join(s for s, used in stages.items() if entry in used) for entry in corpora},
         titles={entry.name: _title(entry) for entry in corpora},
-        PITCH_LOW=PITCH_LOW,
-        PITCH_HIGH=PITCH_HIGH,
-        POSITIONS=POSITIONS,
+        **_GRID,
         off_grid=about.remarks.get(OFF_GRID, 0),
         four_four=about.protocol is not None and about.protocol.bars == "4/4",
-        DURATIONS=DURATIONS,
         reliability=about.calibration and (about.calibration.test or about.calibration.valid),
         familiar=FAMILIAR,
     )

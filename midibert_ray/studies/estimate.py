@@ -10,9 +10,7 @@ import torch
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
 from midibert_ray.data.hashing import row_keys
-from midibert_ray.data.masking import mask_batch
 from midibert_ray.data.store import TokenStore, open_store
-from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.text import counted
@@ -23,6 +21,7 @@ from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.step import MaskedStep
 from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
@@ -91,7 +90,7 @@ class _Meter:
     def pretraining(self, run: PretrainingSpec) -> float:
         config = run.config
         data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
-        kind = ("pretrain", config.model, config.tokens, config.compute.precision)
+        kind = ("pretrain", config.model, config.tokens, config.compute.precision, config.pretrain.roll > 0)
         a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
         validations = config.pretrain.epochs / config.pretrain.valid_every
         learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
@@ -147,19 +146,12 @@ class _GuessedStore(TokenStore):
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
     model = build.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
-    batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
-    masked = mask_batch(
-        torch.from_numpy(batch.tokens).to(device, torch.int64),
-        torch.from_numpy(batch.length).to(device),
-        keys=row_keys(config.seed, 0, 0, torch.arange(MEASURED)).to(device),
-        protocol=config.protocol_in_force,
-        fraction=config.mask.fraction,
-    )
-    allowed = config.protocol_in_force.packs_pretraining
-    layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
+    raw, step = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)]), MaskedStep(config)
+    keys = row_keys(config.seed, 0, 0, torch.arange(MEASURED))
+    batch = step.batch(raw.tokens, raw.length, keys, notes=0, augmented=False).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
-    mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
+        sums = step(model, batch, augmented=False)
+        (sums["loss"] + sums.get("roll", 0.0)).backward()
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:

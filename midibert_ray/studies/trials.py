@@ -15,6 +15,9 @@ _SCRATCH = {"finetune.init": "scratch", "finetune.freeze": "none"}
 _TUNED = {"finetune.init": "pretrained", "finetune.freeze": "none"}
 _REMI = {"model.representation": "remi"}
 _BY_PITCH = {"protocol.order": "pitch"}
+_NOISE = _TUNED | {"pretrain.objective": "noise", "mask.fraction": 0.3}
+_ROLL = {"pretrain.roll": 0.0057}
+"""M2BERT's weight, 1/176."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained": _TUNED,
@@ -30,6 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained-by-pitch": _TUNED | _BY_PITCH,
     "scratch-by-pitch": _SCRATCH | _BY_PITCH,
     "rnn-by-pitch": _RNN | _BY_PITCH,
+    "mask-30": _TUNED | {"mask.fraction": 0.3},
+    "noise": _NOISE,
+    "noise-roll": _NOISE | _ROLL,
+    "noise-roll-transpose": _NOISE | _ROLL | {"augment.transpose": 6, "augment.stage": "pretrain"},
+    "segment-1024": _TUNED | {"tokens.segment": 1024, "pretrain.batch": 6, "finetune.batch": 6},
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")

@@ -45,7 +45,7 @@ def head(card: str) -> dict[str, Any]:
     [
         (("sample",), "mit", "No corpus restricts"),
         (("lieder",), "cc0-1.0", "No corpus restricts"),
-        (("lieder", "sample"), "mit", "No corpus restricts"),
+        (("pop909", "lieder"), "mit", "they are under the licence that the head of this card names (`mit`)"),
         (("pop909", "asap"), "cc-by-nc-sa-4.0", "**The use of these weights is restricted**"),
         (FIVE, "other", "Pianist8: not stated"),
         (("folder:/music/mine",), "other", "the user's own files"),

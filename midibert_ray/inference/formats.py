@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from midibert_ray import storage
 from midibert_ray.corpora.labels import MIDI_SUFFIXES
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.jams import to_jams
@@ -58,6 +58,4 @@ def _csv(annotation: Annotation) -> bytes:
 
 def _parquet(annotation: Annotation, name: str) -> bytes:
     table = pa.Table.from_pandas(annotation.notes.assign(file=name), preserve_index=False)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return storage.parquet(table)

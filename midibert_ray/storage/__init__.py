@@ -13,6 +13,7 @@ from midibert_ray.storage.files import (
     names,
     owner_only,
     parent,
+    parquet,
     read_bytes,
     read_json,
     remove,
@@ -23,6 +24,7 @@ from midibert_ray.storage.files import (
     whole_folder,
     without_query,
     write_bytes,
+    write_json,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "names",
     "owner_only",
     "parent",
+    "parquet",
     "read_bytes",
     "read_json",
     "remove",
@@ -48,4 +51,5 @@ __all__ = [
     "whole_folder",
     "without_query",
     "write_bytes",
+    "write_json",
 ]

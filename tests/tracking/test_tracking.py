@@ -220,11 +220,10 @@ def test_a_run_that_was_deleted_for_good_is_made_anew(recorded: Config) -> None:
 
 
 def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
-    for path in (tmp_path / "root/mlflow.db", tmp_path / "elsewhere/runs.db"):
-        config = replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"})
-        study(config, range(1))
-        assert [item for item in path.parent.glob("*.db*") if item.stat().st_mode & 0o777 != 0o600] == []
-        assert path.parent.stat().st_mode & 0o777 == 0o700
+    path = tmp_path / "elsewhere/runs.db"
+    study(replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"}), range(1))
+    assert [item for item in path.parent.glob("*.db*") if item.stat().st_mode & 0o777 != 0o600] == []
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_processes_that_only_report_do_not_import_mlflow() -> None:

@@ -6,9 +6,13 @@
 
 The authors' tool (peer_melody.py) reads a file with miditoolkit, makes events note by note, runs chunks of 512 that do
 not overlap through `transformers==4.40.2` with `relative_key_query`, and writes a MIDI file. Ours is what `annotate`
-does with one actor: the file read in a child process, windows of 512 of which half is seen twice, averaged, calibrated
-or not, and the whole file written again with a track a label. Weights are random: they do not change the spec.
+does with one actor: the file read in a child process, windows of 512 of which a quarter is seen twice, averaged,
+calibrated or not, and the whole file written again with a track a label. Weights are random: they do not change the
+work.
 
+The `bare products` are the matrix products of one forward pass over each note once (products.py), without anything
+else: no tool that computes this model with these numbers is faster on this machine.
+does with one actor: the file read in a child process, windows of 512 of which half is seen twice, averaged, calibrated
 Both go through the same files, turn by turn, on the same number of threads. `faster` is the median over rounds of their
 time over ours; `ms a note` the median over rounds. `outside the model` is the share of our time that is not spent in
 the model's forward pass.
@@ -31,6 +35,7 @@ from pretrain_step import SIZES
 
 AUTHORS = "authors' melody tool, fp32"
 OURS = ("relative_key_query fp32", "relative_key_query bf16")
+BARE = ("bare products fp32", "bare products bf16")
 REQUIREMENTS = (
     "torch==2.13.0",
     "transformers==4.40.2",
@@ -46,11 +51,11 @@ LEAST_FASTER, MOST_OUTSIDE = 20.0, 0.25
 def main() -> None:
     options = _options()
     if options.worker:
-        print(json.dumps(ours(options)))
+        print(json.dumps(bare(options) if options.worker in BARE else ours(options)))
         return
     python = harness.environment("authors-tool", REQUIREMENTS, options.environments)
     files, name = harness.music(options.corpora, options.files)
-    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in (AUTHORS, *OURS)}
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in (AUTHORS, *OURS, *BARE)}
     for number in range(options.rounds):
         for variant, results in found.items():
             results.append(harness.measure(_command(variant, python, options), files))
@@ -116,6 +121,18 @@ def ours(options: argparse.Namespace) -> dict[str, list[float]]:
     return {"seconds": [seconds], "forward": [sum(spent)], "notes": [row["notes"] for row in records]}
 
 
+def bare(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of the matrix products of the model, and the notes that they are for."""
+    import products
+    import torch
+
+    torch.set_num_threads(options.threads)
+    rows, length = 4, 512
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.worker.split()[-1]]
+    seconds = products.seconds(*SIZES[options.size], rows=rows, length=length, dtype=dtype)
+    return {"seconds": [seconds], "forward": [seconds], "notes": [rows * length]}
+
+
 def _model(folder: Path, options: argparse.Namespace) -> str:
     """An export with random weights."""
     import torch
@@ -157,6 +174,8 @@ def _row(variant: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     if variant == AUTHORS:
         return [*row, "1", "", "", f"{outside:.0%}", ""]
     faster = median(x / y for x, y in zip(theirs, own, strict=True))
+    if variant in BARE:
+        return [*row, f"{faster:.1f} ×", "", "", "", ""]
     target = [f"{faster:.1f} ×", f"≥ {LEAST_FASTER:g} ×", harness.verdict(faster, least=LEAST_FASTER)]
     return [*row, *target, f"{outside:.0%}", harness.verdict(outside, most=MOST_OUTSIDE)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from midibert_ray import storage, tracking
 from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
-from midibert_ray.music.tasks import Task
+from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
 from midibert_ray.report import song as songs
@@ -25,7 +25,7 @@ from midibert_ray.report.publish import (
     publish,
     report_is_written,
 )
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
 from midibert_ray.storage.lease import lease
@@ -43,7 +43,7 @@ from midibert_ray.tracking.uris import SQLITE
 from midibert_ray.training import start
 from midibert_ray.training.launch import pretrain as run_pretraining
 from midibert_ray.training.runs import PretrainRun, finished, run_key, run_uri
-from midibert_ray.training.task_data import require_labels, require_splits
+from midibert_ray.training.task_data import SPLITS, require_labels, require_splits
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ class CorpusPlans:
     tasks: dict[tuple[str, str], Task] = field(default_factory=dict)
     """Of columns of these tables, by the address of the tokens and the name of the column."""
 
-    def find_labels(self, config: Config, seed: int) -> Labelled | None:
-        """The task of a trial where it is a column of its corpus's own table, or the class folders' `label`.
+    def find_labels(self, config: Config, name: str, seed: int) -> Labelled | None:
+        """The task of a trial where it is a column of a corpus's own table, or the class folders' `label`.
 
         `seed` divides the pieces; it is that of the study, so that all of its seeds are scored on the same ones.
 
@@ -82,8 +82,8 @@ class CorpusPlans:
             ConfigError: for a task that is neither there nor one of the paper's.
             LabelError: for labels that cannot be used.
         """
-        name, column = config.finetune.corpus, config.finetune.task
-        if name in ("", "sample"):
+        column = config.finetune.task
+        if name == "sample" or (not config.finetune.corpus and name == TASKS[column].corpus):
             return None
         self.uris(config, [name])
         tokens = self.of(config)[name]
@@ -194,15 +194,28 @@ def _starts(config: Config) -> dict[str, str]:
 
 
 def _require_tasks(study: StudyPlan, corpora: CorpusPlans) -> None:
-    """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work."""
+    """Refuse tasks for which the lists of their corpora have no splits or labels; as trials do, but before all work.
+
+    Corpora that hold the same files under other splits are refused too: what one tests the other would learn.
+    """
     stores = {each.uri: each for group in corpora.plans.values() for each in group.values()}
     for spec in study.trials.values():
-        if spec.store in corpora.labels:
-            continue  # its table was read, and says what it lacks
-        task, corpus = spec.task, stores[spec.store]
-        require_splits(task, corpus.corpus.name, {piece.split for piece in corpus.there})
-        if task.level == "sequence":
-            require_labels(task, corpus.corpus.name, {piece.label for piece in corpus.there})
+        task, places = spec.task, dict[str, str]()
+        for uri in dict.fromkeys((*spec.stores, *spec.tests)):
+            labels = corpora.labels.get(uri)
+            corpus = labels.tokens if labels else stores[uri]
+            name = corpus.corpus.name
+            if (other := places.setdefault(corpus.corpus.location(corpus.root), name)) != name:
+                raise ConfigError(
+                    f"finetune.corpus and study.tests: {other} and {name} divide the same files in two ways, so that "
+                    "one tests what the other learns; use one of them"
+                )
+            if labels:
+                continue  # its table was read, and says what it lacks
+            splits = {piece.split for piece in corpus.there}
+            require_splits(task, name, splits, needed=SPLITS if uri in spec.stores else {"test"})
+            if task.level == "sequence":
+                require_labels(task, name, {piece.label for piece in corpus.there})
 
 
 def tokenize(plan: JobPlan) -> list[Summary]:

@@ -12,11 +12,11 @@ from benchmarks import harness
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu")
+BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu", "melody")
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),
-    *("annotate 4x256", "annotate 12x768", "gpu"),
+    *("annotate 4x256", "annotate 12x768", "gpu", "melody"),
 )
 
 
@@ -31,7 +31,14 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, "__init__", "harness", "steps"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        *BENCHMARKS,
+        *PEERS,
+        "__init__",
+        "harness",
+        "products",
+        "steps",
+    }
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))

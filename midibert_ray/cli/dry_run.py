@@ -108,7 +108,9 @@ def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
     for key, entry in study.pretrainings.items():
         state = "open" if key in plan.open_pretrainings else "done"
         users = sum(trial.encoder == key for trial in study.trials.values())
-        lines.append(f"{'':<15} {key}  {state}  for {counted(users, 'trials')}: {_pretraining_words(entry.config)}")
+        lines.append(
+            f"{'':<15} {key}  {state}  for {counted(users, 'trials')}: {_pretraining_words(entry.config, study.config)}"
+        )
     names = ", ".join(entry.trial.name for entry in study.trials.values())
     return [
         *lines,
@@ -123,17 +125,27 @@ def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
     for uri, labels in plan.corpora.labels.items():
         if labels.fold > 1:
             continue
-        tasks = {spec.task.name: spec.task for spec in study.trials.values() if spec.store == uri}
+        tasks = {spec.task.name: spec.task for spec in study.trials.values() if uri in (*spec.stores, *spec.tests)}
         head = f"labels {labels.tokens.corpus.name}"
         for number, line in enumerate(describe(labels, list(tasks.values()))):
             yield f"{'' if number else head:<15} {line}"
 
 
-def _pretraining_words(config: Config) -> str:
+def _pretraining_words(config: Config, study: Config) -> str:
+    """What a pre-training is made from, and where else it differs from the settings of its study."""
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
+    told, usual = (
+        ("corpora.", "tokens.protocol", "protocol.", "model.representation", "pretrain.splits"),
+        flatten(study),
+    )
+    others = (
+        f", {key}={show(value)}"
+        for key, value in flatten(config).items()
+        if value != usual[key] and not key.startswith(told)
+    )
     return (
         f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.protocol_in_force.describe()}"
+        f"protocol {config.protocol_in_force.describe()}{''.join(others)}"
     )
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,24 @@ class Segments:
         """The id of a piece within its corpus."""
         return self.stores[self._store[piece]].piece_id(int(self._row[piece]))
 
+    def name(self, piece: int) -> str:
+        """The id of a piece, behind its corpus where there are several."""
+        return f"{self.corpus(piece)}/{self.piece_id(piece)}" if len(self.stores) > 1 else self.piece_id(piece)
+
+    def source(self, piece: int) -> tuple[TokenStore, slice]:
+        """The store of a piece, and its notes there."""
+        store, row = self.stores[self._store[piece]], self._row[piece]
+        return store, slice(*store.offsets[row : row + 2].tolist())
+
+    def take(self, column: str, piece: Indices, note: Indices) -> NDArray[Any]:
+        """The values of k notes, by piece and `SegmentBatch.note`, in a column of their stores, such as `onset`."""
+        columns = [getattr(store, column) for store in self.stores]
+        found = np.empty((len(note), *columns[0].shape[1:]), columns[0].dtype)
+        for number, values in enumerate(columns):
+            mine = self._store[piece] == number
+            found[mine] = values[note[mine]]
+        return found
+
     def label(self, piece: int, column: str = "label") -> str | None:
         """The label of a piece; see `TokenStore.label`."""
         return self.stores[self._store[piece]].label(int(self._row[piece]), column)
@@ -116,9 +134,14 @@ class Segments:
 
     @property
     def clusters(self) -> dict[str, str]:
-        """Piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
-        found = {self.piece_id(piece): self.cluster(piece) for piece in range(self.pieces)}
-        return {piece: cluster for piece, cluster in found.items() if piece != cluster}
+        """Name of a piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
+        alone = {piece: self.cluster(piece) for piece in range(self.pieces)}
+        several = len(self.stores) > 1
+        return {
+            self.name(piece): f"{self.corpus(piece)}/{cluster}" if several else cluster
+            for piece, cluster in alone.items()
+            if cluster != self.piece_id(piece)
+        }
 
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Piece and first time step (int64[k] each) of some segments (int64[k]).

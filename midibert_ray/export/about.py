@@ -3,9 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from scipy.stats import binomtest
 
@@ -16,10 +16,10 @@ from midibert_ray.export.find import run_of
 from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
-from midibert_ray.music.tasks import TASKS, Task
+from midibert_ray.music.tasks import TASKS, Kind, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
-from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpus
+from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
 from midibert_ray.studies.result import METRIC_WORDS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
@@ -56,7 +56,7 @@ class About:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Metric -> value, in the spelling of MLflow."""
     measured_on: str = ""
-    """The data behind the metrics, as Markdown."""
+    """The data that the metrics were measured on, as Markdown."""
     settings: Mapping[str, object] = field(default_factory=dict)
     """Dotted settings of the run, those that change its result."""
     calibration: Calibration | None = None
@@ -65,6 +65,8 @@ class About:
     """Its own stages of training, for its `lineage` and those of models that start from it."""
     lineage: tuple[Stage, ...] = ()
     """The stages of the weights that it started from."""
+    rounded: bool = False
+    """Whether its weights are written in bf16."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 
@@ -160,7 +162,7 @@ def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
         return About(origin=text, protocol=None, corpora=(), stages=unknown, **_scores(result, "the test split"))
     config = from_flat({name: value for name, value in provenance.config.items() if name in flatten(Config())})
     pretrained = config.finetune.init == "pretrained" and not provenance.start
-    labelled = corpus(task_corpus(config, result.task))
+    labelled = tuple(map(corpus, task_corpora(config, result.task)))
     root, key, _ = run_of(provenance.encoder)
     begin = "random weights, without pre-training"
     if pretrained or provenance.start:
@@ -168,17 +170,18 @@ def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
     epochs = f"{result.epoch} epoch{'s' * (result.epoch != 1)}"
     sections = {*TRIAL_SECTIONS} - {"rnn"} | ({"mask", "pretrain"} if pretrained else set())  # no RNN is exported
     corpora = tuple(map(corpus, config.corpora.names)) if pretrained else ()
-    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{provenance.study}`", (labelled,))
+    tested = " and ".join(each.slug for each in labelled)
+    own = _stage(f"fine-tuning for {result.task}, trial `{result.trial}` of study `{provenance.study}`", labelled)
     return About(
         origin=f"{head} of study `{provenance.study}`, {epochs} from {begin}{_frozen(config.finetune)}. These are the "
         "weights of the epoch that was best in validation.",
         protocol=config.protocol_in_force,
         corpora=corpora,
-        labelled=(labelled,),
+        labelled=labelled,
         settings=_settings(config, sections),
         stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
-        **_scores(result, f"the test split of {labelled.slug}, protocol `{config.protocol_in_force.describe()}`"),
+        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`", labelled),
     )
 
 
@@ -196,7 +199,26 @@ def _frozen(settings: FinetuneConfig) -> str:
     return _FROZEN[settings.freeze]
 
 
-def _scores(result: TrialResult, where: str) -> dict[str, Any]:
+def _task(result: TrialResult, labelled: Sequence[Corpus]) -> Task:
+    """The task of a trial; one of somebody's own labels as its result tells it."""
+    of_notes = result.kind == "classes" and "test/piece_accuracy" not in result.metrics
+    padding = of_notes and result.classes[:1] == ["padding"]
+    classes = tuple(result.classes[padding:])
+    known = TASKS.get(result.task)
+    if known and known.classes == classes:
+        return known
+    return Task(
+        name=result.task,
+        level="note" if of_notes else "sequence",
+        kind=cast(Kind, result.kind),
+        classes=classes,
+        corpus=labelled[0].name if labelled else "",
+        column="part" if of_notes else "label",
+        melody=result.melody,
+    )
+
+
+def _scores(result: TrialResult, where: str, labelled: Sequence[Corpus] = ()) -> dict[str, Any]:
     """The fields of `About` that tell of a trial's head and of its metrics."""
     told = {
         "classes": "Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats",
@@ -208,7 +230,7 @@ def _scores(result: TrialResult, where: str) -> dict[str, Any]:
     unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.metrics else "notes"
     certain = _certainty(result) if result.kind == "classes" else ""
     return {
-        "task": TASKS.get(result.task),
+        "task": _task(result, labelled),
         "classes": tuple(result.classes),
         "metrics": {name: value for name, value in sorted(result.metrics.items()) if math.isfinite(value)},
         "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once.{certain} {told[result.kind]}; "

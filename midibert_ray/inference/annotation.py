@@ -16,10 +16,9 @@ from midibert_ray.inference.sources import Song
 from midibert_ray.music.events import ZERO_DURATION
 from midibert_ray.music.grid import DRUM, OUT_OF_RANGE, GridNotes
 from midibert_ray.music.midi import keep_tempi
+from midibert_ray.music.tasks import TAG_MARK
 from midibert_ray.music.writing import midi_bytes
 
-TAG_MARK = ";"
-"""Stands between the tags of a piece."""
 UNLABELLED = "unlabelled"
 """Name of the track of notes without a label."""
 

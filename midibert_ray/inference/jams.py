@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from midibert_ray import __version__
-from midibert_ray.inference.annotation import TAG_MARK, Annotation
+from midibert_ray.inference.annotation import Annotation
+from midibert_ray.music.tasks import TAG_MARK
 
 SCHEMA_VERSION = "0.3.5"
 """Of JAMS."""

@@ -1,14 +1,15 @@
 """Downstream tasks as values: what a label is, where it is read from, and what scores without any model.
 
-The paper's four are in `TASKS`; those of somebody's own labels are made from a corpus's table (`corpora.table`), and
-handed on. Nothing asks for a task's name.
+The paper's four and two of ours are in `TASKS`; those of somebody's own labels are made from a corpus's table
+(`corpora.table`), and handed on. Nothing asks for a task's name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,8 @@ class Task:
     """Of the token store: for notes `part` or `velocity`, for sequences the column of a piece's labels
     (`TokenStore.label`): `label` that of the paper's corpora, `label.genre` the column `genre` of a table."""
     edges: tuple[int, ...] = ()
-    """Lowest value of each class but the first; without edges the column holds the label itself, 0 if unknown."""
+    """Lowest value of each class but the first; without edges the column holds the label itself. A part of 0 is
+    unknown either way."""
     drops_short_rows: bool = False
     """Leave out a piece's last segment if it is less than half full (reference behaviour)."""
     metric: Metric = "accuracy"
@@ -115,8 +117,51 @@ EMOTION = Task(
 PAPER_TASKS = (MELODY, VELOCITY, COMPOSER, EMOTION)
 """The four tasks of the paper (§IV), in the order of its tables."""
 
-TASKS: dict[str, Task] = {task.name: task for task in PAPER_TASKS}
+LINE = Task(
+    name="line",
+    level="note",
+    # a singer's, a soloist's or a song's melody against all else, whatever a corpus calls it: to learn it of several
+    classes=("melody", "accompaniment"),
+    corpus="pop909",
+    column="part",
+    edges=(2,),  # POP909's bridge is no melody
+    metric="f1",
+    melody="melody",
+)
+
+LIEDER_COMPOSER = Task(
+    name="lieder_composer",
+    level="sequence",
+    # with at least 20 songs in three cycles, so that cycles can be divided
+    classes=(
+        *("Brahms,_Johannes", "Cornelius,_Peter", "Debussy,_Claude", "Faisst,_Clara_Mathilda", "Fauré,_Gabriel"),
+        *("Franz,_Robert", "Hensel,_Fanny", "Holmès,_Augusta_Mary_Anne", "Kinkel,_Johanna", "Lang,_Josephine"),
+        *("Lehmann,_Liza", "Reichardt,_Louise", "Schubert,_Franz", "Schumann,_Robert", "Viardot,_Pauline"),
+        *("Warlock,_Peter", "Wolf,_Hugo"),
+    ),
+    corpus="lieder_composers",
+)
+
+TASKS: dict[str, Task] = {task.name: task for task in (*PAPER_TASKS, LINE, LIEDER_COMPOSER)}
 """All tasks by name, in the order of the columns of a table."""
+
+
+def one_task(tasks: Sequence[Task]) -> Task:
+    """One task of several corpora, whose classes are those of all of them in the order in which they come.
+
+    Raises:
+        ValueError: where one of them labels something else than the others.
+    """
+    first, *others = tasks
+    for task in others:
+        for name in ("level", "kind", "column", "edges"):
+            if getattr(task, name) != getattr(first, name):
+                raise ValueError(
+                    f"task {first.name!r}: {name}={getattr(first, name)!r} in {first.corpus}, "
+                    f"{getattr(task, name)!r} in {task.corpus}; give corpora that label the same"
+                )
+    classes = tuple(dict.fromkeys(name for task in tasks for name in task.classes))
+    return replace(first, classes=classes) if classes != first.classes else first
 
 
 def note_labels(task: Task, notes: object) -> NDArray[np.uint8]:
@@ -134,7 +179,8 @@ def note_labels(task: Task, notes: object) -> NDArray[np.uint8]:
     values: NDArray[np.uint8] = getattr(notes, task.column)
     if not task.edges:
         return values.astype(np.uint8)
-    return (np.searchsorted(task.edges, values, side="right") + 1).astype(np.uint8)
+    classes = np.searchsorted(task.edges, values, side="right") + 1
+    return np.where((values == 0) & (task.column == "part"), 0, classes).astype(np.uint8)
 
 
 def sequence_label(task: Task, label: str) -> int:
@@ -178,4 +224,4 @@ def split_tags(label: str) -> list[str]:
 
 
 def _names(level: str) -> str:
-    return " and ".join(task.name for task in TASKS.values() if task.level == level)
+    return ", ".join(task.name for task in TASKS.values() if task.level == level)

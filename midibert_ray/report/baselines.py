@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from midibert_ray.report.plain import plain
 from midibert_ray.report.statistics import Interval
 from midibert_ray.settings.config import Config
 from midibert_ray.studies.folds import of_pieces
-from midibert_ray.studies.result import METRIC, Record
+from midibert_ray.studies.result import METRIC, Record, column
 from midibert_ray.training.predictions import KINDS, Predictions
-from midibert_ray.training.task_data import TaskData
+from midibert_ray.training.task_data import TaskData, cut, several, split_of
 
 MAJORITY = "majority class"
 TRAINING = "majority class of training"
@@ -69,6 +70,8 @@ class Baseline(Record):
     """As `TrialResult.pieces`; empty of a rule that is counted alone."""
     clusters: dict[str, str] = field(default_factory=dict)
     """As `TrialResult.clusters`."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """As `TrialResult.confusion`, of the classes of `detail`; empty of a rule that is counted alone."""
 
     @property
     def accuracy(self) -> float:
@@ -88,53 +91,61 @@ class Baseline(Record):
         return statistics.over_pieces(rows, metric, clusters) if len(rows) else None
 
 
-def baselines(config: Config, store: TokenStore, task: Task | None = None) -> list[Baseline]:
-    """The trivial baselines of a task on a token store that was made under `tokens.protocol`.
+def baselines(
+    config: Config,
+    stores: TokenStore | Sequence[TokenStore],
+    task: Task | None = None,
+    besides: TokenStore | None = None,
+) -> list[Baseline]:
+    """The trivial baselines of a task on token stores that were made under `tokens.protocol`.
+
+    With `besides`, a corpus that is not learned from, its test pieces take the place of those of the stores.
 
     Classes have the majority classes, that of the test split and that of the training split; a task that knows which
     class is the melody also skyline, the top note and, as these only tell melody from the rest, the answer that nothing
     is melody; one whose pieces are clips of songs also the label of the clip's song. Numbers have mean and median of
-    the training split, tags their shares in it.
+    the training split, tags their shares in it. Where groups are on both sides, the label of the group is one too.
 
     Raises:
-        ValueError: where the store has no test split, or its labels are not those of the task.
+        ValueError: where there is no test split, or its labels are not those of the task.
     """
-    task = task or TASKS[config.finetune.task]
-    cut = functools.partial(
-        Segments,
-        [store],
-        length=config.tokens.segment,
-        representation=config.model.representation,
-        drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
-        labelled=task.labelled,
-    )
-    segments = cut(splits={"test"})
+    task, stores = task or TASKS[config.finetune.task], several(stores)
+    segments = cut(config, [besides] if besides else stores, task, {"test"})
+    train = cut(config, stores, task, {"train"})
+    name = column(task.name, besides.corpus) if besides else task.name
     if task.kind != "classes":
-        return _constants(task, config.tokens.protocol, store, segments)
-    support, learned = _support(task, segments), _support(task, cut(splits={"train"}))
-    make = functools.partial(Baseline, protocol=config.tokens.protocol, task=task.name)
+        return [replace(item, task=name) for item in _constants(task, config.tokens.protocol, train, segments)]
+    support, learned = _support(task, segments), _support(task, train)
+    make = functools.partial(Baseline, protocol=config.tokens.protocol, task=name)
     usual = max(learned, key=learned.__getitem__)
     rule = f"always {usual}, the most frequent class of the training split"
     found = [
-        majority(config.tokens.protocol, task.name, support),
+        majority(config.tokens.protocol, name, support),
         make(name=TRAINING, correct=support[usual], scored=sum(support.values()), detail=support, note=rule),
     ]
     if task.melody:
-        found += _melody_or_not(task, store, make)
+        found += _melody_or_not(task, segments, make)
     if task.song:
-        found.append(_look_up(task, store, segments, make, SONG, lambda clip: _song(task, clip)))
-    groups = store.clusters if task.level == "sequence" else {}
-    by_group = _look_up(task, store, segments, make, GROUP, lambda piece: groups.get(piece, piece)) if groups else None
-    return [*found, by_group] if by_group and by_group.detail["known"] else found
+        found.append(_look_up(task, train, segments, make, SONG))
+    if task.level == "sequence" and any(store.clusters for store in segments.stores):
+        by_group = _look_up(task, train, segments, make, GROUP)
+        found += [by_group] if by_group.detail["known"] else []
+    return found
 
 
-def plain_features(config: Config, store: TokenStore, task: Task) -> Baseline:
-    """Textbook models of plain features, learned and chosen on the training and validation splits; see `plain`."""
-    data = TaskData(config, store, task)
-    predictions, model, learned = plain(data)
+def plain_features(data: TaskData) -> list[Baseline]:
+    """Textbook models of plain features, learned and chosen on the training and validation splits; see `plain`.
+
+    One for each test split.
+    """
+    task, found = data.task, []
     unit = "notes" if task.level == "note" else "segments"
-    note = f"{model}, chosen in validation, learned from plain features of {learned:,} {unit}"
-    return _scored(data.task, config.tokens.protocol, PLAIN, predictions, data.splits["test"], note, data.classes)
+    for split, (predictions, model, learned) in plain(data).items():
+        note = f"{model}, chosen in validation, learned from plain features of {learned:,} {unit}"
+        made = _scored(task, data.config.tokens.protocol, PLAIN, predictions, data.splits[split], note, data.classes)
+        corpus = split.removeprefix(split_of(""))
+        found.append(made if corpus == split else replace(made, task=column(task.name, corpus)))
+    return found
 
 
 def _scored(
@@ -147,7 +158,7 @@ def _scored(
     classes: tuple[str, ...],
 ) -> Baseline:
     """A baseline that answers for every segment or note, as models do."""
-    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.piece_id)
+    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.name)
     labels = predictions.label
     counts = labels.sum(axis=0) if labels.ndim == 2 else matrix.sum(axis=1)
     return Baseline(
@@ -162,24 +173,50 @@ def _scored(
         metrics={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
         pieces=pieces,
         clusters=segments.clusters,
+        confusion=matrix.tolist(),
     )
 
 
-def _constants(task: Task, protocol: str, store: TokenStore, segments: Segments) -> list[Baseline]:
-    """The same answer to all test pieces: mean or median of the training split, or the share of each tag there."""
-    train = _values(task, [store.label(row, task.column) for row in store.select({"train"}, task.labelled).tolist()])
-    test = _values(task, [segments.label(piece, task.column) for piece in range(segments.pieces)])
+def _constants(task: Task, protocol: str, learned: Segments, segments: Segments) -> list[Baseline]:
+    """The same answer to all test pieces, mean or median of the training split or the share of each tag there, and
+    the label of the group, where test pieces have theirs there.
+    """
+    train, test = (
+        _values(task, [each.label(piece, task.column) for piece in range(each.pieces)]) for each in (learned, segments)
+    )
     answers = {MEAN: train.mean(axis=0), MEDIAN: np.median(train, axis=0)}
     if task.kind == "tags":
-        answers = {PRIOR: logit(train.mean(axis=0).clip(1e-6, 1 - 1e-6))}
+        answers = {PRIOR: train.mean(axis=0)}
+    notes = {
+        name: f"for every piece the {name} of the training split" + (f": {answer:.4g}" if answer.ndim == 0 else "")
+        for name, answer in answers.items()
+    }
+    by_group, known = _of_groups(learned, segments, train)
+    if known:
+        answers[GROUP] = by_group
+        notes[GROUP] = (
+            f"for a piece the mean of its group in the training split, where {known} of {len(test)} pieces have it; "
+            "for the others the mean of all"
+        )
     found, numbers = [], np.arange(len(test))
     for name, answer in answers.items():
-        said = np.broadcast_to(np.atleast_1d(answer), (len(test), np.size(answer))).astype(np.float32)
-        predictions = KINDS[task.kind](numbers, numbers, np.full(len(test), -1), test, said)
-        told = f": {answer:.4g}" if task.kind == "number" else ""
-        note = f"for every piece the {name} of the training split{told}"
-        found.append(_scored(task, protocol, name, predictions, segments, note, task.classes))
+        said = np.broadcast_to(answer, test.shape).reshape(len(test), -1)
+        said = logit(said.clip(1e-6, 1 - 1e-6)) if task.kind == "tags" else said
+        none = np.full(len(test), -1)
+        predictions = KINDS[task.kind](numbers, numbers, none, test, said.astype(np.float32))
+        found.append(_scored(task, protocol, name, predictions, segments, notes[name], task.classes))
     return found
+
+
+def _of_groups(learned: Segments, segments: Segments, train: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """For each test piece the mean over its group (or near-duplicates) in the training split, over all pieces there
+    where it has none; and how many have.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for piece in range(learned.pieces):
+        groups.setdefault((learned.corpus(piece), learned.cluster(piece)), []).append(piece)
+    there = [groups.get((segments.corpus(piece), segments.cluster(piece))) for piece in range(segments.pieces)]
+    return np.array([train[rows or slice(None)].mean(axis=0) for rows in there]), sum(map(bool, there))
 
 
 def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
@@ -193,11 +230,11 @@ def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
 
 
 def merge(folds: Sequence[Baseline]) -> list[Baseline]:
-    """The baselines of all folds of a task as one of each name: counts are added, metrics are over all pieces."""
-    by_name: dict[str, list[Baseline]] = {}
+    """The baselines of all folds as one of each column and name: counts are added, metrics are over all pieces."""
+    groups: dict[tuple[str, str], list[Baseline]] = {}
     for item in folds:
-        by_name.setdefault(item.name, []).append(item)
-    return [_merge(group) if len(group) > 1 else group[0] for group in by_name.values()]
+        groups.setdefault((item.task, item.name), []).append(item)
+    return [_merge(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
 def _merge(group: Sequence[Baseline]) -> Baseline:
@@ -219,6 +256,7 @@ def _merge(group: Sequence[Baseline]) -> Baseline:
         metrics=metrics,
         pieces=pieces,
         clusters={piece: cluster for item in group for piece, cluster in item.clusters.items()},
+        confusion=np.sum([item.confusion for item in group], axis=0).tolist() if first.confusion else [],
     )
 
 
@@ -255,7 +293,7 @@ def _true_classes(task: Task, segments: Segments) -> NDArray[np.int64]:
     return labels[labels > 0] - 1
 
 
-def _melody_or_not(task: Task, store: TokenStore, make: Callable[..., Baseline]) -> list[Baseline]:
+def _melody_or_not(task: Task, segments: Segments, make: Callable[..., Baseline]) -> list[Baseline]:
     """Skyline, the top note and their rival, over all notes of the test pieces.
 
     The authors run skyline on the MIDI files. Tokens of protocol paper have lost where the last onset was (see
@@ -268,13 +306,14 @@ def _melody_or_not(task: Task, store: TokenStore, make: Callable[..., Baseline])
     }
     counts = {name: np.zeros((2, 2), np.int64) for name in rules}
     melody = task.classes.index(task.melody) + 1
-    true = note_labels(task, store) == melody
-    for index in store.select({"test"}):
-        piece = slice(*store.offsets[index : index + 2])
+    for number in range(segments.pieces):
+        store, piece = segments.source(number)
+        labels = note_labels(task, SimpleNamespace(**{task.column: getattr(store, task.column)[piece]}))
+        known, true = labels > 0, labels == melody
         duration, pitch = store.tokens[piece, 3], store.tokens[piece, 2].astype(np.int64) + PITCH_LOW
         for name, (rule, _) in rules.items():
             said = rule(store.onset[piece], duration, pitch)
-            np.add.at(counts[name], (true[piece].astype(int), said.astype(int)), 1)
+            np.add.at(counts[name], (true[known].astype(int), said[known].astype(int)), 1)
     found = []
     for name, (_, told) in rules.items():
         (tn, fp), (fn, tp) = counts[name].tolist()
@@ -289,20 +328,17 @@ def _song(task: Task, clip: str) -> str:
     return found[1] if found else ""
 
 
-def _look_up(
-    task: Task,
-    store: TokenStore,
-    segments: Segments,
-    make: Callable[..., Baseline],
-    name: str,
-    song: Callable[[str], str],
-) -> Baseline:
+def _look_up(task: Task, train: Segments, segments: Segments, make: Callable[..., Baseline], name: str) -> Baseline:
     """The majority label in the training split of the song (or group) of a clip (or piece): what a leak is worth."""
-    votes: dict[str, Counter[str | None]] = {}
-    for index in store.select({"train"}, task.labelled).tolist():
-        votes.setdefault(song(store.piece_id(index)), Counter())[store.label(index, task.column)] += 1
+
+    def song(found: Segments, clip: int) -> tuple[str, str]:
+        return found.corpus(clip), _song(task, found.piece_id(clip)) if name == SONG else found.cluster(clip)
+
+    votes: dict[tuple[str, str], Counter[str | None]] = {}
+    for index in range(train.pieces):
+        votes.setdefault(song(train, index), Counter())[train.label(index, task.column)] += 1
     clips = range(segments.pieces)
-    heard = [votes.get(song(segments.piece_id(clip)), Counter()) for clip in clips]
+    heard = [votes.get(song(segments, clip), Counter()) for clip in clips]
     known = np.array([bool(labels) for labels in heard])
     # max takes the first of equals
     answers = [max(task.classes, key=labels.__getitem__) for labels in heard]

@@ -124,10 +124,12 @@ def hours(amount: float) -> str:
 
 
 def melody_grid(melody: Sequence[MelodyOrNot]) -> list[list[str]]:
-    """Melody against the rest as text: head, then a row a model and protocol."""
-    rows = [["", "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]]
+    """Melody against the rest as text: head, then a row a model and protocol, and task, if there are several."""
+    several = len({item.task for item in melody}) > 1
+    rows = [["", *["task"] * several, "protocol", "accuracy", "paper", "F1 of melody", *QUADRANTS]]
     for item in melody:
         printed = "" if item.printed is None else f"{item.printed:.2f}"
-        shares = [percent(item.accuracy, 2), printed, percent(item.f1, 2)]
-        rows.append([item.name, item.protocol, *shares, *(f"{count:,.0f}" for count in item.counts)])
+        place, shares = [*[item.task] * several, item.protocol], [percent(item.accuracy, 2), printed]
+        counts = (f"{count:,.0f}" for count in item.counts)
+        rows.append([item.name, *place, *shares, percent(item.f1, 2), *counts])
     return rows

@@ -42,7 +42,8 @@ def listenings(study: LoadedStudy) -> list[Listening]:
 
     Where there is none the best model is taken, and the clean protocol before the paper's.
     """
-    groups, found = by_key(study.outcomes), []
+    learned = {item.task for item in study.outcomes}  # predictions of corpora tested besides lie in files of their own
+    groups, found = {key: group for key, group in by_key(study.outcomes).items() if key.task in learned}, []
     for task in kinds.in_order(key.task for key in groups):
         mine = [key for key in groups if key.task == task and groups[key][0].kind == "classes"]
         for key in sorted(mine, key=lambda key: _rank(key, groups[key][0])):
@@ -70,7 +71,7 @@ def _listening(study: LoadedStudy, result: TrialResult, notes: pa.Table) -> List
     sizes = np.cumsum([piece.notes for piece in made])
     shown = [piece for piece, size in zip(made, sizes, strict=True) if size <= NOTES] or made[:1]
     label = table.labels(study.tables)[result.variant]
-    ordered = result.task in TASKS and bool(TASKS[result.task].edges)
+    ordered = result.task in TASKS and len(TASKS[result.task].edges) > 1
     title = f"Test pieces: {result.task}"
     roll = Roll(title=title, classes=result.classes[padding:], pieces=shown, ordered=ordered)
     model = f"{label}, protocol {result.protocol}, seed {result.seed}"

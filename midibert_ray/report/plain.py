@@ -23,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from midibert_ray.data.order import keyed_hash
+from midibert_ray.data.segments import Segments
 from midibert_ray.music.features import note_features, passage_features
 from midibert_ray.training.predictions import KINDS, Predictions
 from midibert_ray.training.task_data import IGNORE, TaskData
@@ -58,8 +59,11 @@ class PlainResult(NamedTuple):
     """Segments or notes that it was learned from."""
 
 
-def plain(data: TaskData) -> PlainResult:
-    """Learn a task from plain features, choose by the task's metric in validation, and score the test split once."""
+def plain(data: TaskData) -> dict[str, PlainResult]:
+    """Learn a task from plain features, choose by the task's metric in validation, and score each test split once.
+
+    By name of the split: `test`, and those of corpora that are tested besides.
+    """
     read = _of_notes if data.task.level == "note" else _of_segments
     seed = keyed_hash(data.config.seed, "plain", data.task.name) % 2**31
     draw = partial(_drawn, random=np.random.default_rng(seed))
@@ -75,7 +79,11 @@ def plain(data: TaskData) -> PlainResult:
             if value > best:
                 best, chosen = value, candidate
         assert chosen, "there is a candidate, and metrics are finite"
-        return PlainResult(_said(data, chosen.model, read(data, "test", _all)), chosen.name, len(features))
+        return {
+            split: PlainResult(_said(data, chosen.model, read(data, split, _all)), chosen.name, len(features))
+            for split in data.splits
+            if split not in ("train", "valid")
+        }
 
 
 def candidates(data: TaskData, labels: NDArray[Any], seed: int) -> Iterator[Candidate]:
@@ -138,9 +146,10 @@ def _of_segments(data: TaskData, split: str, draw: _Draw) -> _Split:
     for some in _blocks(rows):
         raw = segments.gather(some)
         pieces.append(raw.piece)
-        for notes in raw.note:
+        for piece, notes in zip(raw.piece.tolist(), raw.note, strict=True):
+            store, _ = segments.source(piece)
             notes = notes[notes >= 0]
-            features.append(passage_features(segments.stores[0].tokens[notes], segments.stores[0].onset[notes]))
+            features.append(passage_features(store.tokens[notes], store.onset[notes]))
     scored = (np.concatenate(pieces), rows, np.full(len(rows), -1), data.labels(split, rows))
     return _Split(np.stack(features), _unsaid(data, *scored))
 
@@ -158,20 +167,18 @@ def _of_notes(data: TaskData, split: str, draw: _Draw) -> _Split:
     piece, segment, note, label = (np.concatenate(column) for column in zip(*found, strict=True))
     kept = draw(np.arange(len(note)), TRAIN_NOTES if split == "train" else VALID_NOTES)
     scored = piece[kept], segment[kept], note[kept], label[kept]
-    return _Split(_features_of(segments.stores[0], note[kept]), _unsaid(data, *scored))
+    return _Split(_features_of(segments, *scored[:3:2]), _unsaid(data, *scored))
 
 
-def _features_of(store: Any, notes: NDArray[np.int64]) -> Features:
-    """Features of some notes of a store; each piece is read as a whole."""
-    order = np.argsort(notes, kind="stable")
-    ranked = notes[order]
-    ends = np.searchsorted(ranked, store.offsets)
+def _features_of(segments: Segments, piece: NDArray[np.int64], note: NDArray[np.int64]) -> Features:
+    """Features of some notes, by piece and number in its store; each piece is read as a whole."""
+    order = np.argsort(piece, kind="stable")
+    numbers, first = np.unique(piece[order], return_index=True)
     parts = []
-    for piece in np.flatnonzero(np.diff(ends)):
-        start, end = store.offsets[piece : piece + 2]
-        every = note_features(store.tokens[start:end], store.onset[start:end])
-        parts.append(every[ranked[ends[piece] : ends[piece + 1]] - start])
-    features = np.empty((len(notes), parts[0].shape[1]), np.float32)
+    for number, rows in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+        store, where = segments.source(number)
+        parts.append(note_features(store.tokens[where], store.onset[where])[note[rows] - where.start])
+    features = np.empty((len(note), parts[0].shape[1]), np.float32)
     features[order] = np.concatenate(parts)
     return features
 

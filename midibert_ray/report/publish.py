@@ -4,10 +4,11 @@ All of it is made from what lies in the study's own folder; nothing is asked of 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 from midibert_ray import storage
+from midibert_ray.data.format import read_manifest
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import CHOICES, PROTOCOLS
 from midibert_ray.report import findings, formats, page, plots, table, table_one
@@ -18,9 +19,10 @@ from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import StudyPlan, TrialSpec, study_uri
 from midibert_ray.studies.recorder import StudyLog, best
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import TrialResult, column
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.studies.trials import Trial
+from midibert_ray.training.task_data import split_of
 
 PUBLISHED = "published.json"
 """File of a study: what all its starts have asked for and found beside the trials' results."""
@@ -115,15 +117,23 @@ def _baselines(plan: StudyPlan, earlier: Sequence[Baseline]) -> list[Baseline]:
             folds = chosen.setdefault((entry.trial.protocol, entry.trial.task), {})
             folds.setdefault(entry.trial.fold, entry)
     found = []
-    for column, folds in chosen.items():
-        if column in there:
-            found += [item for item in earlier if (item.protocol, item.task) == column]
+    for (protocol, task), folds in chosen.items():
+        tests = (read_manifest(uri)["corpus"] for uri in next(iter(folds.values())).tests)
+        columns = {(protocol, name) for name in (task, *(column(task, corpus) for corpus in tests))}
+        if columns <= there:
+            found += [item for item in earlier if (item.protocol, item.task) in columns]
             continue
-        made = [(entry, open_store(entry.store, plan.config.storage)) for entry in folds.values()]
-        answers = [answer for entry, store in made for answer in baselines(entry.config, store, entry.task)]
-        answers += [plain_features(entry.config, store, entry.task) for entry, store in made]
-        found += merge(answers)
+        found += merge([answer for entry in folds.values() for answer in _answers(entry)])
     return found
+
+
+def _answers(entry: TrialSpec) -> Iterator[Baseline]:
+    """The baselines of a trial's task on all its test splits."""
+    data = entry.data()
+    tests = [data.splits[split_of(name)].stores[0] for name in data.tests]
+    for besides in (None, *tests):
+        yield from baselines(entry.config, data.splits["train"].stores, entry.task, besides)
+    yield from plain_features(data)
 
 
 def _paper_stores(plan: StudyPlan) -> list[TokenStore]:

@@ -36,19 +36,19 @@ def write(plan: StudyPlan, corpora: Mapping[str, CorpusPlan], outcomes: Sequence
         if spec.task.level != "note":
             continue
         done = results.find(plan.uri(key))
-        if done is None or spec.store not in corpora:
+        if done is None or len(spec.stores) > 1 or spec.stores[0] not in corpora:
             continue
         ranked = sorted(item.pieces, key=lambda piece: item.pieces[piece][0] / max(item.pieces[piece][1], 1))
-        piece = ranked[len(ranked) // 2]
+        piece, source = ranked[len(ranked) // 2], corpora[spec.stores[0]]
         try:
-            notes = corpora[spec.store].read(piece)
+            notes = source.read(piece)
         except (OSError, MidiError) as error:
             logger.warning("no song is annotated: %s cannot be read any more: %s", piece, error)
             return ""
         song = read_song(notes_to_pretty_midi(notes), f"{piece}: {item.task}")
         page = render(
             load(done[1]).annotate(song),
-            f"A test piece of {corpora[spec.store].corpus.name}, which no model of the study has learnt from, as "
+            f"A test piece of {source.corpus.name}, which no model of the study has learnt from, as "
             f"{item.trial} hears it; on the test split {percent(item.accuracy)} % of its labels are right.",
         )
         uri = storage.root.song(plan.config.storage.root, plan.key)

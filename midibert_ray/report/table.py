@@ -234,10 +234,11 @@ def build(
 
 
 def by_key(outcomes: Iterable[TrialResult]) -> dict[Key, list[TrialResult]]:
-    """Outcomes that differ in their seed only, by seed; folds are merged."""
+    """Outcomes that differ in their seed only, by seed; folds are merged, and corpora tested besides are columns."""
     groups: dict[Key, list[TrialResult]] = {}
-    for item in sorted(merged(outcomes), key=lambda item: item.seed):
-        groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
+    for whole in sorted(merged(outcomes), key=lambda item: item.seed):
+        for item in whole.columns:
+            groups.setdefault(Key(item.protocol, item.task, item.variant), []).append(item)
     return groups
 
 

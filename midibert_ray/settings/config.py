@@ -36,8 +36,13 @@ Variant = Literal[
     "pretrained-by-pitch",
     "scratch-by-pitch",
     "rnn-by-pitch",
+    "mask-30",
+    "noise",
+    "noise-roll",
+    "noise-roll-transpose",
+    "segment-1024",
 ]
-TableName = Literal["1", "2", "3", "4", "leak"]
+TableName = Literal["1", "2", "3", "4", "leak", "levers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +132,9 @@ class PretrainConfig:
     objective: Literal["mask", "noise"] = optional("mask")
     """`mask`: find masked tokens (the paper); `noise`: find the notes behind ones that were changed a little (M2BERT,
     with `mask.fraction=0.3`)."""
+    roll: float = optional(0.0)
+    """Weight of a second loss: at every note, the squared error of a predicted piano roll of its bar and of the chroma
+    of its moment, over all 17 x 98 numbers (M2BERT: 1/176); 0: none. Exports have no head for it."""
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
     epochs: int = 500
@@ -146,6 +154,7 @@ class PretrainConfig:
         checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
+        require(self.roll >= 0, "pretrain.roll", self.roll, "a weight from 0")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
 
 
@@ -154,7 +163,7 @@ class FinetuneConfig:
     task: str = MELODY.name
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
-    """Labelled corpus; empty takes the task's own."""
+    """Labelled corpus, or several as one, as in pop909,lieder; empty takes the task's own."""
     fold: int = runtime(0)
     """Fold that is tested, from 1; 0 where nothing is divided into folds. It is told by the address of the labels."""
     model: Literal["midibert", "rnn", "probe"] = "midibert"
@@ -184,6 +193,8 @@ class FinetuneConfig:
     """Weigh each class by the inverse of its frequency in the training split."""
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+    average: int = optional(1)
+    """Validate and keep the mean of the weights after each of the last so many epochs (not of RNNs); 1: of one."""
     batch: int = 12
     """Segments a step."""
     epochs: int = 10
@@ -193,9 +204,9 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
-        checks.require_corpora("finetune.corpus", (self.corpus,))
+        checks.require_corpora("finetune.corpus", checks.corpora_of(self.corpus) or ("",))
         checks.require_address("finetune.start", self.start)
-        checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
+        checks.require_positive(self, "finetune.", "batch", "epochs", "lr", "average")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
@@ -232,15 +243,18 @@ class StudyConfig:
     tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
     """Downstream tasks, a column each of the result table: of the paper, or columns of the labelled corpus's table."""
     corpus: str = runtime("")
-    """Labelled corpus of all tasks, such as folder:/music; empty takes that of `finetune.corpus`."""
+    """Labelled corpus of all tasks, such as folder:/music, or several; empty takes that of `finetune.corpus`."""
+    tests: tuple[str, ...] = runtime(())
+    """Corpora on whose test pieces every trial is tested besides, a column each; trials that are differ in name."""
     folds: int = runtime(0)
     """Parts into which a labelled corpus is divided, each to be tested once; 0: train, validation and test, once."""
     kinds: tuple[str, ...] = runtime(())
     """Kinds of tasks other than their labels look, as in year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
-    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
+    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on. On a folder of your
+    own these and `probe`."""
     tables: tuple[str, ...] = runtime(())
-    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
+    """Tables of the paper (`1` to `4`) and ours: all of their rows, or those that `study.variants` names."""
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
     seeds: int = runtime(1)
@@ -252,7 +266,10 @@ class StudyConfig:
         checks.require_name("study.name", self.name)
         require(self.seeds > 0, "study.seeds", self.seeds, "a positive number")
         require(self.draws >= 0, "study.draws", self.draws, "0 or more")
-        checks.require_corpora("study.corpus", (self.corpus,))
+        checks.require_corpora("study.corpus", checks.corpora_of(self.corpus) or ("",))
+        checks.require_corpora("study.tests", self.tests or ("",))
+        alone = "none with study.folds or study.draws, which test each piece once or none at all"
+        require(not (self.tests and (self.folds or self.draws)), "study.tests", self.tests, alone)
         checks.require_kinds("study.kinds", self.kinds, self.tasks, get_args(Kind))
         if self.tables:
             require_some_of("study.tables", self.tables, get_args(TableName))
@@ -366,6 +383,7 @@ class Config:
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")
+            require(not self.pretrain.roll, "pretrain.roll", self.pretrain.roll, f"it {what}")
             for name in ("transpose", "shift", "scale", "thin"):
                 value = getattr(self.augment, name)
                 require(not value, f"augment.{name}", value, f"it {what}")

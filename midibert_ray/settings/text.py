@@ -1,5 +1,6 @@
 """Numbers with their nouns, times, and tables as text: aligned for a terminal, or as Markdown."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -26,6 +27,11 @@ def piped(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def plain_name(text: str) -> str:
+    """A text for use in a name: letters, digits, dots, dashes and underscores."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")
 
 
 def clock(seconds: float) -> str:

@@ -141,6 +141,11 @@ def require_corpora(key: str, names: tuple[str, ...]) -> None:
             require_address(key, name.removeprefix(FOLDER))
 
 
+def corpora_of(text: str) -> tuple[str, ...]:
+    """The corpora that a setting names, separated by commas."""
+    return tuple(name for part in text.split(",") if (name := part.strip()))
+
+
 def require_folder(key: str, path: str) -> None:
     """Refuse all but a path of a local folder."""
     require(not _CONTROL.search(path), key, path, "a path without control characters")

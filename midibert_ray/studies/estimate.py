@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
 from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.masking import mask_batch
+from midibert_ray.data.roll import roll_targets
 from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
@@ -91,7 +93,7 @@ class _Meter:
     def pretraining(self, run: PretrainingSpec) -> float:
         config = run.config
         data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
-        kind = ("pretrain", config.model, config.tokens, config.compute.precision)
+        kind = ("pretrain", config.model, config.tokens, config.compute.precision, config.pretrain.roll > 0)
         a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
         validations = config.pretrain.epochs / config.pretrain.valid_every
         learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
@@ -99,16 +101,17 @@ class _Meter:
 
     def trial(self, entry: TrialSpec) -> float:
         config, settings = entry.config, entry.config.finetune
-        source = (entry.store, settings.task, config.model.representation)
+        source = (*entry.stores, settings.task, config.model.representation)
         if source not in self._data:
-            self._data[source] = TaskData(config, self._open(entry.store, config.storage), entry.task)
+            self._data[source] = entry.data(self._open)
         data = self._data[source]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
         epochs = recipe(config, entry.task).epochs
         count = {split: len(segments) for split, segments in data.splits.items()}
-        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * count["test"])
+        scored = sum(count.values()) - count["train"] - count["valid"]
+        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * scored)
 
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         if uri not in self.corpora or find_manifest(uri) is not None:
@@ -147,9 +150,10 @@ class _GuessedStore(TokenStore):
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
     model = build.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
     batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
+    tokens, length = torch.from_numpy(batch.tokens).to(device, torch.int64), torch.from_numpy(batch.length).to(device)
     masked = mask_batch(
-        torch.from_numpy(batch.tokens).to(device, torch.int64),
-        torch.from_numpy(batch.length).to(device),
+        tokens,
+        length,
         keys=row_keys(config.seed, 0, 0, torch.arange(MEASURED)).to(device),
         protocol=config.protocol_in_force,
         fraction=config.mask.fraction,
@@ -157,8 +161,12 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     allowed = config.protocol_in_force.packs_pretraining
     layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
-    mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"].backward()
+        real = torch.arange(tokens.shape[1], device=device) < length[:, None]
+        output = model(masked.inputs, masked.attention_mask, masked.where, layout, real=real)
+    loss = mlm_loss(output.logits, masked.targets[masked.where], reduction="sum")["loss"]
+    if config.pretrain.roll:
+        loss = loss + F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
+    loss.backward()
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:

@@ -6,27 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from midibert_ray import storage
-from midibert_ray.music.tasks import TASKS, Task
-from midibert_ray.settings.config import Config, require
+from midibert_ray.data.store import TokenStore, open_store
+from midibert_ray.music.tasks import TASKS, Task, one_task
+from midibert_ray.settings.config import Config, StorageConfig, require
 from midibert_ray.settings.overrides import identity, replace
+from midibert_ray.settings.validators import corpora_of
 from midibert_ray.studies.trials import Trial, grid
 from midibert_ray.training import start
 from midibert_ray.training.runs import run_key
+from midibert_ray.training.task_data import TaskData
 
-SECTIONS = (
-    "seed",
-    "corpora",
-    "tokens",
-    "mask",
-    "augment",
-    "model",
-    "optimizer",
-    "pretrain",
-    "finetune",
-    "rnn",
-    "compute",
-)
-"""Fields that tell one study from another of the same name; the cells that are computed do not."""
 SECTIONS = (
     *("seed", "corpora", "tokens", "mask", "augment", "model", "optimizer", "pretrain", "finetune", "rnn", "compute"),
 )
@@ -45,13 +34,14 @@ class Labelled(NamedTuple):
     """Address of the token store with these labels, divided for the study or its fold."""
 
 
-FindLabels = Callable[[Config, int], Labelled | None]
-"""Takes a trial's configuration and its study's seed; gives the task if it is a column of the corpus's own table."""
+FindLabels = Callable[[Config, str, int], Labelled | None]
+"""Takes a trial's configuration, a corpus and its study's seed; gives the task if it is a column of that corpus's own
+table."""
 
 
-def task_corpus(config: Config, task: str) -> str:
-    """The labelled corpus of a task: `finetune.corpus`, or the task's own."""
-    return config.finetune.corpus or TASKS[task].corpus
+def task_corpora(config: Config, task: str) -> tuple[str, ...]:
+    """The labelled corpora that a task is learned from: `finetune.corpus`, or the task's own."""
+    return corpora_of(config.finetune.corpus) or (TASKS[task].corpus,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +75,10 @@ class TrialSpec:
     trial: Trial
     config: Config
     task: Task
-    store: str
-    """Address of the token store of its task."""
+    stores: tuple[str, ...]
+    """Addresses of the token stores of its task."""
+    tests: tuple[str, ...] = ()
+    """Addresses of those whose test pieces it is tested on besides."""
     encoder: str = ""
     """Key of its pre-training; empty where it has none."""
     start: str = ""
@@ -99,9 +91,16 @@ class TrialSpec:
         own: dict[str, Any] = {} if TASKS.get(self.task.name) == self.task else {"task": asdict(self.task)}
         if self.start:
             own["start"] = self.start
-        store = storage.basename(self.store)
+        if self.tests:
+            own["tests"] = [storage.basename(uri) for uri in self.tests]
+        store = ",".join(storage.basename(uri) for uri in self.stores)
         made_from = identity(self.config, TRIAL_SECTIONS, store=store, encoder=self.encoder, **own)
         return f"{self.trial.name}-{made_from}"
+
+    def data(self, opened: Callable[[str, StorageConfig], TokenStore] = open_store) -> TaskData:
+        """Its segments and labels; `opened` opens a token store."""
+        stores, tests = ([opened(uri, self.config.storage) for uri in uris] for uris in (self.stores, self.tests))
+        return TaskData(self.config, stores, self.task, tests)
 
     @property
     def resources(self) -> dict[str, float]:
@@ -129,7 +128,8 @@ class StudyPlan:
     def stores(self) -> tuple[str, ...]:
         """Addresses of all token stores that it reads, each once."""
         pretrained = (store for run in self.pretrainings.values() for store in run.stores)
-        return tuple(dict.fromkeys((*pretrained, *(trial.store for trial in self.trials.values()))))
+        labelled = (uri for trial in self.trials.values() for uri in (*trial.stores, *trial.tests))
+        return tuple(dict.fromkeys((*pretrained, *labelled)))
 
     def uri(self, trial: str) -> str:
         """The folder of a trial, by key."""
@@ -141,7 +141,7 @@ def study_uri(config: Config, key: str) -> str:
     return storage.join(storage.root.studies(config.storage.root), key)
 
 
-def make(config: Config, locate: Locate, find_labels: FindLabels = lambda config, seed: None) -> StudyPlan:
+def make(config: Config, locate: Locate, find_labels: FindLabels = lambda config, name, seed: None) -> StudyPlan:
     """The plan of the study that a configuration describes, whether or not token stores have been written.
 
     Without `protocol.pretrains_on_test` (or with `pretrain.splits=train`) a pre-training on a corpus with labels of its
@@ -157,28 +157,40 @@ def make(config: Config, locate: Locate, find_labels: FindLabels = lambda config
     trials: dict[str, TrialSpec] = {}
     for trial in grid(config):
         mine, encoder, key = trial.config(config), trial.pretraining(config), ""
-        own = find_labels(mine, config.seed)
+        names = task_corpora(mine, trial.task)
+        task, stores, own = _labelled(mine, (*names, *config.study.tests), config.seed, locate, find_labels)
         if encoder:
             if encoder.pretrain.start:
                 start.require_fit(start.PRETRAIN, encoder.pretrain.start, encoder)
             inputs = dict(locate(encoder, encoder.corpora.names))
-            if own and mine.finetune.corpus in inputs and _leaves_out(encoder):
-                inputs[mine.finetune.corpus] = own.store
-            key = run_key(encoder, stores := tuple(inputs.values()))
-            pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=stores))
-        if own is None:
-            (store,) = locate(mine, [task_corpus(mine, trial.task)]).values()
-            own = Labelled(TASKS[trial.task], store)
+            if _leaves_out(encoder):
+                inputs |= {name: uri for name, uri in own.items() if name in inputs}
+            key = run_key(encoder, tokens := tuple(inputs.values()))
+            pretrainings.setdefault(key, PretrainingSpec(key=key, config=encoder, stores=tokens))
         begin = "" if mine.finetune.init == "scratch" else start.inputs(mine, start.FINETUNE).get(start.FINETUNE, "")
         if begin:
             _require_start(trial, mine)
-        spec = TrialSpec(trial=trial, config=mine, task=own.task, store=own.store, encoder=key, start=begin)
+        learned, tests = (tuple(stores[name] for name in some) for some in (names, config.study.tests))
+        spec = TrialSpec(trial=trial, config=mine, task=task, stores=learned, tests=tests, encoder=key, start=begin)
         trials[spec.key] = spec
     made_from: dict[str, Any] = start.inputs(config, start.PRETRAIN, start.FINETUNE)
     if config.study.folds:
         made_from["folds"] = config.study.folds
     key = f"{config.study.name}-{identity(config, SECTIONS, **made_from)}"
     return StudyPlan(config=config, key=key, trials=trials, pretrainings=pretrainings)
+
+
+def _labelled(
+    config: Config, names: Iterable[str], seed: int, locate: Locate, find_labels: FindLabels
+) -> tuple[Task, dict[str, str], dict[str, str]]:
+    """A trial's task, the token stores of some corpora by name, and of these those that have labels of their own."""
+    found = {name: find_labels(config, name, seed) for name in names}
+    own = {name: labels.store for name, labels in found.items() if labels}
+    rest = [name for name in found if name not in own]
+    given = f"0, as {', '.join(rest)} has no table of labels, or class folders, to divide"
+    require(not (rest and config.study.folds), "study.folds", config.study.folds, given)
+    tasks = [labels.task if labels else TASKS[config.finetune.task] for labels in found.values()]
+    return one_task(tasks), {**own, **(locate(config, rest) if rest else {})}, own
 
 
 def _require_start(trial: Trial, config: Config) -> None:

@@ -6,7 +6,7 @@ Nothing is read from MLflow here: what it has been given is noted beside the tri
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray import tune
 
 from midibert_ray import storage, tracking
 from midibert_ray.settings.overrides import digest, flatten
-from midibert_ray.settings.text import clock
+from midibert_ray.settings.text import clock, plain_name
 from midibert_ray.studies import result as results
 from midibert_ray.studies.plan import PretrainingSpec, Spec, StudyPlan, TrialSpec
 from midibert_ray.studies.result import BEST, METRIC, TrialResult
@@ -22,6 +22,7 @@ from midibert_ray.studies.scheduler import FAILURE
 from midibert_ray.training import node
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.recorder import dataset
+from midibert_ray.training.task_data import split_of
 
 logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
@@ -80,8 +81,9 @@ class StudyLog:
     def data(self, key: str) -> None:
         """Name the splits that a trial reads."""
         uses = {"train": "training", "valid": "validation", "test": "testing"}
-        store = self.plan.trials[key].store
-        self.trial(key).datasets(dataset(store, split, use) for split, use in uses.items())
+        spec = self.plan.trials[key]
+        own = [dataset(store, split, use) for store in spec.stores for split, use in uses.items()]
+        self.trial(key).datasets([*own, *(dataset(store, "test", "testing") for store in spec.tests)])
 
     def model(self, key: str, checkpoint: str) -> None:
         """Log the model of a finished trial, whose weights stay in its last checkpoint; baselines have none."""
@@ -89,22 +91,33 @@ class StudyLog:
         if spec.config.finetune.model == "midibert":
             self.trial(key).model(checkpoint, spec.task.level, spec.trial.tags)
 
-    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: bytes) -> None:
-        """Store a trial's result and end its run."""
+    def complete(self, run: tracking.RunLog, result: TrialResult, predictions: Mapping[str, bytes]) -> None:
+        """Store a trial's result and its predictions, by name of their file, and end its run."""
         name = "confusion_matrix" if result.kind == "classes" else "answers"
         if result.confusion:
             run.json(result.confusion, f"{name}.json")
         if self.picture:
             run.figure(self.picture(result), f"{name}.png")
-        run.data(predictions, results.PREDICTIONS)
+        for name, content in predictions.items():
+            run.data(content, name)
         run.text(result.to_json(), results.OUTCOME)
         trivial = {"majority/accuracy": result.majority} if result.kind == "classes" else {}
         costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
-        metrics = {"epoch": result.epoch, **result.metrics, **trivial, **costs}
+        besides = {
+            name.replace("test/", f"{split_of(corpus)}/"): value
+            for corpus, found in result.besides.items()
+            for name, value in found["metrics"].items()
+        }
+        metrics = {"epoch": result.epoch, **result.metrics, **trivial, **besides, **costs}
         values = [value if math.isfinite(value) else None for value in metrics.values()]
-        run.table({"figure": [*metrics], "value": values}, FIGURES)
+        run.table({"metric": [*metrics], "value": values}, FIGURES)
         if result.split == "test":  # by which runs are sorted and compared
-            run.log({f"test/{results.METRIC[result.kind]}": result.accuracy}, result.epoch)
+            metric = results.METRIC[result.kind]
+            others = {
+                f"test/{plain_name(corpus)}/{metric}": found["metrics"][f"test/{metric}"]
+                for corpus, found in result.besides.items()
+            }
+            run.log({f"test/{metric}": result.accuracy} | others, result.epoch)
         run.finish()
 
     def summarize(self, found: Sequence[TrialResult]) -> None:
@@ -230,7 +243,8 @@ class Recorder(tune.Callback):
         if here.get(key) != mark:
             self.log.data(key)
             self.log.model(key, checkpoint)
-            predictions = storage.read_bytes(storage.join(checkpoint, results.PREDICTIONS))
+            names = [results.PREDICTIONS, *map(results.predictions_file, result.besides)]
+            predictions = {name: storage.read_bytes(storage.join(checkpoint, name)) for name in names}
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
             storage.write_json(self.plan.uri(RECORDED), self._recorded)

@@ -8,7 +8,7 @@ every few seconds only, so a driver that is killed forgets what came after.
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from midibert_ray import storage
-from midibert_ray.data.store import TokenStore
+from midibert_ray.settings.text import plain_name
 from midibert_ray.training.checkpoints import folders, problem
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.task_data import TaskData
@@ -40,6 +40,16 @@ BEST = "valid/best"
 _STORED = {"metrics": "figures"}
 """Fields whose names in files are others."""
 _READ = (OUTCOME, PREDICTIONS, ORIGIN, EPOCH)
+
+
+def column(task: str, corpus: str) -> str:
+    """The column of a table for a task on a corpus that was tested besides."""
+    return f"{task} on {corpus}"
+
+
+def predictions_file(corpus: str) -> str:
+    """The file of the predictions of a corpus that was tested besides."""
+    return f"predictions-{plain_name(corpus)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +111,17 @@ class TrialResult(Record):
     """Number of folds that were merged into it."""
     clusters: dict[str, str] = field(default_factory=dict)
     """Test piece -> the group or first near-duplicate that it belongs to, where it is not alone."""
+    besides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Corpus that was tested besides -> `metrics`, `confusion`, `pieces` and `clusters` of its test pieces."""
+
+    @property
+    def columns(self) -> list["TrialResult"]:
+        """The result, and one for each corpus that was tested besides, whose name its task has behind it."""
+        others = (
+            replace(self, task=column(self.task, corpus), seconds=0.0, besides={}, **found)
+            for corpus, found in self.besides.items()
+        )
+        return [self, *others]
 
     @property
     def accuracy(self) -> float:
@@ -183,23 +204,24 @@ def find(uri: str) -> tuple[TrialResult, str] | None:
     return (TrialResult.from_json(storage.read_bytes(file)), checkpoint) if storage.exists(file) else None
 
 
-def write(folder: Path, outcome: TrialResult, provenance: Provenance, predictions: bytes) -> None:
-    """Put an outcome, its provenance and its predictions into a checkpoint."""
-    (folder / PREDICTIONS).write_bytes(predictions)
+def write(folder: Path, outcome: TrialResult, provenance: Provenance, predictions: Mapping[str, bytes]) -> None:
+    """Put an outcome, its provenance and its predictions, by name of their file, into a checkpoint."""
+    for name, content in predictions.items():
+        (folder / name).write_bytes(content)
     (folder / ORIGIN).write_text(provenance.to_json())
     (folder / OUTCOME).write_text(outcome.to_json())
 
 
-def predictions_table(data: TaskData, store: TokenStore, predictions: Predictions, split: str = "test") -> bytes:
+def predictions_table(data: TaskData, predictions: Predictions, split: str = "test") -> bytes:
     """Predictions of a split as Parquet: piece, segment, label, prediction, logits, and for notes where they lie.
 
     Of classes label and prediction are numbers of outputs; of numbers as they are; of tags a value for each of them.
     `onset` is in sub-beats, `pitch` a MIDI number, `duration` in thirty-seconds of a whole note.
     """
     segments = data.splits[split]
-    names = np.array([segments.piece_id(piece) for piece in range(segments.pieces)], dtype=object)
+    names = [segments.name(piece) for piece in range(segments.pieces)]
     columns: dict[str, Any] = {
-        "piece": pa.DictionaryArray.from_arrays(pa.array(predictions.piece.astype(np.int32)), pa.array(names.tolist())),
+        "piece": pa.DictionaryArray.from_arrays(pa.array(predictions.piece.astype(np.int32)), pa.array(names)),
         "segment": predictions.segment.astype(np.int32),
         "label": _column(predictions.label),
         "prediction": _column(predictions.prediction),
@@ -208,11 +230,13 @@ def predictions_table(data: TaskData, store: TokenStore, predictions: Prediction
         ),
     }
     if data.task.level == "note":
+        where = predictions.piece, predictions.note
+        tokens = segments.take("tokens", *where)
         columns |= {
-            "onset": store.onset[predictions.note],
-            "pitch": store.tokens[predictions.note, 2] + np.uint8(22),
-            "duration": store.tokens[predictions.note, 3] + np.uint8(1),
-            "velocity": store.velocity[predictions.note],
+            "onset": segments.take("onset", *where),
+            "pitch": tokens[:, 2] + np.uint8(22),
+            "duration": tokens[:, 3] + np.uint8(1),
+            "velocity": segments.take("velocity", *where),
         }
     return storage.parquet(pa.table(columns))
 

@@ -16,7 +16,6 @@ from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, Run
 from ray.tune.execution import class_cache
 
 from midibert_ray import storage
-from midibert_ray.data.store import open_store
 from midibert_ray.settings.config import Config
 from midibert_ray.studies import result as results
 from midibert_ray.studies import sweep
@@ -29,7 +28,6 @@ from midibert_ray.studies.trials import Trial
 from midibert_ray.training.console import HEAD, open_console
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.runs import finished, pin
-from midibert_ray.training.task_data import TaskData
 
 logger = logging.getLogger(__name__)
 
@@ -131,9 +129,9 @@ def open_specs(plan: StudyPlan, encoders: Mapping[str, str], done: Set[str]) -> 
     def size(entry: TrialSpec) -> int:
         """Segments that it learns from at most, over all its epochs."""
         config = entry.config
-        kind = (entry.trial.task, entry.store, config.model.representation)
+        kind = (entry.trial.task, *entry.stores, config.model.representation)
         if kind not in segments:
-            segments[kind] = len(TaskData(config, open_store(entry.store, config.storage), entry.task).learned)
+            segments[kind] = len(entry.data().learned)
         return segments[kind] * recipe(config, entry.task).epochs
 
     return [*first, *sorted(trials, key=size, reverse=True)]

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ray.tune import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from midibert_ray import storage
-from midibert_ray.data.store import open_store
+from midibert_ray.data.segments import Segments
 from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
@@ -30,7 +30,7 @@ from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
 from midibert_ray.training.probe import probe
 from midibert_ray.training.start import FINETUNE, open_start
-from midibert_ray.training.task_data import TaskData
+from midibert_ray.training.task_data import split_of
 
 
 def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) -> None:
@@ -70,8 +70,7 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
         return
     remove_unfinished(uri, results.CHECKPOINT)
     config = spec.config
-    store = open_store(spec.store, config.storage)
-    data = TaskData(config, store, spec.task)
+    data = spec.data()
     with weights(encoder) if encoder else nullcontext("") as folder:
         begin = str(folder) if encoder or not spec.start else open_start(FINETUNE, config.finetune.start, spec.start)
         job = Finetuning(config, data, new_model(config, data, begin), own_device(config))
@@ -83,12 +82,17 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
     probes = config.finetune.model == "probe"
     predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
-    result = _result(spec, job, predictions, split)
+    besides = {name: job.evaluate(split_of(name)) for name in data.tests}
+    result = _result(spec, job, predictions, split, besides)
     provenance = Provenance(study=study, encoder=encoder, start=spec.start, config=flatten(config))
-    content = results.predictions_table(data, store, predictions, split)
+    found = {results.PREDICTIONS: results.predictions_table(data, predictions, split)}
+    found |= {
+        results.predictions_file(name): results.predictions_table(data, said, split_of(name))
+        for name, said in besides.items()
+    }
 
     def write(folder: Path) -> None:
-        results.write(folder, result, provenance, content)
+        results.write(folder, result, provenance, found)
         (folder / CALIBRATION).write_text(calibration.to_json())
         job.save_pretrained(folder)
 
@@ -103,8 +107,21 @@ def own_device(config: Config) -> torch.device:
     return device
 
 
-def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str) -> TrialResult:
+def _result(
+    spec: TrialSpec, job: Finetuning, predictions: Predictions, split: str, besides: Mapping[str, Predictions]
+) -> TrialResult:
     compute = job.config.compute
+
+    def scored(predictions: Predictions, segments: Segments, split: str) -> dict[str, Any]:
+        return {
+            "metrics": predictions.metrics(split),
+            "confusion": predictions.matrix().tolist(),
+            "pieces": predictions.by_piece(segments.name),
+            "clusters": segments.clusters,
+        }
+
+    own = scored(predictions, job.data.splits[split], split)
+    own["metrics"] |= {"valid/best": job.progress.accuracy} | job.metrics
     return TrialResult(
         trial=spec.trial.name,
         **spec.trial.tags,
@@ -113,11 +130,9 @@ def _result(spec: TrialSpec, job: Finetuning, predictions: Predictions, split: s
         kind=job.data.task.kind,
         melody=job.data.task.melody,
         epoch=job.progress.epoch,
-        metrics=predictions.metrics(split) | {"valid/best": job.progress.accuracy} | job.metrics,
         classes=list(job.data.classes),
-        confusion=predictions.matrix().tolist(),
-        pieces=predictions.by_piece(job.data.splits[split].piece_id),
-        clusters=job.data.splits[split].clusters,
+        **own,
+        besides={name: scored(said, job.data.splits[split_of(name)], "test") for name, said in besides.items()},
         seconds=job.progress.seconds,
         devices=compute.gpus_per_trial or compute.cpus_per_trial,
     )

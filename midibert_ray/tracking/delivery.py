@@ -8,6 +8,7 @@ from midibert_ray import storage
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
+from midibert_ray.settings.text import counted
 from midibert_ray.tracking.client import answers, connect
 from midibert_ray.tracking.sender import PATIENCE_S, Sender
 from midibert_ray.tracking.spool import RefusedError, Spool, UnreachableError, points
@@ -73,13 +74,17 @@ def flush(target: TrackingUris) -> None:
         _ask(target)
     if left and not caught_up(target):
         raise UnreachableError(f"{amount(target)}, as {target.uri} does not take them; try again when it does")
-    logger.info("%s points of curves (%d records) sent to %s", f"{points(left):,}", len(left), target.uri)
+    logger.info("%s sent to %s", _amount(left), target.uri)
 
 
 def amount(target: TrackingUris) -> str:
     """The number of records that have not been sent, in words."""
     left = Spool(target.spool).names() if target.spool else []
-    return f"{points(left):,} points of curves ({len(left)} records) wait" + (f" in {target.spool}" if left else "")
+    return f"{_amount(left)} wait" + (f" in {target.spool}" if left else "")
+
+
+def _amount(records: list[str]) -> str:
+    return f"{counted(points(records), 'points of curves')} ({counted(len(records), 'records')})"
 
 
 def flush_command(config: Config, *words: str) -> str:

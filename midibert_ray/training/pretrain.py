@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from midibert_ray.data.augment import augment, thinned_length
 from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch, noise_count
 from midibert_ray.data.order import BatchOrder, holdout, keyed_hash, split_rows
+from midibert_ray.data.roll import COLUMNS, ROWS, roll_targets
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.midibert import mlm_loss
@@ -86,6 +88,7 @@ class PretrainLoop:
         self.config, self.data, self.engine = config, data, engine
         self.protocol = config.protocol_in_force
         self.augmenting = config.augment.at("pretrain")
+        self.rolled = ROWS * COLUMNS if config.pretrain.roll else 0
         self.rank, self.world, self.device = rank, world, device
         self.plan = plan_batch(config)
         self.totals = self._new_totals()
@@ -112,17 +115,20 @@ class PretrainLoop:
             mine = slice(start, start + micro)
             sums = self._forward(self.data.train, rows[mine], keys[mine], self.augmenting)
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
-            self.engine.backward(sums["loss"] / max(total, 1) * self.plan.accumulation * self.world)
+            loss = sums["loss"] / max(total, 1)
+            if weight := self.config.pretrain.roll:
+                loss = loss + weight * sums["roll"] / int(lengths.sum())
+            self.engine.backward(loss * self.plan.accumulation * self.world)
             engines.step(self.engine)
             self.totals.add(sums)
             self.throughput.notes += int(sums["notes"])
-            self.watch.add(step + 1, sums["loss"])
+            self.watch.add(step + 1, loss)
         # ZeRO leaves a step out whose gradient is not finite, and tells nobody but its log.
         norm = math.inf if self.engine.skipped_steps else self.engine.get_global_grad_norm()
         if norm is not None:
             self.watch.add(step + 1, torch.as_tensor(norm, device=self.device))
         self.throughput.steps += 1
-        self.throughput.flops += step_flops(self.engine.module.config, lengths.numpy(), total)
+        self.throughput.flops += step_flops(self.engine.module.config, lengths.numpy(), total, self.rolled)
 
     def metrics(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
@@ -177,8 +183,11 @@ class PretrainLoop:
         packs = self.protocol.packs_pretraining
         lengths = length.cpu().numpy() if augmenting else batch.length
         layout = packing(self.config, lengths, segments.length, self.device, allowed=packs)
-        logits = self.engine(masked.inputs, masked.attention_mask, masked.where, layout).logits
-        sums = mlm_loss(logits, masked.targets[masked.where], reduction="sum")
+        real = torch.arange(tokens.shape[1], device=self.device) < length[:, None] if self.rolled else None
+        output = self.engine(masked.inputs, masked.attention_mask, masked.where, layout, real=real)
+        sums = mlm_loss(output.logits, masked.targets[masked.where], reduction="sum")
+        if self.rolled:
+            sums["roll"] = F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
         notes = length.sum() if augmenting else torch.tensor((batch.note >= 0).sum())
         return sums | {"notes": notes}
 

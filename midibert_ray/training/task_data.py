@@ -1,7 +1,7 @@
-"""A labelled task's corpus under each protocol: its segments, their labels, and the input of a model."""
+"""A labelled task's corpora under each protocol: their segments, the labels, and the input of a model."""
 
-import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +37,19 @@ class Batch:
     """How the segments share rows; None where each has its own."""
 
 
-def require_splits(task: Task, corpus: str, splits: Collection[str]) -> None:
-    """Raise ValueError for a corpus that is not divided for fine-tuning, naming the splits that it lacks."""
-    missing = {"train", "valid", "test"} - set(splits)
-    if missing:
+SPLITS = frozenset({"train", "valid", "test"})
+"""The splits of a corpus that is learned from."""
+
+
+def require_splits(task: Task, corpus: str, splits: Collection[str], needed: AbstractSet[str] = SPLITS) -> None:
+    """Raise ValueError for a corpus that lacks splits which a task needs, naming them."""
+    if missing := needed - set(splits):
+        whole = needed == SPLITS
+        what = "the splits train, valid and test" if whole else "the split test"
+        where = "finetune.corpus" if whole else "study.tests"
         raise ValueError(
-            f"task {task.name} needs the splits train, valid and test, but the token store of {corpus} "
-            f"has no {', '.join(sorted(missing))}; give finetune.corpus a corpus with splits"
+            f"task {task.name} needs {what}, but the token store of {corpus} "
+            f"has no {', '.join(sorted(missing))}; give {where} a corpus with splits"
         )
 
 
@@ -57,14 +63,50 @@ def require_labels(task: Task, corpus: str, labels: Collection[str | None]) -> N
         )
 
 
-class TaskData:
-    """The segments and labels of one task's corpus under one protocol.
+def split_of(corpus: str) -> str:
+    """The split of a corpus that is tested besides."""
+    return f"test/{corpus}"
 
-    Raises ValueError where the corpus lacks a split or the labels of the task.
+
+def several(stores: TokenStore | Sequence[TokenStore]) -> Sequence[TokenStore]:
+    """Some stores, or one as one of them."""
+    return stores if isinstance(stores, Sequence) else (stores,)
+
+
+def cut(config: Config, stores: Sequence[TokenStore], task: Task, splits: AbstractSet[str]) -> Segments:
+    """The segments of some splits as a task has them."""
+    return Segments(
+        stores,
+        splits=splits,
+        length=config.tokens.segment,
+        representation=config.model.representation,
+        drop_short_last=config.protocol_in_force.drops_short_rows and task.drops_short_rows,
+        labelled=task.labelled,
+    )
+
+
+class TaskData:
+    """The segments and labels of one task's corpora under one protocol.
+
+    Raises ValueError where a corpus lacks a split or the labels of the task.
     """
 
-    def __init__(self, config: Config, store: TokenStore, task: Task | None = None) -> None:
-        """Cut the segments; `task` is needed for one that is not among `TASKS`, where `finetune.task` names it."""
+    def __init__(
+        self,
+        config: Config,
+        stores: TokenStore | Sequence[TokenStore],
+        task: Task | None = None,
+        tests: Sequence[TokenStore] = (),
+    ) -> None:
+        """Cut the segments.
+
+        Args:
+            config: of a trial.
+            stores: of the corpora that are learned from, and whose test pieces are the split `test`.
+            task: needed for one that is not among `TASKS`, where `finetune.task` names it.
+            tests: of corpora whose test pieces are splits of their own; see `split_of`.
+        """
+        stores = several(stores)
         self.config = config
         self.task: Task = task or TASKS[config.finetune.task]
         self.protocol = config.protocol_in_force
@@ -72,24 +114,25 @@ class TaskData:
         self.classes = (("padding",) if padded else ()) + self.task.classes
         self.outputs = len(self.classes) or 1
         """Outputs of a model: the classes or tags, or one number."""
-        cut = functools.partial(
-            Segments,
-            [store],
-            length=config.tokens.segment,
-            representation=config.model.representation,
-            drop_short_last=self.protocol.drops_short_rows and self.task.drops_short_rows,
-            labelled=self.task.labelled,
-        )
-        require_splits(self.task, store.corpus, store.splits)
-        self.splits = {name: cut(splits={name}) for name in ("train", "valid", "test")}
+        for store in stores:
+            require_splits(self.task, store.corpus, store.splits)
+        for store in tests:
+            require_splits(self.task, store.corpus, store.splits, {"test"})
+        self.splits = {name: cut(config, stores, self.task, {name}) for name in ("train", "valid", "test")}
+        self.splits |= {split_of(store.corpus): cut(config, [store], self.task, {"test"}) for store in tests}
         count, limit = len(self.splits["train"]), config.finetune.train_segments
         self.learned = np.arange(count)
         """int64 [k], the segments of the training split that are learned from, ascending."""
         if 0 < limit < count:
             self.learned = np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
-        if self.task.level == "sequence" and self.task.kind == "classes":
+        for store in (*stores, *tests) if self.task.level == "sequence" and self.task.kind == "classes" else ():
             labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
             require_labels(self.task, store.corpus, labels)
+
+    @property
+    def tests(self) -> list[str]:
+        """The corpora that are tested besides."""
+        return [name.removeprefix(split_of("")) for name in self.splits if name.startswith(split_of(""))]
 
     def batch(
         self, split: str, rows: NDArray[np.int64], device: torch.device, keys: torch.Tensor | None = None

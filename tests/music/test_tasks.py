@@ -1,22 +1,38 @@
 """What tasks are made of, and how labels are read."""
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from midibert_ray.music.tasks import TASKS, Task, note_labels, sequence_label, sequence_number, sequence_tags
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
+from midibert_ray.music.protocol import CLEAN
+from midibert_ray.music.tasks import (
+    PAPER_TASKS,
+    TASKS,
+    Task,
+    note_labels,
+    one_task,
+    sequence_label,
+    sequence_number,
+    sequence_tags,
+)
 
 
-def test_the_four_tasks():
+def test_the_tasks_with_a_name():
     assert {name: (task.level, len(task.classes), task.corpus) for name, task in TASKS.items()} == {
         "melody": ("note", 3, "pop909"),
         "velocity": ("note", 6, "pop909"),
         "composer": ("sequence", 8, "pianist8"),
         "emotion": ("sequence", 4, "emopia"),
+        "line": ("note", 2, "pop909"),
+        "lieder_composer": ("sequence", 17, "lieder_composers"),
     }
+    assert [task.name for task in PAPER_TASKS] == ["melody", "velocity", "composer", "emotion"]
 
 
 def test_no_branch_asks_for_the_name_of_a_task():
@@ -41,6 +57,20 @@ def test_velocity_classes():
 def test_melody_labels_are_the_parts():
     part = np.array([1, 2, 3, 0], dtype=np.uint8)
     assert note_labels(TASKS["melody"], SimpleNamespace(part=part)).tolist() == [1, 2, 3, 0]
+    assert note_labels(TASKS["line"], SimpleNamespace(part=part)).tolist() == [1, 2, 2, 0], "a bridge is no melody"
+
+
+def test_composers_of_lieder_are_the_folders_of_their_corpus():
+    pieces = list_pieces(corpus("lieder_composers"), {}, CLEAN)
+    assert TASKS["lieder_composer"].classes == tuple(sorted({piece.label for piece in pieces}))
+
+
+def test_one_task_of_several_corpora():
+    low, high = (replace(TASKS["composer"], name="genre", classes=names) for names in (("a", "b"), ("b", "c")))
+    assert one_task([low]) is low
+    assert one_task([low, high, low]).classes == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"'melody': edges=\(\) in pop909, \(2,\) in pop909; give corpora that label"):
+        one_task([TASKS["melody"], TASKS["line"]])
 
 
 def test_sequence_labels():
@@ -52,9 +82,9 @@ def test_sequence_labels():
 def test_wrong_uses_are_refused():
     with pytest.raises(ValueError, match=r"Bach.*Bethel"):
         sequence_label(TASKS["composer"], "Bach")
-    with pytest.raises(ValueError, match="composer and emotion"):
+    with pytest.raises(ValueError, match="composer, emotion, lieder_composer label"):
         sequence_label(TASKS["melody"], "Q1")
-    with pytest.raises(ValueError, match="melody and velocity"):
+    with pytest.raises(ValueError, match="melody, velocity, line have"):
         note_labels(TASKS["emotion"], SimpleNamespace())
 
 

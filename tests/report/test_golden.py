@@ -24,7 +24,7 @@ from midibert_ray.report.baselines import TRAINING, Baseline
 from midibert_ray.report.table import Key, ResultTable
 from midibert_ray.studies.plan import make
 from midibert_ray.studies.recorder import StudyLog
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.result import PREDICTIONS, TrialResult
 from midibert_ray.studies.trials import Trial
 from tests.report.pages import check
 from tests.report.test_report import ASAP, locate, predictions
@@ -363,7 +363,8 @@ def test_the_report_of_a_study(tmp_path: Path) -> None:
     for name, entry in plan.trials.items():
         trial, number = entry.trial, entry.trial.seed - 2020
         if known := done.get((trial.variant, number)):
-            log.complete(log.trial(name), replace(known, trial=trial.name, seed=trial.seed), predictions(CLASSES))
+            mine = replace(known, trial=trial.name, seed=trial.seed)
+            log.complete(log.trial(name), mine, {PREDICTIONS: predictions(CLASSES)})
         elif reason := FAILED.get(replace(trial, seed=number)):
             run = log.trial(name)
             run.tag(failure=reason)

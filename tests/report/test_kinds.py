@@ -18,6 +18,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.result import TrialResult
 from midibert_ray.training.predictions import KINDS
+from midibert_ray.training.task_data import TaskData
 from tests.report.pages import check
 from tests.stores import Piece
 from tests.training.test_kinds import BUSY, HEIGHT, MOOD, labelled
@@ -199,8 +200,8 @@ def test_the_same_answer_to_every_tag(config: Config, sample_pieces: list[Piece]
 @pytest.mark.parametrize("task", [HEIGHT, MOOD, BUSY, TASKS["melody"]], ids=lambda task: task.name)
 def test_plain_features_are_learned(config: Config, sample_pieces: list[Piece], task: Task, tmp_path: Path) -> None:
     store = labelled(sample_pieces, task, tmp_path)
-    found = plain_features(config, store, task)
-    assert found == plain_features(config, store, task), "the same seed, the same scores"
+    (found,) = plain_features(TaskData(config, store, task))
+    assert [found] == plain_features(TaskData(config, store, task)), "the same seed, the same metrics"
     low, high = found.interval or (1, 0)
     assert low <= found.accuracy <= high
     if task.name in ("height", "melody"):  # which the features tell, in eleven songs or more

@@ -39,9 +39,8 @@ def keep(trial: str, tmp_path: Path) -> Keep:
         (folder / WEIGHTS).write_bytes(bytes(1000))
         (folder / results.EPOCH).write_text(json.dumps({"epoch": epoch}))
         if done:
-            results.write(
-                folder, made.outcome("scratch", 0.8), Provenance(study="s", encoder="", config={}), b"parquet"
-            )
+            origin = Provenance(study="s", encoder="", config={})
+            results.write(folder, made.outcome("scratch", 0.8), origin, {results.PREDICTIONS: b"parquet"})
         write_digests(folder, 0, 1, storage.basename(trial) if by is None else by)
         address = storage.join(trial, f"checkpoint_{number:06d}")
         storage.upload(folder, address, sorted({path.name for path in folder.iterdir()} - {*without}))

@@ -17,7 +17,7 @@ def spec(name: str, *, encoder: str = "", workers: int = 0, cpus: float = 1) -> 
     if workers:
         return PretrainingSpec(key=name, config=config, stores=())
     trial = Trial(task="melody", variant=name, protocol="clean", seed=1)
-    return TrialSpec(trial=trial, config=config, task=TASKS[trial.task], store="", encoder=encoder)
+    return TrialSpec(trial=trial, config=config, task=TASKS[trial.task], stores=("",), encoder=encoder)
 
 
 def name_of(item: Spec) -> str:

@@ -44,16 +44,12 @@ def render(
     """
     makers: dict[str, Callable[[], bytes]] = {
         "midi": midi,
-        "csv": lambda: _csv(annotation),
+        "csv": lambda: annotation.notes.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode(),
         "parquet": lambda: _parquet(annotation, name),
         "jams": lambda: to_jams(annotation, title=name, model=model).encode(),
         "html": lambda: annotation.to_html().encode(),
     }
     return {ending(name, each): makers[each]() for each in formats}
-
-
-def _csv(annotation: Annotation) -> bytes:
-    return annotation.notes.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode()
 
 
 def _parquet(annotation: Annotation, name: str) -> bytes:

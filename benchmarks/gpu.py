@@ -11,11 +11,12 @@ Checks, with random weights and without dropout: masks drawn on the GPU equal th
 the GPU in fp32 against the CPU in fp32, and bf16 against fp32 on the GPU, as |a - b| / |b| over all values; the loss
 as its relative difference.
 
-Rates: masking, forward, backward, clipping and AdamW (fused, on an fp32 copy of bf16 weights) with dropout and an
-attention mask, as in training; the median of three timings of several steps each, after a warm-up. Micro-batches
-grow until more brings less than one percent or memory is full; the best one is shown and then used for
-torch.compile (of the layers), for DeepSpeed's ZeRO stages, and for rope without an attention mask, which lets torch
-pick a faster kernel where nothing is padded. One super token is one position of 512.
+Rates: the product's own step (`training.step`: batches laid out by a thread, pinned, masked on the device) and plain
+torch around it (`plain.py`: clipping and fused AdamW on an fp32 copy of bf16 weights), with dropout and an attention
+mask, as in training; the median of three timings of several steps each, after a warm-up. Micro-batches grow until more
+brings less than one percent or memory is full; the best one is shown and then used for `compute.compile`, for
+`compute.attention=flex` (which has no dropout of attention weights), and for DeepSpeed's ZeRO stages. One super token
+is one position of 512.
 
 MFU is rate * flops / peak, as in training: midibert_ray/training/flops.py has the formula and the peaks.
 """
@@ -34,13 +35,20 @@ from typing import Any
 import harness
 import numpy as np
 import torch
-from steps import Updater, random_batch
+from plain import PlainEngine
+from steps import random_batch
 
 from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.masking import mask_batch
-from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, mlm_loss
+from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
 from midibert_ray.music.protocol import CLEAN
+from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
+from midibert_ray.training.build import encoder_config, new_model
 from midibert_ray.training.flops import peak_flops, step_flops
+from midibert_ray.training.prefetch import Prefetcher
+from midibert_ray.training.step import MaskedStep, StepBatch
 
 TARGETS = {"rope": 520_000, "relative_key_query": 250_000}
 """Super tokens a second of one H100."""
@@ -63,21 +71,23 @@ class Setting:
     steps: int = 8
     compiler: str = "inductor"
 
-    def config(self, attention: str) -> MidiBertConfig:
-        """The shape of the model."""
-        return MidiBertConfig(
-            attention=attention,
-            num_hidden_layers=self.layers,
-            hidden_size=self.hidden,
-            num_attention_heads=self.heads,
-            intermediate_size=4 * self.hidden,
-            max_length=self.length,
-        )
+    def config(self, attention: str, micro: int = 1, **changes: object) -> Config:
+        """The configuration of a run; changes are written with __ for the dot."""
+        shape = {"layers": self.layers, "hidden": self.hidden, "heads": self.heads, "feed_forward": 4 * self.hidden}
+        own = {f"model.{name}": value for name, value in shape.items()} | {"model.attention": attention}
+        own |= {"tokens.segment": self.length, "pretrain.batch": micro, "compute.precision": "bf16"}
+        return replace(preset("base"), own | {key.replace("__", "."): value for key, value in changes.items()})
 
     def flops(self, attention: str) -> float:
         """Arithmetic of a training step per super token."""
         masked = round(MASKED * self.length)
-        return step_flops(self.config(attention), np.array([self.length]), masked) / self.length
+        return step_flops(encoder_config(self.config(attention)), np.array([self.length]), masked) / self.length
+
+
+def tiny(device: torch.device) -> Setting:
+    """A model whose steps take milliseconds on a CPU."""
+    shape = {"layers": 2, "hidden": 32, "heads": 2, "length": 64}
+    return Setting(device=device, compiler="aot_eager", micro_batches=(2, 4), steps=1, **shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +104,9 @@ def main() -> None:
     if not options.cpu_dry_run and not torch.cuda.is_available():
         print(f"gpu: {harness.NOT_MEASURED}, torch {torch.__version__} sees no GPU on this machine")
         return
-    tiny = {"layers": 2, "hidden": 32, "heads": 2, "length": 64, "micro_batches": (2, 4), "steps": 1}
-    setting = Setting(device=torch.device("cuda"))
-    if options.cpu_dry_run:
-        setting = Setting(device=torch.device("cpu"), compiler="aot_eager", **tiny)
+    setting = tiny(torch.device("cpu")) if options.cpu_dry_run else Setting(device=torch.device("cuda"))
     until, rows = time.monotonic() + 60 * options.minutes, []
-    for row in (*_checks(setting), *_rates(setting, until)):
+    for row in (*checks(setting), *rates(setting, until)):
         rows.append(row)
         print("  ".join(row), flush=True)
     name = "CPU, dry run" if options.cpu_dry_run else torch.cuda.get_device_name()
@@ -127,7 +134,8 @@ def _masked(tokens: torch.Tensor, number: int = 0) -> Any:
     return mask_batch(tokens, torch.full((b,), t, device=tokens.device), protocol=CLEAN, keys=keys)
 
 
-def _checks(setting: Setting) -> Iterator[list[str]]:
+def checks(setting: Setting) -> Iterator[list[str]]:
+    """Rows that say whether the device computes the right numbers."""
     tokens = random_batch(2, setting.length)
     here, there = _masked(tokens), _masked(tokens.to(setting.device))
     same = all(
@@ -135,8 +143,7 @@ def _checks(setting: Setting) -> Iterator[list[str]]:
     )
     yield ["masks, GPU = CPU", "equal" if same else "DIFFERENT", "", "", "", "equal", "yes" if same else "NO"]
     for attention in TARGETS:
-        torch.manual_seed(0)
-        model = MidiBertForMaskedLM(setting.config(attention)).eval()
+        model = new_model(setting.config(attention)).eval()
         cpu, _ = _outputs(model, here)
         exact, loss = _outputs(model.to(setting.device), there)
         rough, rough_loss = _outputs(model.bfloat16(), there)
@@ -161,7 +168,7 @@ def _check(name: str, value: float, most: float) -> list[str]:
     return [name, f"{value:.1e}", "", "", "", f"≤ {most:.0e}", harness.verdict(value, most=most)]
 
 
-def _rates(setting: Setting, until: float) -> Iterator[list[str]]:
+def rates(setting: Setting, until: float) -> Iterator[list[str]]:
     """Rows of both attentions: plain, then compiled and with DeepSpeed at the best micro-batch."""
     best: dict[str, Rate] = {}
     for attention in TARGETS:
@@ -179,9 +186,14 @@ def _rates(setting: Setting, until: float) -> Iterator[list[str]]:
 
 def _variants(setting: Setting, attention: str, micro: int) -> dict[str, Callable[[], Callable[[int], object]]]:
     """What is tried at the best micro-batch of an attention."""
-    variants = {"torch.compile": partial(plain_step, setting, attention, micro, compiled=True)}
-    if attention == "rope":
-        variants["no attention mask"] = partial(plain_step, setting, attention, micro, padded=False)
+    flex: dict[str, object] = {"compute__attention": "flex", "model__attention_dropout": 0.0}
+    changes: dict[str, dict[str, object]] = {
+        "compile=layers": {"compute__compile": "layers"},
+        "compile=step": {"compute__compile": "step"},
+        "flex": flex,
+        "flex, compile=layers": flex | {"compute__compile": "layers"},
+    }
+    variants = {name: partial(plain_step, setting, attention, micro, **change) for name, change in changes.items()}
     for stage in range(3):
         variants[f"DeepSpeed, ZeRO {stage}"] = partial(deepspeed_step, setting, attention, micro, stage)
     return variants
@@ -243,52 +255,47 @@ def _seconds(setting: Setting, step: Callable[[int], object]) -> float:
     return median(stretch(turn * setting.steps) for turn in (1, 2, 3))
 
 
-def plain_step(
-    setting: Setting, attention: str, micro: int, *, compiled: bool = False, padded: bool = True
-) -> Callable[[int], object]:
+def plain_step(setting: Setting, attention: str, micro: int, **changes: object) -> Callable[[int], object]:
     """A step in plain torch."""
-    torch.manual_seed(0)
-    model = MidiBertForMaskedLM(setting.config(attention)).to(setting.device, torch.bfloat16).train()
-    model.midibert.trusted = True
-    if compiled:
-        # Layer by layer: one compilation serves all but the last, and choosing positions stays outside.
-        for layer in model.midibert.layers:
-            layer.compile(backend=setting.compiler)
-    updater = Updater(model.parameters(), fused=setting.device.type == "cuda")
-    tokens = random_batch(micro, setting.length).to(setting.device)
-
-    def step(number: int) -> None:
-        batch = _masked(tokens, number)
-        logits = model(batch.inputs, batch.attention_mask if padded else None, batch.where).logits
-        mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
-        updater.step()
-
-    return step
+    config = setting.config(attention, micro, **changes)
+    engine = PlainEngine(new_model(config), config, steps=1000, device=setting.device)
+    return _step(setting, config, engine)
 
 
 def deepspeed_step(setting: Setting, attention: str, micro: int, stage: int) -> Callable[[int], object]:
     """A step of the library's DeepSpeed engine, in a process group of one."""
     import torch.distributed as dist
 
-    from midibert_ray.settings.overrides import replace
-    from midibert_ray.settings.presets import preset
     from midibert_ray.training import engine as engines
 
     if not dist.is_initialized():
         os.environ |= {"LOCAL_RANK": "0"}
         backend = "nccl" if setting.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    changes = {"pretrain.batch": micro, "compute.precision": "bf16", "compute.zero_stage": stage}
-    torch.manual_seed(0)
-    model = MidiBertForMaskedLM(setting.config(attention)).train()
-    model.midibert.trusted = True
-    engine = engines.build(model, replace(preset("base"), changes), steps=1000, device=setting.device)
-    tokens = random_batch(micro, setting.length).to(setting.device)
+    gpu = setting.device.type == "cuda"
+    config = setting.config(attention, micro, compute__zero_stage=stage, compute__gpu=gpu)
+    return _step(setting, config, engines.build(new_model(config), config, steps=1000, device=setting.device))
+
+
+def _step(setting: Setting, config: Config, engine: Any) -> Callable[[int], object]:
+    """Steps of an engine on the same full segments with new masks, laid out by a thread as in a run."""
+    masking, cuda = MaskedStep(config, setting.compiler), setting.device.type == "cuda"
+    masking.prepare(engine.module)
+    tokens = random_batch(config.pretrain.batch, setting.length).to(torch.uint8).numpy()
+    lengths, rows = np.full(len(tokens), setting.length), torch.arange(len(tokens))
+
+    def lay_out(number: int) -> StepBatch:
+        keys = row_keys(config.seed, 0, number, rows)
+        batch = masking.batch(tokens, lengths, keys, notes=int(lengths.sum()), augmented=False)
+        return batch.pin() if cuda else batch
+
+    batches = Prefetcher(lay_out, lambda number: number + 1)
+    engine.train()
 
     def step(number: int) -> None:
-        batch = _masked(tokens, number)
-        logits = engine(batch.inputs, batch.attention_mask, batch.where).logits
-        engine.backward(mlm_loss(logits, batch.targets[batch.where])["loss"])
+        batch = batches.take(number)
+        sums = masking(engine, batch.to(setting.device), augmented=False)
+        engine.backward(sums["loss"] / batch.masked)
         engine.step()
 
     return step

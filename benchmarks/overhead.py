@@ -226,6 +226,7 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
 
     from midibert_ray.training.build import new_model
     from midibert_ray.training.optimizer import adamw
+    from midibert_ray.training.step import MaskedStep
 
     torch.set_num_threads(1)
     data, config = _data(_config(options), options)
@@ -236,9 +237,9 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     settings, seconds = config.optimizer, []
     rates = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
     optimizer = adamw(model.parameters(), config.protocol_in_force, **rates)
-    per_epoch, since = data.order.batches_per_epoch, time.perf_counter()
+    per_epoch, masking, since = data.order.batches_per_epoch, MaskedStep(config), time.perf_counter()
     for step in range((options.intervals + 1) * options.log_every):
-        loss = _loss(model, data, config, step, rank, step // per_epoch, step % per_epoch)
+        loss = _loss(model, masking, data, step, rank, step // per_epoch, step % per_epoch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
@@ -252,29 +253,19 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
         dist.destroy_process_group()
 
 
-def _loss(model: Any, data: Any, config: Any, step: int, rank: int, epoch: int, k: int) -> Any:
+def _loss(model: Any, masking: Any, data: Any, step: int, rank: int, epoch: int, k: int) -> Any:
     """Loss of this worker's rows; the mean over workers is that over all masked positions of the batch."""
     import torch
 
     from midibert_ray.data.hashing import row_keys
-    from midibert_ray.data.masking import mask_batch, masked_count
-    from midibert_ray.model.midibert import mlm_loss
-    from midibert_ray.training.build import packing
 
-    settings = {"protocol": config.protocol_in_force, "fraction": config.mask.fraction}
-    rows = data.train_rows[data.order.indices(epoch, k)]
-    lengths = torch.from_numpy(data.train.lengths(rows))
-    total = int(masked_count(lengths, segment=config.tokens.segment, **settings).sum())
-    keys, share = row_keys(config.seed, epoch, step, torch.arange(len(rows))), len(rows) // config.compute.workers
+    config, rows = masking.config, data.train_rows[data.order.indices(epoch, k)]
+    total = int(masking.counts(data.train.lengths(rows)).sum())
+    share = len(rows) // config.compute.workers
     mine = slice(rank * share, (rank + 1) * share)
-    batch = data.train.gather(rows[mine])
-    tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
-    masked = mask_batch(tokens, length, keys=keys[mine], **settings)
-    layout = packing(
-        config, batch.length, config.tokens.segment, tokens.device, allowed=config.protocol_in_force.packs_pretraining
-    )
-    logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
-    return mlm_loss(logits, masked.targets[masked.where], reduction="sum")["loss"] * config.compute.workers / total
+    keys, raw = row_keys(config.seed, epoch, step, torch.arange(len(rows)))[mine], data.train.gather(rows[mine])
+    batch = masking.batch(raw.tokens, raw.length, keys, notes=0, augmented=False)
+    return masking(model, batch, augmented=False)["loss"] * config.compute.workers / total
 
 
 WORKERS = {"store": make_store, "ray": with_ray, "plain": in_plain_torch, "beside": beside_idle_ray}

@@ -102,26 +102,21 @@ def _steps(config: Any, options: argparse.Namespace) -> tuple[list[float], list[
     from steps import Updater, timed
 
     from midibert_ray.data.hashing import row_keys
-    from midibert_ray.data.masking import mask_batch
     from midibert_ray.data.store import TokenStore
-    from midibert_ray.model.midibert import mlm_loss
-    from midibert_ray.music.protocol import CLEAN
-    from midibert_ray.training.build import new_model, packing
+    from midibert_ray.training.build import new_model
     from midibert_ray.training.pretrain import PretrainData
+    from midibert_ray.training.step import MaskedStep
 
     torch.set_num_threads(2)
     data = PretrainData(config, [TokenStore.open(options.store, config.storage.cache)])
-    model = new_model(config).train()
+    model, masking = new_model(config).train(), MaskedStep(config)
     updater, losses = Updater(model.parameters()), []
 
     def step(number: int) -> None:
-        batch = data.train.gather(data.train_rows[data.order.indices(0, number)])
-        tokens, length = torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length)
-        keys = row_keys(config.seed, 0, number, torch.arange(len(tokens)))
-        masked = mask_batch(tokens, length, protocol=CLEAN, keys=keys)
-        layout = packing(config, batch.length, config.tokens.segment, tokens.device, allowed=True)
-        logits = model(masked.inputs, masked.attention_mask, masked.where, layout).logits
-        loss = mlm_loss(logits, masked.targets[masked.where])["loss"]
+        raw = data.train.gather(data.train_rows[data.order.indices(0, number)])
+        keys = row_keys(config.seed, 0, number, torch.arange(len(raw.tokens)))
+        batch = masking.batch(raw.tokens, raw.length, keys, notes=0, augmented=False)
+        loss = masking(model, batch, augmented=False)["loss"] / batch.masked
         loss.backward()
         updater.step()
         losses.append(loss.item())

@@ -94,46 +94,41 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(options: argparse.Namespace) -> dict[str, Any]:
     """Steps of one of our variants, in this process."""
+    import numpy as np
     import torch
     from steps import Updater, random_batch, timed
 
     from midibert_ray.data.hashing import row_keys
-    from midibert_ray.data.masking import mask_batch
-    from midibert_ray.model.midibert import MidiBertForMaskedLM, mlm_loss
-    from midibert_ray.music.protocol import PAPER
+    from midibert_ray.training.build import new_model
+    from midibert_ray.training.step import MaskedStep
 
     attention, precision = options.worker.split()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    model = MidiBertForMaskedLM(model_config(attention, options)).train()
-    model.midibert.trusted = True
+    config = settings(attention, precision, options)
+    model, masking = new_model(config).train(), MaskedStep(config)
     model = model.bfloat16() if precision == "bf16" else model
-    updater, tokens = Updater(model.parameters()), random_batch(options.batch, options.length)
-    length, rows = torch.full((options.batch,), options.length), torch.arange(options.batch)
+    updater, tokens = Updater(model.parameters()), random_batch(options.batch, options.length).to(torch.uint8).numpy()
+    length, rows = np.full(options.batch, options.length), torch.arange(options.batch)
 
     def step(number: int) -> None:
-        batch = mask_batch(tokens, length, protocol=PAPER, keys=row_keys(0, 0, number, rows))
-        logits = model(batch.inputs, batch.attention_mask, batch.where).logits
-        mlm_loss(logits, batch.targets[batch.where])["loss"].backward()
+        batch = masking.batch(tokens, length, row_keys(0, 0, number, rows), notes=tokens.size // 4, augmented=False)
+        (masking(model, batch, augmented=False)["loss"] / batch.masked).backward()
         updater.step()
 
     seconds = timed(step, warmup=1, steps=options.steps)
     return {"seconds": seconds, "peak_gib": harness.peak_gib()}
 
 
-def model_config(attention: str, options: argparse.Namespace) -> Any:
-    """The shape of our model at the size asked for."""
-    from midibert_ray.model.midibert import MidiBertConfig
+def settings(attention: str, precision: str, options: argparse.Namespace) -> Any:
+    """Our configuration at the size asked for, under protocol paper."""
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.settings.presets import preset
 
     layers, hidden, heads, feed_forward = SIZES[options.size]
-    return MidiBertConfig(
-        attention=attention,
-        num_hidden_layers=layers,
-        hidden_size=hidden,
-        num_attention_heads=heads,
-        intermediate_size=feed_forward,
-        max_length=options.length,
-    )
+    changes = {"layers": layers, "hidden": hidden, "heads": heads, "feed_forward": feed_forward, "attention": attention}
+    changes = {f"model.{name}": value for name, value in changes.items()}
+    changes |= {"tokens.protocol": "paper", "tokens.segment": options.length, "compute.precision": precision}
+    return replace(preset("base"), changes)
 
 
 def _table(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> str:

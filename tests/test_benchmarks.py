@@ -12,11 +12,22 @@ from benchmarks import harness
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu", "melody")
+BENCHMARKS = (
+    "pretrain_step",
+    "packing",
+    "overhead",
+    "study",
+    "tokenizing",
+    "annotate",
+    "gpu",
+    "gpu_study",
+    "melody",
+    "roofline",
+)
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),
-    *("annotate 4x256", "annotate 12x768", "gpu", "melody"),
+    *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
 )
 
 
@@ -36,6 +47,7 @@ def test_every_file_is_a_benchmark_or_helps_one() -> None:
         *PEERS,
         "__init__",
         "harness",
+        "plain",
         "products",
         "steps",
     }

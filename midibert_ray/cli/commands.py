@@ -37,8 +37,8 @@ _ENCODER = ("seed", "corpora", "tokens", "protocol", "mask", "augment", "model",
 _PRETRAINING = tuple(
     f"compute.{name}"
     for name in (
-        *("precision", "workers", "micro_batch", "packing", "zero_stage", "gpu", "accelerator", "placement"),
-        *("cpus_per_worker", "max_failures", "log_every", "keep_checkpoints"),
+        *("precision", "compile", "workers", "micro_batch", "attention", "packing", "zero_stage", "gpu", "accelerator"),
+        *("placement", "cpus_per_worker", "max_failures", "log_every", "keep_checkpoints"),
     )
 )
 _ACTORS = {

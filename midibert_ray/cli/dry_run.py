@@ -12,7 +12,8 @@ from midibert_ray.cli import resources
 from midibert_ray.cli.arguments import show
 from midibert_ray.pipeline import JobPlan
 from midibert_ray.report.publish import postponed_reports
-from midibert_ray.settings.config import ComputeConfig, Config
+from midibert_ray.settings.compute import ComputeConfig
+from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.settings.text import counted
 from midibert_ray.studies.estimate import estimate

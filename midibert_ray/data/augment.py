@@ -5,6 +5,7 @@ segment is changed alike by any number of workers and after a resume. Notes keep
 labels follow by the index that is given back.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,8 +76,7 @@ def augment(
     new[:, 1:] = bar[:, 1:] != bar[:, :-1]
     # A segment may begin within a bar, whose first note is then in the one before.
     new[:, 0] = tokens[:, 0, 0] == BAR_NEW
-    changed = torch.stack([torch.where(new, BAR_NEW, BAR_CONTINUE), position, pitch, duration], dim=-1)
-    changed = torch.where(real[..., None], changed, tokens.new_tensor(CP.pad))
+    changed = _padded((torch.where(new, BAR_NEW, BAR_CONTINUE), position, pitch, duration), real)
     return Augmented(tokens=changed, length=length, source=source)
 
 
@@ -135,8 +135,12 @@ def _thinned(tokens: Tensor, length: Tensor, keys: Tensor, share: float) -> tupl
     moved = tokens.gather(1, source[..., None].expand_as(tokens)).clone()
     moved[..., 0] = torch.where(new, BAR_NEW, BAR_CONTINUE)
     count = kept.sum(1)
-    moved = torch.where((at < count[:, None])[..., None], moved, tokens.new_tensor(CP.pad))
-    return moved, count, source
+    return _padded(moved.unbind(-1), at < count[:, None]), count, source
+
+
+def _padded(columns: Iterable[Tensor], real: Tensor) -> Tensor:
+    """Token types int64 [b, t] side by side, PAD where not `real` (bool [b, t]); nothing is copied to the device."""
+    return torch.stack([torch.where(real, column, pad) for column, pad in zip(columns, CP.pad, strict=True)], dim=-1)
 
 
 def _kept(length: Tensor, keys: Tensor, segment: int, share: float) -> Tensor:

@@ -118,11 +118,12 @@ def _corrupt(tokens: Tensor, to_mask: Tensor, to_random: Tensor, keys: Tensor, r
     vocabulary = CP if compound else REMI
     # PAD and MASK are the last two ids of every token type: real ids are those below PAD.
     ids = vocabulary.sizes if random_ids == "all" else vocabulary.pad
-    drawn = [below(position_bits(keys, tokens.shape[1], _IDS + i), n) for i, n in enumerate(ids)]
-    random = torch.stack(drawn, dim=-1)
-    corrupted = torch.where(to_random[..., None], random, tokens if compound else tokens[..., None])
-    corrupted = torch.where(to_mask[..., None], tokens.new_tensor(vocabulary.mask), corrupted)
-    return corrupted if compound else corrupted[..., 0]
+    columns = []
+    for i, (n, mask) in enumerate(zip(ids, vocabulary.mask, strict=True)):
+        drawn = below(position_bits(keys, tokens.shape[1], _IDS + i), n)
+        column = torch.where(to_random, drawn, tokens[..., i] if compound else tokens)
+        columns.append(torch.where(to_mask, mask, column))
+    return torch.stack(columns, dim=-1) if compound else columns[0]
 
 
 def _ranks(bits: Tensor, eligible: Tensor | None) -> Tensor:

@@ -8,14 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midibert_ray.model import flex
+from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import CpuAttention
 from midibert_ray.model.relative import distance_windows, relative_bias
 
 ATTENTIONS = ("relative_key_query", "rope")
 ROPE_BASE = 10_000.0
-
-Where = tuple[Tensor, Tensor]
-"""Rows and positions, int64 [m] each, in row-major order."""
 
 
 def padding_bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -43,18 +42,24 @@ def rotate(x: Tensor, positions: Tensor | None = None) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
+Mask = Tensor | flex.BlockedMask | None
+"""Where attention goes: [b, t] or, where queries differ, [b, queries, t], true or 1 = attend; None: everywhere."""
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, table: Tensor | None = None, mask: Tensor | None = None, dropout: float = 0.0
+    q: Tensor, k: Tensor, v: Tensor, *, table: Tensor | None = None, mask: Mask = None, dropout: float = 0.0
 ) -> Tensor:
     """Attention of q [b, heads, queries, d] to k, v [b, heads, t, d] -> [b, heads, queries, d].
 
     table: [2t - 1, d], row r is the vector of query position - key position = r - (t - 1), and there are t queries;
-    None leaves both relative terms out. mask: [b, t] or, where queries differ, [b, queries, t]; true or 1 = attend.
+    None leaves both relative terms out. A `BlockedMask` has FlexAttention compute it, without dropout.
     dropout: probability to drop an attention weight.
     """
     scale = q.shape[-1] ** -0.5
-    q, padding = q * scale, padding_bias(mask, q.dtype)
-    windows = None if table is None else distance_windows(table, scale)
+    windows, q = None if table is None else distance_windows(table, scale), q * scale
+    if isinstance(mask, flex.BlockedMask):
+        return flex.attend(q, k, v, windows, mask)
+    padding = padding_bias(mask, q.dtype)
     if q.device.type == "cpu" and (windows is not None or dropout > 0):
         return _attend_on_cpu(q, k, v, windows, padding, dropout)
     bias = padding
@@ -85,11 +90,11 @@ class SelfAttention(nn.Module):
             nn.Embedding(2 * max_length - 1, hidden_size // heads) if attention == "relative_key_query" else None
         )
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, where: Where | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Mask, where: Chosen | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size].
 
-        mask: [b, t] or [b, t, t], true or 1 = attend; None attends to everything.
-        where: rows and positions of the m results asked for -> float [m, hidden_size]; None for all.
+        mask: [b, t] or [b, t, t].
+        where: the m results asked for -> float [m, hidden_size]; None for all.
         """
         dropout = self.dropout if self.training else 0.0
         if self.distance_embedding is None and where is not None:
@@ -103,13 +108,13 @@ class SelfAttention(nn.Module):
             # Through the module, not its weight: a sharded optimizer gathers weights when modules run.
             table = self.distance_embedding(torch.arange(middle - t + 1, middle + t, device=hidden.device)).to(q.dtype)
         attended = attend(q, k, v, table=table, mask=mask, dropout=dropout).transpose(1, 2).flatten(2)
-        return attended if where is None else attended[where]
+        return attended if where is None else attended[where.rows, where.positions]
 
     def _heads(self, projection: nn.Module, hidden: Tensor) -> Tensor:
         """[b, t, hidden_size] -> [b, heads, t, d]."""
         return projection(hidden).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def _attend_where(self, hidden: Tensor, mask: Tensor | None, where: Where, dropout: float) -> Tensor:
+    def _attend_where(self, hidden: Tensor, mask: Mask, where: Chosen, dropout: float) -> Tensor:
         """Only the queries asked for, side by side in the rows of a smaller batch.
 
         Masked tokens are 15 % of a batch, so the last layer of a pre-training step needs that share of its queries.
@@ -117,16 +122,13 @@ class SelfAttention(nn.Module):
         never read. A rotary query carries its own position along, so it may stand in any slot. With relative_key_query
         the keys' half needs all queries anyway, so this gains nothing there.
         """
-        rows, positions = where
-        # A query's slot is its rank within its row: as rows are in order, its number less those of the rows before.
-        counts = torch.bincount(rows, minlength=len(hidden))
-        slots = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-        few = max(1, int(counts.max()))
-        q = rotate(self.query(hidden[where]).unflatten(-1, (self.heads, -1)), positions[:, None])
+        rows, positions, slots, few = where.rows, where.positions, where.slots.slots, where.slots.few
+        q = rotate(self.query(hidden[rows, positions]).unflatten(-1, (self.heads, -1)), positions[:, None])
         queries = q.new_zeros(len(hidden), few, *q.shape[1:]).index_put((rows, slots), q).transpose(1, 2)
-        if mask is not None and mask.dim() == 3:
+        if isinstance(mask, flex.BlockedMask):
+            mask = mask.rows(rows, positions, slots, few)
+        elif mask is not None and mask.dim() == 3:
             chosen = mask.new_zeros(len(hidden), few, mask.shape[-1])
-            chosen[rows, slots] = mask[where]
-            mask = chosen
+            mask = chosen.index_put((rows, slots), mask[rows, positions])
         k, v = rotate(self._heads(self.key, hidden)), self._heads(self.value, hidden)
         return attend(queries, k, v, mask=mask, dropout=dropout)[rows, :, slots].flatten(1)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,10 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from midibert_ray.model.attention import ATTENTIONS, SelfAttention, Where
+from midibert_ray.model.attention import ATTENTIONS, Mask, SelfAttention
+from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import Dropout, GeluLinear
+from midibert_ray.model.flex import BlockedMask
 from midibert_ray.model.inputs import require_inputs
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
@@ -147,9 +149,11 @@ class TokenEmbeddings(nn.Module):
     def _multi_hot(self, tokens: Tensor) -> Tensor:
         """Number of times that a super token takes each of those rows: float [b, t, ids of all types + 1]."""
         types, weight = len(self.sizes), self.projection.weight
-        starts = torch.tensor((0, *accumulate(self.sizes[:-1])), device=tokens.device)
+        columns = tokens.reshape(*tokens.shape[:2], types).long().unbind(-1)
+        # Number by number, as a tensor of starts would be copied to the device in every step.
+        ids = [column + start for column, start in zip(columns, (0, *accumulate(self.sizes[:-1])), strict=True)]
         counts = torch.zeros(*tokens.shape[:2], sum(self.sizes) + 1, dtype=weight.dtype, device=weight.device)
-        counts.scatter_(-1, tokens.reshape(*tokens.shape[:2], types) + starts, 1)
+        counts.scatter_(-1, torch.stack(ids, dim=-1), 1)
         counts[..., -1] = 1 - types
         return counts
 
@@ -174,10 +178,10 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, where: Where | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Mask, where: Chosen | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size] -> float [b, t, hidden_size]; mask and where: see `SelfAttention`."""
         attended = self.attention(hidden, mask, where)
-        hidden = hidden if where is None else hidden[where]
+        hidden = hidden if where is None else hidden[where.rows, where.positions]
         hidden = self.attention_norm(hidden + self.dropout(self.attention_output(attended)))
         expanded = self.dropout(self.feed_forward_output(self.feed_forward(hidden)))
         return self.feed_forward_norm(hidden + expanded)
@@ -205,6 +209,9 @@ class MidiBertModel(MidiBertPreTrainedModel):
     trusted = False
     """True where whoever calls has made sure that tokens and masks fit, as our own loops have."""
 
+    kernel = "dense"
+    """`flex`: by FlexAttention where it can (`model.flex`), without dense masks."""
+
     # A folder may hold a whole model; the encoder is opened from it without a word about the heads left behind.
     _keys_to_ignore_on_load_unexpected = [r"^heads?\.", r"^roll\."]  # noqa: RUF012 (an instance variable to transformers)
 
@@ -223,7 +230,7 @@ class MidiBertModel(MidiBertPreTrainedModel):
         tokens: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        where: Tensor | None = None,
+        where: Tensor | Chosen | None = None,
         packing: Packing | None = None,
         output_hidden_states: bool = False,
     ) -> BaseModelOutput:
@@ -232,7 +239,8 @@ class MidiBertModel(MidiBertPreTrainedModel):
         tokens: int64 [b, t, 4] (CP) or [b, t] (REMI), t <= config.max_length.
         attention_mask: bool or int [b, t], true or 1 = attend. Without a mask everything is attended and,
         with rope on a GPU, the fastest kernel can be used.
-        where: bool [b, t] with m true: the positions asked for; the last layer spares itself the others.
+        where: bool [b, t] with m true: the positions asked for; the last layer spares itself the others. As `Chosen`
+        nothing waits for the device.
         packing: a layout that spares work on padding and takes the place of the mask: segments attend to themselves.
 
         Returns last_hidden_state float [b, t, hidden_size], or [m, hidden_size] with `where`, and if asked
@@ -240,15 +248,14 @@ class MidiBertModel(MidiBertPreTrainedModel):
         Raises ValueError naming tokens or a mask that do not fit (of those only too long ones, where `trusted`).
         """
         if not self.trusted:
-            require_inputs(tokens, self.config.vocabulary, attention_mask=attention_mask, where=where)
+            asked = None if isinstance(where, Chosen) else where
+            require_inputs(tokens, self.config.vocabulary, attention_mask=attention_mask, where=asked)
         t, limit = tokens.shape[1], self.config.max_length
         if t > limit:
             raise ValueError(f"segments of {t} time steps exceed max_length={limit} of this model")
-        tokens, mask = (packing.pack(tokens), packing.pairs()) if packing else (tokens, attention_mask)
-        chosen: Any = None
-        order: Tensor | None = None
-        if where is not None:
-            chosen, order = packing.chosen(where) if packing else (where.nonzero(as_tuple=True), None)
+        mask = self._mask(attention_mask, packing, tokens.device)
+        tokens = packing.pack(tokens) if packing else tokens
+        chosen = Chosen.of(where.bool(), packing) if isinstance(where, Tensor) else where
         token_type = self.token_type(torch.zeros(1, dtype=torch.int64, device=tokens.device))
         hidden = self.dropout(self.norm(self.embeddings(tokens) + token_type))
         states = [hidden] if output_hidden_states else []
@@ -257,12 +264,18 @@ class MidiBertModel(MidiBertPreTrainedModel):
             if output_hidden_states:
                 states.append(hidden)
         hidden = self.layers[-1](hidden, mask, chosen)
-        if order is not None:
-            hidden = hidden[order]
+        if chosen is not None:
+            hidden = hidden if chosen.order is None else hidden[chosen.order]
         elif packing:
             hidden, states = packing.unpack(hidden), [packing.unpack(state) for state in states]
         all_states = (*states, hidden) if output_hidden_states else None
         return BaseModelOutput(last_hidden_state=hidden, hidden_states=all_states)
+
+    def _mask(self, attention_mask: Tensor | None, packing: Packing | None, device: torch.device) -> Mask:
+        drops = self.training and self.config.attention_probs_dropout_prob > 0
+        if self.kernel == "flex" and not drops and not (device.type == "cpu" and torch.is_grad_enabled()):
+            return BlockedMask.of(packing.segment if packing else attention_mask, shared=packing is not None)
+        return packing.pairs() if packing else attention_mask
 
 
 @dataclass
@@ -290,27 +303,28 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
         self,
         tokens: Tensor,
         attention_mask: Tensor | None = None,
-        where: Tensor | None = None,
+        where: Tensor | Chosen | None = None,
         packing: Packing | None = None,
         labels: Tensor | None = None,
         real: Tensor | None = None,
     ) -> PretrainingOutput:
-        """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t]) is true.
+        """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t], or `Chosen`) is true.
 
         tokens, attention_mask, packing: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
         labels: int64, of the shape of tokens, the true ids; IGNORE where a position is not scored. With them the output
-        has the `loss` of `mlm_loss`. Without `where` the positions are those that have labels, and without labels all:
-        logits are float [b, t, n_f] then.
-        real: bool [b, t], n true: the notes of which a model with a roll head predicts the roll.
+        has the `loss` of `mlm_loss`, and `where` is a tensor. Without `where` the positions are those that have labels,
+        and without labels all: logits are float [b, t, n_f] then.
+        real: bool [b, t], n true: the notes whose roll a model with a roll head predicts; that waits for the device.
         """
         if where is None and labels is not None:
             where = (labels if labels.dim() == 2 else labels[..., 0]) != IGNORE
         asked = where if self.roll is None else None  # else the last layer is needed at all notes
         hidden = self.midibert(tokens, attention_mask, where=asked, packing=packing).last_hidden_state
         roll = None if self.roll is None else self.roll(hidden[real])
-        hidden = hidden if asked is where else hidden[where]
+        if asked is not where:
+            hidden = hidden[where.rows, where.positions] if isinstance(where, Chosen) else hidden[where]
         logits = tuple(head(hidden) for head in self.heads)
-        loss = None if labels is None else mlm_loss(logits, labels[where])["loss"]
+        loss = None if labels is None else mlm_loss(logits, labels[cast(Tensor, where)])["loss"]
         return PretrainingOutput(loss=loss, logits=logits, roll=roll)  # type: ignore[arg-type]  # a tensor a token type
 
 
@@ -336,7 +350,7 @@ def mlm_loss(
     sizes = tuple(x.shape[-1] for x in logits)
     names = next(tuple(v.families) for v in VOCABULARIES.values() if v.sizes == sizes)
     count = max(len(targets), 1) if reduction == "mean" else 1
-    scores: dict[str, Tensor] = {"count": torch.tensor(len(targets), device=targets.device)}
+    scores: dict[str, Tensor] = {"count": torch.full((), len(targets), device=targets.device)}
     loss = logits[0].new_zeros((), dtype=torch.float32)
     for name, x, target in zip(names, logits, columns, strict=True):
         entropy = F.cross_entropy(x.float(), target, reduction="sum") / count

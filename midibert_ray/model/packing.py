@@ -40,14 +40,10 @@ class Packing:
         """True where a time step (first) may attend to another (second): bool [rows, width, width]."""
         return self.segment[:, :, None] == self.segment[:, None, :]
 
-    def chosen(self, where: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Rows and places of the m positions that `where` (bool [b, t]) asks for, and their order.
-
-        Results come row by row, which is another order than that of `where`: the second, int64 [m], puts them back.
-        """
-        inverse = torch.argsort(torch.argsort(self.place[where]))
-        rows, places = (self.pack(where) & (self.segment > 0)).nonzero(as_tuple=True)
-        return (rows, places), inverse
+    def shared(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sums of numbers a segment, int64 [b], over the segments of each row, int64 [rows]; on the CPU alone."""
+        row = (self.place[:, 0] // self.source.shape[1]).numpy()
+        return np.bincount(row, weights=counts, minlength=len(self.source)).astype(np.int64)
 
 
 def plan(lengths: NDArray[np.int64], *, length: int, hidden_size: int, device: torch.device) -> Packing | None:

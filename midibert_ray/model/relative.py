@@ -49,6 +49,15 @@ def _aligned(products: Tensor, n: int, t: int) -> Tensor:
     return flat[..., block - 1 : -1].unflatten(-1, (block, width - 1))[..., :t]
 
 
+def relative_products(x: Tensor, windows: Tensor) -> Tensor:
+    """Product of every position's vector with the distance vectors that its block needs.
+
+    x: [n, t, d]; windows: [blocks, d, t + block]. Returns [blocks, n, block, t + block]; position p of a block finds
+    that of another position j in column block - 1 - p + j.
+    """
+    return torch.bmm(_in_blocks(x, windows), windows).unflatten(1, (len(x), -1))
+
+
 def relative_scores(x: Tensor, windows: Tensor) -> Tensor:
     """Product of every position's vector with the distance vector of every other position.
 

@@ -16,6 +16,7 @@ from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.augment import AugmentConfig
+from midibert_ray.settings.compute import ComputeConfig
 from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, by_content, optional, require, require_some_of, runtime
 
@@ -97,11 +98,15 @@ class ModelConfig:
     """Width of the feed-forward layers."""
     dropout: float = 0.1
     """Dropout of hidden states and of attention weights."""
+    attention_dropout: float = optional(-1.0)
+    """Dropout of attention weights where it is another one; -1: `model.dropout`. `compute.attention=flex` needs 0."""
 
     def __post_init__(self) -> None:
         checks.require_positive(self, "model.", "layers", "hidden", "heads", "feed_forward")
         require(self.hidden % self.heads == 0, "model.heads", self.heads, f"a divisor of model.hidden={self.hidden}")
         require(0 <= self.dropout < 1, "model.dropout", self.dropout, "a share from 0 to below 1")
+        share, allowed = self.attention_dropout, "a share from 0 to below 1, or -1"
+        require(share == -1 or 0 <= share < 1, "model.attention_dropout", share, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,51 +285,6 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the forward and backward pass; part of the identity, as it changes results."""
-    workers: int = runtime(1)
-    """Workers of the pre-training run."""
-    micro_batch: int = runtime(0)
-    """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
-    packing: bool = runtime(True)
-    """Let short segments share a row where nothing attends to padding: the same results without work on it."""
-    zero_stage: int = runtime(1)
-    """DeepSpeed ZeRO stage, 0 to 3."""
-    gpu: bool = runtime(False)
-    """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
-    accelerator: str = runtime("")
-    """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
-    """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
-    cpus_per_worker: int = runtime(1)
-    """CPUs of a pre-training worker, used as threads when there is no GPU."""
-    cpus_per_trial: float = runtime(1)
-    """CPUs of a fine-tuning trial."""
-    gpus_per_trial: float = runtime(0)
-    """GPUs of a fine-tuning trial; a fraction lets trials share one."""
-    max_concurrent_trials: int = runtime(0)
-    """Trials that run side by side; 0 lets the cluster's resources decide."""
-    max_failures: int = runtime(3)
-    """Times that a run or a trial starts again from its last checkpoint after a failure."""
-    watchdog_s: float = runtime(300.0)
-    """Seconds without a step until a worker is named, twice as many until it is killed; 50 slowest steps at least."""
-    log_every: int = runtime(10)
-    """Steps between two progress lines, each of which is one point of every curve."""
-    keep_checkpoints: int = runtime(2)
-    """Checkpoints kept on storage: the best ones, and the latest; at least 2, so that one may break."""
-
-    def __post_init__(self) -> None:
-        require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
-        require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
-        checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")
-        checks.require_not_negative(
-            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures", "watchdog_s"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class StorageConfig:
     root: str = runtime("~/midibert")
     """Folder, `s3://bucket/prefix` or `gs://bucket/prefix` below which every artifact is written: tokens, runs,
@@ -370,7 +330,7 @@ class Config:
     finetune: FinetuneConfig = FinetuneConfig()
     rnn: RnnConfig = RnnConfig()
     study: StudyConfig = StudyConfig()
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = field(default=ComputeConfig())
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -380,6 +340,12 @@ class Config:
         ours = (self.study.corpus or self.finetune.corpus) in checks.OURS  # others' columns are known once it is listed
         require_some_of("study.tasks", self.study.tasks, tuple(TASKS) if ours else self.study.tasks)
         checks.require_folds("study.folds", self.study.folds, possible=not (ours or self.study.draws))
+        dropped = self.model.dropout if self.model.attention_dropout < 0 else self.model.attention_dropout
+        allowed = "dense, or flex with model.attention_dropout=0, as FlexAttention knows no dropout"
+        require(self.compute.attention == "dense" or not dropped, "compute.attention", self.compute.attention, allowed)
+        whole = self.compute.compile == "step" and self.pretrain.roll > 0
+        allowed = "off or layers with pretrain.roll, whose shapes depend on the notes"
+        require(not whole, "compute.compile", self.compute.compile, allowed)
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")

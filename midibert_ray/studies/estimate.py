@@ -7,14 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 
 from midibert_ray.data.format import PIECE_SCHEMA, find_manifest
 from midibert_ray.data.hashing import row_keys
-from midibert_ray.data.masking import mask_batch
-from midibert_ray.data.roll import roll_targets
 from midibert_ray.data.store import TokenStore, open_store
-from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config, StorageConfig
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.text import counted
@@ -25,6 +21,7 @@ from midibert_ray.training import build
 from midibert_ray.training.finetune import Finetuning, new_model
 from midibert_ray.training.pretrain import PretrainData
 from midibert_ray.training.recipes import recipe
+from midibert_ray.training.step import MaskedStep
 from midibert_ray.training.task_data import TaskData
 
 MEASURED = 2
@@ -149,24 +146,12 @@ class _GuessedStore(TokenStore):
 
 def _pretraining_step(config: Config, data: PretrainData, device: torch.device) -> None:
     model = build.new_model(config).to(device)  # type: ignore[arg-type]  # transformers' wrapper confuses its own
-    batch = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)])
-    tokens, length = torch.from_numpy(batch.tokens).to(device, torch.int64), torch.from_numpy(batch.length).to(device)
-    masked = mask_batch(
-        tokens,
-        length,
-        keys=row_keys(config.seed, 0, 0, torch.arange(MEASURED)).to(device),
-        protocol=config.protocol_in_force,
-        fraction=config.mask.fraction,
-    )
-    allowed = config.protocol_in_force.packs_pretraining
-    layout = build.packing(config, batch.length, data.train.length, device, allowed=allowed)
+    raw, step = data.train.gather(data.train_rows[np.arange(MEASURED) % len(data.train_rows)]), MaskedStep(config)
+    keys = row_keys(config.seed, 0, 0, torch.arange(MEASURED))
+    batch = step.batch(raw.tokens, raw.length, keys, notes=0, augmented=False).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        real = torch.arange(tokens.shape[1], device=device) < length[:, None]
-        output = model(masked.inputs, masked.attention_mask, masked.where, layout, real=real)
-    loss = mlm_loss(output.logits, masked.targets[masked.where], reduction="sum")["loss"]
-    if config.pretrain.roll:
-        loss = loss + F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
-    loss.backward()
+        sums = step(model, batch, augmented=False)
+        (sums["loss"] + sums.get("roll", 0.0)).backward()
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:

@@ -53,13 +53,14 @@ def run_spec(space: dict[str, Any], *, study: str, folder: str, console: Any) ->
         else:
             run_trial(spec, space["encoder"], study, storage.join(folder, spec.key))
     except (FloatingPointError, torch.OutOfMemoryError, ValueError) as error:
-        tune.report({FAILURE: _reason(error)})
+        tune.report({FAILURE: _reason(error, spec.config)})
 
 
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or repr(error)
+def _reason(error: Exception, config: Config) -> str:
+    text, share = " ".join(str(error).split()) or repr(error), config.compute.gpus_per_trial
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory: {text}; give a trial more (compute.gpus_per_trial), or lower finetune.batch"
+        bound = f" within a trial's share, compute.gpus_per_trial={share:g}" if 0 < share < 1 else ""
+        return f"out of GPU memory{bound}: {text}; give a trial more (compute.gpus_per_trial), or lower finetune.batch"
     return text
 
 
@@ -100,8 +101,10 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
 
 
 def own_device(config: Config) -> torch.device:
-    """The device of a trial; on CPUs torch is told how many it has."""
+    """The device of a trial: a GPU, of whose memory it takes its share at most; or CPUs, and torch is told how many."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and 0 < config.compute.gpus_per_trial < 1:
+        torch.cuda.set_per_process_memory_fraction(config.compute.gpus_per_trial)
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.compute.cpus_per_trial)))
     return device

@@ -57,7 +57,7 @@ def encoder_config(config: Config) -> MidiBertConfig:
         num_attention_heads=model.heads,
         intermediate_size=model.feed_forward,
         hidden_dropout_prob=model.dropout,
-        attention_probs_dropout_prob=model.dropout,
+        attention_probs_dropout_prob=model.dropout if model.attention_dropout < 0 else model.attention_dropout,
         max_length=config.tokens.segment,
         protocol=config.protocol_in_force.to_dict(),
     )

@@ -65,10 +65,11 @@ class Throughput:
         self.steps, self.flops = 0, 0.0
         """Of all workers; see `flops.step_flops`."""
 
-    def result(self, steps_left: int) -> dict[str, float]:
+    def result(self, steps_left: int, waited: float = 0.0, worked: float = 0.0) -> dict[str, float]:
         """Rates since the last call, which starts a new interval; every worker must call it.
 
-        With `at`, the time by the first worker's clock, in seconds of the epoch.
+        With `at`, the time by the first worker's clock, in seconds of the epoch, and this worker's share of the time
+        that it waited for batches, and that making them took beside it; both in seconds.
         """
         seconds = max(time.perf_counter() - self._since, 1e-9)
         first = not dist.is_initialized() or dist.get_rank() == 0
@@ -82,6 +83,8 @@ class Throughput:
             "throughput/steps_per_s": self.steps / seconds,
             "throughput/model_flops_per_s": self.flops / seconds,
             "throughput/mfu": self.flops / seconds / self._peak,
+            "throughput/batches_waited": waited / seconds,
+            "throughput/batches_made": worked / seconds,
             "throughput/eta_s": steps_left * seconds / max(self.steps, 1),
         }
         self.restart()

@@ -10,28 +10,27 @@ batch is left out where it is not full, and accuracies are those of all masked p
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from midibert_ray.data.augment import augment, thinned_length
 from midibert_ray.data.hashing import row_keys
-from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch, noise_count
 from midibert_ray.data.order import BatchOrder, holdout, keyed_hash, split_rows
-from midibert_ray.data.roll import COLUMNS, ROWS, roll_targets
+from midibert_ray.data.roll import COLUMNS, ROWS
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
-from midibert_ray.model.midibert import mlm_loss
 from midibert_ray.settings.config import Config
 from midibert_ray.training import engine as engines
-from midibert_ray.training.build import packing, plan_batch
+from midibert_ray.training.build import plan_batch
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.flops import peak_flops, step_flops
 from midibert_ray.training.metrics import FiniteWatch, MaskedTotals, Throughput, memory_gib
+from midibert_ray.training.prefetch import Prefetcher
+from midibert_ray.training.step import MaskedStep, StepBatch
 
 Report = Callable[[dict[str, Any], bool], None]
 """Takes metrics, and True where a checkpoint goes with them."""
@@ -79,6 +78,18 @@ class PretrainData:
         return epochs * self.order.batches_per_epoch
 
 
+@dataclass(frozen=True)
+class Share:
+    """A worker's share of an optimizer step, on the host."""
+
+    batches: list[StepBatch]
+    """Its micro-batches."""
+    lengths: NDArray[np.int64]
+    """int64 [batch], real tokens of each row of the global batch."""
+    masked: int
+    """Masked positions of the global batch."""
+
+
 class PretrainLoop:
     """A worker of a run: its rows of each batch, its forward and backward passes, its sums."""
 
@@ -87,10 +98,11 @@ class PretrainLoop:
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
         self.protocol = config.protocol_in_force
-        self.augmenting = config.augment.at("pretrain")
         self.rolled = ROWS * COLUMNS if config.pretrain.roll else 0
         self.rank, self.world, self.device = rank, world, device
-        self.plan = plan_batch(config)
+        self.plan, self.masking = plan_batch(config), MaskedStep(config)
+        self.masking.prepare(engine.module)
+        self.shares = Prefetcher(lambda place: self._share(*place), self._next)
         self.totals = self._new_totals()
         self.throughput = Throughput(world * peak_flops(device, config.compute.precision), device)
         self.watch = FiniteWatch(rank, device)
@@ -101,34 +113,51 @@ class PretrainLoop:
 
     def step(self, epoch: int, k: int, step: int) -> None:
         """Take an optimizer step on batch k of an epoch; `step` counts from the start of the run."""
-        rows = self.data.train_rows[self.data.order.indices(epoch, k)]
-        keys = row_keys(self.config.seed, epoch, step, torch.arange(len(rows)))
-        segment = self.config.tokens.segment
-        lengths = torch.from_numpy(self.data.train.lengths(rows))
-        lengths = thinned_length(lengths, keys, segment, self.augmenting.get("thin", 0.0))
-        total = int(self._count(lengths).sum())
+        share = self.shares.take((epoch, k, step))
         torch.manual_seed(keyed_hash(self.config.seed, "dropout", step, self.rank) % 2**63)
         self.engine.train()
         self.lr = self.engine.get_lr()[0]
-        micro, first = self.plan.micro_batch, self.rank * self.plan.micro_batch * self.plan.accumulation
-        for start in range(first, first + micro * self.plan.accumulation, micro):
-            mine = slice(start, start + micro)
-            sums = self._forward(self.data.train, rows[mine], keys[mine], self.augmenting)
+        for batch in share.batches:
+            sums = self._forward(batch, augmented=True)
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
-            loss = sums["loss"] / max(total, 1)
+            loss = sums["loss"] / max(share.masked, 1)
             if weight := self.config.pretrain.roll:
-                loss = loss + weight * sums["roll"] / int(lengths.sum())
+                loss = loss + weight * sums["roll"] / int(share.lengths.sum())
             self.engine.backward(loss * self.plan.accumulation * self.world)
             engines.step(self.engine)
             self.totals.add(sums)
-            self.throughput.notes += int(sums["notes"])
+            self.throughput.notes += batch.notes
             self.watch.add(step + 1, loss)
         # ZeRO leaves a step out whose gradient is not finite, and tells nobody but its log.
         norm = math.inf if self.engine.skipped_steps else self.engine.get_global_grad_norm()
         if norm is not None:
-            self.watch.add(step + 1, torch.as_tensor(norm, device=self.device))
+            self.watch.add(step + 1, norm if isinstance(norm, Tensor) else torch.full((), norm, device=self.device))
         self.throughput.steps += 1
-        self.throughput.flops += step_flops(self.engine.module.config, lengths.numpy(), total, self.rolled)
+        self.throughput.flops += step_flops(self.engine.module.config, share.lengths, share.masked, self.rolled)
+
+    def _share(self, epoch: int, k: int, step: int) -> Share:
+        rows = self.data.train_rows[self.data.order.indices(epoch, k)]
+        keys = row_keys(self.config.seed, epoch, step, torch.arange(len(rows)))
+        lengths = self.masking.lengths(self.data.train.lengths(rows), keys)
+        micro, first = self.plan.micro_batch, self.rank * self.plan.micro_batch * self.plan.accumulation
+        batches = [
+            self._batch(self.data.train, rows[start : start + micro], keys[start : start + micro], augmented=True)
+            for start in range(first, first + micro * self.plan.accumulation, micro)
+        ]
+        return Share(batches, lengths, int(self.masking.counts(lengths).sum()))
+
+    def _next(self, place: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        """The batch after another one: epoch, number in it, step."""
+        epoch, k, step = place
+        if k + 1 == self.data.order.batches_per_epoch:
+            epoch, k = epoch + 1, -1
+        return None if epoch == self.config.pretrain.epochs else (epoch, k + 1, step + 1)
+
+    def _batch(self, segments: Segments, rows: NDArray[np.int64], keys: Tensor, *, augmented: bool) -> StepBatch:
+        raw = segments.gather(rows)
+        notes = int((raw.note >= 0).sum())
+        batch = self.masking.batch(raw.tokens, raw.length, keys, notes=notes, augmented=augmented)
+        return batch.pin() if self.device.type == "cuda" else batch
 
     def metrics(self, steps_left: int) -> dict[str, float]:
         """Means since the last call, over all workers."""
@@ -136,7 +165,8 @@ class PretrainLoop:
         self.totals = self._new_totals()
         norm = self.engine.get_global_grad_norm()
         metrics |= {} if norm is None else {"optimizer/gradient_norm": float(norm)}
-        rates = self.throughput.result(steps_left)
+        rates = self.throughput.result(steps_left, self.shares.waited, self.shares.worked)
+        self.shares.restart()
         return metrics | {"optimizer/lr": self.lr, "memory/gib": memory_gib(self.device)} | rates
 
     @torch.no_grad()
@@ -147,49 +177,23 @@ class PretrainLoop:
         # The authors draw new masks for every validation; a fixed mask makes epochs comparable.
         draw = epoch if self.protocol.redraws_valid_masks else 0
         keys = row_keys(keyed_hash(self.config.seed, "valid") % 2**31, draw, 0, torch.arange(len(rows)))
-        micro = self.plan.micro_batch
-        for start in range(self.rank * micro, len(rows) + self.rank * micro, micro * self.world):
-            mine = slice(start, start + micro)
+        micro, stride = self.plan.micro_batch, self.plan.micro_batch * self.world
+        end = len(rows) + self.rank * micro
+
+        def batch(start: int) -> StepBatch:
             # A worker without rows in the last turn still takes part: ZeRO 3 gathers weights in the forward pass.
-            taken = mine if len(rows[mine]) else slice(0, 1)
-            sums = self._forward(self.data.valid, rows[taken], keys[taken], {})
-            if len(rows[mine]):
+            mine = slice(start, start + micro) if start < len(rows) else slice(0, 1)
+            return self._batch(self.data.valid, rows[mine], keys[mine], augmented=False)
+
+        batches = Prefetcher(batch, lambda start: start + stride if start + stride < end else None)
+        for start in range(self.rank * micro, end, stride):
+            sums = self._forward(batches.take(start), augmented=False)
+            if start < len(rows):
                 totals.add(sums)
         return totals.result("valid")
 
-    def _count(self, length: Tensor) -> Tensor:
-        """Scored positions of rows with so many tokens: int64 [b]."""
-        segment, fraction = self.config.tokens.segment, self.config.mask.fraction
-        if self.config.pretrain.objective == "noise":
-            return noise_count(length, fraction)
-        return masked_count(length, protocol=self.protocol, segment=segment, fraction=fraction)
-
-    def _corrupted(self, tokens: Tensor, length: Tensor, keys: Tensor) -> MaskedBatch:
-        fraction = self.config.mask.fraction
-        if self.config.pretrain.objective == "noise":
-            return noise_batch(tokens, length, keys=keys, fraction=fraction)
-        return mask_batch(tokens, length, protocol=self.protocol, keys=keys, fraction=fraction)
-
-    def _forward(
-        self, segments: Segments, rows: NDArray[np.int64], keys: Tensor, augmenting: dict[str, Any]
-    ) -> dict[str, Tensor]:
-        batch = segments.gather(rows)
-        tokens = torch.from_numpy(batch.tokens).to(self.device, torch.int64, non_blocking=True)
-        length, keys = torch.from_numpy(batch.length).to(self.device), keys.to(self.device)
-        if augmenting:
-            augmented = augment(tokens, length, keys, **augmenting)
-            tokens, length = augmented.tokens, augmented.length
-        masked = self._corrupted(tokens, length, keys)
-        packs = self.protocol.packs_pretraining
-        lengths = length.cpu().numpy() if augmenting else batch.length
-        layout = packing(self.config, lengths, segments.length, self.device, allowed=packs)
-        real = torch.arange(tokens.shape[1], device=self.device) < length[:, None] if self.rolled else None
-        output = self.engine(masked.inputs, masked.attention_mask, masked.where, layout, real=real)
-        sums = mlm_loss(output.logits, masked.targets[masked.where], reduction="sum")
-        if self.rolled:
-            sums["roll"] = F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
-        notes = length.sum() if augmenting else torch.tensor((batch.note >= 0).sum())
-        return sums | {"notes": notes}
+    def _forward(self, batch: StepBatch, *, augmented: bool) -> dict[str, Tensor]:
+        return self.masking(self.engine, batch.to(self.device), augmented=augmented)
 
     def _new_totals(self) -> MaskedTotals:
         vocabulary = self.engine.module.config.vocabulary

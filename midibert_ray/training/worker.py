@@ -61,7 +61,8 @@ def train_worker(task: dict[str, Any]) -> Any:
     rank, world = context.get_world_rank(), context.get_world_size()
     loop = PretrainLoop(config, data, engine, rank=rank, world=world, device=device)
     pulse = Pulse(task["watch"], rank, config.compute.watchdog_s)
-    engine.module.register_forward_pre_hook(lambda *_: pulse.beat(progress.step))
+    # Of the engine, as hooks of its model would be compiled with it.
+    engine.register_forward_pre_hook(lambda *_: pulse.beat(progress.step))
     points = Points(ray.train.report, progress.reports, rank)
 
     def report(metrics: dict[str, Any], with_checkpoint: bool) -> None:

@@ -19,6 +19,7 @@ from midibert_ray.training import engine as engines
 from midibert_ray.training.build import new_model
 from midibert_ray.training.engine import Progress
 from midibert_ray.training.pretrain import PretrainData, PretrainLoop, run_epochs
+from midibert_ray.training.step import StepBatch
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ def train(task: Task, rank: int, world: int) -> Trace:
     trace.decays = [group["weight_decay"] for group in engine.optimizer.param_groups]
     job = PretrainLoop(task.config, data, engine, rank=rank, world=world, device=device)
 
-    def watch(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        tokens, _, where, _ = inputs
-        pairs = zip(tokens.numpy(), where.numpy(), strict=True)
-        trace.rows[-1] += [zlib.crc32(chosen.tobytes(), zlib.crc32(row.tobytes())) for row, chosen in pairs]
+    forward = job._forward
 
-    hook = engine.module.register_forward_pre_hook(watch)
+    def watched(batch: StepBatch, *, augmented: bool) -> dict[str, torch.Tensor]:
+        masked = job.masking._corrupted(batch, augmented)
+        pairs = zip(masked.inputs.numpy(), masked.where.numpy(), strict=True)
+        trace.rows[-1] += [zlib.crc32(chosen.tobytes(), zlib.crc32(row.tobytes())) for row, chosen in pairs]
+        return forward(batch, augmented=augmented)
+
+    job._forward = watched  # type: ignore[method-assign]
     while progress.step < task.steps:
         trace.rows.append([])
         epoch, k = divmod(progress.step, data.order.batches_per_epoch)
@@ -81,7 +85,6 @@ def train(task: Task, rank: int, world: int) -> Trace:
             part = task.save / f"worker{rank}"
             part.mkdir(parents=True)
             engines.save(engine, progress, part)
-    hook.remove()
     return trace
 
 

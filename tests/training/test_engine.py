@@ -41,6 +41,36 @@ def test_deepspeed_settings_come_from_the_batch_plan(tiny: Config) -> None:
     assert settings["gradient_clipping"] == 0.5
 
 
+def test_gpus_send_gradients_while_the_backward_pass_goes_on(tiny: Config) -> None:
+    two = {"compute.gpu": True, "compute.workers": 2, "compute.zero_stage": 1}
+    config = replace(tiny, two)
+    zero = engines.deepspeed_config(config, plan_batch(config))["zero_optimization"]
+    assert zero["overlap_comm"] and zero["contiguous_gradients"]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] < 87e6 / 4
+    config = replace(config, {"compute.workers": 1})
+    assert not engines.deepspeed_config(config, plan_batch(config))["zero_optimization"]["overlap_comm"]
+
+
+@pytest.mark.parametrize(("stage", "kept"), [(2, True), (3, True), (1, False)])
+def test_micro_batches_in_bf16_are_added_up_in_fp32(process_group: None, tiny: Config, stage: int, kept: bool) -> None:
+    """A gradient of 1 and eleven of 2 ** -9: bf16, whose next number after 1 is 1 + 2 ** -7, would lose them."""
+    import deepspeed
+
+    changes = {"compute.zero_stage": stage, "compute.precision": "bf16", "compute.micro_batch": 1}
+    config = replace(tiny, changes | {"optimizer.clip": 0})
+    model = nn.Linear(1, 1, bias=False)
+    settings = engines.deepspeed_config(config, plan_batch(config)) | {"zero_allow_untested_optimizer": True}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    before = engines.full_weights(engine)["weight"].item()
+    for number in range(12):
+        x = torch.full((1, 1), 2.0**-9 if number else 1.0, dtype=torch.bfloat16)
+        engine.backward(engine(x).float().sum() * 12)  # it divides by the twelve
+        engine.step()
+    moved = before - engines.full_weights(engine)["weight"].item()
+    assert (moved == pytest.approx(1 + 11 * 2.0**-9, abs=1e-3)) == kept
+
+
 every_stage = pytest.mark.parametrize("stage", [0, 1, 2, 3])
 every_precision = pytest.mark.parametrize("precision", ["fp32", "bf16"])
 

@@ -213,9 +213,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
 
     whole = PretrainLoop._forward
 
-    def forward(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
+    def forward(job: PretrainLoop, *inputs: Any, **how: Any) -> dict[str, Any]:
         poison(job.engine)
-        return whole(job, *inputs)
+        return whole(job, *inputs, **how)
 
     monkeypatch.setattr(PretrainLoop, "_forward", forward)
     with pytest.raises(FloatingPointError, match=r"loss or gradient is not finite at step 3 on worker 0"):
@@ -255,8 +255,8 @@ def test_a_loss_that_breaks_later_names_the_last_finite_metrics(
 ) -> None:
     whole = PretrainLoop._forward
 
-    def poisoned(job: PretrainLoop, *inputs: Any) -> dict[str, Any]:
-        sums = whole(job, *inputs)
+    def poisoned(job: PretrainLoop, *inputs: Any, **how: Any) -> dict[str, Any]:
+        sums = whole(job, *inputs, **how)
         broken = {name: sums[name] / 0 for name in ("loss", "Pitch/loss")}
         return sums | broken if job.engine.global_steps == 6 else sums
 
@@ -278,6 +278,7 @@ def test_reports_carry_what_a_reader_wants(
     rates = {f"throughput/{name}" for name in ("super_tokens_per_s", "model_flops_per_s", "mfu")}
     assert wanted | rates <= train.keys()
     assert 0 < train["throughput/mfu"] < 1
+    assert 0 <= train["throughput/batches_waited"] < 1 and train["throughput/batches_made"] > 0
     assert train["optimizer/lr"] == pytest.approx(tiny.optimizer.lr * train["step"] / tiny.optimizer.warmup_steps)
     assert train["step"] == tiny.compute.log_every
     (line,) = progress_lines(train["step"], train["steps"], train)

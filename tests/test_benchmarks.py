@@ -13,20 +13,14 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BENCHMARKS = (
-    "pretrain_step",
-    "packing",
-    "overhead",
-    "study",
-    "tokenizing",
-    "annotate",
-    "gpu",
-    "gpu_study",
-    "melody",
-    "roofline",
+    *("pretrain_step", "packing", "overhead", "scaling", "study", "start", "tokenizing", "scale", "annotate", "gpu"),
+    *("gpu_study", "melody", "roofline"),
 )
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
+HELPERS = ("__init__", "harness", "plain", "products", "stages", "steps")
 SECTIONS = (
-    *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),
+    *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "scaling", "scaling nodes", "study"),
+    *("start demo", "start trial", "start processes", "start driver", "tokenize", "scale"),
     *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
 )
 
@@ -42,15 +36,7 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {
-        *BENCHMARKS,
-        *PEERS,
-        "__init__",
-        "harness",
-        "plain",
-        "products",
-        "steps",
-    }
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, *HELPERS}
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))

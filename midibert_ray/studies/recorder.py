@@ -241,7 +241,8 @@ class Recorder(tune.Callback):
         finished = self._finished  # before this one is noted
         here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            self.log.data(key)
+            if key not in self._placed:  # with its first report
+                self.log.data(key)
             self.log.model(key, checkpoint)
             names = [results.PREDICTIONS, *map(results.predictions_file, result.besides)]
             predictions = {name: storage.read_bytes(storage.join(checkpoint, name)) for name in names}

@@ -1,7 +1,9 @@
 """The engine with real DeepSpeed, one process."""
 
 import copy
+import importlib
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -238,3 +240,13 @@ def test_clipping_acts(process_group: None, tiny: Config, stage: int, precision:
     assert change == pytest.approx(0.5 * gradient, rel=2e-2), "0 turns clipping off"
     _, change = one_step_of_gradient_descent(replace(config, {"optimizer.clip": 2 * gradient}), rate=0.5)
     assert change == pytest.approx(0.5 * gradient, rel=2e-2), "a shorter one is left alone"
+
+
+def test_a_module_that_is_hidden_is_there_again_afterwards() -> None:
+    sys.modules.pop("colorsys", None)
+    with engines._hidden("colorsys"), pytest.raises(ImportError):
+        importlib.import_module("colorsys")
+    there = importlib.import_module("colorsys")
+    with engines._hidden("colorsys"):
+        assert importlib.import_module("colorsys") is there, "what is there already stays"
+    assert sys.modules["colorsys"] is there

@@ -12,11 +12,22 @@ from benchmarks import harness
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-BENCHMARKS = ("pretrain_step", "packing", "overhead", "study", "tokenizing", "annotate", "gpu", "gpu_study", "roofline")
+BENCHMARKS = (
+    "pretrain_step",
+    "packing",
+    "overhead",
+    "study",
+    "tokenizing",
+    "annotate",
+    "gpu",
+    "gpu_study",
+    "melody",
+    "roofline",
+)
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),
-    *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study"),
+    *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
 )
 
 
@@ -31,7 +42,15 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, "__init__", "harness", "plain", "steps"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        *BENCHMARKS,
+        *PEERS,
+        "__init__",
+        "harness",
+        "plain",
+        "products",
+        "steps",
+    }
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))

@@ -1,6 +1,7 @@
 """A folder of MIDI and labels of one's own, from the files to the table of results."""
 
 import csv
+import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,12 +21,14 @@ from midibert_ray.data.store import TokenStore, open_store
 from midibert_ray.music.protocol import PROTOCOLS
 from midibert_ray.music.tasks import note_labels
 from midibert_ray.report import table
-from midibert_ray.report.baselines import GROUP, SKYLINE, baselines
+from midibert_ray.report.baselines import GROUP, MEAN, PLAIN, SKYLINE, baselines
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace as changed
 from midibert_ray.studies.plan import TrialSpec
+from midibert_ray.studies.trials import grid
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
+from tests.jobs.test_pipeline import run
 from tests.labelled import tune, write_folder, write_midi
 from tests.stores import make_here
 from tests.tiny import tiny_study
@@ -101,6 +104,26 @@ def test_every_piece_is_tested_once_in_folds_of_whole_groups(music: Path, ray_cl
     assert "genre" in page and "year" in page and "mood" in page
 
 
+@pytest.mark.ray
+def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped(music: Path, no_ray: None) -> None:
+    write_table(music)
+    config = settings(music, study__folds=3, study__tasks=("genre", "year"), finetune__epochs=3)
+
+    def outcomes() -> dict[str, int]:
+        found = (music.parent / "root").glob("studies/*/*/checkpoint_*/outcome.json")
+        return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
+
+    code, said = run(config, job="study", kill_when=lambda: len(outcomes()) >= 2)
+    before = outcomes()
+    assert code == -signal.SIGKILL and 2 <= len(before) < 6, said
+    code, said = run(config, job="study")
+    assert code == 0 and "goes on where it stopped" in said, said
+    after = outcomes()
+    assert len(after) == 6 and {name: after[name] for name in before} == before, "a finished trial was run again"
+    assert "explained variance (R²) of year" in said and PLAIN in said
+    assert sum(line.startswith(("scratch", PLAIN)) for line in said.splitlines()) == 2
+
+
 def test_groups_stay_whole_and_labels_get_their_share(music: Path, here: None) -> None:
     write_table(music)
     ((spec, store),) = made(settings(music))
@@ -148,15 +171,24 @@ def test_given_splits_are_kept_and_what_crosses_them_is_named_and_measured(music
     splits = ("train", "test", "validation", "train")
     write_table(
         music,
-        ("file_name", "genre", "group", "split"),
-        [(*row[:2], row[4], splits[at % 4]) for at, row in enumerate(ROWS)],
+        (*HEAD, "split"),
+        [(*row, splits[at % 4]) for at, row in enumerate(ROWS)],
     )
-    config = settings(music)
-    ((spec, store),) = made(config)
+    config = settings(music, study__tasks=("genre", "year", "mood"))
+    (spec, store), (year, _), (mood, _) = made(config)
     assert Counter(divided(store).values()) == {"train": 12, "test": 6, "valid": 6}
     assert store.manifest[LABELS]["crossing"]["group"] == sorted(f"g{number}" for number in range(12))
     found = {item.name: item for item in baselines(spec.config, store, spec.task)}
     assert (found[GROUP].correct, found[GROUP].scored) == (6, 6)
+    numbers = {item.name: item for item in baselines(year.config, store, year.task)}
+    assert numbers[GROUP].metrics["mae"] == pytest.approx(1), "the other piece of a group is a year older"
+    assert "where 6 of 6 pieces have it" in numbers[GROUP].note
+    assert numbers[GROUP].accuracy > 0.9 > numbers[MEAN].accuracy
+    tags = {item.name: item for item in baselines(mood.config, store, mood.task)}
+    for row in store.select({"test"}).tolist():
+        other = PIECES.index(store.piece_id(row)) - 1
+        calm, sad = tags[GROUP].pieces[store.piece_id(row)][2:]
+        assert (round(calm), round(sad)) == (int("calm" in ROWS[other][3]), 1)
     text = dry_run.describe_plan(pipeline.plan(config, study=True), estimates=False)
     assert "12 groups stand in train and beside it, which flatters: g0, g1, g10 and 9 more" in text
 
@@ -201,6 +233,14 @@ def test_a_study_that_cannot_be_made_says_why_before_it_starts(
     write_table(music, (*HEAD, "rare"), [(*row, label) for row, label in zip(ROWS, rare, strict=True)])
     with pytest.raises((LabelError, ConfigError), match=problem):
         pipeline.tokenize(pipeline.plan(settings(music, **changes), study=True))
+
+
+def test_a_probe_is_among_the_rows_that_stand_where_none_are_asked_for(music: Path) -> None:
+    write_table(music)
+    standard = Config().study.variants
+    study = pipeline.plan(settings(music, study__variants=standard), study=True).study
+    assert study and [spec.trial.variant for spec in study.trials.values()] == [*standard, "probe"]
+    assert "probe" not in {trial.variant for trial in grid(Config())}
 
 
 def test_a_folder_without_labels_says_how_to_give_them(tmp_path: Path) -> None:

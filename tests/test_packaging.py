@@ -10,9 +10,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from midibert_ray.cli import workdir
+from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes
 from midibert_ray.model.midibert import MidiBertConfig
 
@@ -26,6 +28,7 @@ import importlib.util, json, sys
 folder, song = sys.argv[1:]
 import midibert_ray as mb
 model = mb.load(folder)
+assert mb.load("tiny").annotate(song).scores.tolist() == model.annotate(song).scores.tolist()
 annotated = model.annotate(song)
 annotated.to_midi().write("annotated.mid")
 found = {
@@ -62,14 +65,23 @@ def needed(requirements: list[Requirement], extra: str = "") -> Iterator[metadat
                 todo += [(Requirement(text), wish) for text in found.requires or ()]
 
 
+def tiny() -> MidiBertForNotes:
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    config = MidiBertConfig(**shape, num_classes=3)
+    config.name_classes(("melody", "bridge", "piano"))
+    return MidiBertForNotes(config)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the files that git knows."""
+    """Built from the files that git knows, and a model that ships."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for path in [*workdir.files(ROOT), ROOT / "README.md", ROOT / "LICENSE"]:
         place = source / path.relative_to(ROOT)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(path.read_bytes())
+    save_export(tiny(), source / "midibert_ray/weights/tiny", {"README.md": "a card"})
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*command, "--wheel-dir", target, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -114,10 +126,7 @@ def test_the_wheel_alone_annotates_a_song(wheel: Path, requirements: list[Requir
     with zipfile.ZipFile(wheel) as packed:
         packed.extractall(packages)
 
-    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
-    config = MidiBertConfig(**shape, num_classes=3)
-    config.name_classes(("melody", "bridge", "piano"))
-    MidiBertForNotes(config).save_pretrained(tmp_path / "model")
+    tiny().save_pretrained(tmp_path / "model")
     song = min(SONG.glob("*/*/*.mid"), default=None) or min(SONG.glob("*/*.mid"))
     done = subprocess.run(
         [tmp_path / "env/bin/python", "-c", PROGRAM, tmp_path / "model", song],

@@ -102,6 +102,7 @@ def test_baselines_of_a_corpus_that_is_tested_besides(config: Config, stores: li
     assert (own.task, other.task, own.name, other.name) == ("line", "line on solo", PLAIN, PLAIN)
     assert (own.scored, other.scored) == (len(one.select({"test"})) * NOTES, 5 * NOTES)
     assert own.note == other.note
+    assert np.sum(own.confusion, axis=1).tolist() == [*own.detail.values()]
     assert len(merge([own, other, *besides.values(), *alone.values()])) == 2 + len(besides) + len(alone), "no folds"
 
 
@@ -161,6 +162,10 @@ def test_trials_are_named_by_their_corpora(root: Path) -> None:
             r"study\.corpus=\('lieder', 'lieder'\) is not allowed; use each corpus once",
         ),
         ({"study__tests": ("solo",), "study__draws": 3}, r"study\.tests=\('solo',\) is not allowed; use none with"),
+        (
+            {"study__corpus": "pop909", "study__folds": 3},
+            r"study\.folds=3 is not allowed; use 0, as pop909 has no table",
+        ),
         ({"study__corpus": "sample,solo"}, "store of solo has no train, valid"),
         ({"study__tests": ("pop1k7",)}, "pop1k7"),
         ({"study__tests": ("soli",)}, "did you mean 'solo'"),
@@ -204,8 +209,10 @@ def test_a_study_on_two_corpora_tested_on_three(root: Path, ray_cluster: Any) ->
     assert made.tasks == ("line", "line on sample", "line on pop909", "line on solo")
     for name in (MAJORITY, TRAINING, PLAIN):
         assert all(made.trivial("clean", task, name) for task in made.tasks), name
-    rules = [item for item in melody_or_not(found.outcomes, found.baselines, found.tables) if item.name == SKYLINE]
-    assert [item.task for item in rules] == [*made.tasks]
+    rows = melody_or_not(found.outcomes, found.baselines, found.tables)
+    for name in (SKYLINE, TOP_NOTE, PLAIN, "scratch"):
+        assert [item.task for item in rows if item.name == name] == [*made.tasks]
+    assert len({sum(item.counts) for item in rows if item.task == "line on solo"}) == 1, "the same notes"
     run = next(iter(found.children.values()))
     assert run.data.metrics["test/solo/accuracy"] == besides[2].accuracy
     assert found.tracker.artifact(run.info.run_id, "predictions-solo.parquet")

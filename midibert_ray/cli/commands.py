@@ -48,7 +48,8 @@ _ACTORS = {
     "actors": "Actors at the most; without it, as many as the cluster has room for. Any number gives the same results.",
 }
 _APPLIED = {
-    "model": "Folder of a model as `export` writes it, `s3://bucket/prefix`, or MLflow's runs:/... or models:/...",
+    "model": "Folder of a model as `export` writes it, `s3://bucket/prefix`, MLflow's runs:/... or models:/..., or the "
+    "name of a model that ships with the package.",
     "input": "A file of music, or a folder or bucket of them, however deep (*.mid, *.midi, *.mxl, *.musicxml).",
 }
 _EVERYTHING = (*_ENCODER, "finetune", "rnn", "study", "compute", "storage", "tracking")
@@ -66,7 +67,7 @@ COMMANDS = {
         Command(
             name="study",
             settings=_EVERYTHING,
-            words="paper, sweep, or section.key=value",
+            words="paper, levers, weights, sweep, or section.key=value",
             extra={"task": "The one task of the study, in place of study.tasks."},
             kinds=STUDIES,
         ),
@@ -88,6 +89,7 @@ COMMANDS = {
                 "the finished pre-training of these settings is exported.",
                 "reference": "A .ckpt file of the authors' code (pre-trained, note-level or sequence-level) to export "
                 "instead. It is a pickle, and is refused if it holds anything but tensors and plain values.",
+                "weights": "Number format of the weights in the file: fp32, or bf16 for half the size; opened as fp32.",
             },
         ),
         Command(

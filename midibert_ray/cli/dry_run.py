@@ -12,7 +12,8 @@ from midibert_ray.cli import resources
 from midibert_ray.cli.arguments import show
 from midibert_ray.pipeline import JobPlan
 from midibert_ray.report.publish import postponed_reports
-from midibert_ray.settings.config import ComputeConfig, Config
+from midibert_ray.settings.compute import ComputeConfig
+from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten
 from midibert_ray.settings.text import counted
 from midibert_ray.studies.estimate import estimate
@@ -108,7 +109,9 @@ def _study_lines(plan: JobPlan, study: StudyPlan) -> list[str]:
     for key, entry in study.pretrainings.items():
         state = "open" if key in plan.open_pretrainings else "done"
         users = sum(trial.encoder == key for trial in study.trials.values())
-        lines.append(f"{'':<15} {key}  {state}  for {counted(users, 'trials')}: {_pretraining_words(entry.config)}")
+        lines.append(
+            f"{'':<15} {key}  {state}  for {counted(users, 'trials')}: {_pretraining_words(entry.config, study.config)}"
+        )
     names = ", ".join(entry.trial.name for entry in study.trials.values())
     return [
         *lines,
@@ -129,11 +132,21 @@ def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
             yield f"{'' if number else head:<15} {line}"
 
 
-def _pretraining_words(config: Config) -> str:
+def _pretraining_words(config: Config, study: Config) -> str:
+    """What a pre-training is made from, and where else it differs from the settings of its study."""
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
+    told, usual = (
+        ("corpora.", "tokens.protocol", "protocol.", "model.representation", "pretrain.splits"),
+        flatten(study),
+    )
+    others = (
+        f", {key}={show(value)}"
+        for key, value in flatten(config).items()
+        if value != usual[key] and not key.startswith(told)
+    )
     return (
         f"{config.model.representation.upper()}, {'+'.join(config.corpora.names)}, {splits}, "
-        f"protocol {config.protocol_in_force.describe()}"
+        f"protocol {config.protocol_in_force.describe()}{''.join(others)}"
     )
 
 

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from midibert_ray.settings.config import ComputeConfig, ConfigError
+from midibert_ray.settings.compute import ComputeConfig
+from midibert_ray.settings.config import ConfigError
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from midibert_ray.cli import arguments, commands
 from midibert_ray.cli.arguments import Args
+from midibert_ray.inference.shipped import is_shipped
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest, flatten, identity
 
@@ -76,7 +77,7 @@ def _check_places(args: Args) -> None:
     places = [(key, str(settings.get(key, ""))) for key in _PLACES]
     places += [("tracking.uri", args.config.tracking.uri.removeprefix("sqlite:///"))]
     model = args.extra.get("model", "")
-    places += [("model", "" if model.startswith(_MODEL) else model)]
+    places += [("model", "" if model.startswith(_MODEL) or is_shipped(model) else model)]
     folders = [name for name in args.config.corpora.names if name.startswith("folder:")]
     places += [("corpora.names", name.removeprefix("folder:")) for name in folders]
     for key, place in places:

@@ -51,6 +51,12 @@ CODE = (
     "midibert_ray/report/templates/report.css",
     "midibert_ray/report/templates/sections.html",
     "midibert_ray/export/card.md",
+    "midibert_ray/weights/*/config.json",
+    "midibert_ray/weights/*/model.safetensors",
+    "midibert_ray/weights/*/vocabulary.json",
+    "midibert_ray/weights/*/calibration.json",
+    "midibert_ray/weights/*/README.md",
+    "midibert_ray/weights/*/LICENSE-*",
 )
 """The files of a checkout that a job needs: code anywhere in the package, jobs and data by their names."""
 

@@ -62,7 +62,7 @@ def augment(
     if thin:
         tokens, length, source = _thinned(tokens, length, keys, thin)
     real = torch.arange(t, device=tokens.device) < length[:, None]
-    onset, position, pitch, duration = _onsets(tokens, real), *tokens.unbind(-1)[1:]
+    onset, position, pitch, duration = onsets(tokens, real), *tokens.unbind(-1)[1:]
     if transpose:
         pitch = _transposed(pitch, real, keys, transpose)
     if scale:
@@ -98,7 +98,7 @@ def augment_segments(batch: SegmentBatch, keys: Tensor, **settings: Any) -> Segm
     )
 
 
-def _onsets(tokens: Tensor, real: Tensor) -> Tensor:
+def onsets(tokens: Tensor, real: Tensor) -> Tensor:
     """Sixteenths from the first bar of the segment, int64 [b, t]; bars without notes do not count."""
     bars = ((tokens[..., 0] == BAR_NEW) & real).long()
     bars[:, 0] = 0

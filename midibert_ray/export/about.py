@@ -3,9 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from scipy.stats import binomtest
 
@@ -16,7 +16,7 @@ from midibert_ray.export.find import run_of
 from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
-from midibert_ray.music.tasks import TASKS, Task
+from midibert_ray.music.tasks import TASKS, Kind, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
@@ -65,6 +65,8 @@ class About:
     """Its own stages of training, for its `lineage` and those of models that start from it."""
     lineage: tuple[Stage, ...] = ()
     """The stages of the weights that it started from."""
+    rounded: bool = False
+    """Whether its weights are written in bf16."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 
@@ -179,7 +181,7 @@ def of_trial(result: TrialResult, provenance: Provenance | None) -> About:
         settings=_settings(config, sections),
         stages=(*((_stage(f"pre-training `{key or 'unknown'}`", corpora),) if pretrained else ()), own),
         remarks=remarks_on(root, key) if pretrained and key else {},
-        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`"),
+        **_scores(result, f"the test split of {tested}, protocol `{config.protocol_in_force.describe()}`", labelled),
     )
 
 
@@ -197,7 +199,26 @@ def _frozen(settings: FinetuneConfig) -> str:
     return _FROZEN[settings.freeze]
 
 
-def _scores(result: TrialResult, where: str) -> dict[str, Any]:
+def _task(result: TrialResult, labelled: Sequence[Corpus]) -> Task:
+    """The task of a trial; one of somebody's own labels as its result tells it."""
+    of_notes = result.kind == "classes" and "test/piece_accuracy" not in result.metrics
+    padding = of_notes and result.classes[:1] == ["padding"]
+    classes = tuple(result.classes[padding:])
+    known = TASKS.get(result.task)
+    if known and known.classes == classes:
+        return known
+    return Task(
+        name=result.task,
+        level="note" if of_notes else "sequence",
+        kind=cast(Kind, result.kind),
+        classes=classes,
+        corpus=labelled[0].name if labelled else "",
+        column="part" if of_notes else "label",
+        melody=result.melody,
+    )
+
+
+def _scores(result: TrialResult, where: str, labelled: Sequence[Corpus] = ()) -> dict[str, Any]:
     """The fields of `About` that tell of a trial's head and of its metrics."""
     told = {
         "classes": "Accuracy is a share, F1 the mean over classes, loss cross-entropy in nats",
@@ -209,7 +230,7 @@ def _scores(result: TrialResult, where: str) -> dict[str, Any]:
     unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.metrics else "notes"
     certain = _certainty(result) if result.kind == "classes" else ""
     return {
-        "task": TASKS.get(result.task),
+        "task": _task(result, labelled),
         "classes": tuple(result.classes),
         "metrics": {name: value for name, value in sorted(result.metrics.items()) if math.isfinite(value)},
         "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once.{certain} {told[result.kind]}; "

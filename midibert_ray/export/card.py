@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -13,13 +14,20 @@ from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.grid import OFF_GRID
 from midibert_ray.music.protocol import CLEAN
-from midibert_ray.music.tasks import TASKS, Task
+from midibert_ray.music.tasks import PAPER_TASKS, Task
 from midibert_ray.music.vocabulary import DURATIONS, PITCH_HIGH, PITCH_LOW, POSITIONS
 
 CARD = "README.md"
 
-HUB_LICENCES = {"MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
+HUB_LICENCES = {"CC0 1.0": "cc0-1.0", "MIT": "mit", "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0"}
 """Licences that model hubs have an id for, mildest first."""
+
+_GRID: dict[str, Any] = {
+    "PITCH_LOW": PITCH_LOW,
+    "PITCH_HIGH": PITCH_HIGH,
+    "POSITIONS": POSITIONS,
+    "DURATIONS": DURATIONS,
+}
 
 FLAWS = {
     "order": "Notes of one onset stand track by track (melody, bridge, accompaniment), which gives the melody away. A "
@@ -40,7 +48,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
     config, classifier = model.config, isinstance(model, MidiBertForNotes | MidiBertForSequences)
     task, names = told_by_head(model)
     task = about.task or task
-    labelled = about.labelled or ((corpus(task.corpus),) if task else ())
+    labelled = about.labelled or ((corpus(task.corpus),) if task and task.corpus else ())
     earlier = about.earlier
     corpora = list({entry.name: entry for entry in (*(earlier or ()), *about.corpora, *labelled)}.values())
     known = corpora if (about.corpora or about.labelled) and earlier is not None else []
@@ -48,7 +56,7 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
     shape = ["1", *(["time"] * (not isinstance(model, MidiBertForSequences)))]
     shape.append(str(config.num_classes if classifier else config.hidden_size))
     card = ModelCard.from_template(
-        _head(known, corpora),
+        _head(known, corpora, task),
         template_str=Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
         about=about,
         config=config,
@@ -63,15 +71,13 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
         flaws=[text for name, text in FLAWS.items() if getattr(about.protocol or CLEAN, name) != getattr(CLEAN, name)],
         corpora=corpora,
         known=known,
+        licence=hub_licence(known),
         limited=[entry for entry in known if not entry.redistribute],
         stages={entry.name: " and ".join(s for s, used in stages.items() if entry in used) for entry in corpora},
         titles={entry.name: _title(entry) for entry in corpora},
-        PITCH_LOW=PITCH_LOW,
-        PITCH_HIGH=PITCH_HIGH,
-        POSITIONS=POSITIONS,
+        **_GRID,
         off_grid=about.remarks.get(OFF_GRID, 0),
         four_four=about.protocol is not None and about.protocol.bars == "4/4",
-        DURATIONS=DURATIONS,
         reliability=about.calibration and (about.calibration.test or about.calibration.valid),
         familiar=FAMILIAR,
     )
@@ -79,12 +85,13 @@ def render(model: MidiBertPreTrainedModel, about: About) -> str:
 
 
 def told_by_head(model: MidiBertPreTrainedModel) -> tuple[Task | None, tuple[str, ...]]:
-    """The downstream task of a fine-tuned model and the names of its outputs; None and () where the head fits no task.
+    """The paper's task of a fine-tuned model and the names of its outputs; None and () where the head fits none, or the
+    model knows its task.
 
     Note-level heads may have an output for padding, which comes first.
     """
     heads = {"note": MidiBertForNotes, "sequence": MidiBertForSequences}
-    for task in TASKS.values():
+    for task in () if model.config.task else PAPER_TASKS:
         surplus = (model.config.num_classes or 0) - len(task.classes)
         if isinstance(model, heads[task.level]) and (surplus == 0 or (surplus == 1 and task.level == "note")):
             return task, ("padding",) * surplus + task.classes
@@ -99,14 +106,14 @@ def hub_licence(corpora: Sequence[Corpus]) -> str:
     return [word for licence, word in HUB_LICENCES.items() if licence in terms][-1]
 
 
-def _head(known: Sequence[Corpus], corpora: Sequence[Corpus]) -> ModelCardData:
+def _head(known: Sequence[Corpus], corpora: Sequence[Corpus], task: Task | None) -> ModelCardData:
     licence = hub_licence(known)
     return ModelCardData(
         license=licence,
         license_name="see-the-corpora" if licence == "other" else None,
         tags=["midi", "symbolic-music", "piano", "music-information-retrieval", "midibert"],
         datasets=[entry.slug for entry in corpora],
-        metrics=["accuracy"],
+        metrics=[{"number": "r_squared", "tags": "average_precision"}.get(task.kind if task else "", "accuracy")],
     )
 
 

@@ -23,7 +23,7 @@ from midibert_ray.model.folder import VOCABULARY, WEIGHT_FILES, ModelFileError, 
 from midibert_ray.model.midibert import MidiBertPreTrainedModel
 from midibert_ray.model.reference import load_reference
 from midibert_ray.settings.config import Config, ConfigError
-from midibert_ray.settings.validators import require, require_address, require_folder
+from midibert_ray.settings.validators import require, require_address, require_folder, require_one_of
 from midibert_ray.storage import digests
 from midibert_ray.studies import result as results
 from midibert_ray.training import checkpoints, runs
@@ -35,11 +35,22 @@ logger = logging.getLogger(__name__)
 UPLOADED = (WEIGHT_FILES[1], VOCABULARY, CARD, CALIBRATION, WEIGHT_FILES[0])
 """An export in a bucket, in the order in which it is written: the last file says that the others are there."""
 
+WEIGHTS = ("fp32", "bf16")
+"""Number formats of the weights in a file."""
+
 Pretrained = Callable[[Config], PretrainRun]
 """Gives the finished pre-training of a configuration, such as `pipeline.pretrained`."""
 
 
-def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str = "", reference: str = "") -> str:
+def export(
+    config: Config,
+    pretrained: Pretrained,
+    *,
+    output: str = "",
+    run: str = "",
+    reference: str = "",
+    weights: str = "fp32",
+) -> str:
     """Write a model as a folder, whole or not at all, and return the folder's URI.
 
     In a bucket the folder is a model as soon as it has a config.json, which is written last.
@@ -50,6 +61,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         output: folder to write, local or in a bucket; new or empty.
         run: name or URI of a trial, run or checkpoint to export instead; see `find`, also for its errors.
         reference: path of a file of the authors' code to export instead.
+        weights: number format in the file, `fp32` or `bf16`.
 
     Raises:
         ConfigError: for no output, an address that cannot be used, or two sources.
@@ -57,6 +69,7 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         ModelFileError: for a source that is no whole model, or a pickle that holds more than tensors.
     """
     final = _output(output)
+    require_one_of("weights", weights, WEIGHTS)
     _check_free(final)
     if run and reference:
         raise ConfigError(f"run={run} and reference={reference} are two sources; give one of them")
@@ -68,23 +81,33 @@ def export(config: Config, pretrained: Pretrained, *, output: str = "", run: str
         done = pretrained(config)
         model = _open(done.checkpoint)
         known = about.of_pretraining(config, config.storage.root, key=done.key, step=done.step, metrics=done.metrics)
-    if names := known.classes or told_by_head(model)[1]:
-        model.config.name_classes(names, known.task.kind if known.task else "classes")
     if known.task:
         model.config.task = known.task.name
+        model.config.name_classes(known.classes, known.task.kind)
+    elif names := told_by_head(model)[1]:
+        model.config.name_classes(names)
     if known.protocol:
         model.config.protocol = known.protocol.to_dict()
-    known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()))
+    known = dataclasses.replace(known, lineage=tuple(model.config.lineage or ()), rounded=weights == "bf16")
     model.config.lineage = [*known.lineage, *known.stages]
     texts = {CARD: render(model, known)}
     if known.calibration:
         texts[CALIBRATION] = known.calibration.to_json()
-    _write(model, final, texts)
+    _write(model, final, texts, weights)
     return final
 
 
-def plan(config: Config, pretrained: Pretrained, *, output: str = "", run: str = "", reference: str = "") -> str:
+def plan(
+    config: Config,
+    pretrained: Pretrained,
+    *,
+    output: str = "",
+    run: str = "",
+    reference: str = "",
+    weights: str = "fp32",
+) -> str:
     """The text of `--dry-run`: where the weights come from, and where the folder goes."""
+    require_one_of("weights", weights, WEIGHTS)
     source = reference or (find(config, run) if run else pretrained(config).checkpoint)
     return f"{'from':<8}{source}\n{'to':<8}{_output(output)}"
 
@@ -107,12 +130,12 @@ def _check_free(final: str) -> None:
         raise OutputError(f"{final} is there already; nothing is overwritten: name a new folder, or remove it first")
 
 
-def _write(model: MidiBertPreTrainedModel, final: str, texts: Mapping[str, str]) -> None:
+def _write(model: MidiBertPreTrainedModel, final: str, texts: Mapping[str, str], weights: str) -> None:
     if storage.is_local(final):
-        models.save_export(model, final, texts)
+        models.save_export(model, final, texts, weights)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = models.save_export(model, Path(scratch, "export"), texts)
+        folder = models.save_export(model, Path(scratch, "export"), texts, weights)
         storage.upload(folder, final, [name for name in UPLOADED if (folder / name).exists()])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from midibert_ray.inference import shipped
 from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
@@ -27,7 +28,8 @@ def load(uri: str | PathLike[str], device: str | torch.device | None = None, **o
 
     Args:
         uri: a folder as `midibert export` writes it, local or in a bucket (`s3://`, `gs://`), or MLflow's `runs:/...`
-            or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow.
+            or `models:/...`; a local folder needs neither Ray nor DeepSpeed nor MLflow. Where there is no such folder,
+            the name of a model that ships with the package.
         device: None takes a GPU where there is one.
         **options: `precision` and `overlap`, see `Annotator`.
 
@@ -62,7 +64,13 @@ def _without_progress_bars() -> Iterator[None]:
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
     if "://" not in uri and not uri.startswith(MLFLOW):
-        yield Path(uri).expanduser()
+        folder = shipped.FOLDER / uri if shipped.is_shipped(uri) else Path(uri).expanduser()
+        if not folder.exists():
+            raise FileNotFoundError(
+                f"{uri} is not a model's folder: {' and '.join(WEIGHT_FILES)} not found in it; models that ship with "
+                f"midibert_ray: {', '.join(shipped.names()) or 'none'}"
+            )
+        yield folder
         return
     with tempfile.TemporaryDirectory() as scratch:
         if uri.startswith(MLFLOW):

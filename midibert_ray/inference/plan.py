@@ -12,6 +12,7 @@ from midibert_ray import storage
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.inputs import Inputs, list_inputs
 from midibert_ray.inference.load import MLFLOW, load
+from midibert_ray.inference.shipped import is_shipped
 from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
 from midibert_ray.inference.worker import JobSpec
 from midibert_ray.settings.validators import ConfigError, require, require_address
@@ -98,7 +99,9 @@ def plan(spec: JobSpec, source: str) -> Plan:
     require_address("output", spec.output)
     storage.require_bucket("output", spec.output)
     inputs = list_inputs(source)
-    model = storage.resolve(spec.model) if not spec.model.startswith(MLFLOW) else spec.model
+    # Where the package lies on a node, only that node knows.
+    by_name = spec.model.startswith(MLFLOW) or is_shipped(spec.model)
+    model = spec.model if by_name else storage.resolve(spec.model)
     digest = _check_model(spec, model)
     output = storage.resolve(spec.output)
     state = storage.join(output, STATE) if spec.kind == "annotate" else _beside(output, ".job")

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
@@ -30,7 +32,7 @@ class OutputError(ValueError):
 
 
 def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
-    """The model, of the class that wrote the folder and in eval mode, in a folder such as a checkpoint of a run.
+    """The model in a folder such as a checkpoint of a run: of the class that wrote it, in fp32 and in eval mode.
 
     Raises FileNotFoundError, and ModelFileError where the folder does not hold all weights of such a model.
     """
@@ -41,7 +43,7 @@ def load_checkpoint(folder: str | Path) -> MidiBertPreTrainedModel:
         written_by = json.loads(Path(folder, "config.json").read_bytes()).get("architectures") or [None]
         kind = _CLASSES[written_by[0]]
         # Never a pickle: without this a missing file would be looked for under older names.
-        opened: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        opened: Any = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
     except (SafetensorError, json.JSONDecodeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(f"{folder}: damaged, or another model's: {_line(error)}") from error
     except KeyError as error:
@@ -65,8 +67,12 @@ def check_free(directory: str | Path) -> Path:
     return final
 
 
-def save_export(model: MidiBertPreTrainedModel, directory: str | Path, texts: Mapping[str, str] | None = None) -> Path:
+def save_export(
+    model: MidiBertPreTrainedModel, directory: str | Path, texts: Mapping[str, str] | None = None, weights: str = "fp32"
+) -> Path:
     """Write config.json, model.safetensors, vocabulary.json and texts (file name -> content), such as a model card.
+
+    weights: `fp32`, or `bf16` for half the size: they are rounded, and opened as fp32.
 
     A reader sees the whole folder or none; `AutoModel.from_pretrained(directory)` opens it after
     `import midibert_ray.model`. Returns the folder. Raises OutputError where something is there already.
@@ -77,6 +83,9 @@ def save_export(model: MidiBertPreTrainedModel, directory: str | Path, texts: Ma
     with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as scratch:
         new = Path(scratch, "new")
         model.save_pretrained(new)
+        if weights == "bf16":
+            tensors = {name: tensor.bfloat16() for name, tensor in load_file(new / WEIGHT_FILES[1]).items()}
+            save_file(tensors, new / WEIGHT_FILES[1], metadata={"format": "pt"})
         for name, text in {VOCABULARY: model.config.vocabulary.to_json() + "\n", **(texts or {})}.items():
             (new / name).write_text(text, encoding="utf-8")
         for path in new.iterdir():  # safetensors would leave the weights to their owner alone

@@ -7,6 +7,7 @@ and pooler, which the authors' code carries along although they never get a grad
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar, Literal, cast
 
@@ -212,7 +213,7 @@ class MidiBertModel(MidiBertPreTrainedModel):
     """`flex`: by FlexAttention where it can (`model.flex`), without dense masks."""
 
     # A folder may hold a whole model; the encoder is opened from it without a word about the heads left behind.
-    _keys_to_ignore_on_load_unexpected = [r"^heads?\."]  # noqa: RUF012 (an instance variable to transformers)
+    _keys_to_ignore_on_load_unexpected = [r"^heads?\.", r"^roll\."]  # noqa: RUF012 (an instance variable to transformers)
 
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__(config)
@@ -277,13 +278,25 @@ class MidiBertModel(MidiBertPreTrainedModel):
         return packing.pairs() if packing else attention_mask
 
 
+@dataclass
+class PretrainingOutput(MaskedLMOutput):
+    """The output of a model that also predicts piano rolls."""
+
+    roll: Tensor | None = None
+    """float [n, outputs of the roll head], of the n real notes."""
+
+
 class MidiBertForMaskedLM(MidiBertPreTrainedModel):
     """The encoder with one linear layer a token type that recovers masked tokens (paper §V-A)."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^roll\."]  # noqa: RUF012 (an instance variable to transformers)
 
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__(config)
         self.midibert = MidiBertModel(config)
         self.heads = nn.ModuleList(nn.Linear(config.hidden_size, size) for size in config.vocabulary.sizes)
+        self.roll: nn.Linear | None = None
+        """A head for every real note, which learns along in pre-training and is left behind when a folder is opened."""
         self.post_init()
 
     def forward(
@@ -293,20 +306,26 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
         where: Tensor | Chosen | None = None,
         packing: Packing | None = None,
         labels: Tensor | None = None,
-    ) -> MaskedLMOutput:
+        real: Tensor | None = None,
+    ) -> PretrainingOutput:
         """Logits float [m, n_f] of each token type at the m positions where `where` (bool [b, t], or `Chosen`) is true.
 
         tokens, attention_mask, packing: see `MidiBertModel`. Positions are in row-major order, as in tokens[where].
         labels: int64, of the shape of tokens, the true ids; IGNORE where a position is not scored. With them the output
         has the `loss` of `mlm_loss`, and `where` is a tensor. Without `where` the positions are those that have labels,
         and without labels all: logits are float [b, t, n_f] then.
+        real: bool [b, t], n true: the notes whose roll a model with a roll head predicts; that waits for the device.
         """
         if where is None and labels is not None:
             where = (labels if labels.dim() == 2 else labels[..., 0]) != IGNORE
-        hidden = self.midibert(tokens, attention_mask, where=where, packing=packing).last_hidden_state
+        asked = where if self.roll is None else None  # else the last layer is needed at all notes
+        hidden = self.midibert(tokens, attention_mask, where=asked, packing=packing).last_hidden_state
+        roll = None if self.roll is None else self.roll(hidden[real])
+        if asked is not where:
+            hidden = hidden[where.rows, where.positions] if isinstance(where, Chosen) else hidden[where]
         logits = tuple(head(hidden) for head in self.heads)
         loss = None if labels is None else mlm_loss(logits, labels[cast(Tensor, where)])["loss"]
-        return MaskedLMOutput(loss=loss, logits=logits)  # type: ignore[arg-type]  # a tensor a token type
+        return PretrainingOutput(loss=loss, logits=logits, roll=roll)  # type: ignore[arg-type]  # a tensor a token type
 
 
 def mlm_loss(

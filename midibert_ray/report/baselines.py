@@ -70,6 +70,8 @@ class Baseline(Record):
     """As `TrialResult.pieces`; empty of a rule that is counted alone."""
     clusters: dict[str, str] = field(default_factory=dict)
     """As `TrialResult.clusters`."""
+    confusion: list[list[int]] = field(default_factory=list)
+    """As `TrialResult.confusion`, of the classes of `detail`; empty of a rule that is counted alone."""
 
     @property
     def accuracy(self) -> float:
@@ -102,7 +104,7 @@ def baselines(
     Classes have the majority classes, that of the test split and that of the training split; a task that knows which
     class is the melody also skyline, the top note and, as these only tell melody from the rest, the answer that nothing
     is melody; one whose pieces are clips of songs also the label of the clip's song. Numbers have mean and median of
-    the training split, tags their shares in it.
+    the training split, tags their shares in it. Where groups are on both sides, the label of the group is one too.
 
     Raises:
         ValueError: where there is no test split, or its labels are not those of the task.
@@ -156,7 +158,7 @@ def _scored(
     classes: tuple[str, ...],
 ) -> Baseline:
     """A baseline that answers for every segment or note, as models do."""
-    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.piece_id)
+    matrix, pieces = predictions.matrix(), predictions.by_piece(segments.name)
     labels = predictions.label
     counts = labels.sum(axis=0) if labels.ndim == 2 else matrix.sum(axis=1)
     return Baseline(
@@ -171,25 +173,50 @@ def _scored(
         metrics={key.removeprefix("test/"): value for key, value in predictions.metrics("test").items()},
         pieces=pieces,
         clusters=segments.clusters,
+        confusion=matrix.tolist(),
     )
 
 
 def _constants(task: Task, protocol: str, learned: Segments, segments: Segments) -> list[Baseline]:
-    """The same answer to all test pieces: mean or median of the training split, or the share of each tag there."""
+    """The same answer to all test pieces, mean or median of the training split or the share of each tag there, and
+    the label of the group, where test pieces have theirs there.
+    """
     train, test = (
         _values(task, [each.label(piece, task.column) for piece in range(each.pieces)]) for each in (learned, segments)
     )
     answers = {MEAN: train.mean(axis=0), MEDIAN: np.median(train, axis=0)}
     if task.kind == "tags":
-        answers = {PRIOR: logit(train.mean(axis=0).clip(1e-6, 1 - 1e-6))}
+        answers = {PRIOR: train.mean(axis=0)}
+    notes = {
+        name: f"for every piece the {name} of the training split" + (f": {answer:.4g}" if answer.ndim == 0 else "")
+        for name, answer in answers.items()
+    }
+    by_group, known = _of_groups(learned, segments, train)
+    if known:
+        answers[GROUP] = by_group
+        notes[GROUP] = (
+            f"for a piece the mean of its group in the training split, where {known} of {len(test)} pieces have it; "
+            "for the others the mean of all"
+        )
     found, numbers = [], np.arange(len(test))
     for name, answer in answers.items():
-        said = np.broadcast_to(np.atleast_1d(answer), (len(test), np.size(answer))).astype(np.float32)
-        predictions = KINDS[task.kind](numbers, numbers, np.full(len(test), -1), test, said)
-        told = f": {answer:.4g}" if task.kind == "number" else ""
-        note = f"for every piece the {name} of the training split{told}"
-        found.append(_scored(task, protocol, name, predictions, segments, note, task.classes))
+        said = np.broadcast_to(answer, test.shape).reshape(len(test), -1)
+        said = logit(said.clip(1e-6, 1 - 1e-6)) if task.kind == "tags" else said
+        none = np.full(len(test), -1)
+        predictions = KINDS[task.kind](numbers, numbers, none, test, said.astype(np.float32))
+        found.append(_scored(task, protocol, name, predictions, segments, notes[name], task.classes))
     return found
+
+
+def _of_groups(learned: Segments, segments: Segments, train: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+    """For each test piece the mean over its group (or near-duplicates) in the training split, over all pieces there
+    where it has none; and how many have.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for piece in range(learned.pieces):
+        groups.setdefault((learned.corpus(piece), learned.cluster(piece)), []).append(piece)
+    there = [groups.get((segments.corpus(piece), segments.cluster(piece))) for piece in range(segments.pieces)]
+    return np.array([train[rows or slice(None)].mean(axis=0) for rows in there]), sum(map(bool, there))
 
 
 def _values(task: Task, labels: Sequence[str | None]) -> NDArray[np.float64]:
@@ -229,6 +256,7 @@ def _merge(group: Sequence[Baseline]) -> Baseline:
         metrics=metrics,
         pieces=pieces,
         clusters={piece: cluster for item in group for piece, cluster in item.clusters.items()},
+        confusion=np.sum([item.confusion for item in group], axis=0).tolist() if first.confusion else [],
     )
 
 

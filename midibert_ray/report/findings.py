@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from midibert_ray.music.protocol import CLEAN, PAPER, PROTOCOLS
 from midibert_ray.music.tasks import MELODY, TASKS
 from midibert_ray.report import kinds, statistics
 from midibert_ray.report.baselines import NO_MELODY, PLAIN, QUADRANTS, SONG, Baseline
-from midibert_ray.report.statistics import Interval, p_text
+from midibert_ray.report.statistics import Floats, Interval, p_text
 from midibert_ray.report.table import (
     Key,
     ResultTable,
@@ -191,7 +193,7 @@ class MelodyOrNot(NamedTuple):
 def melody_or_not(
     outcomes: Iterable[TrialResult], baselines: Sequence[Baseline], tables: Sequence[ResultTable]
 ) -> list[MelodyOrNot]:
-    """Melody against bridge and accompaniment together (paper, §VIII-A1): rules first, then models.
+    """Melody against bridge and accompaniment together (paper, §VIII-A1): rules and plain features first, then models.
 
     Where a study has the models whose confusions the paper shows, only these; else all.
     """
@@ -200,22 +202,29 @@ def melody_or_not(
     names, rows = labels(tables), []
     for column in sorted(dict.fromkeys(key[:2] for key in shown), key=lambda each: [*PROTOCOLS].index(each[0])):
         protocol, task = column
-        models = {key.variant: _quadrants(groups[key]) for key in shown if key[:2] == column}
+        mine = {key.variant: groups[key] for key in shown if key[:2] == column}
+        melody = kinds.melody(next(iter(mine.values()))[0])
+        models = {
+            variant: _quadrants(mean_confusion(group), group[0].classes.index(melody))
+            for variant, group in mine.items()
+        }
         hits, false, missed, rest = next(iter(models.values()))
         told: dict[str, Sequence[float]] = {NO_MELODY: (0, 0, hits + missed, false + rest)}
         for item in baselines:
-            if (item.protocol, item.task) == column and "TP" in item.detail:
+            if (item.protocol, item.task) != column:
+                continue
+            if "TP" in item.detail:
                 told[item.name] = [item.detail[name] for name in QUADRANTS]
+            elif item.confusion:
+                told[item.name] = _quadrants(np.array(item.confusion), list(item.detail).index(melody))
         printed = paper.MELODY_OR_NOT if task == MELODY.name else {}
         for name, counts in (told | models).items():
             rows.append(MelodyOrNot(names.get(name, name), task, protocol, counts, printed.get(name)))
     return rows
 
 
-def _quadrants(group: Sequence[TrialResult]) -> tuple[float, float, float, float]:
-    """The `QUADRANTS` of the class melody, means over seeds."""
-    matrix = mean_confusion(group)
-    melody = group[0].classes.index(kinds.melody(group[0]))
+def _quadrants(matrix: Floats, melody: int) -> tuple[float, float, float, float]:
+    """The `QUADRANTS` of the class melody, given by its number, in confusion counts."""
     hits = matrix[melody, melody]
     true, said = matrix[melody].sum(), matrix[:, melody].sum()
     return float(hits), float(said - hits), float(true - hits), float(matrix.sum() - true - said + hits)

@@ -1,13 +1,14 @@
 """`report.html`: one self-contained page about a study, made from MLflow alone."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from midibert_ray import storage
 from midibert_ray.report import table
 from midibert_ray.report.findings import verdict
 from midibert_ray.report.load import LoadedStudy, load
-from midibert_ray.report.page import document
-from midibert_ray.report.sections import all_sections
+from midibert_ray.report.page import Section, document
+from midibert_ray.report.sections import all_sections, learning_curves
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.validators import require_name
 
@@ -20,10 +21,14 @@ def write(config: Config, key: str) -> str:
         UnreachableError: where a tracking server does not answer.
     """
     study = load(config, key)
-    page = render(study)
+    sections = all_sections(study)
+    page = _page(study, sections)
     target = uri(config, study.key)
     storage.write_bytes(target, page.encode())
-    study.tracker.log(study.experiment, study.key).text(page, "report.html")
+    run = study.tracker.log(study.experiment, study.key)
+    run.text(page, "report.html")
+    for name, picture in learning_curves(sections):
+        run.figure(picture, name)
     return target
 
 
@@ -39,6 +44,10 @@ def uri(config: Config, key: str) -> str:
 
 def render(study: LoadedStudy) -> str:
     """The page as HTML; every picture and style is within it."""
+    return _page(study, all_sections(study))
+
+
+def _page(study: LoadedStudy, sections: Sequence[Section]) -> str:
     params = study.parent.data.params
     hours = sum(score.device_hours for score in table.scores(study.tables).values())
     started = datetime.fromtimestamp(study.parent.info.start_time / 1000, UTC)
@@ -50,4 +59,4 @@ def render(study: LoadedStudy) -> str:
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
-    return document(study.key, all_sections(study), facts, verdict(study.tables))
+    return document(study.key, sections, facts, verdict(study.tables))

@@ -1,10 +1,12 @@
 """The data of the sections of a study's report; `templates/sections.html` shows them."""
 
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from midibert_ray.inference.page import assets
 from midibert_ray.music.protocol import PROTOCOLS
@@ -22,6 +24,8 @@ from midibert_ray.tracking import Run
 
 HARDEST = 20
 """Pieces of a column that are shown."""
+PRETRAINING, FINETUNING = ("Pre-training", "pretraining"), ("Fine-tuning", "finetuning")
+"""Headings and macros of the sections with learning curves."""
 Curve = list[tuple[int, float]]
 """Steps or epochs, and values."""
 
@@ -38,12 +42,21 @@ def all_sections(study: LoadedStudy) -> list[Section]:
         Section("Numbers and tags", "answers", answers(study)),
         Section("Hardest pieces", "pieces", hardest_pieces(study)),
         Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
-        Section("Pre-training", "pretraining", pretraining(study)),
-        Section("Fine-tuning", "finetuning", finetuning(study)),
+        Section(*PRETRAINING, pretraining(study)),
+        Section(*FINETUNING, finetuning(study)),
         Section("Cost", "cost", _scores(study)),
         Section("Failed trials", "failures", study.failed),
         Section("Settings", "settings", study),
     ]
+
+
+def learning_curves(sections: Iterable[Section]) -> Iterator[tuple[str, Figure]]:
+    """The pictures of learning curves in a report, by the names of files."""
+    data = {section[:2]: section.data for section in sections}
+    for name in ("loss", "accuracy") if data[PRETRAINING] else ():
+        yield f"curves-pretraining-{name}.png", data[PRETRAINING][name]
+    for protocol, task, picture in data[FINETUNING]:
+        yield f"curves-{task}-{protocol}.png", picture
 
 
 def _results(study: LoadedStudy) -> dict[str, Any]:
@@ -173,7 +186,7 @@ def pretraining(study: LoadedStudy) -> dict[str, Any]:
         right = {name: _curve(study, run, f"valid/accuracy/{name}", 100) for name in types}
     return {
         "loss": plots.curves(left, x="step", y=title),
-        "accuracy": plots.curves(right, x="step", y="accuracy of masked tokens in validation, %"),
+        "accuracy": plots.curves(right, x="step", y="accuracy of hidden tokens in validation, %"),
         "encoders": [(name, losses[key], accuracies[key], started.count(key)) for key, name in names.items()],
     }
 
@@ -190,6 +203,9 @@ def encoder_names(runs: dict[str, Run]) -> dict[str, str]:
     return {key: named[key] or str(run.info.run_name) for key, run in runs.items()}
 
 
+_LEVERS = ("pretrain.objective", "mask.fraction", "pretrain.roll", "augment.transpose", "tokens.segment")
+
+
 def _told(params: dict[str, str]) -> list[str]:
     """The settings that may tell one pre-training from another, in words."""
     corpora = params.get("corpora.names", "").split(",")
@@ -199,6 +215,7 @@ def _told(params: dict[str, str]) -> list[str]:
         {"train": "train splits"}.get(params.get("pretrain.splits", ""), "all splits"),
         {"pitch": "notes by pitch"}.get(params.get("protocol.order", ""), "the protocol's order"),
         f"protocol {params.get('tokens.protocol', '')}",
+        *(f"{name.rpartition('.')[2]} {params.get(name, '')}" for name in _LEVERS),
     ]
 
 

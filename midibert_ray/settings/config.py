@@ -16,6 +16,7 @@ from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
 from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.augment import AugmentConfig
+from midibert_ray.settings.compute import ComputeConfig
 from midibert_ray.settings.protocol import ProtocolConfig
 from midibert_ray.settings.validators import ConfigError, by_content, optional, require, require_some_of, runtime
 
@@ -36,8 +37,13 @@ Variant = Literal[
     "pretrained-by-pitch",
     "scratch-by-pitch",
     "rnn-by-pitch",
+    "mask-30",
+    "noise",
+    "noise-roll",
+    "noise-roll-transpose",
+    "segment-1024",
 ]
-TableName = Literal["1", "2", "3", "4", "leak"]
+TableName = Literal["1", "2", "3", "4", "leak", "levers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +137,9 @@ class PretrainConfig:
     objective: Literal["mask", "noise"] = optional("mask")
     """`mask`: find masked tokens (the paper); `noise`: find the notes behind ones that were changed a little (M2BERT,
     with `mask.fraction=0.3`)."""
+    roll: float = optional(0.0)
+    """Weight of a second loss: at every note, the squared error of a predicted piano roll of its bar and of the chroma
+    of its moment, over all 17 x 98 numbers (M2BERT: 1/176); 0: none. Exports have no head for it."""
     batch: int = 12
     """Global batch in segments (the authors' REMI code: 16); micro-batches are derived from it and the workers."""
     epochs: int = 500
@@ -150,6 +159,7 @@ class PretrainConfig:
         checks.require_address("pretrain.start", self.start)
         checks.require_positive(self, "pretrain.", "batch", "epochs", "valid_every")
         require(self.patience >= 0, "pretrain.patience", self.patience, "0 or more")
+        require(self.roll >= 0, "pretrain.roll", self.roll, "a weight from 0")
         require(0 < self.valid_fraction < 1, "pretrain.valid_fraction", self.valid_fraction, "between 0 and 1")
 
 
@@ -188,6 +198,8 @@ class FinetuneConfig:
     """Weigh each class by the inverse of its frequency in the training split."""
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+    average: int = optional(1)
+    """Validate and keep the mean of the weights after each of the last so many epochs (not of RNNs); 1: of one."""
     batch: int = 12
     """Segments a step."""
     epochs: int = 10
@@ -199,7 +211,7 @@ class FinetuneConfig:
         checks.require_task("finetune.task", self.task, self.corpus, tuple(TASKS))
         checks.require_corpora("finetune.corpus", checks.corpora_of(self.corpus) or ("",))
         checks.require_address("finetune.start", self.start)
-        checks.require_positive(self, "finetune.", "batch", "epochs", "lr")
+        checks.require_positive(self, "finetune.", "batch", "epochs", "lr", "average")
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
@@ -244,9 +256,10 @@ class StudyConfig:
     kinds: tuple[str, ...] = runtime(())
     """Kinds of tasks other than their labels look, as in year:classes; there are classes, number and tags."""
     variants: tuple[str, ...] = runtime(("pretrained", "freeze-backbone", "freeze-attention", "scratch"))
-    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on."""
+    """Rows of the result table: how each trial starts, what it freezes, what it was pre-trained on. On a folder of your
+    own these and `probe`."""
     tables: tuple[str, ...] = runtime(())
-    """Tables of the paper (`1` to `4`, and `leak`): all of their rows, or those that `study.variants` names."""
+    """Tables of the paper (`1` to `4`) and ours: all of their rows, or those that `study.variants` names."""
     protocols: tuple[str, ...] = runtime(())
     """Protocols under which every cell is computed; none takes that of `tokens.protocol`."""
     seeds: int = runtime(1)
@@ -269,61 +282,6 @@ class StudyConfig:
             require_some_of("study.protocols", self.protocols, tuple(PROTOCOLS))
         if self.variants or not self.tables:
             require_some_of("study.variants", self.variants, get_args(Variant))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the forward and backward pass; part of the identity, as it changes results."""
-    workers: int = runtime(1)
-    """Workers of the pre-training run."""
-    compile: Literal["off", "layers", "step"] = optional("off")
-    """Pre-training compiled by torch (it needs a C++ compiler): layer by layer, or the whole step up to its loss. Part
-    of the identity, as dropout draws other masks then."""
-    micro_batch: int = runtime(0)
-    """Segments a worker holds at once; 0 takes the global batch divided by the workers."""
-    attention: Literal["dense", "flex"] = runtime("dense")
-    """How pre-training computes attention: with dense masks and biases, or on a GPU by torch's FlexAttention, which
-    needs none of them and knows no dropout of attention weights."""
-    packing: bool = runtime(True)
-    """Let short segments share a row where nothing attends to padding: the same results without work on it."""
-    zero_stage: int = runtime(1)
-    """DeepSpeed ZeRO stage, 0 to 3."""
-    gpu: bool = runtime(False)
-    """Give every pre-training worker a GPU (NCCL) instead of CPUs (gloo)."""
-    accelerator: str = runtime("")
-    """Type of GPU that pre-training workers ask for, as Ray names it (`H100`, `A10G`, `L4`); empty: any."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = runtime("PACK")
-    """Where the workers of a pre-training run go: on few nodes, or on many; STRICT_: on one, or each on its own."""
-    cpus_per_worker: int = runtime(1)
-    """CPUs of a pre-training worker, used as threads when there is no GPU."""
-    cpus_per_trial: float = runtime(1)
-    """CPUs of a fine-tuning trial."""
-    gpus_per_trial: float = runtime(0)
-    """GPUs of a fine-tuning trial; a fraction lets trials share one."""
-    max_concurrent_trials: int = runtime(0)
-    """Trials that run side by side; 0 lets the cluster's resources decide."""
-    max_failures: int = runtime(3)
-    """Times that a run or a trial starts again from its last checkpoint after a failure."""
-    watchdog_s: float = runtime(300.0)
-    """Seconds without a step until a worker is named, twice as many until it is killed; 50 slowest steps at least."""
-    log_every: int = runtime(10)
-    """Steps between two progress lines, each of which is one point of every curve."""
-    keep_checkpoints: int = runtime(2)
-    """Checkpoints kept on storage: the best ones, and the latest; at least 2, so that one may break."""
-
-    def __post_init__(self) -> None:
-        require(self.zero_stage in range(4), "compute.zero_stage", self.zero_stage, "0, 1, 2 or 3")
-        fits = self.compile == "off" or self.zero_stage < 3
-        require(
-            fits, "compute.compile", self.compile, "off with compute.zero_stage=3, which gathers weights layer by layer"
-        )
-        require(self.keep_checkpoints >= 2, "compute.keep_checkpoints", self.keep_checkpoints, "2 or more")
-        require(self.gpu or not self.accelerator, "compute.accelerator", self.accelerator, "it with compute.gpu=true")
-        checks.require_positive(self, "compute.", "workers", "cpus_per_worker", "cpus_per_trial", "log_every")
-        checks.require_not_negative(
-            self, "compute.", "micro_batch", "gpus_per_trial", "max_concurrent_trials", "max_failures", "watchdog_s"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,7 +330,7 @@ class Config:
     finetune: FinetuneConfig = FinetuneConfig()
     rnn: RnnConfig = RnnConfig()
     study: StudyConfig = StudyConfig()
-    compute: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = field(default=ComputeConfig())
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -385,9 +343,13 @@ class Config:
         dropped = self.model.dropout if self.model.attention_dropout < 0 else self.model.attention_dropout
         allowed = "dense, or flex with model.attention_dropout=0, as FlexAttention knows no dropout"
         require(self.compute.attention == "dense" or not dropped, "compute.attention", self.compute.attention, allowed)
+        whole = self.compute.compile == "step" and self.pretrain.roll > 0
+        allowed = "off or layers with pretrain.roll, whose shapes depend on the notes"
+        require(not whole, "compute.compile", self.compute.compile, allowed)
         if self.model.representation != "cp":
             what = "with model.representation=cp alone, whose tokens are notes"
             require(self.pretrain.objective == "mask", "pretrain.objective", self.pretrain.objective, f"noise {what}")
+            require(not self.pretrain.roll, "pretrain.roll", self.pretrain.roll, f"it {what}")
             for name in ("transpose", "shift", "scale", "thin"):
                 value = getattr(self.augment, name)
                 require(not value, f"augment.{name}", value, f"it {what}")

@@ -6,7 +6,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from midibert_ray.music.tasks import MELODY, PAPER_TASKS
+from midibert_ray.music.tasks import LINE, MELODY, PAPER_TASKS
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
 
@@ -65,6 +65,49 @@ STUDIES: dict[str, dict[str, object]] = {
         "study.variants": (),
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
+    },
+    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds: a working day of two cores.
+    "levers": {
+        "study.name": "levers",
+        "study.tasks": _PAPER_TASKS,
+        "study.variants": (),
+        "study.tables": ("levers",),
+        "study.seeds": 2,
+        "model.attention": "rope",
+        "optimizer.lr": 5e-4,
+        "optimizer.schedule": "cosine",
+        "pretrain.epochs": 3,
+        "finetune.lr": 3e-4,
+        "finetune.warmup": 0.1,
+        "finetune.epochs": 4,
+        "finetune.train_segments": 900,
+        "compute.precision": "bf16",
+        "compute.workers": 1,
+        "compute.max_concurrent_trials": 2,
+    },
+    # The model that ships, from nothing but POP909 and Lieder, tested on Solo besides: some hours of two cores.
+    "weights": {
+        "study.name": "weights",
+        "study.tasks": (LINE.name,),
+        "study.variants": ("pretrained",),
+        "study.corpus": "pop909,lieder",
+        "study.tests": ("pop909", "lieder", "solo"),
+        "study.seeds": 1,
+        "corpora.names": ("pop909", "lieder"),
+        "model.attention": "rope",
+        "mask.fraction": 0.3,
+        "augment.transpose": 6,
+        "optimizer.lr": 5e-4,
+        "optimizer.schedule": "cosine",
+        "pretrain.objective": "noise",
+        "pretrain.splits": "train",
+        "pretrain.epochs": 4,
+        "finetune.lr": 3e-4,
+        "finetune.warmup": 0.1,
+        "finetune.epochs": 5,
+        "finetune.patience": 0,
+        "compute.precision": "bf16",
+        "compute.workers": 1,
     },
     "sweep": {"study.name": "sweep", "study.draws": 24},
 }

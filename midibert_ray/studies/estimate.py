@@ -90,7 +90,7 @@ class _Meter:
     def pretraining(self, run: PretrainingSpec) -> float:
         config = run.config
         data = PretrainData(config, [self._open(store, config.storage) for store in run.stores])
-        kind = ("pretrain", config.model, config.tokens, config.compute.precision)
+        kind = ("pretrain", config.model, config.tokens, config.compute.precision, config.pretrain.roll > 0)
         a_segment = self._segment(kind, lambda: _pretraining_step(config, data, self.device))
         validations = config.pretrain.epochs / config.pretrain.valid_every
         learned = data.steps(config.pretrain.epochs) * config.pretrain.batch
@@ -150,7 +150,8 @@ def _pretraining_step(config: Config, data: PretrainData, device: torch.device) 
     keys = row_keys(config.seed, 0, 0, torch.arange(MEASURED))
     batch = step.batch(raw.tokens, raw.length, keys, notes=0, augmented=False).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.compute.precision == "bf16"):
-        step(model, batch, augmented=False)["loss"].backward()
+        sums = step(model, batch, augmented=False)
+        (sums["loss"] + sums.get("roll", 0.0)).backward()
 
 
 def _trial_step(config: Config, data: TaskData, device: torch.device) -> None:

@@ -187,6 +187,8 @@ def _labelled(
     found = {name: find_labels(config, name, seed) for name in names}
     own = {name: labels.store for name, labels in found.items() if labels}
     rest = [name for name in found if name not in own]
+    given = f"0, as {', '.join(rest)} has no table of labels, or class folders, to divide"
+    require(not (rest and config.study.folds), "study.folds", config.study.folds, given)
     tasks = [labels.task if labels else TASKS[config.finetune.task] for labels in found.values()]
     return one_task(tasks), {**own, **(locate(config, rest) if rest else {})}, own
 

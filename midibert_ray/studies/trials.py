@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from midibert_ray.settings.config import Config
+from midibert_ray.settings.config import Config, StudyConfig
 from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.validators import FOLDER
 from midibert_ray.studies import paper, sweep
 
 _RNN = {"finetune.model": "rnn", "finetune.init": "scratch", "finetune.freeze": "none"}
@@ -14,6 +15,9 @@ _SCRATCH = {"finetune.init": "scratch", "finetune.freeze": "none"}
 _TUNED = {"finetune.init": "pretrained", "finetune.freeze": "none"}
 _REMI = {"model.representation": "remi"}
 _BY_PITCH = {"protocol.order": "pitch"}
+_NOISE = _TUNED | {"pretrain.objective": "noise", "mask.fraction": 0.3}
+_ROLL = {"pretrain.roll": 0.0057}
+"""M2BERT's weight, 1/176."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained": _TUNED,
@@ -29,6 +33,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pretrained-by-pitch": _TUNED | _BY_PITCH,
     "scratch-by-pitch": _SCRATCH | _BY_PITCH,
     "rnn-by-pitch": _RNN | _BY_PITCH,
+    "mask-30": _TUNED | {"mask.fraction": 0.3},
+    "noise": _NOISE,
+    "noise-roll": _NOISE | _ROLL,
+    "noise-roll-transpose": _NOISE | _ROLL | {"augment.transpose": 6, "augment.stage": "pretrain"},
+    "segment-1024": _TUNED | {"tokens.segment": 1024, "pretrain.batch": 6, "finetune.batch": 6},
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
@@ -84,8 +93,13 @@ class Trial:
 
 
 def variants(config: Config) -> tuple[str, ...]:
-    """The rows of a study: those of the paper's tables that it asks for, or only some of them."""
+    """The rows of a study: those of the paper's tables that it asks for, or only some of them.
+
+    With labels of somebody's own, the rows that stand where none are asked for include a linear probe.
+    """
     rows, chosen = paper.variants(config.study.tables), config.study.variants
+    if config.finetune.corpus.startswith(FOLDER) and chosen == StudyConfig().variants:
+        chosen = (*chosen, "probe")
     return tuple(row for row in rows if not chosen or row in chosen) if rows else chosen
 
 

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from midibert_ray.data.order import keyed_hash
+from midibert_ray.data.roll import COLUMNS, ROWS
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
 from midibert_ray.model.packing import Packing, plan
 from midibert_ray.settings.config import Config, require
@@ -62,9 +64,11 @@ def encoder_config(config: Config) -> MidiBertConfig:
 
 
 def new_model(config: Config) -> MidiBertForMaskedLM:
-    """An encoder with its MLM heads, the same random weights on every worker."""
+    """An encoder with its heads for pre-training, the same random weights on every worker."""
     torch.manual_seed(keyed_hash(config.seed, "weights") % 2**63)
     model = MidiBertForMaskedLM(encoder_config(config))
+    if config.pretrain.roll:
+        model.roll = nn.Linear(config.model.hidden, ROWS * COLUMNS)
     model.midibert.trusted = True
     return model
 

@@ -81,6 +81,8 @@ class Finetuning:
         self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
+        self.recent: list[dict[str, Tensor]] = []
+        """Weights after the last epochs, where their mean is wanted."""
         self.metrics: dict[str, float] = {}
         """Figures of the trial besides its metrics."""
         self.watch = FiniteWatch(0, device)
@@ -162,6 +164,19 @@ class Finetuning:
                 batches.append(kind.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))
             return kind.joined(batches)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with the mean of its weights after the last `finetune.average` epochs; then again with its own."""
+        count = self.config.finetune.average if self.config.finetune.model == "midibert" else 1
+        if count == 1:
+            yield
+            return
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        self.recent = [*self.recent, own][-count:]
+        self.model.load_state_dict({name: torch.stack([each[name] for each in self.recent]).mean(0) for name in own})
+        yield
+        self.model.load_state_dict(own)
+
     def judge(self, valid: dict[str, float]) -> None:
         """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
@@ -178,7 +193,7 @@ class Finetuning:
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on after the last epoch."""
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
-        torch.save(state | {"progress": vars(self.progress)}, folder / STATE_FILE)
+        torch.save(state | {"recent": self.recent, "progress": vars(self.progress)}, folder / STATE_FILE)
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` wrote."""
@@ -186,6 +201,7 @@ class Finetuning:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress, self.best = TrialProgress(**state["progress"]), state["best"]
+        self.recent = state.get("recent", [])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -203,8 +219,9 @@ def finetune(job: Finetuning, report: Report, split: str = "test") -> Prediction
         report(metrics, None)
     while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
-        valid = job.evaluate("valid").metrics("valid")
-        job.judge(valid)
+        with job.averaged():
+            valid = job.evaluate("valid").metrics("valid")
+            job.judge(valid)
         job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
         report(job.progress.reports[-1], job.save)
     job.model.load_state_dict(job.best)

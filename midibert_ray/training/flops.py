@@ -18,7 +18,7 @@ TF32). Longer names stand before those that they begin with."""
 _MEASURED_SIZE = {"cpu": 512, "cuda": 4096}
 
 
-def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) -> float:
+def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int, rolled: int = 0) -> float:
     """Floating-point operations that a pre-training step needs, padding left out.
 
         step    = 3 * forward                                      (the backward pass is two more products for each)
@@ -31,16 +31,17 @@ def step_flops(config: MidiBertConfig, lengths: NDArray[np.int64], masked: int) 
     optimizer take time but do not count.
 
     lengths: int [segments], real super tokens (REMI: tokens) of each segment of the global batch; masked: positions
-    to be recovered, of all of them.
+    to be recovered, of all of them; rolled: outputs of a head at every note, for which all need the last layer whole.
     """
     h, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     sizes = config.vocabulary.sizes
     everywhere = config.embedding_size * len(sizes) * h + (layers - 1) * (4 * h**2 + 2 * h * f) + 2 * h**2
-    at_masked = 2 * h**2 + 2 * h * f + sum(sizes) * h
     lengths = np.asarray(lengths, dtype=np.float64)
     notes, pairs = lengths.sum(), (lengths**2).sum()
-    per_pair = (8 if config.attention == "relative_key_query" else 4) * h * (layers - 1 + min(masked / notes, 1))
-    return 3 * float(2 * notes * everywhere + 2 * masked * at_masked + per_pair * pairs)
+    asked = notes if rolled else masked
+    heads = masked * sum(sizes) * h + notes * rolled * h
+    per_pair = (8 if config.attention == "relative_key_query" else 4) * h * (layers - 1 + min(asked / notes, 1))
+    return 3 * float(2 * notes * everywhere + 2 * asked * (2 * h**2 + 2 * h * f) + 2 * heads + per_pair * pairs)
 
 
 def peak_flops(device: torch.device, precision: str) -> float:

@@ -23,18 +23,22 @@ class MaskedTotals:
         self.families = list(vocabulary)
         self.weights = np.array(list(vocabulary.values()), dtype=np.float64) / sum(vocabulary.values())
         self.sums = torch.zeros(3, len(vocabulary), dtype=torch.float64, device=device)
+        self.roll = torch.zeros(2, dtype=torch.float64, device=device)
 
     def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Take in what `mlm_loss(..., reduction="sum")` says of a micro-batch."""
+        """Take in what `mlm_loss(..., reduction="sum")` says of a micro-batch, and its error of `roll` over `notes`."""
         for row, name in enumerate(("loss", "correct")):
             self.sums[row] += torch.stack([sums[f"{family}/{name}"].double() for family in self.families])
         self.sums[2] += sums["count"]
+        if "roll" in sums:
+            self.roll += torch.stack([sums["roll"].detach().double(), sums["notes"].to(self.roll)])
 
     def result(self, prefix: str) -> dict[str, float]:
         """Means over all workers since the start; every worker must call it."""
-        totals = self.sums.clone()
+        totals, roll = self.sums.clone(), self.roll.clone()
         if dist.is_initialized():
             dist.all_reduce(totals)
+            dist.all_reduce(roll)
         loss, correct, count = totals.cpu().numpy()
         means, hits = loss / np.maximum(count, 1), correct / np.maximum(count, 1)
         metrics = {f"{prefix}/loss": float(means @ self.weights), f"{prefix}/accuracy": float(hits @ self.weights)}
@@ -42,7 +46,7 @@ class MaskedTotals:
             for family, mean, hit in zip(self.families, means, hits, strict=True):
                 name = family.lower()
                 metrics |= {f"{prefix}/loss/{name}": float(mean), f"{prefix}/accuracy/{name}": float(hit)}
-        return metrics
+        return metrics | ({f"{prefix}/roll": float(roll[0] / roll[1])} if roll[1] else {})
 
 
 class Throughput:

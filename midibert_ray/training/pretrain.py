@@ -20,6 +20,7 @@ from torch import Tensor
 
 from midibert_ray.data.hashing import row_keys
 from midibert_ray.data.order import BatchOrder, holdout, keyed_hash, split_rows
+from midibert_ray.data.roll import COLUMNS, ROWS
 from midibert_ray.data.segments import Segments
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
@@ -97,6 +98,7 @@ class PretrainLoop:
     ) -> None:
         self.config, self.data, self.engine = config, data, engine
         self.protocol = config.protocol_in_force
+        self.rolled = ROWS * COLUMNS if config.pretrain.roll else 0
         self.rank, self.world, self.device = rank, world, device
         self.plan, self.masking = plan_batch(config), MaskedStep(config)
         self.masking.prepare(engine.module)
@@ -118,17 +120,20 @@ class PretrainLoop:
         for batch in share.batches:
             sums = self._forward(batch, augmented=True)
             # DeepSpeed averages over micro-batches and workers; we want the mean over all masked positions.
-            self.engine.backward(sums["loss"] / max(share.masked, 1) * self.plan.accumulation * self.world)
+            loss = sums["loss"] / max(share.masked, 1)
+            if weight := self.config.pretrain.roll:
+                loss = loss + weight * sums["roll"] / int(share.lengths.sum())
+            self.engine.backward(loss * self.plan.accumulation * self.world)
             engines.step(self.engine)
             self.totals.add(sums)
             self.throughput.notes += batch.notes
-            self.watch.add(step + 1, sums["loss"])
+            self.watch.add(step + 1, loss)
         # ZeRO leaves a step out whose gradient is not finite, and tells nobody but its log.
         norm = math.inf if self.engine.skipped_steps else self.engine.get_global_grad_norm()
         if norm is not None:
             self.watch.add(step + 1, norm if isinstance(norm, Tensor) else torch.full((), norm, device=self.device))
         self.throughput.steps += 1
-        self.throughput.flops += step_flops(self.engine.module.config, share.lengths, share.masked)
+        self.throughput.flops += step_flops(self.engine.module.config, share.lengths, share.masked, self.rolled)
 
     def _share(self, epoch: int, k: int, step: int) -> Share:
         rows = self.data.train_rows[self.data.order.indices(epoch, k)]

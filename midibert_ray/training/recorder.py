@@ -80,6 +80,7 @@ def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) ->
     families = [name.rpartition("/")[2] for name in metrics if name.startswith(f"{kind}/loss/")]
     short = {"position": "pos", "duration": "dur"}
     detail = " ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)
+    detail += f", roll {metrics[f'{kind}/roll']:.2f}" if f"{kind}/roll" in metrics else ""
     line = f"step {step:>7,}/{steps:,} {step / steps:6.1%} │ {kind} loss {metrics[f'{kind}/loss']:6.3f} ({detail})"
     if kind == "valid":
         return f"{line} │ accuracy {metrics['valid/accuracy']:.1%}"

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from midibert_ray.data.augment import augment, thinned_length
 from midibert_ray.data.masking import MaskedBatch, mask_batch, masked_count, noise_batch, noise_count
+from midibert_ray.data.roll import roll_targets
 from midibert_ray.model.chosen import Chosen, Slots
 from midibert_ray.model.midibert import IGNORE, MidiBertForMaskedLM, mlm_loss
 from midibert_ray.model.packing import Packing
@@ -71,6 +73,7 @@ class MaskedStep:
         """`backend`: torch's compiler, where `compute.compile` asks for one."""
         self.config, self.protocol, self.backend = config, config.protocol_in_force, backend
         self.augmenting = config.augment.at("pretrain")
+        self.rolled = config.pretrain.roll > 0
         self.static = config.compute.compile != "off"
         whole = config.compute.compile == "step"
         compiled: Any = torch.compile(dynamic=False, backend=backend) if whole else lambda function: function
@@ -128,24 +131,33 @@ class MaskedStep:
         )
 
     def __call__(self, model: Any, batch: StepBatch, *, augmented: bool) -> dict[str, Tensor]:
-        """Sums of `mlm_loss(..., reduction="sum")` over a micro-batch; `model` is one, or an engine around it."""
-        masked = self._corrupt(batch, augmented)
+        """Sums of `mlm_loss(..., reduction="sum")` over a micro-batch; `model` is one, or an engine around it.
+
+        With `pretrain.roll` also `roll`, squared errors of as many notes as `notes` says.
+        """
+        masked, tokens, length = self._corrupt(batch, augmented)
         rows, positions = batch.slots.rows, batch.slots.positions(masked.where)
         chosen = Chosen(rows, positions, batch.slots)
-        if batch.packing is not None and batch.shared is not None:
+        if batch.packing is not None and batch.shared is not None and not self.rolled:
             chosen = Chosen.packed(masked.where, rows, positions, batch.packing, batch.shared)
-        logits = model(masked.inputs, masked.attention_mask, chosen, batch.packing).logits
-        sums: dict[str, Tensor] = self._score(logits, masked.targets[rows, positions], batch.scored)
-        return sums | {"count": torch.full((), batch.masked, device=rows.device)}
+        real = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None] if self.rolled else None
+        output = model(masked.inputs, masked.attention_mask, chosen, batch.packing, real=real)
+        sums: dict[str, Tensor] = self._score(output.logits, masked.targets[rows, positions], batch.scored)
+        if self.rolled:
+            sums["roll"] = F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
+        counts = {"count": batch.masked, "notes": batch.notes}
+        return sums | {name: torch.full((), value, device=rows.device) for name, value in counts.items()}
 
-    def _corrupted(self, batch: StepBatch, augmented: bool) -> MaskedBatch:
+    def _corrupted(self, batch: StepBatch, augmented: bool) -> tuple[MaskedBatch, Tensor, Tensor]:
+        """What the model sees and has to find, and the true tokens and lengths."""
         tokens, length, keys, fraction = batch.tokens.long(), batch.length, batch.keys, self.config.mask.fraction
         if augmented and self.augmenting:
             changed = augment(tokens, length, keys, **self.augmenting)
             tokens, length = changed.tokens, changed.length
         if self.config.pretrain.objective == "noise":
-            return noise_batch(tokens, length, keys=keys, fraction=fraction)
-        return mask_batch(tokens, length, protocol=self.protocol, keys=keys, fraction=fraction)
+            return noise_batch(tokens, length, keys=keys, fraction=fraction), tokens, length
+        masked = mask_batch(tokens, length, protocol=self.protocol, keys=keys, fraction=fraction)
+        return masked, tokens, length
 
 
 def _score(logits: tuple[Tensor, ...], targets: Tensor, scored: Tensor | None) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from midibert_ray.cli.arguments import parse
 from midibert_ray.cli.commands import COMMANDS
 from midibert_ray.cli.jobs import tokenize
 from midibert_ray.cli.main import execute
-from midibert_ray.settings.config import ComputeConfig, ConfigError
+from midibert_ray.settings.compute import ComputeConfig
+from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset
 from tests.cli.test_main import run
@@ -234,7 +235,7 @@ def test_pre_training_asks_for_its_tokens_before_it_starts_ray(
 LISTENERS = """
 import json, psutil, ray
 from midibert_ray.cli import driver, resources
-from midibert_ray.settings.config import ComputeConfig
+from midibert_ray.settings.compute import ComputeConfig
 driver.start_ray(resources.requests(ComputeConfig(workers=resources.LOCAL_CPUS), pretraining=True))
 assert ray.get(ray.remote(lambda: 1).remote()) == 1
 me = psutil.Process()

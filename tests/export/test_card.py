@@ -12,13 +12,14 @@ from torch import Tensor
 
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, write_manifest
-from midibert_ray.export.about import About, remarks_on
+from midibert_ray.export.about import About, of_trial, remarks_on
 from midibert_ray.export.card import hub_licence, render, told_by_head
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
 from midibert_ray.music.protocol import CLEAN, PAPER
-from midibert_ray.music.tasks import TASKS
+from midibert_ray.music.tasks import PAPER_TASKS, TASKS, Task
+from midibert_ray.studies.result import TrialResult
 
 FIVE = ("pop909", "pop1k7", "asap", "pianist8", "emopia")
 KINDS = (MidiBertModel, MidiBertForMaskedLM, MidiBertForNotes, MidiBertForSequences)
@@ -43,6 +44,8 @@ def head(card: str) -> dict[str, Any]:
     ("names", "licence", "word"),
     [
         (("sample",), "mit", "No corpus restricts"),
+        (("lieder",), "cc0-1.0", "No corpus restricts"),
+        (("pop909", "lieder"), "mit", "they are under the licence that the head of this card names (`mit`)"),
         (("pop909", "asap"), "cc-by-nc-sa-4.0", "**The use of these weights is restricted**"),
         (FIVE, "other", "Pianist8: not stated"),
         (("folder:/music/mine",), "other", "the user's own files"),
@@ -53,7 +56,7 @@ def test_licence_is_the_strictest_of_the_corpora(names: tuple[str, ...], licence
     card = render(model(), about(*names))
     assert head(card)["license"] == licence == hub_licence(tuple(map(corpus, names)))
     assert word in card
-    assert ("research and other non-commercial purposes" in card) == (licence != "mit" and bool(names))
+    assert ("research and other non-commercial purposes" in card) == (licence not in ("mit", "cc0-1.0") and bool(names))
 
 
 def test_every_corpus_stands_with_licence_citation_and_source() -> None:
@@ -89,13 +92,12 @@ def test_protocols_are_named_with_their_flaws() -> None:
     assert "Not known: nothing was recorded" in unknown
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_is_told_by_head_and_outputs(name: str) -> None:
-    task = TASKS[name]
+@pytest.mark.parametrize("task", PAPER_TASKS, ids=lambda task: task.name)
+def test_a_task_is_told_by_head_and_outputs(task: Task) -> None:
     kind = MidiBertForNotes if task.level == "note" else MidiBertForSequences
     assert told_by_head(model(kind, num_classes=len(task.classes)))[1] == task.classes
     card = render(model(kind, num_classes=len(task.classes)), about("sample"))
-    assert f"fine-tuned for {name}" in card and head(card)["datasets"] == ["sample", task.corpus]
+    assert f"fine-tuned for {task.name}" in card and head(card)["datasets"] == ["sample", task.corpus]
     if task.level == "note":
         assert told_by_head(model(kind, num_classes=len(task.classes) + 1))[1] == ("padding", *task.classes)
 
@@ -110,6 +112,50 @@ def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -
     assert "| fine-tuning | " in card and "pre-training |" not in card and "Not known" not in card
     both = render(model(MidiBertForNotes, num_classes=7), about("asap", "sample", labelled=(corpus("sample"),)))
     assert "| pre-training | ASAP" in both and "| pre-training and fine-tuning | " in both
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "told", "metric"),
+    [
+        ("classes", ["a", "b", "c", "d"], ("One class a segment (task mine):", "| 3 | d |"), "accuracy"),
+        (
+            "tags",
+            ["a", "b", "c", "d"],
+            ("Any number of tags a segment (task mine), each by", "| 3 | d |"),
+            "average_precision",
+        ),
+        ("number", [], ("One number a segment, in the units of the labels (task mine)", "song.number"), "r_squared"),
+    ],
+)
+def test_a_task_of_ones_own_is_no_task_of_the_paper(
+    kind: str, classes: list[str], told: tuple[str, ...], metric: str
+) -> None:
+    """Four outputs of a sequence are emotions only where nothing else is known."""
+    metrics = {"test/loss": 1.0, "test/r2": 0.5, "test/accuracy": 0.5, "test/piece_accuracy": 0.5, "valid/best": 0.5}
+    confusion = [[1] * 4] * 4 if kind == "classes" else []
+    result = TrialResult(
+        trial="mine-x",
+        task="mine",
+        variant="x",
+        protocol="clean",
+        seed=1,
+        epoch=1,
+        seconds=1.0,
+        kind=kind,
+        classes=classes,
+        confusion=confusion,
+        metrics=metrics,
+        pieces={},
+        devices=1,
+    )
+    written = model(MidiBertForSequences, num_classes=len(classes) or 1)
+    found = of_trial(result, None)
+    assert found.task and (found.task.name, found.task.kind, list(found.task.classes)) == ("mine", kind, classes)
+    card = render(written, found)
+    assert all(words in card for words in ("fine-tuned for mine", *told)) and "emotion" not in card
+    assert head(card)["metrics"] == [metric]
+    written.config.task = "mine"
+    assert told_by_head(written) == (None, ())
 
 
 def test_other_outputs_belong_to_no_task() -> None:

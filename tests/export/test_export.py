@@ -252,6 +252,17 @@ class TestRun:
         assert "after 20 optimizer steps" in card and "| `valid/loss` | 2.5000 |" in card
         assert "train/loss" not in card and "model.hidden=32" in card and "license: mit" in card
 
+    def test_half_the_size_on_request(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
+        code, said = job(f"run={run.checkpoint}", f"output={tmp_path / 'out'}", "weights=int8")
+        assert code == 2 and "weights='int8' is not allowed; use one of fp32, bf16" in said
+        code, said = job(f"run={run.checkpoint}", f"output={tmp_path / 'out'}", "weights=bf16")
+        assert code == 0, said
+        rounded = {name: each.bfloat16().float() for name, each in load_checkpoint(run.checkpoint).state_dict().items()}
+        assert equal(load_checkpoint(tmp_path / "out").state_dict(), rounded)
+        sizes = [Path(folder, "model.safetensors").stat().st_size for folder in (tmp_path / "out", run.checkpoint)]
+        assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.1)
+        assert "the file has the weights rounded to bf16" in (tmp_path / "out" / "README.md").read_text()
+
     def test_a_checkpoint_of_which_nothing_is_known(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
         shutil.copytree(run.checkpoint, tmp_path / "copy" / "runs" / "lost" / "step")
         for number, address in enumerate(("copy/runs/lost/step", "copy/runs/lost/../lost/step/", "plain")):

@@ -22,7 +22,7 @@ import pytest
 import midibert_ray as mb
 from midibert_ray import storage
 from midibert_ray.cli.submission import describe
-from midibert_ray.inference import job, sandboxed, worker
+from midibert_ray.inference import job, sandboxed, shipped, worker
 from midibert_ray.inference import plan as plans
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.jams import to_jams
@@ -264,6 +264,21 @@ def test_a_file_that_kills_its_reader_costs_a_row(
     assert reasons["exit.mid"] == "reader crashed: exit status 3"
     assert reasons["hang.mid"] == "timed out after 10 s"
     assert not any(reasons[name] for name in GOOD)
+
+
+def test_a_model_that_ships_is_known_by_its_name_on_every_node(
+    songs: list[Path], make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_model()
+    (tmp_path / "weights").mkdir()
+    made.rename(tmp_path / "weights/tune")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+    named = JobSpec(kind="annotate", model="tune", output=str(tmp_path / "out"), formats=("csv",))
+    found = plan(named, str(songs[0]))
+    assert found.spec.model == "tune" and "tune (" in found.describe()
+    assert found.settings == plan(replace(named, model=str(tmp_path / "weights/tune")), str(songs[0])).settings
+    assert len(carry_out(named, songs[0]).records) == 1
+    assert list((tmp_path / "out").glob("*.csv"))
 
 
 Place = Callable[..., tuple[JobSpec, Path]]

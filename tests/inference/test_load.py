@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import midibert_ray as mb
+from midibert_ray.inference import shipped
 from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.model.folder import ModelFileError
 from tests.inference.conftest import MakeModel
@@ -72,6 +73,35 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path, note_folder: Path
     (cut / "config.json").write_text(json.dumps(settings | {"protocol": {"name": "mine"}}))
     with pytest.raises(ModelFileError, match=f"{cut}: protocol 'mine' is not known; allowed: paper, clean"):
         mb.load(cut)
+
+
+def test_a_name_opens_a_model_that_ships(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, other = make_model(), make_model(hidden_size=16)
+    made.rename(tmp_path / "weights-tune")
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"tune is not a model's folder: .*that ship with midibert_ray: none$"):
+        mb.load("tune", "cpu")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights-tune").rename(tmp_path / "weights/tune")
+    assert shipped.names() == ["tune"] and shipped.is_shipped("tune")
+    assert mb.load("tune", "cpu").config.hidden_size == 32
+    with pytest.raises(FileNotFoundError, match=r"tone is not a model's folder: .*ship with midibert_ray: tune$"):
+        mb.load("tone", "cpu")
+    other.rename(tmp_path / "tune")
+    assert mb.load("tune", "cpu").config.hidden_size == 16, "a folder of one's own comes first"
+    assert mb.load(tmp_path / "weights/tune", "cpu").config.hidden_size == 32
+
+
+def test_models_that_ship_are_small_and_say_what_they_may_be_used_for() -> None:
+    for name in shipped.names():
+        folder = shipped.FOLDER / name
+        assert (folder / "model.safetensors").stat().st_size <= 8 * 2**20
+        card = (folder / "README.md").read_text()
+        assert "license: mit" in card and "No corpus restricts what these weights may be used for" in card
+        assert mb.load(name, "cpu").annotate(SHORT).notes.label.notna().all()
 
 
 def test_a_model_in_a_bucket_answers_like_its_folder(s3: S3, note_folder: Path) -> None:

@@ -18,6 +18,7 @@ import ray
 
 from midibert_ray.cli import cluster as server
 from midibert_ray.cli.submission import ROOT, Submission, describe
+from midibert_ray.inference import shipped
 from midibert_ray.settings.config import ConfigError
 from tests.jobs.head import PLANTED, TOKEN, Cluster, Tunnel, command_lines, places_of, started
 from tests.jobs.test_pipeline import TINY
@@ -51,6 +52,16 @@ def test_an_id_says_what_is_made_and_where() -> None:
 def test_the_users_words_reach_the_cluster_as_they_are() -> None:
     words = ["--preset", "debug", "corpora.names=folder:/a b/it's,folder:/c;d$(e)", "storage.root=~/out"]
     assert shlex.split(wanted(*words).entrypoint) == ["python", "jobs/pipeline.py", *words]
+
+
+def test_a_model_that_ships_lies_on_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("input=/music", "output=s3://bucket/out")
+    with pytest.raises(ConfigError, match="model='melody' is a relative path"):
+        monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+        wanted("model=melody", *words, job="annotate")
+    (tmp_path / "melody").mkdir()
+    (tmp_path / "melody/config.json").touch()
+    assert "model=melody" in wanted("model=melody", *words, job="annotate").entrypoint
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,18 @@ def test_an_export_opens_again(representation: str, vocabulary: Vocabulary, tmp_
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["model"]
 
 
+def test_an_export_in_bf16_is_half_as_large_and_opens_in_fp32(tmp_path: Path) -> None:
+    model = MidiBertForNotes(tiny(num_classes=4)).eval()
+    whole, half = (save_export(model, tmp_path / kind, weights=kind) for kind in ("fp32", "bf16"))
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, half)]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.05)
+    rounded = {name: tensor.bfloat16().float() for name, tensor in model.state_dict().items()}
+    for again in (load_checkpoint(half), AutoModelForTokenClassification.from_pretrained(half)):
+        found = again.state_dict()
+        assert found.keys() == rounded.keys() and all(torch.equal(found[name], rounded[name]) for name in rounded)
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
 def test_an_export_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(model: MidiBertModel, folder: Path) -> None:
         folder.mkdir()

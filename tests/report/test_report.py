@@ -135,6 +135,8 @@ def test_a_report_is_whole_and_carries_everything_with_it(config: Config, key: s
     tracker = tracking.Tracker(tracking.uris(config))
     (parent,) = tracker.parents(tracking.study_experiment(config.study.name))
     assert tracker.artifact(parent.info.run_id, "report.html") == content.encode()
+    for name in ("curves-pretraining-accuracy.png", "curves-melody-paper.png"):
+        assert tracker.artifact(parent.info.run_id, name).startswith(b"\x89PNG")
 
 
 def test_an_unknown_study_names_those_there_are(config: Config, key: str) -> None:

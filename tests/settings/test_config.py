@@ -100,7 +100,8 @@ def test_identity_ignores_runtime_fields_and_nothing_else() -> None:
 def test_a_later_field_is_in_a_name_only_where_it_is_not_at_its_default() -> None:
     base = preset("base")
     assert not any(key.startswith("augment.") for key in identity_fields(base, (*SECTIONS, "augment")))
-    assert "pretrain.objective" not in identity_fields(base, SECTIONS)
+    later = {"pretrain.objective", "pretrain.roll", "finetune.average"}
+    assert not later & identity_fields(base, (*SECTIONS, "finetune")).keys()
     changed = replace(base, {"augment.transpose": 6, "pretrain.objective": "noise"})
     assert identity_fields(changed, (*SECTIONS, "augment")).items() >= {
         ("augment.transpose", 6),
@@ -114,6 +115,9 @@ def test_a_later_field_is_in_a_name_only_where_it_is_not_at_its_default() -> Non
         ({"augment.transpose": 25}, "augment.transpose=25"),
         ({"augment.shift": 16}, "augment.shift=16"),
         ({"augment.thin": 1.0}, "augment.thin=1.0"),
+        ({"pretrain.roll": -1.0}, "pretrain.roll=-1.0.*a weight from 0"),
+        ({"model.representation": "remi", "pretrain.roll": 0.1}, "pretrain.roll=0.1.*model.representation=cp"),
+        ({"finetune.average": 0}, "finetune.average=0"),
         ({"model.representation": "remi", "augment.transpose": 1}, "augment.transpose=1.*model.representation=cp"),
         (
             {"model.representation": "remi", "pretrain.objective": "noise"},

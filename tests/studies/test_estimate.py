@@ -43,3 +43,8 @@ def test_a_dry_run_tells_of_a_paper_study_before_there_are_tokens(tmp_path: Path
     assert "device-hours at most (2 pre-trainings" in told
     assert told.count("and the sizes of the files of sample (no tokens yet)") == 1
     assert not (tmp_path / "root").exists(), "a dry run writes nothing"
+    config = replace(tiny_study(tmp_path), {"study.variants": ("pretrained", "noise-roll"), "study.tasks": ("melody",)})
+    told = dry_run.describe_plan(pipeline.plan(config, study=True))
+    words = "protocol clean, mask.fraction=0.3, pretrain.objective=noise, pretrain.roll=0.0057"
+    assert told.count("protocol clean\n") == told.count(words + "\n") == 1
+    assert "device-hours at most (2 pre-trainings" in told

@@ -4,10 +4,13 @@ from collections.abc import Iterable
 
 import pytest
 
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.music.tasks import TASKS
 from midibert_ray.settings.config import Config
-from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import STUDIES, preset
 from midibert_ray.studies.plan import make, task_corpora
+from midibert_ray.training.build import parameter_counts
 
 
 def locate(config: Config, names: Iterable[str]) -> dict[str, str]:
@@ -55,6 +58,44 @@ def test_the_leak_is_measured_with_all_else_equal() -> None:
     assert (*track.stores, *pitch.stores) == ("/root/tokens/pop909-paper-corpus", "/root/tokens/pop909-paper-pitch")
     assert pitch.encoder != track.encoder
     assert {store.rpartition("-")[2] for store in plan.pretrainings[pitch.encoder].stores} == {"pitch"}
+
+
+def test_levers_are_pretrainings_that_see_as_many_notes_and_are_fine_tuned_alike() -> None:
+    plan = make(replace(preset("small"), STUDIES["levers"]), locate)
+    assert (len(plan.trials), len(plan.pretrainings)) == (6 * 4 * 2, 6)
+    base = plan.config
+    spent = {run.config.pretrain.epochs for run in plan.pretrainings.values()}
+    steps = {run.config.pretrain.batch * run.config.tokens.segment for run in plan.pretrainings.values()}
+    assert spent == {base.pretrain.epochs} and steps == {base.pretrain.batch * base.tokens.segment}
+    found = {}
+    for entry in plan.trials.values():
+        pretrained = flatten(plan.pretrainings[entry.encoder].config).items() - flatten(base).items()
+        found.setdefault(entry.trial.variant, set()).add(frozenset(pretrained))
+        assert not entry.config.augment.at("finetune"), "what is compared is what pre-training saw"
+    assert all(len(kinds) == 1 for kinds in found.values()), "one encoder for all tasks and seeds"
+    noise = {("pretrain.objective", "noise"), ("mask.fraction", 0.3)}
+    roll = noise | {("pretrain.roll", 0.0057)}
+    assert {variant: set(*kinds) for variant, kinds in found.items()} == {
+        "pretrained": set(),
+        "mask-30": {("mask.fraction", 0.3)},
+        "noise": noise,
+        "noise-roll": roll,
+        "noise-roll-transpose": roll | {("augment.transpose", 6), ("augment.stage", "pretrain")},
+        "segment-1024": {("tokens.segment", 1024), ("pretrain.batch", 6)},
+    }
+
+
+def test_the_weights_that_ship_are_made_from_two_corpora_that_may_be_passed_on() -> None:
+    plan = make(replace(preset("small"), STUDIES["weights"]), locate)
+    ((key, run),) = plan.pretrainings.items()
+    ((trial, spec),) = plan.trials.items()
+    both = ("/root/tokens/pop909-clean-pitch", "/root/tokens/lieder-clean-pitch")
+    assert spec.tests == (*both, "/root/tokens/solo-clean-pitch")
+    assert run.stores == spec.stores == both and spec.encoder == key and spec.task is TASKS["line"]
+    assert trial.startswith("line-pretrained-clean-seed2021-"), "as the card's command has it"
+    assert all(corpus(name).redistribute for name in run.config.corpora.names)
+    assert run.config.pretrain.splits == "train", "test songs are heard by no stage"
+    assert sum(parameter_counts(run.config).values()) * 2 <= 8 * 2**20
 
 
 def test_more_cells_keep_those_that_are_there() -> None:

@@ -11,7 +11,7 @@ from ray.tune.execution.tune_controller import TuneController
 from midibert_ray import tracking
 from midibert_ray.data.store import TokenStore
 from midibert_ray.model.calibration import Calibration
-from midibert_ray.report import plots
+from midibert_ray.report import plots, report, table
 from midibert_ray.report.publish import publish
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
@@ -92,6 +92,29 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
     assert statuses(more, again.key) == ("FINISHED", ["FINISHED"] * 6)
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert scores(again).items() >= scores(first).items(), "same seeds, same scores"
+
+
+@pytest.mark.ray
+def test_levers_are_tested_against_masks_and_drawn(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
+    rows = ("pretrained", "noise-roll-transpose", "segment-1024")
+    config = replace(tiny_study(tmp_path), PRETRAIN | {"study.tables": ("levers",), "study.variants": rows})
+    config = replace(config, {"study.tasks": ("melody",), "study.name": "levers"})
+    result = run(make(config, locate))
+    assert not result.failed and {item.variant for item in result.outcomes} == set(rows)
+    (levers,) = table.build(result.outcomes, {}, tables=("levers",))
+    tested = {key.variant: cell.p for key, cell in levers.cells.items()}
+    assert tested["pretrained"] is None and all(tested[row] is not None for row in rows[1:])
+    page = Path(report.write(config, result.key)).read_text()
+    for words in (
+        "What helps: pre-trainings that see as many notes",
+        "noise, piano roll, transposition",
+        "roll 0.0057",
+    ):
+        assert words in page
+    tracker = tracking.Tracker(tracking.uris(config))
+    (parent,) = tracker.parents(tracking.study_experiment("levers"))
+    for name in ("curves-pretraining-loss.png", "curves-melody-clean.png"):
+        assert tracker.artifact(parent.info.run_id, name).startswith(b"\x89PNG")
 
 
 @pytest.mark.ray

@@ -78,7 +78,8 @@ def train(task: Task, rank: int, world: int) -> Trace:
         epoch, k = divmod(progress.step, data.order.batches_per_epoch)
         job.step(epoch, k, progress.step)
         progress.step += 1
-        trace.losses.append(job.metrics(0)["train/loss"])
+        metrics = job.metrics(0)
+        trace.losses.append(metrics["train/loss"] + metrics.get("train/roll", 0.0))
         trace.rates.append(engine.get_lr()[0])
         if task.save and progress.step == task.save_at:
             part = task.save / f"worker{rank}"

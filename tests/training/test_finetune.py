@@ -189,6 +189,36 @@ def test_the_best_epoch_is_the_one_that_is_tested(sample_store: TokenStore, scra
     assert job.evaluate("valid").metrics("valid")["valid/accuracy"] == max(accuracies)
 
 
+def test_the_mean_of_the_last_epochs_is_validated_and_kept(
+    sample_store: TokenStore, scratch: Config, tmp_path: Path
+) -> None:
+    config = replace(scratch, {"finetune.average": 2, "finetune.patience": 0})
+    plain, job = trial(replace(config, {"finetune.average": 1}), sample_store), trial(config, sample_store)
+    trained, own = zip(*((plain.train_epoch(), weights(plain)) for _ in range(3)), strict=True)
+    seen: list[dict[str, Any]] = []
+
+    def report(figures: dict[str, Any], save: Any) -> None:
+        seen.append(figures)
+        if len(seen) == 2:
+            save(tmp_path)
+
+    finetune(job, report)
+    assert [figures["train/loss"] for figures in seen] == [metrics["train/loss"] for metrics in trained]
+    best = int(np.argmax([figures["valid/accuracy"] for figures in seen]))
+    for name, value in job.best.items():
+        mean = (own[max(0, best - 1)][name] + own[best][name]) / 2
+        assert torch.allclose(value, mean, atol=1e-7), name
+    again = trial(config, sample_store)
+    again.load(tmp_path)
+    resumed: list[dict[str, Any]] = []
+    finetune(again, lambda figures, save: resumed.append(figures))
+    assert resumed == seen[1:]
+
+
+def weights(job: Finetuning) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in job.model.state_dict().items()}
+
+
 def test_confusion_and_f1() -> None:
     labels, predictions = np.array([0, 0, 1, 2]), np.array([0, 1, 1, 0])
     matrix = confusion(labels, predictions, 4)

@@ -34,6 +34,15 @@ def test_the_count_is_that_of_the_products_in_a_forward_pass(representation: str
     assert 3 * (counter.get_total_flops() + embedded) == pytest.approx(step_flops(config, np.array([128, 128]), 40))
 
 
+def test_a_head_at_every_note_needs_the_whole_last_layer() -> None:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    config, length = MidiBertConfig(attention="rope", **shape), np.array([512])
+    more = 462 * (2 * 64**2 + 2 * 64 * 96) + 512 * 64 * 1666
+    pairs = (1 - 50 / 512) * 4 * 64 * 512**2
+    added = step_flops(config, length, 50, rolled=1666) - step_flops(config, length, 50)
+    assert added == pytest.approx(3 * (2 * more + pairs))
+
+
 def test_padding_does_not_count_and_relative_terms_do() -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     rope = MidiBertConfig(attention="rope", **shape)

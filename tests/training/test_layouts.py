@@ -51,6 +51,17 @@ def test_the_curve_is_the_same_for_any_layout(run: Layouts, tiny: Config) -> Non
     assert alone.losses[-1] < alone.losses[0]
 
 
+def test_rolls_are_learned_alike_in_any_layout_and_after_a_change_of_it(
+    run: Layouts, tiny: Config, tmp_path: Path
+) -> None:
+    config = replace(tiny, {"pretrain.roll": 0.01, "pretrain.objective": "noise", "augment.thin": 0.2})
+    alone, two = run(config, 1, 10), run(config, 2, 10, save=tmp_path / "two", save_at=5)
+    assert two.losses == pytest.approx(alone.losses, rel=1e-4)
+    assert alone.losses[-1] < alone.losses[0] - 0.5
+    again = run(config, 1, 10, resume=merged(tmp_path / "two"))
+    assert again.losses == pytest.approx(alone.losses[5:], rel=1e-4)
+
+
 def test_dropout_does_not_change_the_batches(run: Layouts, tiny: Config) -> None:
     config = replace(tiny, {"model.dropout": 0.1})
     alone, two = run(config, 1, 8), run(config, 2, 8)

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model.folder import load_checkpoint, save_export
+from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.training import engine as engines
@@ -38,7 +41,8 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
 
 
 def losses(reports: Reports) -> list[float]:
-    return [metrics[key] for metrics, _ in reports for key in ("train/loss", "valid/loss") if key in metrics]
+    names = ("train/loss", "valid/loss", "train/roll", "valid/roll")
+    return [metrics[key] for metrics, _ in reports for key in names if key in metrics]
 
 
 def test_clean_data_leaves_test_pieces_out_and_cuts_by_piece(sample_store: TokenStore, tiny: Config) -> None:
@@ -129,7 +133,10 @@ NOISY = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, NOISY], ids=["mask", "noise"])
+ROLLED = NOISY | {"pretrain.roll": 0.01}
+
+
+@pytest.mark.parametrize("changes", [{}, NOISY, ROLLED], ids=["mask", "noise", "roll"])
 def test_any_accumulation_gives_the_same_curve(
     process_group: None, sample_store: TokenStore, tiny: Config, changes: dict[str, Any]
 ) -> None:
@@ -155,10 +162,28 @@ def test_noise_is_learned_and_validation_sees_music_as_it_is(
     assert valid[0] == pytest.approx(valid[1], rel=1e-5)
 
 
-def test_a_resumed_run_goes_on_bit_for_bit(
+def test_rolls_are_learned_beside_tokens_and_left_out_of_what_is_opened(
     process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
 ) -> None:
-    config = replace(tiny, {"model.dropout": 0.1, "pretrain.valid_every": 1})
+    reports = run(replace(tiny, {"pretrain.roll": 0.05}), sample_store, save=tmp_path / "rolled")
+    for name in ("train/roll", "valid/roll"):
+        errors = [metrics[name] for metrics, _ in reports if name in metrics]
+        assert errors and errors[-1] < 34, "the squared length of a target is 34 at most, the error of silence"
+    errors = [metrics["train/roll"] for metrics, _ in reports if "train/roll" in metrics]
+    assert errors[-1] < errors[0] - 0.5
+    assert "roll" in progress_lines(1, 2, reports[0][0])[0]
+    assert any(name.startswith("roll.") for name in load_file(tmp_path / "rolled/model.safetensors"))
+    folder = save_export(load_checkpoint(tmp_path / "rolled"), tmp_path / "export")
+    assert not any(name.startswith("roll.") for name in load_file(folder / "model.safetensors"))
+    encoder = MidiBertModel.from_pretrained(tmp_path / "rolled")
+    assert encoder.state_dict().keys() == MidiBertModel.from_pretrained(folder).state_dict().keys()
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.01])
+def test_a_resumed_run_goes_on_bit_for_bit(
+    process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path, roll: float
+) -> None:
+    config = replace(tiny, {"model.dropout": 0.1, "pretrain.valid_every": 1, "pretrain.roll": roll})
     undisturbed = run(config, sample_store, save=tmp_path / "first")
     resumed = run(config, sample_store, resume=tmp_path / "first")
     first = next(at for at, (_, checkpoint) in enumerate(undisturbed) if checkpoint)

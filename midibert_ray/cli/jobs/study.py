@@ -4,12 +4,15 @@
     midibert study --preset small corpora.root=DATA storage.root=OUT study.tasks=composer,emotion study.seeds=3
     midibert study paper study.tables=1,2,3,4 study.protocols=paper,clean study.seeds=5 --preset base --dry-run
     midibert study --preset small corpora.names=folder:/music study.corpus=folder:/music study.tasks=genre study.folds=5
+    midibert study levers --preset small corpora.root=DATA storage.root=OUT
     midibert study sweep task=composer study.draws=40 --preset small corpora.root=DATA storage.root=OUT
 
 `paper` makes the tables of the paper, all of them under both protocols where nothing else is said; add `leak` to
-study.tables to measure what the order of notes gives away. `sweep` searches the settings of fine-tuning by
-validation and prints the best as they stand on the command line of another study. The same command again does what
-is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial failed.
+study.tables to measure what the order of notes gives away. `levers` compares objectives, augmentation and lengths of
+segments in pre-trainings that see as many notes; `weights` makes the model that ships. `sweep` searches the settings of
+fine-tuning by validation and prints the best as they stand on the command line of another study. The same command again
+does what is still open, and more seeds, tables, protocols or draws are added to what is there. Exit code 1 if a trial
+failed.
 """
 
 from midibert_ray import pipeline

@@ -1,0 +1,16 @@
+"""The models that come with the package, by their names."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "weights"
+"""A folder below it for each of them, as `midibert export` writes it."""
+
+
+def names() -> list[str]:
+    """Names of these models."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def is_shipped(uri: str) -> bool:
+    """Whether a model is one of these: a folder of the user's comes before it."""
+    return uri in names() and not Path(uri).exists()

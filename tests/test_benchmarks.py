@@ -13,20 +13,14 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 BENCHMARKS = (
-    "pretrain_step",
-    "packing",
-    "overhead",
-    "study",
-    "tokenizing",
-    "annotate",
-    "gpu",
-    "gpu_study",
-    "melody",
-    "roofline",
+    *("pretrain_step", "packing", "overhead", "scaling", "study", "start", "tokenizing", "scale", "annotate", "gpu"),
+    *("gpu_study", "melody", "roofline"),
 )
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
+HELPERS = ("__init__", "harness", "plain", "products", "stages", "steps")
 SECTIONS = (
-    *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "study", "tokenize"),
+    *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "scaling", "scaling nodes", "study"),
+    *("start demo", "start trial", "start processes", "start driver", "tokenize", "scale"),
     *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
 )
 
@@ -42,15 +36,7 @@ def test_a_benchmark_imports_and_explains_itself(name: str) -> None:
 
 
 def test_every_file_is_a_benchmark_or_helps_one() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} == {
-        *BENCHMARKS,
-        *PEERS,
-        "__init__",
-        "harness",
-        "plain",
-        "products",
-        "steps",
-    }
+    assert {path.stem for path in FOLDER.glob("*.py")} == {*BENCHMARKS, *PEERS, *HELPERS}
 
 
 @pytest.mark.parametrize("name", (*BENCHMARKS, *PEERS))
@@ -105,3 +91,22 @@ def test_a_worker_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)ended with 1:.*ValueError: broken"):
         harness.measure([sys.executable, "-c", "raise ValueError('broken')"])
     assert harness.measure([sys.executable, "-c", "print('progress'); print([1.5])"]) == [1.5]
+
+
+def test_half_an_hour_of_a_gpu_is_rehearsed_and_not_done_twice(tmp_path: Path) -> None:
+    out, work = tmp_path / "study", tmp_path / "study.work"
+
+    def rehearsed() -> dict[str, int]:
+        command = [sys.executable, FOLDER / "gpu_study.py", "--out", out, "--rehearse", "--minutes", "0.1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        results = (out / "results.md").read_text(encoding="utf-8")
+        assert "| masks, GPU = CPU " in results and "| MidiBERT + CP " in results and "(paper 96.37)" in results
+        assert len(list(out.glob("*.npz"))) == 16
+        return {path.stem: path.stat().st_mtime_ns for path in work.glob("*.json")}
+
+    first = rehearsed()
+    assert len(first) == 4 + 16, "parity, speed, epochs and pre-training; four tasks by four variants"
+    (work / "emotion-scratch.json").unlink()
+    second = rehearsed()
+    assert {name for name, when in second.items() if when != first[name]} == {"emotion-scratch"}

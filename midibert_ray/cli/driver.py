@@ -26,6 +26,15 @@ from midibert_ray.tracking.uris import SQLITE
 MENDABLE = (ValueError, LookupError, FileNotFoundError, PermissionError, FloatingPointError, UnreachableError)
 """Errors that the user can do something about."""
 
+QUIET = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",  # the load of processes, for the dashboard
+    "LOG_NAME_UPDATE_INTERVAL_S": "10",  # between two looks for logs to echo, which jobs do not want
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+}
+"""Of a Ray that a job starts on this machine, unless the environment says otherwise: nobody collects its metrics."""
+
 LOCKED_S = 10.0
 """How long the tracking database may be locked; other jobs hold it for moments."""
 
@@ -115,6 +124,8 @@ def start_ray(needed: Sequence[Request] = ()) -> None:
     local = address in ("", "local")
     if local:
         _require_short_sockets()
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
         # It warns of a token that nobody needs to know: this Ray is on the loopback interface.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         # Without "local" Ray would look for a cluster that `ray start` left behind, dead ones included.

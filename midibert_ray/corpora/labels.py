@@ -33,7 +33,7 @@ MUSIC_SUFFIXES = (*MIDI_SUFFIXES, *SCORE_SUFFIXES)
 _SPLITS = Path(__file__).with_name("splits")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """A piece of a corpus."""
 

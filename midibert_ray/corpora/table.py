@@ -133,6 +133,8 @@ def read_columns(name: str, content: bytes) -> Columns:
 
 def _text(cell: Any) -> str | None:
     """A cell as it is spelled; None where it is empty."""
+    if type(cell) is str:  # nearly all are
+        return cell.strip() or None
     if isinstance(cell, list | tuple | np.ndarray):
         return TAG_MARK.join(text for item in cell if (text := _text(item))) or None
     if cell is None or cell is pd.NA or cell is pd.NaT or (isinstance(cell, float) and math.isnan(cell)):
@@ -228,8 +230,9 @@ def make_task(labels: Labels, column: str, corpus: str, kind: str = "") -> Task:
     cells = {number: cell for number, cell in enumerate(labels.columns[column]) if cell is not None}
     if not cells:
         raise LabelError(f"{labels.source} of {corpus}: the column {column!r} has no label; fill its cells")
-    chosen = cast(Kind, kind) if kind else guess_kind(cells.values())
-    classes = () if chosen == "number" else _classes(cells.values(), chosen)
+    distinct = Counter(cells.values())
+    chosen = cast(Kind, kind) if kind else guess_kind(distinct)
+    classes = () if chosen == "number" else _classes(distinct, chosen)
     if chosen == "number":
         _require_numbers(labels, column, cells)
     elif not 2 <= len(classes) <= MOST_CLASSES:
@@ -251,12 +254,12 @@ def make_task(labels: Labels, column: str, corpus: str, kind: str = "") -> Task:
     )
 
 
-def guess_kind(cells: Iterable[str]) -> Kind:
-    """The kind of some labels by their looks: numbers, where most of them are."""
-    found = list(cells)
-    if any(TAG_MARK in cell for cell in found):
+def guess_kind(cells: Mapping[str, int]) -> Kind:
+    """The kind of some labels by their looks, given how often each occurs: numbers, where most of them are."""
+    if any(TAG_MARK in cell for cell in cells):
         return "tags"
-    return "number" if sum(map(is_number, found)) >= _NUMBERS * len(found) else "classes"
+    numbers = sum(count for cell, count in cells.items() if is_number(cell))
+    return "number" if numbers >= _NUMBERS * sum(cells.values()) else "classes"
 
 
 def _classes(cells: Iterable[str], kind: str) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ class About:
     lineage: tuple[Stage, ...] = ()
     """The stages of the weights that it started from."""
     rounded: bool = False
-    """Whether its weights are written in bf16."""
+    """True where its weights are written in bf16."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 

@@ -3,7 +3,6 @@
 Nothing is read from MLflow here: what it has been given is noted beside the trials.
 """
 
-import json
 import logging
 import math
 import time
@@ -242,13 +241,14 @@ class Recorder(tune.Callback):
         finished = self._finished  # before this one is noted
         here, mark = self._recorded.setdefault(self.log.tracker.uris.uri, {}), digest(result.to_json())
         if here.get(key) != mark:
-            self.log.data(key)
+            if key not in self._placed:  # with its first report
+                self.log.data(key)
             self.log.model(key, checkpoint)
             names = [results.PREDICTIONS, *map(results.predictions_file, result.besides)]
             predictions = {name: storage.read_bytes(storage.join(checkpoint, name)) for name in names}
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
-            storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
+            storage.write_json(self.plan.uri(RECORDED), self._recorded)
         if key not in finished:
             finished[key] = result
             group = (result.protocol, result.task)

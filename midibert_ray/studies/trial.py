@@ -28,7 +28,6 @@ from midibert_ray.training.checkpoints import remove_unfinished, verify, weights
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
-from midibert_ray.training.probe import probe
 from midibert_ray.training.start import FINETUNE, open_start
 from midibert_ray.training.task_data import split_of
 
@@ -80,8 +79,12 @@ def run_trial(spec: TrialSpec, encoder: str, study: str, uri: str) -> None:
         with Checkpoint(path, system).as_directory() as folder:
             job.load(Path(folder))
     split = "valid" if config.study.draws else "test"  # a sweep chooses by validation, and looks at nothing else
-    probes = config.finetune.model == "probe"
-    predictions = probe(job, split) if probes else finetune(job, partial(_report, spec.key), split)
+    if config.finetune.model == "probe":
+        from midibert_ray.training.probe import probe  # here, as scikit-learn would make every process start later
+
+        predictions = probe(job, split)
+    else:
+        predictions = finetune(job, partial(_report, spec.key), split)
     calibration = calibrate(job, predictions, split)
     besides = {name: job.evaluate(split_of(name)) for name in data.tests}
     result = _result(spec, job, predictions, split, besides)

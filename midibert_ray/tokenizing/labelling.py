@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -248,31 +249,36 @@ class LabelPlan:
 
         The second value counts the fifths; theirs are the highest numbers of labels.
         """
-        pairs: list[tuple[int, int]] = []
+        pairs = [np.zeros((0, 2), dtype=np.int64)]
         offset = fifths = 0
-        for kind, names in sorted(self._names(rows), key=lambda found: found[0] == "number"):
-            numbers = {
-                name: offset + at for at, name in enumerate(sorted({x for each in names.values() for x in each}))
-            }
-            pairs += [(at, numbers[name]) for at, each in names.items() for name in each]
-            offset += len(numbers)
-            fifths += len(numbers) * (kind == "number")
-        return np.array(pairs, dtype=np.int64).reshape(-1, 2), fifths
+        for kind, found, labels in sorted(self._numbered(rows), key=lambda column: column[0] == "number"):
+            pairs.append(found + np.array([0, offset]))
+            offset += labels
+            fifths += labels * (kind == "number")
+        return np.concatenate(pairs), fifths
 
-    def _names(self, rows: Sequence[int]) -> Iterator[tuple[str, dict[int, list[Any]]]]:
-        """The kind of each column, and the labels (or fifths) of the pieces that have some."""
+    def _numbered(self, rows: Sequence[int]) -> Iterator[tuple[str, NDArray[np.int64], int]]:
+        """The kind of each column, pairs of a piece and the number of its label (or fifth), and how many there are.
+
+        Each distinct cell is looked at once: a table may have many rows, and has few classes.
+        """
         for _, cells in sorted(self.labels.columns.items()):
-            filled = {at: cell for at, row in enumerate(rows) if row >= 0 and (cell := cells[row]) is not None}
-            kind = table.guess_kind(filled.values())
-            names = {at: split_tags(cell) if kind == "tags" else [cell] for at, cell in filled.items()}
-            distinct = {name for each in names.values() for name in each}
-            if kind == "number" and len(distinct) > _FIFTHS:
-                values = [float(cell) if table.is_number(cell) else np.nan for cell in filled.values()]
+            codes, distinct = pd.factorize(np.array([*cells, None], dtype=object)[list(rows)])  # row -1: None
+            pieces = np.flatnonzero(codes >= 0)
+            codes = codes[pieces]
+            kind = table.guess_kind(dict(zip(distinct, np.bincount(codes).tolist(), strict=True)))
+            split = [split_tags(cell) if kind == "tags" else [cell] for cell in distinct]
+            names = sorted({name for each in split for name in each})
+            if kind == "number" and len(names) > _FIFTHS:
+                values = np.array([float(cell) if table.is_number(cell) else np.nan for cell in distinct])[codes]
                 edges = np.nanquantile(values, np.linspace(0, 1, _FIFTHS + 1)[1:-1])
-                bins = np.searchsorted(edges, values, side="right").tolist()
-                yield kind, {at: [number] for at, number in zip(filled, bins, strict=True)}
-            elif 1 < len(distinct) <= _MOST_CLASSES:
-                yield "classes", names
+                fifths, number = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)
+                yield kind, np.stack([pieces, number], axis=1), len(fifths)
+            elif 1 < len(names) <= _MOST_CLASSES:
+                known = {name: number for number, name in enumerate(names)}
+                of_cells = pd.Series([[known[name] for name in each] for each in split])
+                labels = of_cells.iloc[codes].set_axis(pieces).explode().dropna().astype(np.int64)
+                yield "classes", np.stack([labels.index, labels], axis=1), len(names)
 
     def write(self, pieces: Sequence[Piece], twins: Mapping[str, str]) -> None:
         """Write it beside its tokens, the manifest last.
@@ -280,9 +286,8 @@ class LabelPlan:
         Raises:
             LabelError: where pieces cannot be divided.
         """
-        rows, sink = self.table(pieces, twins), pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        content = sink.getvalue().to_pybytes()
+        rows = self.table(pieces, twins)
+        content = storage.parquet(rows)
         storage.write_bytes(storage.join(self.uri, LABELS_TABLE), content)
         about = {"source": self.labels.source, "folds": self.folds, "fold": self.fold, "given": self.is_given}
         about |= {"divided_by": self.divided_by(bool(twins)), "crossing": crossing(rows.to_pylist())}

@@ -5,14 +5,17 @@ subfolders that nobody may read, links that lead back to where they stand. An ob
 and pyarrow lists it.
 """
 
+import gc
 import hashlib
 import heapq
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
@@ -45,6 +48,19 @@ class Listing:
     """Folders (their names end in a slash) and files that could not be looked at, with the reason."""
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Make millions of objects without a collector of garbage that looks through all of them again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@uncollected()
 def list_files(uri: str) -> Listing:
     """Every file below a folder, however deep, but those that macOS adds (`._x.mid`, `__MACOSX/`).
 
@@ -105,8 +121,19 @@ def listing_digest(files: Mapping[str, File], unlisted: Iterable[str]) -> str:
 
     A change that keeps a file's size within one tick of the storage's clock (milliseconds; in S3 a second) goes unseen.
     """
-    rows = [[name, files[name].size, files[name].mtime_ns] for name in sorted(files)]
-    return hashlib.sha256(json.dumps([rows, sorted(unlisted)]).encode()).hexdigest()
+    rows = ([name, files[name].size, files[name].mtime_ns] for name in sorted(files))
+    return rows_digest("[", rows, f", {json.dumps(sorted(unlisted))}]")
+
+
+@uncollected()
+def rows_digest(before: str, rows: Iterable[list[Any]], after: str) -> str:
+    """SHA-256 of a text with a JSON list in it, of which no more than a few rows are held: there may be millions."""
+    digest, rows, comma = hashlib.sha256(f"{before}[".encode()), iter(rows), ""
+    while some := list(islice(rows, 1024)):
+        digest.update(f"{comma}{json.dumps(some)[1:-1]}".encode())
+        comma = ", "
+    digest.update(f"]{after}".encode())
+    return digest.hexdigest()
 
 
 class _Walk:
@@ -124,7 +151,7 @@ class _Walk:
         while self._links:
             folders = [heapq.heappop(self._links)]
             while folders:
-                folders += self._enter(folders.pop())
+                folders += reversed(self._enter(folders.pop()))
         return Listing(files=_spelled(self._files), unlisted=_spelled(self._unlisted))
 
     def _enter(self, below: str) -> list[str]:
@@ -137,8 +164,9 @@ class _Walk:
             if (about.st_dev, about.st_ino) in self._entered:
                 return []
             self._entered.add((about.st_dev, about.st_ino))
-            with os.scandir(path) as entries:
-                folders += [prefix + entry.name for entry in entries if self._note(prefix + entry.name, entry)]
+            with os.scandir(path) as entries:  # in order folder by folder, so that nobody has to sort all of them
+                ordered = sorted(entries, key=lambda entry: entry.name)
+            folders += [prefix + entry.name for entry in ordered if self._note(prefix + entry.name, entry)]
         except OSError as error:
             if not below:
                 raise
@@ -170,7 +198,7 @@ def _reason(error: OSError, what: str) -> str:
 
 def _spelled(found: Mapping[str, Value]) -> dict[str, Value]:
     """The same under names that are valid UTF-8 and still differ from each other."""
-    spelled = {name: value for name, value in found.items() if is_utf8(name)}
+    spelled = {name: value for name, value in found.items() if name.isascii() or is_utf8(name)}
     for name in sorted(found.keys() - spelled.keys()):
         plain = os.fsencode(name).decode("utf-8", "backslashreplace")
         stem, suffix = os.path.splitext(plain)  # noqa: PTH122 - a path below a folder, not of this process

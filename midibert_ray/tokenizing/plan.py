@@ -1,7 +1,6 @@
 """The plan of tokenizing a corpus: its pieces, their files, and the URI of the store."""
 
 import functools
-import hashlib
 import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +18,17 @@ from midibert_ray.music.midi import Notes
 from midibert_ray.music.protocol import Protocol
 from midibert_ray.music.score import SCORE_SUFFIXES
 from midibert_ray.music.vocabulary import vocabulary_digest
-from midibert_ray.tokenizing.listing import File, Listing, duplicates, is_utf8, list_files, listing_digest, open_file
+from midibert_ray.tokenizing.listing import (
+    File,
+    Listing,
+    duplicates,
+    is_utf8,
+    list_files,
+    listing_digest,
+    open_file,
+    rows_digest,
+    uncollected,
+)
 from midibert_ray.tokenizing.shard import Shard
 
 _LEAST_PIECES, _MOST_SHARDS = 64, 1024
@@ -61,10 +70,10 @@ class CorpusPlan:
         Times are not in it, so that a copy of a corpus has the same store; see `is_current`.
         """
         sizes = {name: file.size for name, file in self.files.items()}
-        listing = [[p.piece, p.split, p.label, [sizes.get(f) for f in p.files]] for p in self.pieces]
+        listing = ([p.piece, p.split, p.label, [sizes.get(f) for f in p.files]] for p in self.pieces)
         plain = corpus(storage.without_query(self.corpus.name))  # without an endpoint of the object store
-        identity = [plain.name, self.settings, vocabulary_digest(), listing]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        made_by = json.dumps([plain.name, self.settings, vocabulary_digest()], sort_keys=True)
+        digest = rows_digest(f"{made_by[:-1]}, ", listing, "]")
         return storage.join(storage.root.tokens(self.storage_root), f"{plain.slug}-{digest[:12]}")
 
     @property
@@ -202,6 +211,7 @@ def list_corpus(name: str, corpora_root: str) -> CorpusFiles:
         raise PermissionError(f"corpus {name}: no permission to list {uri}; grant it, or name another") from error
 
 
+@uncollected()
 def plan_corpus(
     name: str,
     *,

@@ -15,7 +15,9 @@ def calibrate(job: Finetuning, predictions: Predictions, split: str) -> Calibrat
 
     The temperature is that of the validation split, also for the metrics of the test split.
     """
-    valid = predictions if split == "valid" else job.evaluate("valid")
+    valid = predictions if split == "valid" else job.valid
+    if valid is None:
+        valid = job.evaluate("valid")
     classes = valid.label.ndim == 1 and np.issubdtype(valid.label.dtype, np.integer)
     temperature = fit_temperature(valid.logits, valid.label) if classes else 1.0
     encoder = getattr(job.model, "midibert", None)

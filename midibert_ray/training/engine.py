@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
@@ -102,7 +103,8 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # read at the import
-    import deepspeed
+    with _hidden("mlflow"):  # which DeepSpeed's tuner would import: a second of each worker's start
+        import deepspeed
 
     # Its shared-memory collective is compiled at the first start (minutes, and a compiler); gloo serves as well.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -120,6 +122,18 @@ def build(model: nn.Module, config: Config, *, steps: int, device: torch.device)
         dist_init_required=False,
     )
     return engine
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Let the import of a module that is not there yet fail."""
+    absent: Any = None
+    hidden = sys.modules.setdefault(module, absent) is absent
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
 
 
 def step(engine: Any) -> None:

@@ -31,6 +31,9 @@ from midibert_ray.training.task_data import Batch, TaskData
 
 STATE_FILE = "trial.pt"
 
+SAVE_S = 60.0
+"""Seconds after the last save from which on an epoch is saved that is not the best so far."""
+
 Classifier = MidiBertForNotes | MidiBertForSequences | BiLstmNotes | BiLstmSequences
 
 Report = Callable[[dict[str, Any], Callable[[Path], None] | None], None]
@@ -81,6 +84,8 @@ class Finetuning:
         self.objective = objective(config, data, device)
         self.progress = TrialProgress()
         self.best: dict[str, Tensor] = {}
+        self.valid: Predictions | None = None
+        """What the best weights said of the validation split, if this process has asked them."""
         self.recent: list[dict[str, Tensor]] = []
         """Weights after the last epochs, where their mean is wanted."""
         self.metrics: dict[str, float] = {}
@@ -177,10 +182,11 @@ class Finetuning:
         yield
         self.model.load_state_dict(own)
 
-    def judge(self, valid: dict[str, float]) -> None:
-        """Take in the metrics of a validation, and hold on to the weights if it is the best so far."""
+    def judge(self, valid: dict[str, float], said: Predictions) -> None:
+        """Take in a validation's metrics, and hold on to the weights and what they said if it is the best so far."""
         self.progress.judge(self.recipe.score(valid))
         if self.progress.bad == 0:
+            self.valid = said
             self.progress.accuracy = valid[f"valid/{self.data.task.metric}"]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
         self.recipe.after_validation(self.progress, self.model, self.optimizer, self.best)
@@ -213,16 +219,21 @@ class Finetuning:
 def finetune(job: Finetuning, report: Report, split: str = "test") -> Predictions:
     """From where a trial stands to its end; returns the predictions of the best weights on a split.
 
-    The test split is scored once, with the weights that were best in validation, or not at all.
+    The test split is scored once, with the weights that were best in validation, or not at all. Epochs that are not the
+    best so far are learned again after a kill, and come to the same figures.
     """
     for metrics in job.progress.reports:
         report(metrics, None)
+    saved = time.monotonic()
     while not job.recipe.over(job.progress):
         metrics = job.train_epoch()
         with job.averaged():
-            valid = job.evaluate("valid").metrics("valid")
-            job.judge(valid)
+            said = job.evaluate("valid")
+            valid = said.metrics("valid")
+            job.judge(valid, said)
         job.progress.reports = [metrics | valid | {"epoch": job.progress.epoch, "valid/best": job.progress.accuracy}]
-        report(job.progress.reports[-1], job.save)
+        saves = job.progress.bad == 0 or time.monotonic() - saved > SAVE_S
+        report(job.progress.reports[-1], job.save if saves else None)
+        saved = time.monotonic() if saves else saved
     job.model.load_state_dict(job.best)
     return job.evaluate(split)

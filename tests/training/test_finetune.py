@@ -183,10 +183,42 @@ def test_test_predictions_cover_every_test_note_once(sample_store: TokenStore, s
 
 
 def test_the_best_epoch_is_the_one_that_is_tested(sample_store: TokenStore, scratch: Config) -> None:
-    job = trial(scratch, sample_store)
+    """It is the one that is saved; no other is, as long as a trial takes no time."""
+    job = trial(replace(scratch, {"finetune.epochs": 6, "finetune.lr": 1e-2, "finetune.patience": 0}), sample_store)
     accuracies: list[float] = []
-    finetune(job, lambda metrics, save: accuracies.append(metrics["valid/accuracy"]))
-    assert job.evaluate("valid").metrics("valid")["valid/accuracy"] == max(accuracies)
+    saved: list[bool] = []
+
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        accuracies.append(metrics["valid/accuracy"])
+        saved.append(save is not None)
+
+    finetune(job, report)
+    again = job.evaluate("valid")
+    assert again.metrics("valid")["valid/accuracy"] == max(accuracies)
+    assert job.valid is not None and np.array_equal(job.valid.logits, again.logits)
+    best = [max(accuracies[:epoch], default=0.0) for epoch in range(6)]
+    assert saved == [accuracy > before for accuracy, before in zip(accuracies, best, strict=True)]
+    assert not all(saved)
+
+
+def test_a_trial_goes_on_from_its_best_epoch_to_the_same_figures(
+    sample_store: TokenStore, scratch: Config, tmp_path: Path
+) -> None:
+    config = replace(scratch, {"finetune.epochs": 6, "finetune.lr": 1e-2, "finetune.patience": 0})
+    seen: list[dict[str, Any]] = []
+
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        seen.append(metrics)
+        if save:
+            save(tmp_path)
+
+    said = finetune(trial(config, sample_store), report)
+    resumed, again = trial(config, sample_store), list[dict[str, Any]]()
+    resumed.load(tmp_path)
+    assert resumed.progress.epoch < 6
+    after = finetune(resumed, lambda metrics, save: again.append(metrics))
+    assert again == seen[resumed.progress.epoch - len(again) :]
+    assert np.array_equal(after.logits, said.logits)
 
 
 def test_the_mean_of_the_last_epochs_is_validated_and_kept(
@@ -197,21 +229,21 @@ def test_the_mean_of_the_last_epochs_is_validated_and_kept(
     trained, own = zip(*((plain.train_epoch(), weights(plain)) for _ in range(3)), strict=True)
     seen: list[dict[str, Any]] = []
 
-    def report(figures: dict[str, Any], save: Any) -> None:
-        seen.append(figures)
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        seen.append(metrics)
         if len(seen) == 2:
-            save(tmp_path)
+            job.save(tmp_path)  # be it the best so far or not
 
     finetune(job, report)
-    assert [figures["train/loss"] for figures in seen] == [metrics["train/loss"] for metrics in trained]
-    best = int(np.argmax([figures["valid/accuracy"] for figures in seen]))
+    assert [metrics["train/loss"] for metrics in seen] == [metrics["train/loss"] for metrics in trained]
+    best = int(np.argmax([metrics["valid/accuracy"] for metrics in seen]))
     for name, value in job.best.items():
         mean = (own[max(0, best - 1)][name] + own[best][name]) / 2
         assert torch.allclose(value, mean, atol=1e-7), name
     again = trial(config, sample_store)
     again.load(tmp_path)
     resumed: list[dict[str, Any]] = []
-    finetune(again, lambda figures, save: resumed.append(figures))
+    finetune(again, lambda metrics, save: resumed.append(metrics))
     assert resumed == seen[1:]
 
 

@@ -14,6 +14,9 @@ SLOW := (corpora or slow) and not ray and not cluster
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
+# pytest keeps the tests as it has compiled them: doing that again is a quarter of all that collecting them takes.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Ray's usage statistics need a network, and its tests none.
 export RAY_USAGE_STATS_ENABLED = 0
 

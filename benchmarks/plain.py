@@ -33,8 +33,8 @@ class PlainEngine:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(settings, steps))
         self.norm = torch.zeros((), device=device)
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
+    def __call__(self, *inputs: Any, **more: Any) -> Any:
+        return self.module(*inputs, **more)
 
     def train(self) -> None:
         """Dropout on."""

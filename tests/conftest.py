@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from midibert_ray.data.store import TokenStore
 from midibert_ray.settings.config import Config
+from midibert_ray.settings.overrides import replace
 from tests.s3 import KEYS, S3, serving
 from tests.stores import Piece, sample, write_store
 
@@ -23,10 +25,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
-    """The same for this process, which may have read its environment before."""
+    """The same for this process, which had read its environment before."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +68,25 @@ def no_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database before its first run: it is laid out in dozens of steps, a copy in none."""
+    from midibert_ray import tracking
+
+    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
+    tracking.Tracker(tracking.TrackingUris(f"sqlite:///{path}", ""))
+    return path
+
+
+@pytest.fixture
+def recorded(tmp_path: Path, empty_database: Path) -> Config:
+    """A storage root with such a database."""
+    root = tmp_path / "root"
+    root.mkdir(mode=0o700)
+    shutil.copy2(empty_database, root)
+    return replace(Config(), {"storage.root": str(root)})
 
 
 @pytest.fixture(scope="session")

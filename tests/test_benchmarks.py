@@ -91,3 +91,22 @@ def test_a_worker_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)ended with 1:.*ValueError: broken"):
         harness.measure([sys.executable, "-c", "raise ValueError('broken')"])
     assert harness.measure([sys.executable, "-c", "print('progress'); print([1.5])"]) == [1.5]
+
+
+def test_half_an_hour_of_a_gpu_is_rehearsed_and_not_done_twice(tmp_path: Path) -> None:
+    out, work = tmp_path / "study", tmp_path / "study.work"
+
+    def rehearsed() -> dict[str, int]:
+        command = [sys.executable, FOLDER / "gpu_study.py", "--out", out, "--rehearse", "--minutes", "0.1"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        results = (out / "results.md").read_text(encoding="utf-8")
+        assert "| masks, GPU = CPU " in results and "| MidiBERT + CP " in results and "(paper 96.37)" in results
+        assert len(list(out.glob("*.npz"))) == 16
+        return {path.stem: path.stat().st_mtime_ns for path in work.glob("*.json")}
+
+    first = rehearsed()
+    assert len(first) == 4 + 16, "parity, speed, epochs and pre-training; four tasks by four variants"
+    (work / "emotion-scratch.json").unlink()
+    second = rehearsed()
+    assert {name for name, when in second.items() if when != first[name]} == {"emotion-scratch"}

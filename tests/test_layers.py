@@ -51,10 +51,15 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
 @functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports, `from a import b` as `a.b`."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -127,7 +132,7 @@ def test_functions_fit_a_screen() -> None:
     long = {
         f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": length
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (length := _code_lines(node)) > 40
     }
     assert not long

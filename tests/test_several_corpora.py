@@ -103,6 +103,9 @@ def test_baselines_of_a_corpus_that_is_tested_besides(config: Config, stores: li
     assert (own.scored, other.scored) == (len(one.select({"test"})) * NOTES, 5 * NOTES)
     assert own.note == other.note
     assert np.sum(own.confusion, axis=1).tolist() == [*own.detail.values()]
+    (both, *_) = plain_features(TaskData(config, stores[:2]))
+    tested = [(store, row) for store in stores[:2] for row in store.select({"test"}).tolist()]
+    assert [*both.pieces] == [f"{store.corpus}/{store.piece_id(row)}" for store, row in tested]
     assert len(merge([own, other, *besides.values(), *alone.values()])) == 2 + len(besides) + len(alone), "no folds"
 
 

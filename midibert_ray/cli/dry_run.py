@@ -133,7 +133,7 @@ def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
 
 
 def _pretraining_words(config: Config, study: Config) -> str:
-    """What a pre-training is made from, and where else it differs from the settings of its study."""
+    """The data of a pre-training, and where else it differs from the settings of its study."""
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
     told, usual = (
         ("corpora.", "tokens.protocol", "protocol.", "model.representation", "pretrain.splits"),

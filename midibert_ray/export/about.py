@@ -16,13 +16,14 @@ from midibert_ray.export.find import run_of
 from midibert_ray.model.calibration import Calibration
 from midibert_ray.model.reference import ReferenceInfo
 from midibert_ray.music.protocol import PAPER, Protocol
-from midibert_ray.music.tasks import TASKS, Kind, Task
+from midibert_ray.music.tasks import TASKS, Kind, Metric, Task
 from midibert_ray.settings.config import Config, FinetuneConfig
 from midibert_ray.settings.overrides import flatten, from_flat, identity_fields
 from midibert_ray.studies.plan import TRIAL_SECTIONS, task_corpora
-from midibert_ray.studies.result import METRIC_WORDS, Provenance, TrialResult
+from midibert_ray.studies.result import METRIC, METRIC_WORDS, Provenance, TrialResult
 from midibert_ray.training import start
 from midibert_ray.training.runs import INPUTS, SECTIONS
+from midibert_ray.training.task_data import split_of
 
 _REFERENCE_NOTE = (
     "The file does not say what it was trained on. These are the corpora of the paper, which the weights that its "
@@ -66,7 +67,7 @@ class About:
     lineage: tuple[Stage, ...] = ()
     """The stages of the weights that it started from."""
     rounded: bool = False
-    """Whether its weights are written in bf16."""
+    """True where its weights are written in bf16."""
     remarks: Mapping[str, int] = field(default_factory=dict)
     """Remarks of the manifests of the token stores that it was trained on, counted."""
 
@@ -214,6 +215,7 @@ def _task(result: TrialResult, labelled: Sequence[Corpus]) -> Task:
         classes=classes,
         corpus=labelled[0].name if labelled else "",
         column="part" if of_notes else "label",
+        metric="f1" if of_notes else cast(Metric, METRIC[result.kind]),
         melody=result.melody,
     )
 
@@ -229,12 +231,20 @@ def _scores(result: TrialResult, where: str, labelled: Sequence[Corpus] = ()) ->
     }
     unit = "pieces" if result.kind != "classes" else "segments" if "test/piece_accuracy" in result.metrics else "notes"
     certain = _certainty(result) if result.kind == "classes" else ""
+    task = _task(result, labelled)
+    chosen = METRIC_WORDS[result.kind] if task.metric == METRIC[result.kind] else "mean of F1 over classes"
+    besides = {
+        name.replace("test", split_of(corpus(other).slug), 1): value
+        for other, found in result.besides.items()
+        for name, value in found["metrics"].items()
+    }
+    also = " `test/NAME/`: the same of the test pieces of another corpus." if besides else ""
     return {
-        "task": _task(result, labelled),
+        "task": task,
         "classes": tuple(result.classes),
-        "metrics": {name: value for name, value in sorted(result.metrics.items()) if math.isfinite(value)},
+        "metrics": {name: value for name, value in sorted((result.metrics | besides).items()) if math.isfinite(value)},
         "measured_on": f"`test/`: {result.scored:,} {unit} of {where}, scored once.{certain} {told[result.kind]}; "
-        f"`valid/best` is the {METRIC_WORDS[result.kind]} on the validation split by which the epoch was chosen.",
+        f"`valid/best` is the {chosen} on the validation split by which the epoch was chosen.{also}",
     }
 
 

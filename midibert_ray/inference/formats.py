@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from midibert_ray import storage
 from midibert_ray.corpora.labels import MIDI_SUFFIXES
 from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.jams import to_jams
@@ -44,7 +44,7 @@ def render(
     """
     makers: dict[str, Callable[[], bytes]] = {
         "midi": midi,
-        "csv": lambda: _csv(annotation),
+        "csv": lambda: annotation.notes.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode(),
         "parquet": lambda: _parquet(annotation, name),
         "jams": lambda: to_jams(annotation, title=name, model=model).encode(),
         "html": lambda: annotation.to_html().encode(),
@@ -52,12 +52,6 @@ def render(
     return {ending(name, each): makers[each]() for each in formats}
 
 
-def _csv(annotation: Annotation) -> bytes:
-    return annotation.notes.to_csv(index=False, lineterminator="\n", float_format="%.6f").encode()
-
-
 def _parquet(annotation: Annotation, name: str) -> bytes:
     table = pa.Table.from_pandas(annotation.notes.assign(file=name), preserve_index=False)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return storage.parquet(table)

@@ -80,7 +80,7 @@ def finish(made: Plan) -> Summary:
         raise RuntimeError(f"{len(missing):,} files were not heard of, such as {min(missing)}; start the job again")
     storage.write_bytes(made.table, _table(made, records).to_csv(index=False, lineterminator="\n").encode())
     if made.spec.kind == "annotate":
-        storage.write_bytes(made.last, json.dumps(_manifest(made, records), indent=1).encode())
+        storage.write_json(made.last, _manifest(made, records))
     else:
         _merge(made, state)
     state.close(records)
@@ -128,9 +128,8 @@ def _merge(made: Plan, state: State) -> None:
     if not tables:
         raise ValueError(f"none of the files of {storage.without_query(made.inputs.uri)} can be used; see {made.table}")
     keys = [("file", "ascending"), ("note", "ascending")][: 1 + (made.spec.pool is None)]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables).sort_by(keys), sink, compression="zstd", row_group_size=1 << 16)
-    storage.write_bytes(made.last, sink.getvalue().to_pybytes())
+    whole = pa.concat_tables(tables).sort_by(keys)
+    storage.write_bytes(made.last, storage.parquet(whole, row_group_size=1 << 16))
 
 
 def _vectors(row: dict[str, Any], *, of_notes: bool) -> pa.Table:

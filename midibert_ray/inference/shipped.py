@@ -12,5 +12,5 @@ def names() -> list[str]:
 
 
 def is_shipped(uri: str) -> bool:
-    """Whether a model is one of these: a folder of the user's comes before it."""
+    """True where a model is one of these: a folder of the user's comes before it."""
     return uri in names() and not Path(uri).exists()

@@ -198,7 +198,8 @@ def _frame_of_bytes(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
     for track in notes.tracks:
         # Both are in one order; a track of notes that are never ended is none to pretty_midi.
         same = bool(found) and (found[0].program, found[0].is_drum) == (track.program, track.is_drum)
-        midi.instruments.append(found.pop(0) if same else pretty_midi.Instrument(*_as_instrument(track)))
+        own = pretty_midi.Instrument(track.program, track.is_drum, track.name)
+        midi.instruments.append(found.pop(0) if same else own)
     for instrument in midi.instruments:
         instrument.notes = []
     if not midi.time_signature_changes:  # pretty_midi reads those of the first track alone
@@ -208,10 +209,6 @@ def _frame_of_bytes(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:
 
 def _frame_of_notes(notes: Notes) -> pretty_midi.PrettyMIDI:
     return notes_to_pretty_midi(notes.take(np.zeros(0, dtype=np.int64)))
-
-
-def _as_instrument(track: Track) -> tuple[int, bool, str]:
-    return track.program, track.is_drum, track.name
 
 
 def _parse(data: bytes, notes: Notes) -> pretty_midi.PrettyMIDI:

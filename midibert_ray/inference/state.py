@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,17 +52,8 @@ class Record(TypedDict):
     """SHA-256 of the outputs, one after the other."""
 
 
-SCHEMA = pa.schema(
-    [
-        ("file", pa.string()),
-        *((name, pa.int64()) for name in ("size", "mtime_ns", "notes", "unseen")),
-        ("label", pa.string()),
-        ("probability", pa.float64()),
-        *((name, pa.string()) for name in ("labels", "remark", "reason")),
-        ("may_pass", pa.bool_()),
-        ("digest", pa.string()),
-    ]
-)
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+SCHEMA = pa.schema([(name, _TYPES[kind]) for name, kind in get_type_hints(Record).items()])
 
 
 class OtherSettingsError(ConfigError):
@@ -82,7 +73,7 @@ class State:
     def begin(self, settings: Mapping[str, Any]) -> None:
         """Write the settings down, unless they are; needs the lease."""
         if self.settings() is None:
-            storage.write_bytes(storage.join(self.uri, SETTINGS), json.dumps(settings, indent=1).encode())
+            storage.write_json(storage.join(self.uri, SETTINGS), settings)
 
     def require(self, settings: Mapping[str, Any], output: str) -> None:
         """Refuse an output that was begun with other settings.
@@ -123,13 +114,13 @@ class State:
             table = table.append_column(VECTORS, pa.array(vectors, pa.large_binary()))
         names = json.dumps([[row["file"], row["size"], row["mtime_ns"]] for row in records])
         name = f"{PART}{hashlib.sha256(names.encode()).hexdigest()[:16]}.parquet"
-        storage.write_bytes(storage.join(self.uri, name), _bytes(table))
+        storage.write_bytes(storage.join(self.uri, name), storage.parquet(table))
 
     def close(self, records: Sequence[Record]) -> None:
         """Keep these records alone, in one file."""
         table = pa.Table.from_pylist(list(records), schema=SCHEMA)
         parts = [uri for uri in self._tables() if storage.basename(uri) != DONE]
-        storage.write_bytes(storage.join(self.uri, DONE), _bytes(table))
+        storage.write_bytes(storage.join(self.uri, DONE), storage.parquet(table))
         for uri in parts:
             storage.remove(uri)
 
@@ -144,12 +135,6 @@ class State:
 def is_of(record: Mapping[str, Any], file: File) -> bool:
     """True where a record is that of a file as it stands now."""
     return (record["size"], record["mtime_ns"]) == (file.size, -1 if file.mtime_ns is None else file.mtime_ns)
-
-
-def _bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
 
 
 def shown(value: object) -> str:

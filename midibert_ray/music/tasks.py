@@ -147,7 +147,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (*PAPER_TASKS, LINE, LIEDE
 
 
 def one_task(tasks: Sequence[Task]) -> Task:
-    """One task of several corpora, whose classes are those of all of them in the order in which they come.
+    """A task of several corpora, whose classes are those of all of them in the order in which they come.
 
     Raises:
         ValueError: where one of them labels something else than the others.

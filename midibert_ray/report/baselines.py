@@ -134,10 +134,7 @@ def baselines(
 
 
 def plain_features(data: TaskData) -> list[Baseline]:
-    """Textbook models of plain features, learned and chosen on the training and validation splits; see `plain`.
-
-    One for each test split.
-    """
+    """Textbook models of plain features, for each test split; learned and chosen on the other splits, see `plain`."""
     task, found = data.task, []
     unit = "notes" if task.level == "note" else "segments"
     for split, (predictions, model, learned) in plain(data).items():

@@ -71,8 +71,7 @@ def _beside_trivial(found: Mapping[Key, Score], tables: Sequence[ResultTable], p
     place = "above" if low > top.accuracy else "below" if high < top.accuracy else "not clearly apart from"
     return (
         f"on {task} the best row, {labels(tables)[best]}, has {_percent(column[best])} "
-        f"[{100 * low:.1f}, {100 * high:.1f}]: {place} the highest trivial line ({top.name}, "
-        f"{100 * top.accuracy:.1f} %)"
+        f"{_between(low, high)}: {place} the highest trivial line ({top.name}, {_number(top.accuracy)} %)"
     )
 
 
@@ -147,24 +146,30 @@ def beside_plain(tables: Sequence[ResultTable]) -> list[str]:
         clusters = shared_clusters(best, item)
         worth = statistics.difference(first, second, paired=True, statistic=best.statistic, clusters=clusters)
         verb = "does better than" if worth[0] > 0 else "does worse than" if worth[1] < 0 else "is not told from"
-        low, high = worth
-        points = f"{100 * (best.accuracy - item.accuracy):.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+        points = f"{_number(best.accuracy - item.accuracy)} points {_between(*worth)}"
         told.append(
             f"{task}, protocol {protocol}: the best row, {names[key.variant]}, {verb} textbook models of plain "
-            f"features ({item.note.partition(',')[0]}): {100 * best.accuracy:.1f} against {100 * item.accuracy:.1f} % "
-            f"{METRIC_WORDS[best.kind]}, a difference of {points.replace('-', '−')}."
+            f"features ({item.note.partition(',')[0]}): {_number(best.accuracy)} against {_number(item.accuracy)} % "
+            f"{METRIC_WORDS[best.kind]}, a difference of {points}."
         )
     return told
 
 
 def _percent(score: Score) -> str:
-    return f"{100 * score.accuracy:.1f} %"
+    return f"{_number(score.accuracy)} %"
+
+
+def _number(share: float) -> str:
+    """In %, with a minus sign."""
+    return f"{100 * share:.1f}".replace("-", "−")
+
+
+def _between(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
 
 
 def _points(first: Score, second: Score, interval: Interval) -> str:
-    low, high = interval
-    worth = 100 * (first.accuracy - second.accuracy)
-    return f"{worth:.1f} points [{100 * low:.1f}, {100 * high:.1f}]".replace("-", "−")
+    return f"{_number(first.accuracy - second.accuracy)} points {_between(*interval)}"
 
 
 class MelodyOrNot(NamedTuple):

@@ -109,8 +109,8 @@ def _shown(cell: Cell | None) -> str:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in %."""
-    return f"{100 * share:.{digits}f}"
+    """A share in %, with a minus sign where it is below 0, as explained variance may be."""
+    return f"{100 * share:.{digits}f}".replace("-", "−")
 
 
 def between(interval: Interval | None) -> str:

@@ -46,7 +46,7 @@ def _label(axes: Any, title: str, *, x: str = "", y: str = "") -> None:
 
 
 def accuracies(table: ResultTable) -> Figure:
-    """Every row's accuracy with its 95 % interval, a panel a task, both protocols and the paper's figures in it."""
+    """Every row's accuracy with its 95 % interval, a panel a task, both protocols and the paper's results in it."""
     tasks, rows = len(table.tasks), len(table.rows)
     figure, panels = _figure(2.4 + 2.3 * tasks, 1.2 + 0.36 * rows, columns=tasks, spacing=0.12)
     for axes, task in zip(panels, table.tasks, strict=True):

@@ -101,7 +101,7 @@ def _add_to_book(
         "baselines": [item.to_dict() for item in trivial],
         "failed": [{"trial": trial.tags, "reason": reason} for trial, reason in failed.items()],
     }
-    storage.write_bytes(plan.uri(PUBLISHED), json.dumps(content, indent=1).encode())
+    storage.write_json(plan.uri(PUBLISHED), content)
     return tables, trivial, failed
 
 

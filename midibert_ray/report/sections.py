@@ -44,7 +44,7 @@ def all_sections(study: LoadedStudy) -> list[Section]:
         Section("Corpora", "corpora", {"rows": table_one.grid(lines), "lines": lines} if lines else {}),
         Section(*PRETRAINING, pretraining(study)),
         Section(*FINETUNING, finetuning(study)),
-        Section("Cost", "cost", _scores(study)),
+        Section("Cost", "cost", _scores(study, besides=False)),
         Section("Failed trials", "failures", study.failed),
         Section("Settings", "settings", study),
     ]
@@ -68,9 +68,14 @@ def _results(study: LoadedStudy) -> dict[str, Any]:
     }
 
 
-def _scores(study: LoadedStudy) -> dict[str, Any]:
-    """The score of every variant in all columns, and the macro-F1 of the majority class there."""
-    scores, columns = table.scores(study.tables), _columns(study)
+def _scores(study: LoadedStudy, *, besides: bool = True) -> dict[str, Any]:
+    """The score of every variant in all columns, and the macro-F1 of the majority class there.
+
+    Without `besides`, corpora that were tested besides are left out: they cost nothing of their own.
+    """
+    learned = {item.task for item in study.outcomes}
+    scores = table.scores(study.tables)
+    columns = [column for column in _columns(study) if besides or column[1] in learned]
     rows = {
         label: [scores.get(Key(*column, variant)) for column in columns]
         for variant, label in table.labels(study.tables).items()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from midibert_ray.settings.validators import ConfigError
@@ -203,6 +204,18 @@ def write_bytes(uri: str, content: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(uri: str, value: object) -> None:
+    """Write a value as JSON, for `read_json`."""
+    write_bytes(uri, json.dumps(value, indent=1).encode())
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file; `options` of pyarrow's writer."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", **options)
+    return sink.getvalue().to_pybytes()
 
 
 @contextlib.contextmanager

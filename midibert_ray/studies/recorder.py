@@ -3,7 +3,6 @@
 Nothing is read from MLflow here: what it has been given is noted beside the trials.
 """
 
-import json
 import logging
 import math
 import time
@@ -249,7 +248,7 @@ class Recorder(tune.Callback):
             predictions = {name: storage.read_bytes(storage.join(checkpoint, name)) for name in names}
             self.log.complete(self.log.trial(key), result, predictions)
             here[key] = mark
-            storage.write_bytes(self.plan.uri(RECORDED), json.dumps(self._recorded, indent=1).encode())
+            storage.write_json(self.plan.uri(RECORDED), self._recorded)
         if key not in finished:
             finished[key] = result
             group = (result.protocol, result.task)

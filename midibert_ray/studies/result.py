@@ -5,7 +5,6 @@ The state of a trial, finished or to go on from a checkpoint, is read from its o
 every few seconds only, so a driver that is killed forgets what came after.
 """
 
-import io
 import json
 import logging
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -186,7 +184,7 @@ def _epoch(system: fs.FileSystem, folder: str) -> int:
 
 def stop(uri: str, metrics: Mapping[str, float]) -> None:
     """Note that a sweep has stopped the trial in a folder."""
-    storage.write_bytes(storage.join(uri, STOPPED), json.dumps(dict(metrics), indent=1).encode())
+    storage.write_json(storage.join(uri, STOPPED), dict(metrics))
 
 
 def stopped(uri: str) -> bool:
@@ -240,9 +238,7 @@ def predictions_table(data: TaskData, predictions: Predictions, split: str = "te
             "duration": tokens[:, 3] + np.uint8(1),
             "velocity": segments.take("velocity", *where),
         }
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
-    return buffer.getvalue()
+    return storage.parquet(pa.table(columns))
 
 
 def _column(values: NDArray[Any]) -> Any:

@@ -286,9 +286,8 @@ class LabelPlan:
         Raises:
             LabelError: where pieces cannot be divided.
         """
-        rows, sink = self.table(pieces, twins), pa.BufferOutputStream()
-        pq.write_table(rows, sink, compression="zstd")
-        content = sink.getvalue().to_pybytes()
+        rows = self.table(pieces, twins)
+        content = storage.parquet(rows)
         storage.write_bytes(storage.join(self.uri, LABELS_TABLE), content)
         about = {"source": self.labels.source, "folds": self.folds, "fold": self.fold, "given": self.is_given}
         about |= {"divided_by": self.divided_by(bool(twins)), "crossing": crossing(rows.to_pylist())}

@@ -11,7 +11,6 @@ from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from midibert_ray import storage
 from midibert_ray.corpora.catalogue import corpus
@@ -137,9 +136,7 @@ def _write(shard: Shard, answers: list[Answer]) -> None:
         arrays[name] = pa.ListArray.from_arrays(
             offsets, np.concatenate([np.zeros(0, dtype), *values]), type=SCHEMA.field(name).type
         )
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays, schema=SCHEMA), sink, compression="zstd")
-    storage.write_bytes(storage.join(shard.store, shard.name), sink.getvalue().to_pybytes())
+    storage.write_bytes(storage.join(shard.store, shard.name), storage.parquet(pa.table(arrays, schema=SCHEMA)))
 
 
 def _report(shard: Shard, piece: Piece, answer: Answer) -> Report:

@@ -58,7 +58,7 @@ def _digests_name(rank: int) -> str:
 def write_digests(folder: Path, rank: int, world: int, run: str | None = None) -> None:
     """Record the files that one worker wrote into a folder of its own; the last file of its shard."""
     content = {"rank": rank, "world": world, "run": run, "files": digests.of_folder(folder)}
-    storage.write_bytes(str(folder / _digests_name(rank)), json.dumps(content, indent=1).encode())
+    storage.write_json(str(folder / _digests_name(rank)), content)
 
 
 def store(folder: Path, uri: str, rank: int) -> None:

@@ -67,13 +67,13 @@ def pin(folder: str, stores: Iterable[str]) -> None:
                 "or remove that folder to start from the beginning"
             )
     if not found.keys() <= noted.keys():
-        storage.write_bytes(inputs, json.dumps(noted | found, indent=1).encode())
+        storage.write_json(inputs, noted | found)
 
 
 def note_settings(folder: str, config: Config) -> None:
     """Note the configuration that a run was first started with in its folder, for the card of its exports."""
     if not storage.exists(file := storage.join(folder, SETTINGS)):
-        storage.write_bytes(file, json.dumps(flatten(config), indent=1).encode())
+        storage.write_json(file, flatten(config))
 
 
 def settings(root: str, key: str) -> Config | None:
@@ -132,5 +132,5 @@ def finish(config: Config, key: str) -> PretrainRun:
     _, name, progress = min(sound, key=lambda entry: entry[:2])
     metrics = {name: value for name, value in progress["reports"][-1].items() if name.startswith("valid/")}
     done = PretrainRun(key, storage.join(run, name), progress["step"], metrics)
-    storage.write_bytes(storage.join(run, RESULT_FILE), json.dumps(asdict(done), indent=1).encode())
+    storage.write_json(storage.join(run, RESULT_FILE), asdict(done))
     return done

@@ -149,7 +149,7 @@ class MaskedStep:
         return sums | {name: torch.full((), value, device=rows.device) for name, value in counts.items()}
 
     def _corrupted(self, batch: StepBatch, augmented: bool) -> tuple[MaskedBatch, Tensor, Tensor]:
-        """What the model sees and has to find, and the true tokens and lengths."""
+        """The tokens that the model sees and has to find, the true ones and their lengths."""
         tokens, length, keys, fraction = batch.tokens.long(), batch.length, batch.keys, self.config.mask.fraction
         if augmented and self.augmenting:
             changed = augment(tokens, length, keys, **self.augmenting)

@@ -130,7 +130,8 @@ def test_help_shows_what_the_job_reads_and_on_demand_the_rest(name: str, capsys:
     assert command.description in shown
     assert {key for key, line in keys.items() if any(line + end in shown for end in ("* [", " ["))} == read
     assert ("`--help all`" in shown) == (len(read) < len(keys))
-    assert all(line in help_of(command, capsys, "all") for line in keys.values())
+    everything = help_of(command, capsys, "all")
+    assert all(line in everything for line in keys.values())
 
 
 # ------------------------------------------------------------------------------------------- what to write instead

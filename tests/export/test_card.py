@@ -158,6 +158,31 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
     assert told_by_head(written) == (None, ())
 
 
+def test_a_card_tells_of_corpora_that_were_tested_besides() -> None:
+    metrics = {"test/accuracy": 0.5, "test/f1": 0.25}
+    besides = {"folder:/home/me/solo": {"metrics": {"test/accuracy": 0.75}}}
+    result = TrialResult(
+        trial="line-x",
+        task="line",
+        variant="x",
+        protocol="clean",
+        seed=1,
+        epoch=1,
+        classes=["melody", "accompaniment"],
+        confusion=[[1, 1], [1, 1]],
+        pieces={},
+        devices=1,
+        metrics=metrics,
+        besides=besides,
+        seconds=1.0,
+    )
+    found = of_trial(result, None)
+    card = render(model(MidiBertForNotes, num_classes=2), found)
+    assert found.task is TASKS["line"]
+    assert "| `test/folder-solo/accuracy` | 0.7500 |" in card and "`test/NAME/`" in card
+    assert "`valid/best` is the mean of F1 over classes" in card
+
+
 def test_other_outputs_belong_to_no_task() -> None:
     stranger = model(MidiBertForSequences, num_classes=5)
     assert told_by_head(stranger)[1] == () == told_by_head(model())[1]

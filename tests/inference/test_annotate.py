@@ -66,15 +66,16 @@ def test_windows_count_by_their_distance_from_an_edge() -> None:
 
 
 def test_results_depend_on_nothing_but_the_piece(note_model: Annotator, songs: list[Path]) -> None:
-    alone = [note_model.annotate(path).scores for path in songs[:5]]
-    together = [song.scores for song in note_model.annotate_many(reversed([songs[4], *songs[:5]]))]
+    some = songs[:3]
+    alone = [note_model.annotate(path).scores for path in some]
+    together = [song.scores for song in note_model.annotate_many(reversed([some[-1], *some]))]
     for one, other in zip(alone, together[::-1][1:], strict=True):
         assert one.tobytes() == other.tobytes()
     torch.set_num_threads(2)
     assert note_model.annotate(songs[0]).scores.tobytes() == alone[0].tobytes()
     torch.set_num_threads(1)
-    pooled = note_model.embed(songs[:5])
-    assert note_model.embed(songs[4::-1])[::-1].tobytes() == pooled.tobytes()  # type: ignore[index]
+    pooled = note_model.embed(some)
+    assert note_model.embed(some[::-1])[::-1].tobytes() == pooled.tobytes()  # type: ignore[index]
 
 
 def from_score(path: Path) -> Any:

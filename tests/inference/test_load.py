@@ -1,6 +1,7 @@
 """Models from folders, buckets and MLflow; and nothing imported that a folder does not need."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,10 +121,11 @@ def test_a_model_in_a_bucket_answers_like_its_folder(s3: S3, note_folder: Path) 
 
 
 def test_a_model_in_mlflow_answers_like_its_folder(
-    tmp_path: Path, note_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, note_folder: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
 
+    shutil.copy2(empty_database, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     mlflow.set_tracking_uri(None)
     client = mlflow.MlflowClient()

@@ -57,9 +57,9 @@ def test_the_trainer_trains_an_export(auto: Any, encoder: Path, tmp_path: Path) 
     )
     settings = TrainingArguments(
         output_dir=str(tmp_path / "trained"),
-        num_train_epochs=15,
+        num_train_epochs=6,
         per_device_train_batch_size=8,
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         save_strategy="no",
         report_to="none",
         use_cpu=True,

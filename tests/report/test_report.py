@@ -1,6 +1,7 @@
 """The report is made from MLflow alone: a study recorded as studies are, but with made-up outcomes, without Ray."""
 
 import io
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -82,10 +83,11 @@ def record(log: StudyLog, key: str, entry: TrialSpec) -> None:
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return tiny_study(
-        tmp_path_factory.mktemp("root"), study__tables=("1", "leak"), study__variants=(), study__protocols=("paper",)
-    )
+def config(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Config:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / "root").mkdir()
+    shutil.copy2(empty_database, folder / "root")
+    return tiny_study(folder, study__tables=("1", "leak"), study__variants=(), study__protocols=("paper",))
 
 
 @pytest.fixture(scope="module")

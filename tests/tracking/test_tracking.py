@@ -19,8 +19,10 @@ STUDY = tracking.study_experiment("s")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    return replace(Config(), {"storage.root": str(tmp_path_factory.mktemp("root"))})
+def config(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Config:
+    root = tmp_path_factory.mktemp("root")
+    shutil.copy2(empty_database, root)
+    return replace(Config(), {"storage.root": str(root)})
 
 
 def test_a_run_is_found_again_and_its_curve_goes_on(config: Config) -> None:
@@ -157,10 +159,9 @@ def study(config: Config, steps: range) -> tracking.Tracker:
     ],
 )
 def test_runs_that_were_deleted_are_restored_at_the_next_start(
-    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+    recorded: Config, deleted: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
-    tracker = study(config, range(3))
+    tracker = study(recorded, range(3))
     (parent,) = tracker.parents(STUDY)
     (trial,) = tracker.children(STUDY, parent.info.run_id)
     if deleted == "experiment":
@@ -169,7 +170,7 @@ def test_runs_that_were_deleted_are_restored_at_the_next_start(
         if deleted in ("both", "parent" if run is parent else "trial"):
             tracker._client.delete_run(run.info.run_id)
 
-    tracker = study(config, range(1, 5))
+    tracker = study(recorded, range(1, 5))
     (again,) = tracker.parents(STUDY)
     (child,) = tracker.children(STUDY, again.info.run_id)
     assert (again.info.run_id, child.info.run_id) == (parent.info.run_id, trial.info.run_id)
@@ -187,10 +188,9 @@ def test_runs_that_were_deleted_are_restored_at_the_next_start(
 
 @pytest.mark.parametrize("deleted", ["run", "experiment"])
 def test_what_is_deleted_while_a_job_writes_to_it_is_restored(
-    tmp_path: Path, deleted: str, caplog: pytest.LogCaptureFixture
+    recorded: Config, deleted: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
-    tracker = tracking.Tracker(tracking.uris(config))
+    tracker = tracking.Tracker(tracking.uris(recorded))
     run = tracker.open(STUDY, "s-1", "s-1", params={"lr": 1}, tags={})
     run.log({"loss": 1}, 1)
     (found,) = tracker.parents(STUDY)
@@ -207,13 +207,12 @@ def test_what_is_deleted_while_a_job_writes_to_it_is_restored(
     assert caplog.text.count("was deleted in MLflow; it is restored") == 1
 
 
-def test_a_run_that_was_deleted_for_good_is_made_anew(tmp_path: Path) -> None:
-    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
-    tracker = study(config, range(3))
+def test_a_run_that_was_deleted_for_good_is_made_anew(recorded: Config) -> None:
+    tracker = study(recorded, range(3))
     (parent,) = tracker.parents(STUDY)
     for run in (parent, *tracker.children(STUDY, parent.info.run_id)):
         tracker._client._tracking_client.store._hard_delete_run(run.info.run_id)  # as `mlflow gc` does
-    tracker = study(config, range(1, 5))
+    tracker = study(recorded, range(1, 5))
     (again,) = tracker.parents(STUDY)
     (child,) = tracker.children(STUDY, again.info.run_id)
     assert again.info.run_id != parent.info.run_id
@@ -221,11 +220,10 @@ def test_a_run_that_was_deleted_for_good_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
-    for path in (tmp_path / "root/mlflow.db", tmp_path / "elsewhere/runs.db"):
-        config = replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"})
-        study(config, range(1))
-        assert [item for item in path.parent.glob("*.db*") if item.stat().st_mode & 0o777 != 0o600] == []
-        assert path.parent.stat().st_mode & 0o777 == 0o700
+    path = tmp_path / "elsewhere/runs.db"
+    study(replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"}), range(1))
+    assert [item for item in path.parent.glob("*.db*") if item.stat().st_mode & 0o777 != 0o600] == []
+    assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_processes_that_only_report_do_not_import_mlflow() -> None:
@@ -280,10 +278,9 @@ def test_a_run_has_data_and_a_table_however_often_they_are_said(config: Config) 
 
 
 def test_a_run_that_is_deleted_for_good_while_a_job_writes_to_it_ends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    recorded: Config, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(Config(), {"storage.root": str(tmp_path / "root")})
-    tracker = tracking.Tracker(tracking.uris(config))
+    tracker = tracking.Tracker(tracking.uris(recorded))
     run, other = (tracker.open(STUDY, key, key, params={"lr": 1}, tags={}) for key in ("s-1", "s-2"))
     run.log({"loss": 1}, 1)
     tracker._client._tracking_client.store._hard_delete_run(tracker.find(STUDY, "s-1").info.run_id)  # type: ignore[union-attr]

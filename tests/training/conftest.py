@@ -53,10 +53,10 @@ def short_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def two_workers(tiny: Config, tmp_path: Path) -> Config:
+def two_workers(tiny: Config, tmp_path: Path, recorded: Config) -> Config:
     """A run of two workers with everything below the test's folder, and a checkpoint an epoch."""
     changes = {
-        "storage.root": str(tmp_path / "root"),
+        "storage.root": recorded.storage.root,
         "storage.cache": str(tmp_path / "cache"),
         "pretrain.valid_every": 1,
         "compute.workers": 2,

@@ -67,7 +67,7 @@ def train(task: Task, rank: int, world: int) -> Trace:
     forward = job._forward
 
     def watched(batch: StepBatch, *, augmented: bool) -> dict[str, torch.Tensor]:
-        masked = job.masking._corrupted(batch, augmented)
+        masked, *_ = job.masking._corrupted(batch, augmented)
         pairs = zip(masked.inputs.numpy(), masked.where.numpy(), strict=True)
         trace.rows[-1] += [zlib.crc32(chosen.tobytes(), zlib.crc32(row.tobytes())) for row, chosen in pairs]
         return forward(batch, augmented=augmented)

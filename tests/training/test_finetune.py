@@ -229,21 +229,21 @@ def test_the_mean_of_the_last_epochs_is_validated_and_kept(
     trained, own = zip(*((plain.train_epoch(), weights(plain)) for _ in range(3)), strict=True)
     seen: list[dict[str, Any]] = []
 
-    def report(figures: dict[str, Any], save: Any) -> None:
-        seen.append(figures)
+    def report(metrics: dict[str, Any], save: Any) -> None:
+        seen.append(metrics)
         if len(seen) == 2:
             job.save(tmp_path)  # be it the best so far or not
 
     finetune(job, report)
-    assert [figures["train/loss"] for figures in seen] == [metrics["train/loss"] for metrics in trained]
-    best = int(np.argmax([figures["valid/accuracy"] for figures in seen]))
+    assert [metrics["train/loss"] for metrics in seen] == [metrics["train/loss"] for metrics in trained]
+    best = int(np.argmax([metrics["valid/accuracy"] for metrics in seen]))
     for name, value in job.best.items():
         mean = (own[max(0, best - 1)][name] + own[best][name]) / 2
         assert torch.allclose(value, mean, atol=1e-7), name
     again = trial(config, sample_store)
     again.load(tmp_path)
     resumed: list[dict[str, Any]] = []
-    finetune(again, lambda figures, save: resumed.append(figures))
+    finetune(again, lambda metrics, save: resumed.append(metrics))
     assert resumed == seen[1:]
 
 

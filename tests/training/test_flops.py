@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM
 from midibert_ray.training.flops import peak_flops, step_flops
 
@@ -24,7 +25,7 @@ def test_the_count_is_that_of_the_products_in_a_forward_pass(representation: str
     )
     model = MidiBertForMaskedLM(config).eval()
     hidden = torch.zeros(2, 128, 64)
-    where = (torch.arange(128).expand(2, 128) < 20).nonzero(as_tuple=True)
+    where = Chosen.of(torch.arange(128).expand(2, 128) < 20)
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for number, layer in enumerate(model.midibert.layers):
             hidden = layer(hidden, None, where if number == 2 else None)

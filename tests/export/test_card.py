@@ -124,7 +124,7 @@ def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -
             ("Any number of tags a segment (task mine), each by", "| 3 | d |"),
             "average_precision",
         ),
-        ("number", [], ("One number a segment, in the units of the labels (task mine)", "song.number"), "r_squared"),
+        ("number", [], ("One number a segment, in the units of the labels (task mine)", "song.value"), "r_squared"),
     ],
 )
 def test_a_task_of_ones_own_is_no_task_of_the_paper(

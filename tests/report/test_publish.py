@@ -15,7 +15,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import Locate, StudyPlan, make
 from midibert_ray.studies.recorder import RECORDED, Recorder, StudyLog
-from midibert_ray.studies.result import Provenance, TrialResult, write
+from midibert_ray.studies.result import PREDICTIONS, Provenance, TrialResult, write
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tracking import Tracker, sender
 from midibert_ray.tracking.spool import Spool, UnreachableError
@@ -81,7 +81,7 @@ def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
     result = outcome(trial.variant, share, task=trial.task, protocol=trial.protocol, seed=trial.seed)
     folder = Path(plan.uri(key), "checkpoint_000001")
     folder.mkdir(parents=True)
-    write(folder, result, Provenance(study=plan.key, encoder="", config={}), b"parquet")
+    write(folder, result, Provenance(study=plan.key, encoder="", config={}), {PREDICTIONS: b"parquet"})
     write_digests(folder, 0, 1, key)
     return result
 

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py --write                          # about twenty-five minutes on two cores
     python benchmarks/overhead.py --workers 1 --rounds 5 --write   # two workers need two idle cores
-    python benchmarks/overhead.py --reports --write                # the second table alone, about six minutes
+    python benchmarks/overhead.py --reports --write                # the second table alone, a quarter of an hour
     python benchmarks/overhead.py --rounds 1 --intervals 2 --log-every 2 --size 32 --segment 64
 
 Ours is `launch.pretrain` on the 32 songs of the package: Ray Train, DeepSpeed (ZeRO stage 1, the default), a report

@@ -135,10 +135,8 @@ def _label_lines(plan: JobPlan, study: StudyPlan) -> Iterator[str]:
 def _pretraining_words(config: Config, study: Config) -> str:
     """The data of a pre-training, and where else it differs from the settings of its study."""
     splits = "train splits" if config.pretrain.splits == "train" else "all splits"
-    told, usual = (
-        ("corpora.", "tokens.protocol", "protocol.", "model.representation", "pretrain.splits"),
-        flatten(study),
-    )
+    told = ("corpora.", "tokens.protocol", "protocol.", "model.representation", "pretrain.splits")
+    usual = flatten(study)
     others = (
         f", {key}={show(value)}"
         for key, value in flatten(config).items()

@@ -34,6 +34,11 @@ def about(*names: str, **other: Any) -> About:
     return About(**{"origin": "Made here.", "protocol": CLEAN, "corpora": tuple(map(corpus, names))} | other)
 
 
+def finished(task: str, **other: Any) -> TrialResult:
+    where = {"trial": f"{task}-x", "task": task, "variant": "x", "protocol": "clean", "seed": 1, "epoch": 1}
+    return TrialResult(**{**where, "pieces": {}, "seconds": 1.0, "devices": 1} | other)
+
+
 def head(card: str) -> dict[str, Any]:
     _, text, _ = card.split("---\n", 2)
     found: dict[str, Any] = yaml.safe_load(text)
@@ -133,21 +138,7 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
     """Four outputs of a sequence are emotions only where nothing else is known."""
     metrics = {"test/loss": 1.0, "test/r2": 0.5, "test/accuracy": 0.5, "test/piece_accuracy": 0.5, "valid/best": 0.5}
     confusion = [[1] * 4] * 4 if kind == "classes" else []
-    result = TrialResult(
-        trial="mine-x",
-        task="mine",
-        variant="x",
-        protocol="clean",
-        seed=1,
-        epoch=1,
-        seconds=1.0,
-        kind=kind,
-        classes=classes,
-        confusion=confusion,
-        metrics=metrics,
-        pieces={},
-        devices=1,
-    )
+    result = finished("mine", kind=kind, classes=classes, confusion=confusion, metrics=metrics)
     written = model(MidiBertForSequences, num_classes=len(classes) or 1)
     found = of_trial(result, None)
     assert found.task and (found.task.name, found.task.kind, list(found.task.classes)) == ("mine", kind, classes)
@@ -161,21 +152,8 @@ def test_a_task_of_ones_own_is_no_task_of_the_paper(
 def test_a_card_tells_of_corpora_that_were_tested_besides() -> None:
     metrics = {"test/accuracy": 0.5, "test/f1": 0.25}
     besides = {"folder:/home/me/solo": {"metrics": {"test/accuracy": 0.75}}}
-    result = TrialResult(
-        trial="line-x",
-        task="line",
-        variant="x",
-        protocol="clean",
-        seed=1,
-        epoch=1,
-        classes=["melody", "accompaniment"],
-        confusion=[[1, 1], [1, 1]],
-        pieces={},
-        devices=1,
-        metrics=metrics,
-        besides=besides,
-        seconds=1.0,
-    )
+    classes = ["melody", "accompaniment"]
+    result = finished("line", classes=classes, confusion=[[1, 1], [1, 1]], metrics=metrics, besides=besides)
     found = of_trial(result, None)
     card = render(model(MidiBertForNotes, num_classes=2), found)
     assert found.task is TASKS["line"]

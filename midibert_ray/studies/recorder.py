@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RECORDED = "recorded.json"
 """File of a study: tracking URI -> trial -> digest of the result that has been recorded there."""
 FIGURES = "figures.json"
-"""Artifact of a trial: the metrics of its result, as a table."""
+"""Artifact of a trial: its metrics as a table, under the names that MLflow has of earlier runs."""
 Picture = Callable[[TrialResult], Any]
 """Draws a trial's result as a matplotlib figure."""
 
@@ -110,7 +110,7 @@ class StudyLog:
         }
         metrics = {"epoch": result.epoch, **result.metrics, **trivial, **besides, **costs}
         values = [value if math.isfinite(value) else None for value in metrics.values()]
-        run.table({"metric": [*metrics], "value": values}, FIGURES)
+        run.table({"figure": [*metrics], "value": values}, FIGURES)
         if result.split == "test":  # by which runs are sorted and compared
             metric = results.METRIC[result.kind]
             others = {

@@ -118,7 +118,7 @@ def test_it_learns(
     process_group: None, sample_store: TokenStore, tiny: Config, protocol: str, representation: str
 ) -> None:
     changes = {"tokens.protocol": protocol, "model.representation": representation}
-    reports = run(replace(tiny, {**changes, "pretrain.epochs": 1}), sample_store)
+    reports = run(replace(tiny, changes | {"compute.log_every": 2}), sample_store)
     train = [metrics["train/loss"] for metrics, _ in reports if "train/loss" in metrics]
     assert train[-1] < train[0] - 0.1
 
@@ -165,7 +165,8 @@ def test_noise_is_learned_and_validation_sees_music_as_it_is(
 def test_rolls_are_learned_beside_tokens_and_left_out_of_what_is_opened(
     process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
 ) -> None:
-    reports = run(replace(tiny, {"pretrain.roll": 0.05}), sample_store, save=tmp_path / "rolled")
+    changes = {"pretrain.roll": 0.05, "pretrain.epochs": 7}
+    reports = run(replace(tiny, changes), sample_store, save=tmp_path / "rolled")
     for name in ("train/roll", "valid/roll"):
         errors = [metrics[name] for metrics, _ in reports if name in metrics]
         assert errors and errors[-1] < 34, "the squared length of a target is 34 at most, the error of silence"
@@ -272,7 +273,8 @@ def test_a_loss_that_breaks_later_names_the_last_finite_metrics(
 def test_reports_carry_what_a_reader_wants(
     process_group: None, sample_store: TokenStore, tiny: Config, stage: int
 ) -> None:
-    reports = run(replace(tiny, {"pretrain.epochs": 1, "compute.zero_stage": stage}), sample_store)
+    tiny = replace(tiny, {"pretrain.epochs": 1, "compute.zero_stage": stage, "compute.log_every": 2})
+    reports = run(tiny, sample_store)
     train = reports[0][0]
     wanted = {"train/loss/pitch", "train/accuracy/bar", "optimizer/lr", "optimizer/gradient_norm", "memory/gib"}
     rates = {f"throughput/{name}" for name in ("super_tokens_per_s", "model_flops_per_s", "mfu")}

@@ -9,8 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 OUT ?= $(CURDIR)/output
 FAST := not ray and not corpora and not slow and not cluster
-# Tests that start Ray fill the machine alone; others run side by side.
-SLOW := (corpora or slow) and not ray and not cluster
+RAY := ray or cluster
 PYTEST := $(BIN)/python -m pytest
 SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist worksteal
 
@@ -20,15 +19,20 @@ unexport PYTHONDONTWRITEBYTECODE
 # Ray's usage statistics need a network, and its tests none.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-ray test-others test-fast lint format clean
 
 demo: $(READY)
 	$(BIN)/python jobs/pipeline.py --preset debug storage.root=$(OUT)
 
+# Tests that start Ray fill a machine and wait much: they run one after the other, and all others in what they leave.
 test: $(READY)
-	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"
-	$(PYTEST) $(SIDE_BY_SIDE) -m "$(SLOW)"
-	$(PYTEST) -m "ray or cluster"
+	$(MAKE) --jobs=2 --keep-going test-ray test-others
+
+test-ray: $(READY)
+	$(PYTEST) -m "$(RAY)"
+
+test-others: $(READY)
+	nice $(PYTEST) $(SIDE_BY_SIDE) -m "not ($(RAY))"
 
 test-fast: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"

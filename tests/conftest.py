@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -21,6 +22,14 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Tiny models gain nothing from threads, and threads that wait spin: here, and in all processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A fifth of all that importing takes is looking for garbage, of which there is none. What is imported stays.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,11 +81,12 @@ def no_ray() -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's database before its first run: it is laid out in dozens of steps, a copy in none."""
+    """MLflow's database before its first run: it is laid out in dozens of steps, once for all processes of xdist."""
     from midibert_ray import tracking
 
-    path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
-    tracking.Tracker(tracking.TrackingUris(f"sqlite:///{path}", ""))
+    folder = tmp_path_factory.getbasetemp()
+    path = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tracking" / "mlflow.db"
+    tracking.Tracker(tracking.TrackingUris(f"sqlite:///{path}", ""))  # of several at once, one makes it
     return path
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from midibert_ray.music.protocol import PROTOCOLS, Protocol, ProtocolName
-from midibert_ray.music.tasks import MELODY, TASKS, VELOCITY, Kind
+from midibert_ray.music.tasks import PAPER_TASKS, TASKS, Kind
 from midibert_ray.settings import validators as checks
 from midibert_ray.settings.augment import AugmentConfig
 from midibert_ray.settings.compute import ComputeConfig
@@ -165,7 +165,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    task: str = MELODY.name
+    task: str = PAPER_TASKS[0].name
     """Downstream task of one trial; a study varies it."""
     corpus: str = ""
     """Labelled corpus, or several as one, as in pop909,lieder; empty takes the task's own."""
@@ -245,7 +245,7 @@ class RnnConfig:
 class StudyConfig:
     name: str = "ablation"
     """Name of the study: its experiment in MLflow and the prefix of its address."""
-    tasks: tuple[str, ...] = runtime((MELODY.name, VELOCITY.name))
+    tasks: tuple[str, ...] = runtime(tuple(task.name for task in PAPER_TASKS if task.level == "note"))
     """Downstream tasks, a column each of the result table: of the paper, or columns of the labelled corpus's table."""
     corpus: str = runtime("")
     """Labelled corpus of all tasks, such as folder:/music, or several; empty takes that of `finetune.corpus`."""

@@ -100,11 +100,11 @@ def path(config: Config) -> str:
 def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
     no_ray: None, undisturbed: Config, bucket: Config, s3: S3, relay: Relay
 ) -> None:
-    """Killed in an upload, with its last whole checkpoint cut off, and then without its tracking server."""
+    """Killed in an upload, with its last whole checkpoint cut off, and then twice without its tracking server."""
     box = Spool(tracking.uris(bucket).spool)
     first, third = kill_in_an_upload(bucket, s3)
     box.put("sender", b"nobody")  # as the next job finds when the killed one has given no sign of life for a while
-    said = finish_while_the_server_is_away(bucket, s3, relay)
+    said = finish_while_the_server_is_away_twice(bucket, s3, relay)
     assert "found" in said, "the token store was made again"
     assert f"the checkpoint {third} of {storage.basename(only(bucket, 'runs'))} is removed, as its writing was" in said
     assert f"a broken checkpoint is passed over, the run goes on from {first}" in said
@@ -139,17 +139,34 @@ def kill_in_an_upload(config: Config, s3: S3) -> tuple[str, str]:
     return first, third
 
 
-def finish_while_the_server_is_away(config: Config, s3: S3, relay: Relay) -> str:
-    """It hangs from the first trial's end until the job's; tests of tracking have outages that end before."""
-    before = len(s3.requests)
+def finish_while_the_server_is_away_twice(config: Config, s3: S3, relay: Relay) -> str:
+    """Its answers are lost in the pre-training, and it hangs from a trial's end until the job's."""
+    box, before, outages = Spool(tracking.uris(config).spool), len(s3.requests), 0
 
-    def hang() -> bool:
-        if any(re.match("PUT .*/out/studies/.*/outcome.json", request) for request in s3.requests[before:]):
-            relay.set("silent")
-        return False
+    def wrote(pattern: str) -> bool:
+        return any(re.match(f"PUT .*/out/{pattern}", request) for request in s3.requests[before:])
 
-    code, said = run(config, kill_when=hang)
+    def disturb() -> Iterator[bool]:
+        nonlocal outages
+        while not wrote("runs/.*/step_"):
+            yield False
+        relay.set("deaf")
+        while not (relay.lost and (late := set(box.names()))):
+            yield False
+        relay.set("open")
+        while late & set(box.names()):  # others may follow them at any time
+            yield False
+        outages += 1
+        while not wrote("studies/.*/outcome.json"):
+            yield False
+        relay.set("silent")
+        outages += 1
+        while True:
+            yield False
+
+    code, said = run(config, kill_when=disturb().__next__)
     assert code == 0, said
+    assert outages == 2, "the first one's records had not arrived before the end"
     assert "has not got all results. Nothing is lost; when it answers:" in said
     return said
 

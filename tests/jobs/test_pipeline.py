@@ -56,7 +56,7 @@ def run(
     job: str = "pipeline",
     kill_when: Callable[[], object] | None = None,
     number: int = signal.SIGKILL,
-    limit_s: float = 240,
+    limit_s: float = 600,
 ) -> tuple[int, str]:
     """Exit code and output of a job; with `kill_when`, it is sent a signal as soon as that holds."""
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

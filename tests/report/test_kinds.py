@@ -77,7 +77,7 @@ def test_an_interval_of_explained_variance() -> None:
     assert statistics.R_SQUARED.total(score.by_piece) == pytest.approx(score.accuracy), "errors are means over seeds"
     random = np.random.default_rng(0)
     truth, said = np.array(list(OUTCOMES[0].pieces.values())).T
-    drawn = [random.integers(len(truth), size=len(truth)) for _ in range(2000)]
+    drawn = [random.integers(len(truth), size=len(truth)) for _ in range(1000)]
     expected = np.quantile([sk.r2_score(truth[rows], said[rows]) for rows in drawn], [0.025, 0.975])
     alone = table.Score.of(OUTCOMES[:1])
     assert alone.over_pieces == pytest.approx(expected, abs=0.03)
@@ -93,7 +93,7 @@ def test_an_interval_of_average_precision() -> None:
     assert score.statistic.total(rows) == pytest.approx(score.accuracy)
     random = np.random.default_rng(0)
     draws = []
-    for _ in range(300):
+    for _ in range(150):
         some = rows[random.integers(60, size=60)]
         runs = (some[:, 3:6], some[:, 6:])
         draws.append(np.mean([sk.average_precision_score(some[:, :3], said, average="macro") for said in runs]))

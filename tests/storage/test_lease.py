@@ -102,7 +102,7 @@ def test_the_second_says_for_whom_it_waits_and_follows(
     with leases.lease(folder, what="pre-training x", report=report) as held:
         assert storage.names(folder) == [storage.basename(held.claim)]
     expected = rf"pre-training x: held by .+:{first.pid} since 20..-..-.. ..:..:.. UTC, last sign \d+ s ago; waiting .*"
-    assert len(said) >= 2 and all(re.fullmatch(expected, line) for line in said)
+    assert len(said) >= 2 and all(re.fullmatch(expected, line) for line in said[:2]), "later the first may be leaving"
 
 
 def test_who_is_killed_is_succeeded_at_once(

@@ -105,7 +105,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "finetune.lr": 5e-4,
         "finetune.warmup": 0.1,
         "finetune.octave": 0.5,
-        "finetune.epochs": 10,
+        "finetune.epochs": 16,
         "finetune.patience": 0,
         "compute.precision": "bf16",
         "compute.workers": 1,

@@ -7,7 +7,7 @@
 Test pieces of POP909 (its songs aligned to their beats, as in training, and as the files are) and of Lieder (composers
 that are in no other split), and all of `solo`, a corpus that nothing is trained on. Each goes through the model as
 `midibert annotate` does it. A note counts as melody where it is in the melody's track (POP909's bridge is none), or the
-model's most probable class is `melody`. F1 and accuracy are over all notes of a set; the F1 of a piece is the mean over
+model answers `melody`. F1 and accuracy are over all notes of a set; the F1 of a piece is the mean over
 pieces. `unlike` is the share of pieces of which the model says that they are unlike the music that it knows; the last
 table has it for piano music without a marked melody, too.
 """
@@ -145,7 +145,7 @@ def score(model: Annotator, given: Iterator[Song]) -> Iterator[Scored]:
         annotation = model.annotate(song)
         grid, melody = annotation.grid, annotation.scores[:, column]
         names = np.array([track.name for track in song.notes.tracks])
-        said = {"model": annotation.scores.argmax(axis=1) == column}
+        said = {"model": annotation.answers == column}
         said |= {name: rule(grid.onset, grid.duration, grid.pitch) for name, rule in RULES.items()}
         yield Scored(
             truth=names[song.notes.track[grid.source]] == TRACK,
@@ -160,7 +160,7 @@ def flags(model: Annotator, given: Iterator[Song]) -> Iterator[tuple[bool, float
     column = model.classes.index(MELODY)
     for song in given:
         annotation = model.annotate(song)
-        melody = annotation.scores.argmax(axis=1) == column
+        melody = annotation.answers == column
         yield bool(annotation.unfamiliar), float(annotation.scores.max(axis=1).mean()), float(melody.mean())
 
 

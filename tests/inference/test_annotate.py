@@ -13,6 +13,7 @@ import torch
 
 import midibert_ray as mb
 from midibert_ray.inference import windows
+from midibert_ray.inference.annotation import Annotation
 from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.inference.sources import read_song
 from midibert_ray.model.calibration import Calibration, Familiarity, Favour, Reliability
@@ -65,9 +66,16 @@ def test_windows_count_by_their_distance_from_an_edge() -> None:
     assert averaged[:, 0].tolist() == pytest.approx([0, 0, 1 / 3, 2 / 3, 1, 1])
 
 
-def test_results_depend_on_nothing_but_the_piece(note_model: Annotator, songs: list[Path]) -> None:
-    some = songs[:3]
-    alone = [note_model.annotate(path).scores for path in some]
+@pytest.fixture(scope="module")
+def annotated(note_model: Annotator, songs: list[Path]) -> dict[Path, Annotation]:
+    """Three songs."""
+    return {path: note_model.annotate(path) for path in songs[:3]}
+
+
+def test_results_depend_on_nothing_but_the_piece(
+    note_model: Annotator, songs: list[Path], annotated: dict[Path, Annotation]
+) -> None:
+    some, alone = list(annotated), [song.scores for song in annotated.values()]
     together = [song.scores for song in note_model.annotate_many(reversed([some[-1], *some]))]
     for one, other in zip(alone, together[::-1][1:], strict=True):
         assert one.tobytes() == other.tobytes()
@@ -92,9 +100,9 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_every_source_gives_the_same_rows(note_model: Annotator, songs: list[Path], kind: str) -> None:
-    for path in songs[:3]:
-        expected, found = note_model.annotate(path), note_model.annotate(SOURCES[kind](path))
+def test_every_source_gives_the_same_rows(note_model: Annotator, annotated: dict[Path, Annotation], kind: str) -> None:
+    for path, expected in annotated.items():
+        found = note_model.annotate(SOURCES[kind](path))
         assert len(found.notes) == len(expected.notes)
         numbers = ["onset_s", "offset_s", "pitch", "velocity", "track", "bar", "position", "probability"]
         # A score in seconds has 32-bit times, and its ticks may be one off.

@@ -65,11 +65,16 @@ OUTCOMES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def made() -> table.ResultTable:
+    (made,) = table.build(OUTCOMES, {})
+    return made
+
+
 # ------------------------------------------------------------------------------------ statistics
 
 
-def test_an_interval_of_explained_variance() -> None:
-    (made,) = table.build(OUTCOMES, {})
+def test_an_interval_of_explained_variance(made: table.ResultTable) -> None:
     score = made.cells[Key("clean", "height", "pretrained")].score
     assert score
     values = [item.metrics["test/r2"] for item in OUTCOMES[:2]]
@@ -101,8 +106,7 @@ def test_an_interval_of_average_precision() -> None:
     assert score.support == dict(zip(MOOD.classes, rows[:, :3].sum(axis=0).astype(int), strict=True))
 
 
-def test_a_test_of_two_models_by_kind() -> None:
-    (made,) = table.build(OUTCOMES, {})
+def test_a_test_of_two_models_by_kind(made: table.ResultTable) -> None:
     for task in ("height", "mood"):
         p = made.cells[Key("clean", task, "scratch")].p
         assert p is not None
@@ -120,8 +124,7 @@ def test_a_test_of_two_models_by_kind() -> None:
 # ------------------------------------------------------------------------------------ tables and pages
 
 
-def test_a_table_of_both_says_what_it_measures() -> None:
-    (made,) = table.build(OUTCOMES, {})
+def test_a_table_of_both_says_what_it_measures(made: table.ResultTable) -> None:
     assert made.tasks == ("height", "mood")
     assert made.caption == (
         "Explained variance (R²) of height; mean average precision of mood on the test split in %; "
@@ -133,20 +136,20 @@ def test_a_table_of_both_says_what_it_measures() -> None:
     assert "pretrained" in formats.to_markdown([made])
 
 
-def test_the_sections_of_a_report() -> None:
-    made: Any = SimpleNamespace(outcomes=OUTCOMES, tables=table.build(OUTCOMES, {}))
+def test_the_sections_of_a_report(made: table.ResultTable) -> None:
+    study: Any = SimpleNamespace(outcomes=OUTCOMES, tables=[made])
     shown = [
-        page.Section("Results", "table", made.tables[0]),
-        page.Section("Beside accuracy", "beside", sections._scores(made)),
-        page.Section("Numbers and tags", "answers", sections.answers(made)),
-        page.Section("Hardest pieces", "pieces", sections.hardest_pieces(made)),
+        page.Section("Results", "table", made),
+        page.Section("Beside accuracy", "beside", sections._scores(study)),
+        page.Section("Numbers and tags", "answers", sections.answers(study)),
+        page.Section("Hardest pieces", "pieces", sections.hardest_pieces(study)),
     ]
     text = check(page.document("own labels", shown, {}))
     assert "height: pretrained, clean" in text
     assert "mean absolute error" in text
     assert "20 of 60 pieces" in text
-    assert sections.confusions(made) == []
-    height, mood = sections.hardest_pieces(made)
+    assert sections.confusions(study) == []
+    height, mood = sections.hardest_pieces(study)
     assert height["title"] == "height, protocol clean: pretrained"
     errors = [abs(float(row[1])) for row in height["rows"][1:]]
     assert errors == sorted(errors, reverse=True)

@@ -94,9 +94,10 @@ def test_overfits_one_batch(representation: str, attention: str) -> None:
     where[:, ::5] = True
     corrupted = tokens.clone()
     corrupted[where] = torch.tensor(model.config.vocabulary.mask if representation == "cp" else REMI.mask[0])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    steps, rate = (60, 6e-3) if attention == "rope" else (100, 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     losses = []
-    for _ in range(100):
+    for _ in range(steps):
         loss = mlm_loss(model(corrupted, None, where).logits, tokens[where])["loss"]
         optimizer.zero_grad()
         loss.backward()

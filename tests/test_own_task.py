@@ -17,6 +17,7 @@ from midibert_ray.studies.plan import make
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.recipes import recipe
 from midibert_ray.training.task_data import TaskData
+from tests.stores import Piece, beginnings, write_store
 from tests.studies.made import outcome
 from tests.tiny import tiny_study
 
@@ -36,6 +37,14 @@ def test_a_task_that_is_not_known_is_refused_with_the_nearest() -> None:
         replace(preset("debug"), {"finetune.task": "melodi"})
     with pytest.raises(ConfigError, match=r"study\.tasks='loud'"):
         replace(preset("debug"), {"study.tasks": "loud"})
+
+
+@pytest.fixture(scope="module")
+def sample_store(sample_pieces: list[Piece], tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The first notes of a third of the sample."""
+    folder = tmp_path_factory.mktemp("few")
+    pieces = beginnings(sample_pieces[::3], 500)
+    return TokenStore.open(write_store(folder / "sample-few", pieces, "sample"), str(folder / "cache"))
 
 
 @pytest.mark.parametrize("protocol", ["paper", "clean"])

@@ -20,7 +20,7 @@ from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.predictions import NumberPredictions, TagPredictions
 from midibert_ray.training.probe import probe
 from midibert_ray.training.task_data import TaskData
-from tests.stores import Piece, write_store
+from tests.stores import Piece, beginnings, write_store
 
 CPU = torch.device("cpu")
 HEIGHT = Task(name="height", level="sequence", kind="number", classes=(), corpus="made", metric="r2")
@@ -130,7 +130,7 @@ def test_tags_of_a_piece_are_those_of_the_mean_of_its_logits() -> None:
 
 
 def test_a_number_is_learned_in_its_own_units(scratch: Config, sample_pieces: list[Piece], tmp_path: Path) -> None:
-    data = TaskData(scratch, labelled(sample_pieces[::3], HEIGHT, tmp_path), HEIGHT)
+    data = TaskData(scratch, labelled(beginnings(sample_pieces[::3], 600), HEIGHT, tmp_path), HEIGHT)
     job = Finetuning(scratch, data, new_model(scratch, data, ""), CPU)
     learned = data.learned_labels()
     assert (job.objective.mean, job.objective.scale) == pytest.approx((learned.mean(), learned.std()), rel=1e-5)
@@ -152,13 +152,13 @@ def test_a_number_is_learned_in_its_own_units(scratch: Config, sample_pieces: li
 
 
 def test_the_loss_of_numbers_and_tags(scratch: Config, sample_pieces: list[Piece], tmp_path: Path) -> None:
-    data = TaskData(scratch, labelled(sample_pieces[::3], HEIGHT, tmp_path), HEIGHT)
+    data = TaskData(scratch, labelled(beginnings(sample_pieces[::3], 600), HEIGHT, tmp_path), HEIGHT)
     objective = Finetuning(scratch, data, new_model(scratch, data, ""), CPU).objective
     objective.mean, objective.scale = 60.0, 5.0
     loss, count = objective.loss(torch.tensor([[1.0], [0.0]]), torch.tensor([60.0, 70.0]))
     assert (float(loss), float(count)) == (1 + 4, 2)
     config = replace(scratch, {"finetune.class_balance": True})
-    data = TaskData(config, labelled(sample_pieces[::3], MOOD, tmp_path), MOOD)
+    data = TaskData(config, labelled(beginnings(sample_pieces[::3], 600), MOOD, tmp_path), MOOD)
     objective = Finetuning(config, data, new_model(config, data, ""), CPU).objective
     targets, logits = torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.0, 2.0]])
     share = data.learned_labels().mean(axis=0)
@@ -171,7 +171,7 @@ def test_the_loss_of_numbers_and_tags(scratch: Config, sample_pieces: list[Piece
 
 
 def test_tags_are_learned(scratch: Config, sample_pieces: list[Piece], tmp_path: Path) -> None:
-    data = TaskData(scratch, labelled(sample_pieces[::3], MOOD, tmp_path), MOOD)
+    data = TaskData(scratch, labelled(beginnings(sample_pieces[::3], 600), MOOD, tmp_path), MOOD)
     assert (data.outputs, data.classes) == (3, MOOD.classes)
     job = Finetuning(scratch, data, new_model(scratch, data, ""), CPU)
     before = job.evaluate("train").metrics("train")["train/loss"]
@@ -196,7 +196,7 @@ def test_a_probe_is_a_model_like_any_other(
     MidiBertModel(encoder_config(scratch)).save_pretrained(encoder)
     changes = {"finetune.init": "pretrained", "finetune.freeze": "backbone", "finetune.model": "probe"}
     config = replace(scratch, changes)
-    data = TaskData(config, labelled(sample_pieces[::3], task, tmp_path), task)
+    data = TaskData(config, labelled(beginnings(sample_pieces[::3], 600), task, tmp_path), task)
     found = []
     for number in range(2):
         job = Finetuning(config, data, new_model(config, data, str(encoder)), CPU)
@@ -225,7 +225,7 @@ def test_a_probe_finds_what_a_linear_head_can(scratch: Config, sample_pieces: li
     MidiBertModel(encoder_config(scratch)).save_pretrained(tmp_path / "encoder")
     changes = {"finetune.init": "pretrained", "finetune.freeze": "backbone", "finetune.model": "probe"}
     config = replace(scratch, changes)
-    data = TaskData(config, labelled(sample_pieces, HEIGHT, tmp_path), HEIGHT)
+    data = TaskData(config, labelled(beginnings(sample_pieces, 600), HEIGHT, tmp_path), HEIGHT)
     job = Finetuning(config, data, new_model(config, data, str(tmp_path / "encoder")), CPU)
     probe(job)
     assert job.evaluate("train").metrics("train")["train/r2"] > 0.5

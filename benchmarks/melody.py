@@ -7,8 +7,9 @@
 Test pieces of POP909 (its songs aligned to their beats, as in training, and as the files are) and of Lieder (composers
 that are in no other split), and all of `solo`, a corpus that nothing is trained on. Each goes through the model as
 `midibert annotate` does it. A note counts as melody where it is in the melody's track (POP909's bridge is none), or the
-model's most probable class is `melody`. F1 and accuracy are over all notes of a set; the F1 of a piece is the mean over
-pieces. `unlike` is the share of pieces of which the model says that they are unlike the music that it knows.
+model answers `melody`. F1 and accuracy are over all notes of a set; the F1 of a piece is the mean over
+pieces. `unlike` is the share of pieces of which the model says that they are unlike the music that it knows; the last
+table has it for piano music without a marked melody, too.
 """
 
 import os
@@ -41,6 +42,14 @@ SETS = {
     "Solo": ("solo", True),
 }
 """Name -> corpus, and whether pieces are read as the corpus says (tracks named, notes aligned to beats)."""
+UNLABELLED = {
+    "ASAP, scores": "asap",
+    "EMOPIA, transcribed performances": "emopia",
+    "Pianist8, transcribed performances": "pianist8",
+}
+"""Name -> corpus of piano music whose melody nobody has marked; files as they are."""
+MOST_UNLABELLED = 40
+"""Pieces of each of them, evenly out of its test split."""
 MELODY, TRACK = "melody", "MELODY"
 LEAST = {"POP909 test": 0.88, "Lieder test": 0.80, "Solo": 0.70}
 """The targets: note F1 of the model."""
@@ -89,7 +98,10 @@ def main() -> None:
         parser.error(f"--model {options.model} has the classes {', '.join(model.classes)}, and no {MELODY}")
     found = {name: list(score(model, songs(*place, options))) for name, place in SETS.items()}
     shown = {name: pieces for name, pieces in found.items() if pieces}
-    tables = [scores(shown), abstention(shown)]
+    strange = {
+        name: list(flags(model, songs(where, False, options, MOST_UNLABELLED))) for name, where in UNLABELLED.items()
+    }
+    tables = [scores(shown), abstention(shown), familiarity(strange)]
     if options.card:
         own = shipped.is_shipped(options.model)
         write_card(shipped.FOLDER / options.model if own else Path(options.model), "\n\n".join(tables))
@@ -106,14 +118,15 @@ def write_card(folder: Path, tables: str) -> None:
     harness.write_section(card, "melody", tables)
 
 
-def songs(name: str, as_corpus: bool, options: Namespace) -> Iterator[Song]:
-    """The test pieces of a corpus that are there and can be read."""
+def songs(name: str, as_corpus: bool, options: Namespace, most: int = 0) -> Iterator[Song]:
+    """The test pieces of a corpus that are there and can be read; `most` of them at most, else as `options` has it."""
+    most = min(filter(None, (most, options.most)), default=0)
     chosen = corpus(name)
     folder = Path(chosen.location(options.corpora))
     files = {path.relative_to(folder).as_posix(): 0 for path in folder.rglob("*") if path.is_file()}
     pieces = [each for each in list_pieces(chosen, files, CLEAN) if each.split == "test" and each.files[0] in files]
-    step = max(1, len(pieces) // options.most) if options.most else 1
-    for piece in pieces[::step][: options.most or None]:
+    step = max(1, len(pieces) // most) if most else 1
+    for piece in pieces[::step][: most or None]:
         if not as_corpus:
             yield read_song(folder / piece.files[0])
             continue
@@ -132,7 +145,7 @@ def score(model: Annotator, given: Iterator[Song]) -> Iterator[Scored]:
         annotation = model.annotate(song)
         grid, melody = annotation.grid, annotation.scores[:, column]
         names = np.array([track.name for track in song.notes.tracks])
-        said = {"model": annotation.scores.argmax(axis=1) == column}
+        said = {"model": annotation.answers == column}
         said |= {name: rule(grid.onset, grid.duration, grid.pitch) for name, rule in RULES.items()}
         yield Scored(
             truth=names[song.notes.track[grid.source]] == TRACK,
@@ -140,6 +153,15 @@ def score(model: Annotator, given: Iterator[Song]) -> Iterator[Scored]:
             confidence=np.where(said["model"], melody, 1 - melody),
             unlike=bool(annotation.unfamiliar),
         )
+
+
+def flags(model: Annotator, given: Iterator[Song]) -> Iterator[tuple[bool, float, float]]:
+    """Each piece: unlike what the model knows, mean probability of its answers, share of notes that it calls melody."""
+    column = model.classes.index(MELODY)
+    for song in given:
+        annotation = model.annotate(song)
+        melody = annotation.answers == column
+        yield bool(annotation.unfamiliar), float(annotation.scores.max(axis=1).mean()), float(melody.mean())
 
 
 def f1(truth: Bools, said: Bools) -> float:
@@ -173,6 +195,17 @@ def abstention(found: dict[str, list[Scored]]) -> str:
         confidence = np.concatenate([piece.confidence for piece in pieces])
         right = np.concatenate([piece.truth == piece.said["model"] for piece in pieces])
         rows.append((name, *(_left(confidence >= threshold, right) for threshold in THRESHOLDS)))
+    return harness.table(head, rows)
+
+
+def familiarity(found: dict[str, list[tuple[bool, float, float]]]) -> str:
+    """A row for each set of piano music without a marked melody."""
+    head = ("piano music without a marked melody", "unlike", "mean probability", "called melody", "pieces")
+    rows = []
+    for name, pieces in found.items():
+        if pieces:
+            unlike, probability, melody = np.mean(pieces, axis=0)
+            rows.append((name, f"{unlike:.0%}", f"{probability:.3f}", f"{melody:.0%}", f"{len(pieces):,}"))
     return harness.table(head, rows)
 
 

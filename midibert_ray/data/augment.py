@@ -1,8 +1,8 @@
 """Augmentation of segments, on the device: CP tokens that another performance of the same music could have.
 
 Nothing is drawn from a generator: every draw is a hash of a row's key (`masking.row_keys`) and a purpose, so that a
-segment is changed alike by any number of workers and after a resume. Notes keep their order; where some are left out,
-labels follow by the index that is given back.
+segment is changed alike by any number of workers and after a resume. Notes keep their order, but where a line of them
+moves past the others; where some move or are left out, labels follow by the index that is given back.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,9 @@ from midibert_ray.data.hashing import below, position_bits, row_bits
 from midibert_ray.data.segments import SegmentBatch
 from midibert_ray.music.vocabulary import BAR_CONTINUE, BAR_NEW, CP, DURATIONS, PITCHES, POSITIONS
 
-_TRANSPOSE, _SHIFT, _SCALE, _THIN = 16, 17, 18, 19
+_TRANSPOSE, _SHIFT, _SCALE, _THIN, _OCTAVE, _DEAL = 16, 17, 18, 19, 20, 21
 _UNIT = 1 << 31
+_SEMITONES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ def augment(
     shift: int = 0,
     scale: bool = False,
     thin: float = 0,
+    octave: float = 0,
+    line: Tensor | None = None,
 ) -> Augmented:
     """Change the notes of each row, by draws of its own.
 
@@ -56,11 +59,18 @@ def augment(
         scale: onsets and durations doubled, halved or left, a third each. A row that cannot be halved or doubled
             without a loss (an onset between two sixteenths, a duration shorter or longer than all) is left.
         thin: share of notes that are left out, each by a draw of its own; the first stays.
+        octave: share of the rows in which the notes of `line` move an octave up or down, the others stay. A row that
+            would lose a note so is left. Notes of one onset then come by pitch and duration again, and of those that
+            are alike in both any may be the first: tokens must be in this order, as `Protocol.order="pitch"` has them.
+        line: bool [b, t], the notes that move an octave.
     """
     t = tokens.shape[1]
     source = torch.arange(t, device=tokens.device).expand(tokens.shape[:2])
+    if octave and line is not None:
+        tokens, source = _octave(tokens, length, keys, octave, line)
     if thin:
-        tokens, length, source = _thinned(tokens, length, keys, thin)
+        tokens, length, kept = _thinned(tokens, length, keys, thin)
+        source = source.gather(1, kept)
     real = torch.arange(t, device=tokens.device) < length[:, None]
     onset, position, pitch, duration = onsets(tokens, real), *tokens.unbind(-1)[1:]
     if transpose:
@@ -80,9 +90,12 @@ def augment(
     return Augmented(tokens=changed, length=length, source=source)
 
 
-def augment_segments(batch: SegmentBatch, keys: Tensor, **settings: Any) -> SegmentBatch:
+def augment_segments(
+    batch: SegmentBatch, keys: Tensor, *, line: NDArray[np.bool_] | None = None, **settings: Any
+) -> SegmentBatch:
     """A batch with its notes changed by `augment`, and with them all that belongs to a note; keys: int64 [k]."""
-    after = augment(torch.from_numpy(batch.tokens).long(), torch.from_numpy(batch.length), keys, **settings)
+    tokens, moved = torch.from_numpy(batch.tokens).long(), None if line is None else torch.from_numpy(line)
+    after = augment(tokens, torch.from_numpy(batch.length), keys, line=moved, **settings)
     source, real = after.source.numpy(), np.arange(batch.tokens.shape[1]) < after.length.numpy()[:, None]
 
     def follow(values: NDArray[Any], padding: int) -> NDArray[Any]:
@@ -109,6 +122,27 @@ def _transposed(pitch: Tensor, real: Tensor, keys: Tensor, most: int) -> Tensor:
     low = pitch.masked_fill(~real, PITCHES - 1).amin(1).clamp_max(most)
     high = (PITCHES - 1 - pitch.masked_fill(~real, 0).amax(1)).clamp_max(most)
     return pitch + (below(row_bits(keys, _TRANSPOSE), low + high + 1) - low)[:, None]
+
+
+def _octave(tokens: Tensor, length: Tensor, keys: Tensor, share: float, line: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with a line an octave higher or lower, in order, and where each note was, int64 [b, t]."""
+    t = tokens.shape[1]
+    at = torch.arange(t, device=tokens.device)
+    real, draw = at < length[:, None], below(row_bits(keys, _OCTAVE), _UNIT)
+    step = torch.where(draw < share / 2 * _UNIT, _SEMITONES, torch.where(draw < share * _UNIT, -_SEMITONES, 0))
+    position, pitch, duration = tokens[..., 1:].unbind(-1)
+    pitch = pitch + step[:, None] * (line & real)
+    moves = ((pitch >= 0) & (pitch < PITCHES) | ~real).all(1) & (step != 0)
+    # What is alike is dealt out anew, so that the order does not tell which of two notes has moved.
+    place = (onsets(tokens, real) * PITCHES + pitch) * DURATIONS + duration
+    place = (place << 31) + below(position_bits(keys, t, _DEAL), _UNIT)
+    source = torch.where(moves[:, None] & real, place, at + (~real << 62)).argsort(dim=1)
+    moved = torch.stack(
+        (tokens[..., 0], position, torch.where(moves[:, None], pitch, tokens[..., 2]), duration), dim=-1
+    )
+    moved = moved.gather(1, source[..., None].expand_as(tokens)).clone()
+    moved[..., 0] = tokens[..., 0]  # a bar begins where it did
+    return moved, source
 
 
 def _scaled(onset: Tensor, duration: Tensor, real: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

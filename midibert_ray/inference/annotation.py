@@ -40,6 +40,8 @@ class Annotation:
     """Of the answer: `classes`, one of which is right, or for pieces `tags`, of which several may be, or a `number`."""
     abstain: float = 0.0
     """Answers of a lower probability are left out."""
+    favour: tuple[str, float] | None = None
+    """A class, and the probability from which it is a note's label; None: the most probable class is, always."""
     remarks: tuple[str, ...] = ()
     """Sentences on how the piece was read."""
     unfamiliar: str = ""
@@ -52,8 +54,9 @@ class Annotation:
 
         onset_s, offset_s: float, seconds. pitch, velocity: MIDI numbers. track: number of the instrument, from 0, with
         its name, program and is_drum. bar: from 1, a pickup and the pieces of bars longer than 4/4 counted. position:
-        sixteenths from the start of the bar, from 0. label, probability: of the most probable class (level `note`);
-        the label is empty where the model abstains or did not see the note. unseen: why it did not, else empty.
+        sixteenths from the start of the bar, from 0. label: the most probable class, or the one that is favoured (level
+        `note`); it is empty where the model abstains or did not see the note. probability: of the label. unseen: why
+        the model did not see the note, else empty.
         """
         song, grid, n = self.song, self.grid, len(self.song)
         tracks = [song.notes.tracks[k] for k in song.notes.track]
@@ -72,7 +75,7 @@ class Annotation:
         if self.level == "note":
             table["label"] = np.array([*self.classes, ""], dtype=object)[self._labels]
             table["probability"] = np.full(n, np.nan, dtype=np.float32)
-            table["probability"][grid.source] = self.scores.max(axis=1)
+            table["probability"][grid.source] = self._probable
         table["unseen"] = self._reasons()
         return pd.DataFrame(table).iloc[self.song.order].reset_index(drop=True)
 
@@ -119,6 +122,17 @@ class Annotation:
         values = np.full((len(self.song), len(self.classes)), np.nan, dtype=np.float32)
         values[self.grid.source] = self.scores
         return pd.DataFrame(values[self.song.order], columns=list(self.classes))
+
+    @cached_property
+    def answers(self) -> NDArray[np.int64]:
+        """The class of each note that the model saw, int64 [len(grid)], whether or not it abstains (level `note`)."""
+        if self.favour is None:
+            return self.scores.argmax(axis=1)
+        name, least = self.favour
+        column = self.classes.index(name)
+        rest = self.scores.copy()
+        rest[:, column] = -1
+        return np.where(self.scores[:, column] >= least, column, rest.argmax(axis=1))
 
     def to_midi(self) -> pretty_midi.PrettyMIDI:
         """The piece with all its events, its notes in one track a label (and instrument, where there are several).
@@ -170,9 +184,14 @@ class Annotation:
         """[n] classes of the song's notes; the number behind the last where there is none."""
         labels = np.full(len(self.song), len(self.classes), dtype=np.int64)
         if self.level == "note":
-            sure = self.scores.max(axis=1) >= self.abstain
-            labels[self.grid.source[sure]] = self.scores[sure].argmax(axis=1)
+            sure = self._probable >= self.abstain
+            labels[self.grid.source[sure]] = self.answers[sure]
         return labels
+
+    @property
+    def _probable(self) -> NDArray[np.float32]:
+        """[len(grid)] probabilities of the answers."""
+        return np.take_along_axis(self.scores, self.answers[:, None], axis=1)[:, 0]
 
     def _reasons(self) -> NDArray[np.object_]:
         notes = self.song.notes

@@ -128,6 +128,7 @@ class Annotator:
             raise ValueError(f"abstain={abstain} is not possible; allowed: a probability, 0 to 1")
         reading = self.read(source)
         logits, hidden = self._answers(reading)
+        favour = self.calibration and self.calibration.favour
         return Annotation(
             song=reading.song,
             grid=reading.grid,
@@ -136,6 +137,7 @@ class Annotator:
             scores=self._scores(logits),
             kind=self.kind,
             abstain=abstain,
+            favour=(favour.name, favour.least) if favour else None,
             remarks=_remarks(reading),
             unfamiliar=self._unfamiliar(hidden),
         )

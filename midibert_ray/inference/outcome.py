@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,15 @@ _DONE = {"annotate": "annotated", "embed": "embedded"}
 
 
 def _by_label(records: Sequence[Record]) -> Iterator[tuple[str, str, str]]:
-    """Labels with the files or notes that have them."""
+    """Labels with the files or notes that have them; of numbers, which have no probability, their range in one row."""
     notes: Counter[str] = Counter()
     for row in records:
         notes.update(json.loads(row["labels"]))
-    files = Counter(row["label"] for row in records if row["label"])
+    numbers = [float(row["label"]) for row in records if row["label"] and math.isnan(row["probability"])]
+    files = Counter(row["label"] for row in records if row["label"] and not math.isnan(row["probability"]))
+    if numbers:
+        span = f"{min(numbers):.6g} to {max(numbers):.6g}, mean {sum(numbers) / len(numbers):.6g}"
+        yield span, f"{len(numbers):,}", ""
     yield from ((label, "", f"{count:,}") for label, count in notes.items())
     yield from ((label, f"{count:,}", "") for label, count in sorted(files.items()))
 

@@ -147,7 +147,7 @@ def document(roll: Roll, sentences: Sequence[str] = ()) -> str:
 
 
 def render(annotation: Any, *sentences: str) -> str:
-    """The page of an `Annotation`: the labels of its notes, or in words the probabilities of the piece's.
+    """The page of an `Annotation`: the labels of its notes, or in words the piece's probabilities or its number.
 
     `sentences` stand below the title, before those that the annotation has.
     """
@@ -164,7 +164,8 @@ def render(annotation: Any, *sentences: str) -> str:
     )
     if not by_note:
         ranked = annotation.probabilities.sort_values(ascending=False)
-        said.insert(0, "The piece: " + ", ".join(f"{name} {share(chance)}" for name, chance in ranked.items()) + ".")
+        answers = [f"{name} {share(chance)}" for name, chance in ranked.items()] or [annotation.label]  # a number
+        said.insert(0, f"The piece: {', '.join(answers)}.")
     return document(Roll(title=piece.name, classes=annotation.classes if by_note else (), pieces=[piece]), said)
 
 

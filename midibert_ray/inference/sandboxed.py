@@ -65,6 +65,7 @@ class Reader:
             "level": annotation.level,
             "classes": annotation.classes,
             "abstain": annotation.abstain,
+            "favour": annotation.favour,
         }
         source, scores = annotation.grid.source.astype(np.int64), annotation.scores.astype(np.float32)
         return self._ask((header, [data, source.tobytes(), scores.tobytes()]), _unpack_file)
@@ -146,5 +147,6 @@ def _written(header: dict[str, Any], data: bytes, source: bytes, scores: bytes) 
         classes=classes,
         scores=values.reshape(-1, len(classes)) if header["level"] == "note" else values,
         abstain=header["abstain"],
+        favour=header["favour"] and tuple(header["favour"]),
     )
     return annotation.to_bytes()

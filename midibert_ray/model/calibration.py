@@ -2,7 +2,8 @@
 
 A temperature makes probabilities out of logits (Guo et al., "On Calibration of Modern Neural Networks", 2017). The
 metrics of a split say how often an answer of some probability is right, and how many answers are left where those below
-a threshold are withheld. A distance says how unlike the training music a piece is.
+a threshold are withheld. A class that is rare and looked for, such as a melody, has a probability from which it is the
+answer. A distance says how unlike the training music a piece is.
 """
 
 import json
@@ -103,6 +104,41 @@ class Reliability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Favour:
+    """A class that is the answer wherever it is probable enough, not only where it is the most probable one.
+
+    The most probable answer is right most often; the F1 of a class is highest where the class is answered from half of
+    that F1 on (Lipton, Elkan and Narayanaswamy, "Optimal Thresholding of Classifiers to Maximize F1 Measure", 2014).
+    """
+
+    name: str
+    """Of the class."""
+    least: float
+    """The probability from which it is the answer: its F1 on the validation split is highest so."""
+    f1: float
+    """That F1."""
+    f1_of_most_probable: float
+    """Its F1 on the validation split where the most probable class is the answer."""
+
+    @classmethod
+    def fit(cls, name: str, probability: ArrayLike, truth: ArrayLike, answered: ArrayLike) -> Self | None:
+        """For a class with these probabilities, float [n]; None where it is nowhere true.
+
+        truth, answered: bool [n], where the class is right, and where it is the most probable.
+        """
+        order = np.argsort(-np.asarray(probability, dtype=np.float64), kind="stable")
+        values, right = np.asarray(probability, dtype=np.float64)[order], np.asarray(truth, dtype=bool)[order]
+        if not right.any():
+            return None
+        f1 = 2 * np.cumsum(right) / (np.arange(1, len(right) + 1) + right.sum())
+        f1[:-1][values[1:] == values[:-1]] = 0  # what is equally probable is answered alike
+        best = int(f1.argmax())
+        both = int(np.sum(np.asarray(truth, dtype=bool) & np.asarray(answered, dtype=bool)))
+        plain = 2 * both / (int(right.sum()) + int(np.sum(answered)))
+        return cls(name=name, least=float(values[best]), f1=float(f1[best]), f1_of_most_probable=plain)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Familiarity:
     """The training music as a cloud of pieces, each the mean of its notes' hidden states behind the last layer.
 
@@ -166,6 +202,8 @@ class Calibration:
     """On the test split; None where it was not scored, as in a sweep."""
     familiarity: Familiarity | None = None
     """None for a model without hidden states of its own, such as a recurrent one."""
+    favour: Favour | None = None
+    """None where the most probable class is the answer."""
 
     def probabilities(self, logits: ArrayLike) -> Floats:
         """Calibrated probabilities of logits, float [..., outputs] each."""
@@ -181,11 +219,13 @@ class Calibration:
         try:
             record = json.loads(text)
             valid, test, known = record["valid"], record["test"], record["familiarity"]
+            favour = record.get("favour")  # older models have none
             return cls(
                 temperature=float(record["temperature"]),
                 valid=Reliability.from_record(valid) if valid else None,
                 test=Reliability.from_record(test) if test else None,
                 familiarity=Familiarity.from_record(known) if known else None,
+                favour=Favour(**favour) if favour else None,
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{CALIBRATION} is damaged: {error!r}; export the model again") from error

@@ -54,9 +54,10 @@ def _page(study: LoadedStudy, sections: Sequence[Section]) -> str:
     facts = {
         "protocol": study.parent.data.tags.get("protocol", "").replace(",", " and "),
         "model": f"{params['model.layers']} layers × {params['model.hidden']}, {params['model.attention']}",
-        "pre-trained on": params["corpora.names"].replace(",", ", "),
+        "pre-trained on": params["corpora.names"].replace(",", ", ") if study.encoders else "",
         "trials": f"{len(study.outcomes)} finished, {len(study.failed)} failed",
         "device-hours": f"{hours:.2f}",
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
+    facts = {name: fact for name, fact in facts.items() if fact}
     return document(study.key, sections, facts, verdict(study.tables))

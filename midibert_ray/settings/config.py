@@ -198,6 +198,9 @@ class FinetuneConfig:
     """Weigh each class by the inverse of its frequency in the training split."""
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+    octave: float = optional(0.0)
+    """Share of the segments whose melody moves an octave up or down against the rest, drawn anew each time; of tasks
+    that tell a melody from other notes."""
     average: int = optional(1)
     """Validate and keep the mean of the weights after each of the last so many epochs (not of RNNs); 1: of one."""
     batch: int = 12
@@ -215,6 +218,7 @@ class FinetuneConfig:
         checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
+        require(0 <= self.octave <= 1, "finetune.octave", self.octave, "a share from 0 to 1")
         require(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "a factor above 0, up to 1")
 
 
@@ -343,6 +347,9 @@ class Config:
         dropped = self.model.dropout if self.model.attention_dropout < 0 else self.model.attention_dropout
         allowed = "dense, or flex with model.attention_dropout=0, as FlexAttention knows no dropout"
         require(self.compute.attention == "dense" or not dropped, "compute.attention", self.compute.attention, allowed)
+        allowed = "0 where notes of one onset come track by track, or are no tokens; set protocol.order=pitch for CP"
+        octave = self.model.representation == "cp" and self.protocol_in_force.order == "pitch"
+        require(octave or not self.finetune.octave, "finetune.octave", self.finetune.octave, allowed)
         whole = self.compute.compile == "step" and self.pretrain.roll > 0
         allowed = "off or layers with pretrain.roll, whose shapes depend on the notes"
         require(not whole, "compute.compile", self.compute.compile, allowed)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from midibert_ray.model.calibration import Calibration, Familiarity, Reliability, fit_temperature
+from midibert_ray.model.calibration import Calibration, Familiarity, Favour, Reliability, fit_temperature, softmax
 from midibert_ray.model.midibert import MidiBertModel
 from midibert_ray.training.finetune import Finetuning
 from midibert_ray.training.predictions import Predictions
@@ -31,8 +31,22 @@ def calibrate(job: Finetuning, predictions: Predictions, split: str) -> Calibrat
         if classes
     }
     return Calibration(
-        temperature=temperature, valid=measured.get("valid"), test=measured.get("test"), familiarity=known
+        temperature=temperature,
+        valid=measured.get("valid"),
+        test=measured.get("test"),
+        familiarity=known,
+        favour=_favour(job, valid, temperature),
     )
+
+
+def _favour(job: Finetuning, valid: Predictions, temperature: float) -> Favour | None:
+    """The melody's, where a task is judged by F1."""
+    task = job.data.task
+    if not task.melody or task.metric != "f1":
+        return None
+    column = job.data.classes.index(task.melody)
+    probability = softmax(valid.logits.astype(np.float64) / temperature)[:, column]
+    return Favour.fit(task.melody, probability, valid.label == column, valid.prediction == column)
 
 
 @torch.no_grad()

@@ -139,11 +139,14 @@ class TaskData:
     ) -> tuple[Batch, SegmentBatch]:
         """Some segments of a split as the model's input, and as they lie in the store.
 
-        With keys (int64 [batch], `hashing.row_keys`) they are augmented as `augment.*` has it.
+        With keys (int64 [batch], `hashing.row_keys`) they are augmented as `augment.*` and `finetune.octave` have it.
         """
         raw = self.splits[split].gather(rows)
-        if keys is not None and (settings := self.config.augment.at("finetune")):
-            raw = augment_segments(raw, keys, **settings)
+        settings = self.config.augment.at("finetune")
+        octave = self.config.finetune.octave if self.task.melody else 0
+        if keys is not None and (settings or octave):
+            line = self._melody(raw) if octave else None
+            raw = augment_segments(raw, keys, octave=octave, line=line, **settings)
         arrays = (raw.tokens, *self._labels(split, raw))
         tokens, targets, attended = (torch.from_numpy(array).to(device) for array in arrays)
         if self.config.finetune.model == "rnn":
@@ -186,6 +189,11 @@ class TaskData:
         classes = np.where(raw.note >= 0, note_labels(self.task, raw), 0).astype(np.int64)  # 0: none
         targets = np.where(classes > 0, classes if self.protocol.padding_class else classes - 1, IGNORE)
         return targets, classes > 0 if self.protocol.attends_labelled else real
+
+    def _melody(self, raw: SegmentBatch) -> NDArray[np.bool_]:
+        """The notes of the melody, bool [batch, time]."""
+        melody = 1 + self.task.classes.index(self.task.melody)
+        return np.asarray((raw.note >= 0) & (note_labels(self.task, raw) == melody))
 
     def _piece_labels(self, split: str, pieces: NDArray[np.int64]) -> NDArray[Any]:
         """The labels of pieces: int64 [n]; numbers: float32 [n]; tags: float32 [n, tags], 0 or 1."""

@@ -130,8 +130,61 @@ def test_thinned_notes_keep_their_bars_and_labels_follow(batch: Batch) -> None:
 
 def test_a_row_is_changed_alike_in_any_company(batch: Batch) -> None:
     tokens, length, keys = batch
-    settings = {"transpose": 6, "shift": 15, "scale": True, "thin": 0.1}
-    whole = augment(tokens, length, keys, **settings)
-    alone = augment(tokens[5:7], length[5:7], keys[5:7], **settings)
+    settings = {"transpose": 6, "shift": 15, "scale": True, "thin": 0.1, "octave": 1.0}
+    line = tokens[..., 2] > 40
+    whole = augment(tokens, length, keys, line=line, **settings)
+    alone = augment(tokens[5:7], length[5:7], keys[5:7], line=line[5:7], **settings)
     assert torch.equal(whole.tokens[5:7], alone.tokens)
     assert torch.equal(whole.source[5:7], alone.source)
+
+
+def test_a_line_moves_an_octave_against_the_rest_and_the_order_does_not_tell_it(batch: Batch) -> None:
+    tokens, length, keys = batch
+    keys = torch.cat([keys + draw for draw in range(8)])
+    tokens, length = tokens.repeat(8, 1, 1), length.repeat(8)
+    line = torch.arange(128).expand(len(tokens), 128) % 3 == 0
+    after = augment(tokens, length, keys, octave=0.5, line=line)
+    check(after)
+    inside = real(tokens, length)
+    assert torch.equal(after.tokens[..., 0], tokens[..., 0])
+    assert torch.equal(after.source.sort(1).values, torch.arange(128).expand(len(tokens), 128))
+    moves = after.tokens[..., 2] - tokens[..., 2].gather(1, after.source)
+    for family in (1, 3):
+        assert torch.equal(after.tokens[..., family], tokens[..., family].gather(1, after.source))
+    steps = set()
+    for row, keep in enumerate(inside):
+        moved = moves[row, keep]
+        step = int(moved[moved != 0][0]) if moved.any() else 0
+        steps.add(step)
+        assert torch.equal(moved, step * line[row, after.source[row, keep]].long())
+        if not step:
+            assert torch.equal(after.source[row], torch.arange(128))
+            continue
+        onset, pitch, duration = onsets(after.tokens)[row, keep], *after.tokens[row, keep, 2:].unbind(-1)
+        assert (((onset * 128 + pitch) * 128 + duration).diff() >= 0).all()
+    assert steps == {-12, 0, 12}
+    share = (moves != 0).any(1).double().mean()
+    assert 0.4 < share < 0.6
+
+
+def test_notes_that_become_alike_come_in_any_order() -> None:
+    # two notes of one onset, an octave apart; the upper comes down upon the lower, or the lower rises upon it
+    tokens = torch.full((400, 2, 4), 0)
+    tokens[:, 0, 0], tokens[:, 1, 0] = BAR_NEW, 1 - BAR_NEW
+    tokens[:, :, 2] = torch.tensor([40, 52])
+    line = torch.tensor([False, True]).expand(400, 2)
+    keys = row_keys(7, 1, 2, torch.arange(400))
+    after = augment(tokens, torch.full((400,), 2), keys, octave=1, line=line)
+    alike = after.tokens[:, 0, 2] == after.tokens[:, 1, 2]
+    first = after.source[alike, 0]
+    assert 100 < alike.sum() < 300
+    assert 0.35 < first.double().mean() < 0.65
+
+
+def test_a_row_that_would_lose_a_note_keeps_its_octave(batch: Batch) -> None:
+    tokens, length, keys = batch
+    edge = tokens.clone()
+    inside = real(tokens, length)
+    edge[..., 2][inside] = torch.where(torch.arange(128).expand(len(tokens), 128)[inside] % 2 == 0, 5, 80)
+    after = augment(edge, length, keys, octave=1, line=torch.ones_like(inside))
+    assert torch.equal(after.tokens, edge)

@@ -2,9 +2,11 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +16,7 @@ from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.data.format import FORMAT_VERSION, MANIFEST, write_manifest
 from midibert_ray.export.about import About, of_trial, remarks_on
 from midibert_ray.export.card import hub_licence, render, told_by_head
+from midibert_ray.model.calibration import Calibration, Favour, Reliability
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes, MidiBertForSequences
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertModel, MidiBertPreTrainedModel
@@ -129,7 +132,12 @@ def test_what_is_known_of_a_fine_tuning_goes_before_what_the_head_lets_guess() -
             ("Any number of tags a segment (task mine), each by", "| 3 | d |"),
             "average_precision",
         ),
-        ("number", [], ("One number a segment, in the units of the labels (task mine)", "song.value"), "r_squared"),
+        (
+            "number",
+            [],
+            ("One number a segment, in the units of the labels (task mine)", "comes without a probability"),
+            "r_squared",
+        ),
     ],
 )
 def test_a_task_of_ones_own_is_no_task_of_the_paper(
@@ -211,3 +219,14 @@ def test_remarks_come_from_the_stores_of_the_run(tmp_path: Path) -> None:
     assert remarks_on(str(tmp_path), "pretrain-1") == {"pieces off the grid": 3}
     (tmp_path / "runs" / "pretrain-1" / "inputs.json").write_text("")
     assert remarks_on(str(tmp_path), "pretrain-1") == {}
+
+
+def test_a_card_says_from_which_probability_on_a_melody_is_answered() -> None:
+    favour = Favour(name="melody", least=0.375, f1=0.8125, f1_of_most_probable=0.75)
+    logits, labels = np.array([[1.0, 0], [0, 2]]), np.array([0, 1])
+    calibration = Calibration(temperature=1.0, valid=Reliability.measure(logits, labels, 1.0), favour=favour)
+    found = about("pop909", calibration=calibration)
+    card = render(model(MidiBertForNotes, num_classes=2), found)
+    assert "A note is called melody from a probability of 0.3750 on" in card and "0.8125" in card and "0.7500" in card
+    plain = replace(found, calibration=replace(calibration, favour=None))
+    assert "is called" not in render(model(MidiBertForNotes, num_classes=2), plain)

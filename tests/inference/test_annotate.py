@@ -15,7 +15,7 @@ import midibert_ray as mb
 from midibert_ray.inference import windows
 from midibert_ray.inference.annotator import Annotator, protocol_of
 from midibert_ray.inference.sources import read_song
-from midibert_ray.model.calibration import Calibration, Familiarity, Reliability
+from midibert_ray.model.calibration import Calibration, Familiarity, Favour, Reliability
 from midibert_ray.model.midibert import MidiBertConfig
 from midibert_ray.music.grid import quantize
 from midibert_ray.music.midi import MidiError, read_notes
@@ -156,6 +156,23 @@ def test_a_doubtful_answer_is_left_out(note_model: Annotator) -> None:
     assert "unlabelled" in [i.name for i in found.to_midi().instruments]
     with pytest.raises(ValueError, match="abstain=80 is not possible; allowed: a probability, 0 to 1"):
         note_model.annotate(SHORT, abstain=80)
+
+
+def test_a_class_that_is_favoured_is_the_label_from_its_probability_on(note_model: Annotator) -> None:
+    plain = note_model.annotate(SHORT)
+    name, column = plain.classes[0], plain.scores[:, 0]
+    least = float(np.sort(column)[-2])  # of all notes but two it is too improbable
+    favour = Favour(name=name, least=least, f1=1, f1_of_most_probable=0)
+    calibration = replace(a_calibration(1.0), favour=favour)
+    found = Annotator(note_model.model, device="cpu", calibration=calibration).annotate(SHORT)
+    rows, shares = found.notes, found.note_probabilities
+    assert (rows["label"] == name).tolist() == (shares[name] >= least).tolist()
+    assert (rows["label"] == name).sum() == 2
+    others = shares.drop(columns=name).idxmax(axis=1)
+    assert (rows["label"] == others)[shares[name] < least].all()
+    told = [shares.loc[row, label] for row, label in enumerate(rows["label"])]
+    np.testing.assert_array_equal(rows["probability"], told)
+    assert sum(len(i.notes) for i in found.to_midi().instruments if i.name.endswith(name)) == 2
 
 
 def a_calibration(temperature: float, familiarity: Familiarity | None = None) -> Calibration:

@@ -522,3 +522,27 @@ def test_models_of_mlflow_are_submitted_and_an_output_has_one_job() -> None:
     one, other = describe("annotate", *words), describe("annotate", *words[:2], "output=s3://bucket/other")
     assert one.entrypoint == f"python jobs/annotate.py {' '.join(words)}"
     assert one.id != other.id
+
+
+def test_the_file_that_a_child_process_writes_has_the_same_tracks(note_model: Annotator, songs: list[Path]) -> None:
+    data = songs[0].read_bytes()
+    plain = note_model.annotate(data, abstain=0.34)
+    least = float(np.median(plain.scores[:, 1]))
+    for annotation in (plain, replace(plain, favour=(plain.classes[1], least))):
+        assert ReaderHere(note_model.protocol).write(data, annotation) == annotation.to_bytes()
+
+
+@pytest.mark.usefixtures("no_child")
+def test_the_table_has_the_range_of_numbers_and_a_row_a_tag(make_model: MakeModel, music: Path, tmp_path: Path) -> None:
+    number = make_model("sequence", classes=("value",), answers="number")
+    summary = carry_out(job_spec(number, tmp_path / "numbers", formats=("csv",)), music)
+    said = pd.read_csv(tmp_path / "numbers" / "files.csv").set_index("file")["label"].loc[list(GOOD)]
+    row = f"  {said.min():.6g} to {said.max():.6g}, mean {said.mean():.6g}"
+    assert [line for line in str(summary).splitlines() if line.startswith(row)] and str(summary).count(" to ") == 1
+    tagged = make_model("sequence", answers="tags")
+    summary = carry_out(job_spec(tagged, tmp_path / "tags", formats=("csv",)), music)
+    said = pd.read_csv(tmp_path / "tags" / "files.csv").set_index("file")["label"].loc[list(GOOD)].dropna()
+    assert len(said)
+    assert {f"  {label}" for label in said} == {
+        line.rsplit(maxsplit=1)[0].rstrip() for line in str(summary).splitlines()[2:] if line.startswith("  ")
+    }

@@ -204,3 +204,7 @@ def test_an_annotation_has_a_page() -> None:
 def test_a_piece_with_one_label_says_it_in_words() -> None:
     text = check(render(annotation("sequence")))
     assert text.startswith("a song a song The piece: b 75.0 %, a 25.0 %. Read with care. ")
+    assert not any(words in text for words in ("no label", "unsure", "Notes by label"))  # notes have none here
+    number = annotation("sequence")
+    number.classes, number.probabilities, number.label = (), pd.Series([], dtype=float), "1998.23"
+    assert check(render(number)).startswith("a song a song The piece: 1998.23. Read with care. ")

@@ -1,6 +1,7 @@
 """Calibration against values computed by hand, by scipy, and on answers whose probabilities are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from midibert_ray.model.calibration import (
     Bin,
     Calibration,
     Familiarity,
+    Favour,
     Reliability,
     fit_temperature,
     softmax,
@@ -68,12 +70,31 @@ def test_a_temperature_makes_probabilities_that_hold() -> None:
     assert sorted(shares, reverse=True) == list(shares) and sorted(right) == list(right)
 
 
+def test_a_rare_class_is_answered_where_its_f1_is_highest() -> None:
+    probability, truth = np.array([0.9, 0.6, 0.4, 0.4, 0.3, 0.1]), np.array([1, 1, 1, 0, 1, 0], bool)
+    # answered from 0.9, 0.6, 0.4 and 0.3 on: F1 2/5, 4/6, 6/8 and 8/9
+    found = Favour.fit("melody", probability, truth, probability > 0.5)
+    assert found and (found.name, found.least) == ("melody", 0.3)
+    assert found.f1 == pytest.approx(8 / 9) and found.f1_of_most_probable == pytest.approx(4 / 6)
+    # one of two that are equally probable cannot be had alone
+    tied = Favour.fit("melody", [0.8, 0.8, 0.5], np.array([1, 0, 1], bool), np.array([1, 1, 0], bool))
+    assert tied and tied.least == 0.5
+    assert Favour.fit("melody", [0.8, 0.2], np.array([0, 0], bool), np.array([1, 0], bool)) is None
+
+
 def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     logits, labels = answers(2.0, 50)
     known = Familiarity.fit(np.eye(8), np.ones((4, 8)))
     one = Reliability.measure(logits, labels, 2.0)
-    made = Calibration(temperature=2.0, valid=one, familiarity=known)
+    made = Calibration(
+        temperature=2.0,
+        valid=one,
+        familiarity=known,
+        favour=Favour(name="a", least=0.3, f1=0.5, f1_of_most_probable=0.4),
+    )
     assert Calibration.from_json(made.to_json()) == made
+    older = {name: value for name, value in json.loads(made.to_json()).items() if name != "favour"}
+    assert Calibration.from_json(json.dumps(older)) == replace(made, favour=None)
     assert made.valid and isinstance(made.valid.bins[0], Bin) and isinstance(made.valid.abstention[0], Abstention)
     assert np.allclose(made.probabilities([[0.0, 2 * np.log(3.0)]]), [[0.25, 0.75]])
     assert Calibration.find(tmp_path) is None

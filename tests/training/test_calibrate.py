@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from midibert_ray.data.store import TokenStore
-from midibert_ray.model.calibration import Reliability, fit_temperature
+from midibert_ray.model.calibration import Reliability, fit_temperature, softmax
 from midibert_ray.model.heads import MidiBertForNotes
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
@@ -31,8 +31,26 @@ def test_the_temperature_is_the_validation_split_s(tiny: Config, short_store: To
     assert found.valid == Reliability.measure(valid.logits, valid.label, found.temperature)
     assert found.test == Reliability.measure(test.logits, test.label, found.temperature)
     assert found.familiarity and found.test.scored == len(test.label)
+    assert found.favour is None  # neither is judged by F1
     swept = calibrate(made, valid, "valid")
     assert swept.test is None and (swept.temperature, swept.valid) == (found.temperature, found.valid)
+
+
+def test_a_melody_that_is_judged_by_f1_is_answered_from_the_validation_split_s_best_probability_on(
+    tiny: Config, sample_store: TokenStore
+) -> None:
+    made = job(tiny, sample_store, task="line", corpus="sample", lr=1e-3)
+    found = calibrate(made, finetune(made, lambda metrics, save: None), "test")
+    assert found.favour and found.favour.name == "melody"
+    valid, column = made.evaluate("valid"), made.data.classes.index("melody")
+    shares, truth = softmax(valid.logits.astype(float) / found.temperature)[:, column], valid.label == column
+
+    def f1(said: np.ndarray) -> float:
+        return float(2 * (said & truth).sum() / (said.sum() + truth.sum()))
+
+    assert found.favour.f1 == pytest.approx(f1(shares >= found.favour.least))
+    assert found.favour.f1 >= max(f1(shares >= least) for least in np.linspace(0.05, 0.95, 19))
+    assert found.favour.f1_of_most_probable == pytest.approx(f1(valid.prediction == column))
 
 
 def test_a_recurrent_model_has_no_familiar_music(tiny: Config, short_store: TokenStore) -> None:

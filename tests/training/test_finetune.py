@@ -275,6 +275,29 @@ def test_augmented_notes_keep_their_labels(sample_store: TokenStore, scratch: Co
     assert torch.equal(data.batch("valid", rows, CPU)[0].tokens, data.batch("valid", rows, CPU, None)[0].tokens)
 
 
+def test_only_the_melody_moves_an_octave(sample_store: TokenStore, scratch: Config) -> None:
+    config = replace(scratch, {"finetune.octave": 1.0, "finetune.task": "melody"})
+    data, rows = TaskData(config, sample_store), np.arange(4)
+    plain, before = data.batch("train", rows, CPU)
+    changed, _ = data.batch("train", rows, CPU, row_keys(1, 2, 3, torch.arange(4)))
+    melody = data.classes.index("melody")
+    moved = set()
+    for row, count in enumerate(before.length):
+        notes = [
+            sorted(zip(batch.tokens[row, :count, 2].tolist(), batch.targets[row, :count].tolist(), strict=True))
+            for batch in (plain, changed)
+        ]
+        rest = [[note for note in some if note[1] != melody] for some in notes]
+        assert rest[0] == rest[1]
+        own = [np.array([pitch for pitch, label in some if label == melody]) for some in notes]
+        moved |= set((own[1] - own[0]).tolist())
+    assert moved <= {-12, 0, 12}
+    assert len(moved) > 1
+    velocity = replace(config, {"finetune.task": "velocity"})
+    same, _ = TaskData(velocity, sample_store).batch("train", rows, CPU, row_keys(1, 2, 3, torch.arange(4)))
+    assert torch.equal(same.tokens, plain.tokens)
+
+
 def test_a_trial_learns_from_augmented_segments_and_resumes_the_same(
     sample_store: TokenStore, scratch: Config, tmp_path: Path
 ) -> None:

@@ -450,7 +450,8 @@
     describe(i) {
       const { pitch, label, probability, truth, onset } = this.piece, called = (each) => (each < 0 ? "no label" : this.classes[each]);
       const sure = label[i] < 0 ? "" : ` ${probability[i]} %`, true_ = truth && truth[i] >= 0 ? (truth[i] === label[i] ? ", right" : `, in truth ${called(truth[i])}`) : "";
-      return `${name(pitch[i])} · ${called(label[i])}${sure}${true_} · ${clock(onset[i])}${(onset[i] % 1).toFixed(2).slice(1)}`;
+      const answer = this.classes.length ? `${called(label[i])}${sure}${true_} · ` : "";
+      return `${name(pitch[i])} · ${answer}${clock(onset[i])}${(onset[i] % 1).toFixed(2).slice(1)}`;
     }
     say(text) { this.find(".roll-status").textContent = text; }
     choose(i) {
@@ -511,11 +512,13 @@
       const make = (tag, text, parent) => { const element = document.createElement(tag); element.textContent = text; parent.append(element); return element; };
       const box = list.querySelector("div"), table = document.createElement("table"), called = (each) => (each < 0 ? "" : this.classes[each]);
       const head = make("tr", "", make("thead", "", table)), body = make("tbody", "", table);
-      for (const text of ["note", "seconds", "length", "pitch", "label", "probability", ...(truth ? ["truth"] : [])]) make("th", text, head).scope = "col";
+      const columns = this.classes.length ? ["label", "probability", ...(truth ? ["truth"] : [])] : [];
+      const answers = (i) => [called(label[i]), label[i] < 0 ? "" : `${probability[i]} %`, ...(truth ? [called(truth[i])] : [])].slice(0, columns.length);
+      for (const text of ["note", "seconds", "length", "pitch", ...columns]) make("th", text, head).scope = "col";
       for (let i = start; i < end; i++) {
         const row = make("tr", "", body);
         make("th", String(i + 1), row).scope = "row";
-        for (const text of [onset[i].toFixed(2), (offset[i] - onset[i]).toFixed(2), name(pitch[i]), called(label[i]), label[i] < 0 ? "" : `${probability[i]} %`, ...(truth ? [called(truth[i])] : [])]) make("td", text, row);
+        for (const text of [onset[i].toFixed(2), (offset[i] - onset[i]).toFixed(2), name(pitch[i]), ...answers(i)]) make("td", text, row);
         if (truth && truth[i] >= 0 && truth[i] !== label[i]) row.className = "roll-wrong";
       }
       box.replaceChildren(table);

@@ -12,7 +12,6 @@ work.
 
 The `bare products` are the matrix products of one forward pass over each note once (products.py), without anything
 else: no tool that computes this model with these numbers is faster on this machine.
-does with one actor: the file read in a child process, windows of 512 of which half is seen twice, averaged, calibrated
 Both go through the same files, turn by turn, on the same number of threads. `faster` is the median over rounds of their
 time over ours; `ms a note` the median over rounds. `outside the model` is the share of our time that is not spent in
 the model's forward pass.

@@ -101,7 +101,7 @@ def main() -> None:
     strange = {
         name: list(flags(model, songs(where, False, options, MOST_UNLABELLED))) for name, where in UNLABELLED.items()
     }
-    tables = [scores(shown), abstention(shown), familiarity(strange)]
+    tables = [scores(shown), verdict(shown), abstention(shown), familiarity(strange)]
     if options.card:
         own = shipped.is_shipped(options.model)
         write_card(shipped.FOLDER / options.model if own else Path(options.model), "\n\n".join(tables))
@@ -185,6 +185,16 @@ def scores(found: dict[str, list[Scored]]) -> str:
             counts = (f"{len(pieces):,}", f"{len(truth):,}")
             rows.append((name, way, f"{figure:.3f}", *target, *shares, *counts, unlike))
     return harness.table(head, rows)
+
+
+def verdict(found: dict[str, list[Scored]]) -> str:
+    """Whom to trust where, in a sentence: the way with the highest F1 over all notes of each set."""
+    best: dict[str, list[str]] = {}
+    for name, pieces in found.items():
+        truth = np.concatenate([piece.truth for piece in pieces])
+        figures = {way: f1(truth, np.concatenate([piece.said[way] for piece in pieces])) for way in pieces[0].said}
+        best.setdefault(max(figures, key=figures.__getitem__), []).append(name)
+    return "By note F1, trust " + "; ".join(f"the {way} on {', '.join(names)}" for way, names in best.items()) + "."
 
 
 def abstention(found: dict[str, list[Scored]]) -> str:

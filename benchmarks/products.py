@@ -1,4 +1,4 @@
-"""The matrix products of a forward pass and nothing else: what the machine lets no implementation fall below."""
+"""The matrix products of a model's layers and nothing else: what the machine lets no implementation fall below."""
 
 import time
 from statistics import median
@@ -15,12 +15,13 @@ def seconds(
     rows: int,
     length: int,
     dtype: torch.dtype,
+    backward: bool = False,
     turns: int = 5,
 ) -> float:
     """Seconds that the products of `layers` layers take for `rows` segments of `length`: the median over turns.
 
     Queries, keys, values, what is attended to, the output and the feed-forward layers; no relative terms, no softmax,
-    no LayerNorm, no head.
+    no LayerNorm, no head. With `backward` also those of the gradients of inputs and weights, twice as many.
     """
     states, wide = (
         torch.randn(rows * length, hidden, dtype=dtype),
@@ -39,6 +40,18 @@ def seconds(
         wide @ down
         queries @ queries.transpose(1, 2)
         scores @ queries
+        if backward:
+            for _ in range(4):
+                states @ square.T
+                states.T @ states
+            wide @ up.T
+            states.T @ wide
+            states @ down.T
+            wide.T @ states
+            for _ in range(2):
+                scores @ queries
+            queries @ queries.transpose(1, 2)
+            scores.transpose(1, 2) @ queries
 
     layer()
     found = []

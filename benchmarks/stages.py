@@ -17,11 +17,17 @@ _plain: dict[str, Callable[..., Any]] = {}
 """The functions of this process that have clocks around them."""
 
 
-def _holder(place: str) -> tuple[Any, str]:
-    """A module or class, and the name of its attribute."""
+def resolve(place: str) -> tuple[Any, str]:
+    """The module or class of a place, and the name of its attribute; raises AttributeError where it is not there."""
     module, _, path = place.partition(":")
     *within, name = path.split(".")
-    return functools.reduce(getattr, within, importlib.import_module(module)), name
+    holder: Any = importlib.import_module(module)
+    try:
+        holder = functools.reduce(getattr, within, holder)
+        getattr(holder, name)
+    except AttributeError as error:
+        raise AttributeError(f"{place}: {error}; name the function that does its work now") from error
+    return holder, name
 
 
 class Clock:
@@ -54,7 +60,7 @@ class Clock:
         """Put this clock around functions; only the thread that calls this is counted."""
         owner = threading.get_ident()
         for place, stage in places.items():
-            holder, name = _holder(place)
+            holder, name = resolve(place)
             plain = _plain.setdefault(place, getattr(holder, name))  # a later clock takes the place of an earlier one
             setattr(holder, name, self._around(plain, stage, owner))
 

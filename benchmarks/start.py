@@ -41,8 +41,7 @@ FOLDER = "MIDIBERT_STAGES"
 """Environment variable: where processes leave what their clocks say."""
 
 TRIAL: Places = {
-    "midibert_ray.studies.trial:open_store": "store and segments",
-    "midibert_ray.studies.trial:TaskData": "store and segments",
+    "midibert_ray.studies.plan:TrialSpec.data": "store and segments",
     "midibert_ray.studies.trial:new_model": "model and optimizer",
     "midibert_ray.training.finetune:Finetuning.__init__": "model and optimizer",
     "midibert_ray.training.finetune:Finetuning.train_epoch": "training",
@@ -199,6 +198,7 @@ def _many(options: argparse.Namespace) -> list[Mark]:
     mark()
     done = study.study(plan.study, plots.answers)
     assert len(done.outcomes) == options.trials, done.failed
+    ray.shutdown()  # which would write to the console behind the marks
     return marks
 
 
@@ -243,7 +243,7 @@ def instant_spec(space: dict[str, Any], *, study: str, folder: str, console: Any
         trial=spec.trial.name, **spec.trial.tags, melody=spec.task.melody, epoch=2, metrics=figures, **about
     )
     origin = result.Provenance(study=study, encoder="", config={})
-    content = b"predictions"
+    content = {result.PREDICTIONS: b"predictions"}
     trial._report(spec.key, figures | {"epoch": 2}, lambda path: result.write(path, outcome, origin, content))
 
 

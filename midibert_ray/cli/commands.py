@@ -44,7 +44,8 @@ _PRETRAINING = tuple(
 _ACTORS = {
     "precision": "Number format of the model, fp32 or bf16, which is faster where the hardware has it and rounds more.",
     "cpus": "CPUs of an actor, its threads where it has no GPU; 1.",
-    "gpus": "GPUs of an actor; a fraction lets several share one. Without it, 1 where the cluster has any, else 0.",
+    "gpus": "GPUs of an actor, 0 to 1; a fraction lets several share one, each with that share of its memory. Without "
+    "it, 1 where the cluster has any, else 0.",
     "actors": "Actors at the most; without it, as many as the cluster has room for. Any number gives the same results.",
 }
 _APPLIED = {

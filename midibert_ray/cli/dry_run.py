@@ -74,11 +74,10 @@ def _resource_lines(plan: JobPlan) -> list[str]:
     if os.environ.get("RAY_ADDRESS"):
         return []
     obstacle = storage.root.obstacle(plan.config.storage.root)
-    here = {"CPU": resources.LOCAL_CPUS, "GPU": torch.cuda.device_count()}
     compute = replace(plan.config.compute, accelerator="")  # of what type a GPU is, Ray finds out
-    missing = resources.shortage(requests(plan, compute), [here])
+    missing = resources.lacks_here(requests(plan, compute), torch.cuda.device_count())
     lines = [f"{'storage':<15} storage.root will not do on this machine: {obstacle}"] if obstacle else []
-    return lines + ([f"{'resources':<15} not enough on this machine: {missing}"] if missing else [])
+    return lines + ([f"{'resources':<15} {missing}"] if missing else [])
 
 
 def requests(plan: JobPlan, compute: ComputeConfig) -> list[resources.Request]:

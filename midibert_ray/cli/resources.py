@@ -38,6 +38,8 @@ class Request:
     bundle: Resources
     placement: str = "PACK"
     """As `compute.placement`."""
+    settings: str = "compute.*"
+    """Names of what a user may lower."""
 
     def fits(self, nodes: Sequence[Resources]) -> bool:
         """Tell whether the nodes could hold all bundles if nothing else ran on them."""
@@ -72,6 +74,13 @@ def shortage(needed: Sequence[Request], nodes: Sequence[Resources]) -> str:
     return f"{', '.join(missing)}; there are {_words(there)} on {count}" if missing else ""
 
 
+def lacks_here(needed: Sequence[Request], gpus: int) -> str:
+    """The line of a dry run on what this machine, with so many GPUs, lacks; empty where another one runs the job."""
+    here = {"CPU": LOCAL_CPUS, "GPU": gpus}
+    missing = "" if os.environ.get("RAY_ADDRESS") else shortage(needed, [here])
+    return f"not enough on this machine: {missing}" if missing else ""
+
+
 def _words(amounts: Resources) -> str:
     """`2 CPUs, 1 GPU, H100`."""
     kinds = [name.removeprefix(_ACCELERATOR) for name in amounts if name.startswith(_ACCELERATOR)]
@@ -89,9 +98,8 @@ def require(needed: Sequence[Request], *, local: bool) -> None:
     if not missing:
         return
     if local or not _may_grow():
-        raise ConfigError(
-            f"{missing}, and no more can come; ask for less (compute.*), or let RAY_ADDRESS name a cluster"
-        )
+        names = ", ".join(dict.fromkeys(request.settings for request in needed))
+        raise ConfigError(f"{missing}, and no more can come; ask for less ({names}), or let RAY_ADDRESS name a cluster")
     threading.Thread(target=_remind, args=(needed,), daemon=True).start()
 
 

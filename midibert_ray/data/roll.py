@@ -15,15 +15,14 @@ ROWS, COLUMNS = POSITIONS + 1, PITCHES + 12
 """Of a target: each sixteenth of the bar, then the moment of the note; pitches, then pitch classes."""
 
 
-def roll_targets(tokens: Tensor, length: Tensor) -> Tensor:
+def roll_targets(tokens: Tensor, real: Tensor) -> Tensor:
     """The sound of the bar and of the moment of each real note: float32 [n, ROWS, COLUMNS], in row-major order.
 
     A row holds the share that each pitch has of the notes that sound in a sixteenth, and the share of each pitch class:
     both sum to 1, or are 0 in silence. Bars have sixteen sixteenths, and those without notes do not count.
 
-    tokens: int64 [b, t, 4] (CP), padded on the right; length: int64 [b], notes of each row.
+    tokens: int64 [b, t, 4] (CP); real: bool [b, t], no padding.
     """
-    real = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None]
     row = real.nonzero()[:, 0]
     onset, pitch, duration = onsets(tokens, real)[real], *tokens[real][:, 2:].unbind(-1)
     bar = onset // POSITIONS

@@ -31,7 +31,7 @@ class Actors:
     cpus: float = 1
     """CPUs of an actor, its threads where it has no GPU."""
     gpus: float | None = None
-    """GPUs of an actor; a fraction lets several share one. None: 1 where the cluster has any, else 0."""
+    """GPUs of an actor, 0 to 1; a fraction lets several share one. None: 1 where the cluster has any, else 0."""
     most: int = 0
     """Actors at the most; 0: as many as the cluster has room for."""
 
@@ -59,7 +59,7 @@ def run(made: Plan, actors: Actors) -> Summary:
 def _stream(made: Plan, actors: Actors) -> Iterator[int]:
     """Run the tasks on actors, and give the number of files of each when it is done."""
     gpus = actors.gpus if actors.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
-    spec = replace(made.spec, threads=max(1, int(actors.cpus)))
+    spec = replace(made.spec, threads=max(1, int(actors.cpus)), gpus=gpus)
     tasks = [{"task": pickle.dumps((spec, task))} for task in made.tasks()]
     most = min(actors.most or len(tasks), len(tasks))
     with quiet():

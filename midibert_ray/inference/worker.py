@@ -54,6 +54,8 @@ class JobSpec:
     """Number format of the model."""
     threads: int = 1
     """Of torch, where there is no GPU."""
+    gpus: float = 0
+    """Share of a GPU; of its memory no more is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class Worker:
     def __init__(self, spec: JobSpec) -> None:
         """Open the model of a job."""
         torch.set_num_threads(spec.threads)
+        if 0 < spec.gpus < 1 and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(spec.gpus)
         self._spec = spec
         self._model = load(spec.model)
         if spec.precision == "bf16":

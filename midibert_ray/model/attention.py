@@ -60,7 +60,9 @@ def attend(
     if isinstance(mask, flex.BlockedMask):
         return flex.attend(q, k, v, windows, mask)
     padding = padding_bias(mask, q.dtype)
-    if q.device.type == "cpu" and (windows is not None or dropout > 0):
+    # torch's kernel for a CPU keeps nothing for a backward pass; without one, large products in bf16 are twice as fast.
+    large = q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    if q.device.type == "cpu" and (windows is not None or dropout > 0 or large):
         return _attend_on_cpu(q, k, v, windows, padding, dropout)
     bias = padding
     if windows is not None:

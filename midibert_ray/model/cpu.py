@@ -1,10 +1,10 @@
 """Cheap steps on a CPU: attention, dropout and the wide layer with less memory traffic.
 
-torch's fused CPU kernel for attention knows neither dropout on the weights nor a bias that learns, and its fallback
-passes tensors of batch * heads * t * t numbers through main memory about twenty times. `CpuAttention` keeps a few
-heads' scores in the cache and stores a single such tensor for the backward pass. `Dropout` draws four masks from one
-random number, where torch draws a number for each value and spends more on it than on a softmax. `GeluLinear`
-computes the widest tensor of a layer twice instead of keeping it.
+torch's fused CPU kernel for attention knows neither dropout on the weights nor a bias that learns, and takes more than
+twice as long in bf16; its fallback passes tensors of batch * heads * t * t numbers through main memory about twenty
+times. `CpuAttention` keeps a few heads' scores in the cache and stores a single such tensor for the backward pass.
+`Dropout` draws four masks from one random number, where torch draws a number for each value and spends more on it than
+on a softmax. `GeluLinear` computes the widest tensor of a layer twice instead of keeping it.
 """
 
 from typing import Any
@@ -106,7 +106,8 @@ class CpuAttention(torch.autograd.Function):
             torch.bmm(weights.clamp_min(0) if dropout > 0 else weights, v[rows], out=out[rows])
             if any(ctx.needs_input_grad):
                 kept.append(weights)
-        out /= 1 - dropout
+        if dropout > 0:
+            out /= 1 - dropout
         ctx.save_for_backward(q, k, v, windows, *kept)
         ctx.dropout = dropout
         return out
@@ -153,8 +154,14 @@ def _weights(q: Tensor, k: Tensor, windows: Tensor | None, padding: Tensor | Non
     """Attention weights [n, t, t] before dropout."""
     scores = torch.bmm(q, k.transpose(1, 2))
     if windows is not None:
-        for x, of_x, view in zip((q, k), windows, _in_blocks(scores, windows), strict=True):
-            view.add_(relative_scores(x, of_x))
+        of_queries, of_keys = (relative_scores(x, of_x) for x, of_x in zip((q, k), windows, strict=True))
+        by_query, by_key = _in_blocks(scores, windows)
+        by_query.add_(of_queries)
+        if scores.dtype == torch.float32:
+            by_key.add_(of_keys)
+        else:  # torch adds numbers of two bytes five times as slowly across rows, but copies them as fast
+            _in_blocks(turned := torch.empty_like(scores), windows)[1].copy_(of_keys)
+            scores.add_(turned)
     if padding is not None:
         scores.add_(padding)
     return torch.softmax(scores, dim=-1)

@@ -25,29 +25,34 @@ NEVER_RELEASED = "never released"
 
 _META, _SYSEX, _SYSEX_END = 0xFF, 0xF0, 0xF7
 _NOTE_OFF, _NOTE_ON, _CONTROL, _PROGRAM_CHANGE, _BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
+_PRESSURES = _KEY_PRESSURE, _CHANNEL_PRESSURE = 0xA0, 0xD0
 _NAME, _TEMPO, _SMPTE, _METRE, _KEY = 0x03, 0x51, 0x54, 0x58, 0x59
 _DRUM_CHANNEL = 9
 _SYSTEM_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}
 """Data bytes of the system messages that have any; no file may hold one."""
 _SHORTEST_BEAT = 6
 """Power of two of the shortest note value that a metre may count, a sixty-fourth."""
-_CHANNEL_EVENT = "controller, pitch bend or program above 127"
+_DAMAGED = dict.fromkeys((_CONTROL, _BEND, _PROGRAM_CHANGE), "controller, pitch bend or program above 127")
+_DAMAGED |= dict.fromkeys(_PRESSURES, "pressure above 127")
 _SMPTE_LIMITS = (24, 60, 60, 30, 100)
 """Hours, minutes, seconds, frames and hundredths stay below; the two bits above the five of the hours are a rate."""
 _KEPT_META = frozenset((0x01, _NAME, 0x05, _TEMPO, _METRE, _KEY))
 """Texts, names, lyrics, and what is told of time and key."""
 _META_NAMES = {_TEMPO: "set tempo", _METRE: "time signature", _KEY: "key signature", _SMPTE: "SMPTE offset"}
 
+_DELTA = rb"[\x80-\xff]{0,3}[\x00-\x7f]"
+_TWO_BYTES = rb"[\x00-\x7f]{2}(?:" + _DELTA + rb"[\x00-\x7f]{2})*"  # and more of its kind under running status
+_ONE_BYTE = rb"[\x00-\x7f](?:" + _DELTA + rb"[\x00-\x7f])*"
 _COMMON = re.compile(
-    rb"(?:[\x80-\xff]{0,3}[\x00-\x7f]"  # a delta time
-    rb"([\x80-\xbf\xe0-\xef]).."  # the status and both data bytes of a note or the like
-    rb"(?:[\x80-\xff]{0,3}[\x00-\x7f][\x00-\x7f].)*)+",  # more of its kind under running status
-    re.DOTALL,
+    rb"(?:" + _DELTA + rb"([\x80-\xbf\xd0-\xef])"
+    rb"(?:(?<![\xd0-\xdf])" + _TWO_BYTES + rb"|(?<=[\xd0-\xdf])" + _ONE_BYTE + rb"))+"
 )
-"""Channel messages of two data bytes in a row, nearly all that a track holds. Group 1 is the last status."""
+"""Sound channel messages in a row but for programs, nearly all that a track holds. Group 1 is the last status."""
+_WITHOUT_PRESSURE = re.compile(rb"(?:" + _DELTA + rb"([\x80-\x9f\xb0-\xbf\xe0-\xef])" + _TWO_BYTES + rb")+")
+"""Likewise, but for pressure as well."""
 
-
-_SYSTEM = bytes(range(0xF0, 0xFF))
+_SUSPECTS = bytes(byte & 0xF0 in _PRESSURES or 0xF0 <= byte < 0xFF for byte in range(256))
+"""A table for `bytes.translate`: 1 for what may be the status byte of pressure or of a system message."""
 _SET_TEMPO = b"\xff\x51\x03"
 _TEMPO_EVENT = re.compile(_SET_TEMPO + rb"...", re.DOTALL)
 _NOT_IN_FILES = frozenset(range(0xF1, 0xFF)) - {_SYSEX_END}
@@ -66,20 +71,23 @@ def _variable(body: bytes, at: int) -> tuple[int, int]:
             return value, at
 
 
-def _events(body: bytes, *, only_rare: bool = False) -> Iterator[tuple[int, int, int, int]]:
+def _events(
+    body: bytes, common: re.Pattern[bytes] | None = None, stop: int | None = None
+) -> Iterator[tuple[int, int, int, int]]:
     """The events of a track: (tick, status, where its data begin, where they end), running status resolved.
 
-    The status of a meta event is 0xFF00 plus its type. ``only_rare`` passes over what `_COMMON` matches: twenty times
-    faster, but the ticks are wrong.
+    The status of a meta event is 0xFF00 plus its type. What ``common`` matches is passed over: twenty times faster, but
+    the ticks are wrong. Those that begin at ``stop`` or later are left out.
 
     Raises:
         MidiError: the body ends within an event, or has a data byte where a status byte must stand.
     """
     at = tick = status = 0
+    stop = len(body) if stop is None else stop
     try:
-        while at < len(body):
-            if only_rare and (common := _COMMON.match(body, at)):
-                at, status = common.end(), body[common.start(1)]
+        while at < stop:
+            if common and (run := common.match(body, at, stop)):
+                at, status = run.end(), body[run.start(1)]
                 continue
             delta = body[at]
             at += 1
@@ -121,7 +129,7 @@ def last_tick(body: bytes) -> int:
 def changes_program(body: bytes, channel: int) -> bool:
     """Tell whether a track sets a channel to more than one program; a MidiError as from `walk`."""
     change = _PROGRAM_CHANGE + channel  # with one data byte, so that it is none of the common events
-    return len({body[start] for _, status, start, _ in _events(body, only_rare=True) if status == change}) > 1
+    return len({body[start] for _, status, start, _ in _events(body, _COMMON) if status == change}) > 1
 
 
 def is_doubtful(body: bytes) -> bool:
@@ -129,20 +137,27 @@ def is_doubtful(body: bytes) -> bool:
 
     symusic takes the payload of a continuation or escape (a SysEx event that begins with 0xF7, legal in a file) for
     delta times and events, and likewise whatever it finds under running status after a SysEx event. It does not tell
-    of meta events of a wrong length or value.
+    of meta events of a wrong length or value, nor of pressure above 127.
     """
-    # Nearly every track is told by these two looks: a delta time of 14,336 ticks and more may have such a byte, too.
-    if not _has_system_bytes(body) and all(_is_sound(*place) for place in _meta_places(body)):
+    # Nearly every track is told by these two looks: a delta time of 4,096 ticks and more may have such a byte, too.
+    last, sound = _last_suspect(body), all(_is_sound(*place) for place in _meta_places(body))
+    if last < 0 and sound:
         return False
-    try:
-        return any(
-            status in (_SYSEX_END, *_NOT_IN_FILES)
-            or (status == _SYSEX and not body[start:end].removesuffix(b"\xf7").isascii())
-            or (status >> 8 == _META and not _is_sound(status & 0xFF, body[start:end]))
-            for _, status, start, end in _events(body, only_rare=True)
-        )
+    try:  # long delta times stand where music begins, so that what is read here is short
+        events = list(_events(body, _WITHOUT_PRESSURE, last + 1 if sound else None))
+        if any(status < _SYSEX and status & 0xF0 in _PRESSURES for _, status, _, _ in events):
+            events = list(_events(body, _COMMON))  # more may follow under running status
+        return any(_is_misread(status, body[start:end]) for _, status, start, end in events)
     except MidiError:
         return True
+
+
+def _is_misread(status: int, data: bytes) -> bool:
+    if status >> 8 == _META:
+        return not _is_sound(status & 0xFF, data)
+    if status == _SYSEX:
+        return not data.removesuffix(b"\xf7").isascii()
+    return status > _SYSEX or (status & 0xF0 in _PRESSURES and not data.isascii())
 
 
 def without_damage(body: bytes) -> bytes:
@@ -183,12 +198,10 @@ def without_tempi(body: bytes) -> bytes:
     return b"".join([first, *(part[3:] for part in rest)])  # four times as fast
 
 
-def _has_system_bytes(body: bytes) -> bool:
-    """Tell whether a byte of a system message occurs outside of set-tempo events, which may hold any."""
-    if len(body.translate(None, _SYSTEM)) == len(body):
-        return False
-    rest = without_tempi(body)
-    return len(rest.translate(None, _SYSTEM)) < len(rest)
+def _last_suspect(body: bytes) -> int:
+    """Where the last of `_SUSPECTS` stands, or -1 where there are none but in set-tempo events, which may hold any."""
+    last = body.translate(_SUSPECTS).rfind(1)
+    return last if last < 0 or 1 in without_tempi(body).translate(_SUSPECTS) else -1
 
 
 def _meta_places(body: bytes) -> Iterator[tuple[int, bytes]]:
@@ -292,8 +305,8 @@ class _Walker:
         data = body[start:end]
         if status >= _SYSEX:
             self._take_other(status, data)
-        elif kind in (_CONTROL, _BEND, _PROGRAM_CHANGE) and not data.isascii():
-            self.ignored[_CHANNEL_EVENT] += 1
+        elif not data.isascii():
+            self.ignored[_DAMAGED[kind]] += 1
         elif kind == _PROGRAM_CHANGE:
             self.programs[channel] = data[0]
 

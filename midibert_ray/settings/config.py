@@ -42,6 +42,9 @@ Variant = Literal[
     "noise-roll",
     "noise-roll-transpose",
     "segment-1024",
+    "constant-rate",
+    "layer-decay",
+    "average-3",
 ]
 TableName = Literal["1", "2", "3", "4", "leak", "levers"]
 

@@ -66,7 +66,8 @@ STUDIES: dict[str, dict[str, object]] = {
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
     },
-    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds: a working day of two cores.
+    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds, one of them in four ways: a
+    # working day of two cores.
     "levers": {
         "study.name": "levers",
         "study.tasks": _PAPER_TASKS,

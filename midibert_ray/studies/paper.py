@@ -82,7 +82,7 @@ TABLES: dict[str, PaperTable] = {
         ),
     ),
     "levers": PaperTable(
-        title="What helps: pre-trainings that see as many notes",
+        title="What helps: pre-trainings that see as many notes, and ways to fine-tune",
         baseline="pretrained",
         rows=(
             _row("masks of 15 %", "pretrained"),
@@ -91,6 +91,9 @@ TABLES: dict[str, PaperTable] = {
             _row("noise and piano roll", "noise-roll"),
             _row("noise, piano roll, transposition", "noise-roll-transpose"),
             _row("segments of 1,024", "segment-1024"),
+            _row("masks of 15 %, fine-tuned at a constant rate", "constant-rate"),
+            _row("masks of 15 %, lower layers tuned more slowly", "layer-decay"),
+            _row("masks of 15 %, mean of the last three epochs", "average-3"),
         ),
     ),
 }

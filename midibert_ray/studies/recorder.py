@@ -92,15 +92,17 @@ class StudyLog:
             self.trial(key).model(checkpoint, spec.task.level, spec.trial.tags)
 
     def complete(self, run: tracking.RunLog, result: TrialResult, predictions: Mapping[str, bytes]) -> None:
-        """Store a trial's result and its predictions, by name of their file, and end its run."""
-        name = "confusion_matrix" if result.kind == "classes" else "answers"
+        """Store a trial's result and its predictions, by name of their file, and end its run.
+
+        Its small files go at once, and its figures and tags do: a request costs more than what is in it. Predictions go
+        by themselves, as a server may take none of their size.
+        """
+        name, files = "confusion_matrix" if result.kind == "classes" else "answers", dict[str, bytes]()
         if result.confusion:
-            run.json(result.confusion, f"{name}.json")
+            files[f"{name}.json"] = tracking.to_json(result.confusion)
         if self.picture:
-            run.figure(self.picture(result), f"{name}.png")
-        for name, content in predictions.items():
-            run.data(content, name)
-        run.text(result.to_json(), results.OUTCOME)
+            files[f"{name}.png"] = tracking.to_png(self.picture(result))
+        files[results.OUTCOME] = result.to_json().encode()
         trivial = {"majority/accuracy": result.majority} if result.kind == "classes" else {}
         costs = {"cost/seconds": result.seconds, "cost/devices": result.devices}
         besides = {
@@ -110,14 +112,19 @@ class StudyLog:
         }
         metrics = {"epoch": result.epoch, **result.metrics, **trivial, **besides, **costs}
         values = [value if math.isfinite(value) else None for value in metrics.values()]
-        run.table({"figure": [*metrics], "value": values}, FIGURES)
+        files[FIGURES] = tracking.to_table({"figure": [*metrics], "value": values})
+        run.files(files)
+        for name, content in predictions.items():
+            run.data(content, name)
+        points = {}
         if result.split == "test":  # by which runs are sorted and compared
-            metric = results.METRIC[result.kind]
-            others = {
-                f"test/{plain_name(corpus)}/{metric}": found["metrics"][f"test/{metric}"]
+            name = f"test/{results.METRIC[result.kind]}"
+            points = {
+                f"test/{plain_name(corpus)}/{results.METRIC[result.kind]}": found["metrics"][name]
                 for corpus, found in result.besides.items()
             }
-            run.log({f"test/{metric}": result.accuracy} | others, result.epoch)
+            points[name] = result.accuracy
+        run.log(points, result.epoch, tracking.shown_table(FIGURES))
         run.finish()
 
     def summarize(self, found: Sequence[TrialResult]) -> None:
@@ -159,10 +166,10 @@ class Recorder(tune.Callback):
             return
         system = {key: value for key, value in result.items() if key.startswith("system/")}
         curves = {key: value for key, value in points.items() if key.startswith(("train/", "valid/")) and key != BEST}
-        run = self.log.trial(spec.key)
-        run.log(curves | system, int(result["epoch"]))
-        if node.HARDWARE in result and spec.key not in self._placed:
-            run.tag(hardware=result[node.HARDWARE])
+        first = node.HARDWARE in result and spec.key not in self._placed
+        tags = {"hardware": result[node.HARDWARE]} if first else None
+        self.log.trial(spec.key).log(curves | system, int(result["epoch"]), tags)
+        if first:
             self.log.data(spec.key)
             self._placed.add(spec.key)
         shown = "  ".join(

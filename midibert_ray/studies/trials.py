@@ -38,6 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "noise-roll": _NOISE | _ROLL,
     "noise-roll-transpose": _NOISE | _ROLL | {"augment.transpose": 6, "augment.stage": "pretrain"},
     "segment-1024": _TUNED | {"tokens.segment": 1024, "pretrain.batch": 6, "finetune.batch": 6},
+    "constant-rate": _TUNED | {"finetune.warmup": 0.0},
+    "layer-decay": _TUNED | {"finetune.layer_decay": 0.8},
+    "average-3": _TUNED | {"finetune.average": 3},
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")

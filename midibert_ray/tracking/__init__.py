@@ -13,7 +13,17 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from midibert_ray.tracking.runs import NOTE, PRETRAINING, RUN_KEY, RunLog, study_experiment
+from midibert_ray.tracking.runs import (
+    NOTE,
+    PRETRAINING,
+    RUN_KEY,
+    RunLog,
+    shown_table,
+    study_experiment,
+    to_json,
+    to_png,
+    to_table,
+)
 from midibert_ray.tracking.uris import TrackingUris, uris
 
 if TYPE_CHECKING:
@@ -33,7 +43,11 @@ __all__ = [
     "flush",
     "flush_command",
     "recording",
+    "shown_table",
     "study_experiment",
+    "to_json",
+    "to_png",
+    "to_table",
     "uris",
 ]
 

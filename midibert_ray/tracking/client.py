@@ -55,21 +55,26 @@ def _make_database(path: Path) -> None:
             made.replace(path)
 
 
+def experiment_id(client: MlflowClient, name: str) -> str | None:
+    """The id of an experiment, or None where there is none of that name."""
+    known = client.get_experiment_by_name(name)
+    return str(known.experiment_id) if known else None
+
+
 def search(
-    client: MlflowClient, experiment: str, condition: str = "", view: int = ViewType.ACTIVE_ONLY
+    client: MlflowClient, experiment: str | None, condition: str = "", view: int = ViewType.ACTIVE_ONLY
 ) -> Iterator[Run]:
-    """The runs of an experiment that fulfil a condition in MLflow's search language; empty: all."""
-    known = client.get_experiment_by_name(experiment)
+    """The runs of an experiment, by its id, that fulfil a condition in MLflow's search language; empty: all."""
     token: str | None = None
-    while known:
-        page = client.search_runs([known.experiment_id], condition, view, page_token=token)
+    while experiment:
+        page = client.search_runs([experiment], condition, view, page_token=token)
         yield from page
         token = page.token
         if not token:
             return
 
 
-def find(client: MlflowClient, experiment: str, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+def find(client: MlflowClient, experiment: str | None, key: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
     """The run of a key, if there is one; `writer.py` says how a second, empty one may come to stand behind it."""
     runs = search(client, experiment, f"tags.`{RUN_KEY}` = '{key}'", view)
     return sorted(runs, key=lambda run: -len(run.data.params) - len(run.data.metrics))

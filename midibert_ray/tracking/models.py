@@ -14,7 +14,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -56,14 +56,14 @@ def signature(level: str) -> ModelSignature:
     return ModelSignature(Schema(sources), Schema(columns), params)
 
 
-def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
-    """Log the model of a run, by its id; one that is there already stays as it is.
+def log(client: MlflowClient, run: RunInfo, content: Mapping[str, Any]) -> None:
+    """Log the model of a run; one that is there already stays as it is.
 
     `content`: `weights`, the URI of a folder; `level`, see `signature`; `params`, texts; `requirement`, for pip.
     """
-    experiment = client.get_run(run).info.experiment_id
-    known = find(client, run) or client.create_logged_model(
-        experiment, NAME, run, params=dict(content["params"]), model_type=content["level"]
+    earlier = find(client, run)
+    known = earlier or client.create_logged_model(
+        run.experiment_id, NAME, run.run_id, params=dict(content["params"]), model_type=content["level"]
     )
     if str(known.status) == "READY":
         return
@@ -73,9 +73,9 @@ def log(client: MlflowClient, run: str, content: Mapping[str, Any]) -> None:
         # A copy would keep the mode of the package's own file, and let others read what is its owner's alone.
         (folder / _CODE.name).chmod((folder / "MLmodel").stat().st_mode)
         client.log_model_artifacts(known.model_id, str(folder))
-    outputs = client.get_run(run).outputs
+    outputs = client.get_run(run.run_id).outputs if earlier else None
     if known.model_id not in [each.model_id for each in (outputs.model_outputs if outputs else [])]:
-        client.log_outputs(run, [LoggedModelOutput(known.model_id, step=0)])
+        client.log_outputs(run.run_id, [LoggedModelOutput(known.model_id, step=0)])
     client.finalize_logged_model(known.model_id, "READY")
 
 
@@ -99,24 +99,24 @@ def _save(folder: Path, model: LoggedModel, content: Mapping[str, Any]) -> None:
         )
 
 
-def find(client: MlflowClient, run: str) -> LoggedModel | None:
+def find(client: MlflowClient, run: RunInfo) -> LoggedModel | None:
     """The model that was logged with a run, whole or not."""
-    experiment = client.get_run(run).info.experiment_id
-    return next(iter(client.search_logged_models([experiment], f"source_run_id = '{run}' AND name = '{NAME}'")), None)
+    condition = f"source_run_id = '{run.run_id}' AND name = '{NAME}'"
+    return next(iter(client.search_logged_models([run.experiment_id], condition)), None)
 
 
-def register(client: MlflowClient, run: str, name: str) -> None:
+def register(client: MlflowClient, run: RunInfo, name: str) -> None:
     """Make the model of a run a version of a registered model, once, and let `models:/<name>@best` be that one."""
     model = find(client, run)
     if model is None:  # it was recorded by an earlier version
-        logger.warning("no model is registered as %s, as none was logged with the run %s", name, run)
+        logger.warning("no model is registered as %s, as none was logged with the run %s", name, run.run_id)
         return
     with suppress(MlflowException):  # it is there; where it is not, the next request says why
         client.create_registered_model(name)
     versions = client.search_model_versions(f"name = '{name}'")
-    known = next((each for each in versions if each.run_id == run), None)
+    known = next((each for each in versions if each.run_id == run.run_id), None)
     known = known or client.create_model_version(
-        name, model.artifact_location, run, model_id=model.model_id, await_creation_for=0
+        name, model.artifact_location, run.run_id, model_id=model.model_id, await_creation_for=0
     )
     client.set_registered_model_alias(name, BEST, known.version)
 

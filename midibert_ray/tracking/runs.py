@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from midibert_ray.tracking import origin
@@ -21,6 +22,29 @@ NOTE = "mlflow.note.content"
 def study_experiment(name: str) -> str:
     """The experiment that holds all runs of a study's name."""
     return f"midibert/studies/{name}"
+
+
+def to_json(content: Any) -> bytes:
+    """The file of a JSON artifact."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+
+def to_png(figure: Any) -> bytes:
+    """The file of a matplotlib figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def to_table(columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """The file of a table, by column, which MLflow shows where the tags of `shown_table` name it."""
+    rows = zip(*columns.values(), strict=True)
+    return to_json({"columns": list(columns), "data": list(map(list, rows))})
+
+
+def shown_table(name: str) -> dict[str, str]:
+    """Tags of a run: the artifact that is its table."""
+    return {"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])}
 
 
 class RunLog:
@@ -45,17 +69,13 @@ class RunLog:
         tags = own | {key: str(value) for key, value in tags.items()}
         self._add("open", name=name, params=texts, tags=tags, parent=parent)
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add one point to each curve; a point that stands there already (after a resume) is left out."""
-        self.log_points([(metrics, step, time.time())])
+    def log(self, metrics: Mapping[str, float], step: int, tags: Mapping[str, object] | None = None) -> None:
+        """Add one point to each curve and set tags; a point that stands there already (after a resume) is left out."""
+        self._write([self._point(metrics, step, time.time(), tags or {})])
 
     def log_points(self, points: Iterable[tuple[Mapping[str, float], int, float]]) -> None:
         """Add several points to each curve, all at once: metrics, their step, and their time in seconds."""
-        records = []
-        for metrics, step, at in points:
-            values = {key: float(value) for key, value in metrics.items()}
-            records.append(self._record("points", at, len(values), metrics=values, step=int(step)))
-        self._write(records)
+        self._write([self._point(*point) for point in points])
 
     def tag(self, **tags: object) -> None:
         """Set tags."""
@@ -71,17 +91,15 @@ class RunLog:
 
     def json(self, content: Any, name: str) -> None:
         """Store a JSON artifact."""
-        self.text(json.dumps(content, indent=1, ensure_ascii=False), name)
+        self.data(to_json(content), name)
 
     def data(self, content: bytes, name: str) -> None:
         """Store a binary artifact, such as a PNG or a Parquet file."""
-        self._add("artifact", name=name, content=base64.b64encode(content).decode())
+        self.files({name: content})
 
-    def table(self, columns: Mapping[str, Sequence[Any]], name: str) -> None:
-        """Store a table, by column, as MLflow shows them; a run has one."""
-        rows = zip(*columns.values(), strict=True)
-        self.json({"columns": list(columns), "data": list(map(list, rows))}, name)
-        self._add("tags", tags={"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
+    def files(self, contents: Mapping[str, bytes]) -> None:
+        """Store several artifacts, by name."""
+        self._add("artifacts", files={name: base64.b64encode(each).decode() for name, each in contents.items()})
 
     def datasets(self, datasets: Iterable[Mapping[str, str]]) -> None:
         """Name the data of the run: texts `name`, `digest`, `uri`, `context` (training, ...) and `profile` (JSON)."""
@@ -98,9 +116,7 @@ class RunLog:
 
     def figure(self, figure: Any, name: str) -> None:
         """Store a matplotlib figure as PNG."""
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
-        self.data(buffer.getvalue(), name)
+        self.data(to_png(figure), name)
 
     def finish(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""
@@ -108,6 +124,13 @@ class RunLog:
 
     def _add(self, kind: str, **content: Any) -> None:
         self._write([self._record(kind, time.time(), **content)])
+
+    def _point(
+        self, metrics: Mapping[str, float], step: int, at: float, tags: Mapping[str, object] = MappingProxyType({})
+    ) -> Record:
+        values = {key: float(value) for key, value in metrics.items()}
+        texts = {"tags": {key: str(value) for key, value in tags.items()}} if tags else {}
+        return self._record("points", at, len(values), metrics=values, step=int(step), **texts)
 
     def _record(self, kind: str, at: float, points: int = 0, **content: Any) -> Record:
         # With the time at which it happened, not that at which it is sent: a point that is sent twice is the same.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from midibert_ray.settings.secrets import is_server
-from midibert_ray.tracking.client import Run, answers, connect, find, search
+from midibert_ray.tracking.client import Run, answers, connect, experiment_id, find, search
 from midibert_ray.tracking.runs import PARENT, RunLog, study_experiment
 from midibert_ray.tracking.spool import RejectedError, Spool, UnreachableError
 from midibert_ray.tracking.uris import TrackingUris
@@ -49,7 +49,7 @@ class Tracker:
     def find(self, experiment: str, key: str) -> Run | None:
         """The run of a key, or None."""
         with answers(self.uris.uri):
-            return next(iter(find(self._client, experiment, key)), None)
+            return next(iter(find(self._client, self._id(experiment), key)), None)
 
     def browse(self, experiment: str) -> str:
         """How to look at the runs of an experiment: a link to them, behind the command that starts MLflow's pages.
@@ -58,16 +58,16 @@ class Tracker:
         """
         known = None
         with suppress(UnreachableError, RejectedError), answers(self.uris.uri):
-            known = self._client.get_experiment_by_name(experiment)
+            known = self._id(experiment)
         server = self.uris.uri.rstrip("/") if is_server(self.uris.uri) else LOCAL
         # Without the last part the pages show an experiment's traces of language models, of which there are none.
-        link = f"{server}/#/experiments{f'/{known.experiment_id}/runs' if known else ''}?workflowType=machine_learning"
+        link = f"{server}/#/experiments{f'/{known}/runs' if known else ''}?workflowType=machine_learning"
         return link if is_server(self.uris.uri) else f"{self.uris.command()}\nthen open {link}"
 
     def children(self, experiment: str, parent: str) -> list[Run]:
         """The runs of a study's trials, oldest first, by the id of the study's run."""
         with answers(self.uris.uri):
-            runs = search(self._client, experiment, f"tags.`{PARENT}` = '{parent}'")
+            runs = search(self._client, self._id(experiment), f"tags.`{PARENT}` = '{parent}'")
             return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_name))  # two may start at once
 
     def studies(self) -> list[str]:
@@ -80,7 +80,7 @@ class Tracker:
     def parents(self, experiment: str) -> list[Run]:
         """The runs of an experiment that are no child, newest first."""
         with answers(self.uris.uri):
-            runs = [run for run in search(self._client, experiment) if PARENT not in run.data.tags]
+            runs = [run for run in search(self._client, self._id(experiment)) if PARENT not in run.data.tags]
         return sorted(runs, key=lambda run: -run.info.start_time)
 
     def curve(self, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -95,3 +95,6 @@ class Tracker:
             if name not in [item.path for item in self._client.list_artifacts(run_id, folder or None)]:
                 return None
             return Path(self._client.download_artifacts(run_id, name, scratch)).read_bytes()
+
+    def _id(self, experiment: str) -> str | None:
+        return experiment_id(self._client, experiment)

@@ -143,8 +143,8 @@ class MaskedStep:
         real = torch.arange(tokens.shape[1], device=tokens.device) < length[:, None] if self.rolled else None
         output = model(masked.inputs, masked.attention_mask, chosen, batch.packing, real=real)
         sums: dict[str, Tensor] = self._score(output.logits, masked.targets[rows, positions], batch.scored)
-        if self.rolled:
-            sums["roll"] = F.mse_loss(output.roll.float(), roll_targets(tokens, length).flatten(1), reduction="sum")
+        if real is not None:
+            sums["roll"] = F.mse_loss(output.roll.float(), roll_targets(tokens, real).flatten(1), reduction="sum")
         counts = {"count": batch.masked, "notes": batch.notes}
         return sums | {name: torch.full((), value, device=rows.device) for name, value in counts.items()}
 

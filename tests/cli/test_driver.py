@@ -94,8 +94,11 @@ def test_a_job_waits_for_nodes_with_a_line_a_minute_or_ends_at_once(
     with pytest.raises(ConfigError, match=r"asks for 5 x .* there are 4 CPUs, 0 GPUs on 1 node, and no more can come"):
         resources.require(needed, local=True)
     monkeypatch.setattr(resources, "_may_grow", lambda: False)
-    with pytest.raises(ConfigError, match="no more can come"):
+    with pytest.raises(ConfigError, match=r"no more can come; ask for less \(compute\.\*\), or"):
         resources.require(needed, local=False)
+    actor = resources.Request("an actor", 1, {"CPU": 1.0, "GPU": 0.25}, settings="cpus, gpus")
+    with pytest.raises(ConfigError, match=r"\(1 CPU, 0\.25 GPUs\); there are .* ask for less \(cpus, gpus\), or"):
+        resources.require([actor], local=False)
 
 
 def test_a_dry_run_says_what_this_machine_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

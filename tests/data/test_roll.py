@@ -49,7 +49,7 @@ def test_targets_are_those_of_a_roll_drawn_note_by_note(sample_store: TokenStore
         keys = row_keys(1, 2, 3, torch.arange(len(length)))
         after = augment(tokens, length, keys, transpose=6, shift=15, scale=True, thin=0.2)
         tokens, length = after.tokens, after.length
-    targets = roll_targets(tokens, length)
+    targets = roll_targets(tokens, torch.arange(96) < length[:, None])
     expected = [each for row, n in zip(tokens.tolist(), length.tolist(), strict=True) for each in drawn(row[:n])]
     assert targets.shape == (int(length.sum()), ROWS, COLUMNS) == (len(expected), 17, 98)
     assert torch.allclose(targets, torch.tensor(expected))
@@ -60,7 +60,7 @@ def test_targets_are_those_of_a_roll_drawn_note_by_note(sample_store: TokenStore
 def test_a_long_note_sounds_beyond_its_bar_and_a_short_one_for_a_sixteenth() -> None:
     notes = [[0, 15, 10, 63], [0, 0, 20, 0], [0, 0, 30, 7], [0, 0, 40, 0]]
     tokens = torch.tensor([[*notes, list(CP.pad)]])
-    first, second, third, fourth = roll_targets(tokens, torch.tensor([4]))
+    first, second, third, fourth = roll_targets(tokens, torch.arange(5)[None] < 4)
     assert first[:15].sum() == 0
     assert first[15, 10] == first[16, 10] == 1
     assert second[:, 20].tolist() == [0.5, *[0] * 15, 0.5]

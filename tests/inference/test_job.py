@@ -21,6 +21,8 @@ import pytest
 
 import midibert_ray as mb
 from midibert_ray import storage
+from midibert_ray.cli.inference import parse_actors
+from midibert_ray.cli.main import execute
 from midibert_ray.cli.submission import describe
 from midibert_ray.inference import job, sandboxed, shipped, worker
 from midibert_ray.inference import plan as plans
@@ -384,7 +386,77 @@ def test_an_actor_does_tasks_and_says_which_folder_it_does_not_see(
     assert actor({"task": batch["task"][:1]}) == {"files": [1], "absent": [expected]}
 
 
+@pytest.mark.parametrize(
+    ("words", "actors"),
+    [
+        ({}, job.Actors()),
+        ({"gpus": "0.25", "actors": "4"}, job.Actors(gpus=0.25, most=4)),
+        ({"gpus": "0", "cpus": "0.5"}, job.Actors(gpus=0.0, cpus=0.5)),
+        ({"gpus": "1", "cpus": "8"}, job.Actors(gpus=1.0, cpus=8)),
+    ],
+)
+def test_actors_are_those_of_the_command_line(words: dict[str, str], actors: job.Actors) -> None:
+    assert parse_actors(words) == actors
+
+
+@pytest.mark.parametrize(
+    ("word", "allowed"),
+    [
+        ("gpus=2", "a number from 0 to 1"),
+        ("gpus=-0.5", "a number from 0 to 1"),
+        ("gpus=all", "a number from 0 to 1"),
+        ("cpus=0", "a share of one, or a whole number from 1"),
+        ("cpus=1.5", "a share of one, or a whole number from 1"),
+        ("actors=2.5", "a whole number"),
+    ],
+)
+def test_actors_that_ray_cannot_give_are_refused(word: str, allowed: str) -> None:
+    key, value = word.split("=")
+    with pytest.raises(ConfigError, match=f"{key}='{value}' is not allowed; use {allowed}"):
+        parse_actors({key: value})
+
+
+def test_a_dry_run_says_that_there_is_no_gpu(
+    music: Path, note_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    words = ["annotate", f"model={note_folder}", f"input={music}", f"output={tmp_path}/out", "--dry-run"]
+    assert execute([*words, "gpus=0.25"]) == 0
+    assert "not enough on this machine: an actor asks for 1 x (1 CPU, 0.25 GPUs); there are " in capsys.readouterr().out
+    assert execute(words) == 0
+    assert "not enough" not in capsys.readouterr().out
+
+
 # ------------------------------------------------------------------------------------------- with Ray
+
+
+SHARED = """
+import sys
+import ray
+from midibert_ray.cli.inference import parse_actors
+from midibert_ray.cli.resources import Request, require
+from midibert_ray.inference import job
+from midibert_ray.inference.plan import plan
+from midibert_ray.inference.worker import JobSpec
+ray.init("local", num_cpus=4, num_gpus=1, log_to_driver=False)
+actors = parse_actors({"gpus": "0.5"})
+require([Request("an actor", 1, {"CPU": 1, "GPU": actors.gpus}, settings="cpus, gpus")], local=True)
+assert job._room(1, 0.5, 9) == 2
+model, music, out = sys.argv[1:]
+made = plan(JobSpec(kind="annotate", model=model, output=out, formats=("midi", "csv")), music)
+print(len(job.run(made, actors).records))
+"""
+"""A job on a Ray that claims a GPU: its actors share it, and compute on the CPU where there is none."""
+
+
+@pytest.mark.ray
+def test_actors_share_a_gpu_and_give_the_same_bytes(music: Path, note_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SHARED, note_folder, music, tmp_path / "shared"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "4", done.stderr
+    carry_out(job_spec(note_folder, tmp_path / "alone"), music)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
 @pytest.mark.ray

@@ -239,6 +239,7 @@ ODD_EVENTS = {
     "set tempo": "ff5103000000",
     "SMPTE offset": "ff5405 7f7f000000",
     "controller, pitch bend or program above 127": "b007ff",
+    "pressure above 127": "a03cff",
     "system message": "f8",
     "SysEx event": "f0027fff",
 }
@@ -279,13 +280,31 @@ def test_an_event_that_has_no_bearing_on_notes_is_ignored_and_counted(kind, chan
     assert notes.metre.tolist() == []
 
 
-@pytest.mark.parametrize("event", ["b007ff", "b0ff07", "b00790", "e00080", "c0ff", "c090"])
-def test_a_channel_event_above_127_is_counted_whatever_its_kind(event):
-    odd = bytes.fromhex("00" + event)
-    for second in ("", "00913e4060813e00"):
-        notes = read_notes(raw_file(bytes.fromhex("00903c4060803c00") + odd + bytes.fromhex(second) + END))
-        assert notes.ignored == {"controller, pitch bend or program above 127": 1}
-        assert notes.start.tolist()[0] == 0 and notes.end.tolist()[0] == 96
+@pytest.mark.parametrize(
+    ("kind", "event"),
+    [
+        *(
+            ("controller, pitch bend or program", each)
+            for each in ("b007ff", "b0ff07", "b00790", "e00080", "c0ff", "c090")
+        ),
+        *(("pressure", each) for each in ("a03cff", "a0ff3c", "a03c90", "a0f83c", "d0ff", "d090", "d0f7")),
+        *(("pressure", each) for each in ("a03c40 003dff", "a03c40 8a003dff", "a03c40 00d040 00a03cff")),
+        ("pressure", "903d40 00a03c40 10903d00 00b04040 10a03d90"),
+    ],
+)
+def test_a_channel_event_above_127_is_counted_whatever_its_kind(kind, event):
+    for before in ("", "a020b04000", "df7fd000"):  # a long delta time looks like a status
+        for second in ("", "00913e4060813e00"):
+            body = bytes.fromhex(f"00903c40 60803c00 {before} 00{event} {second}")
+            notes = read_notes(raw_file(body + END))
+            assert notes.ignored == {f"{kind} above 127": 1}
+            assert notes.start.tolist()[0] == 0 and notes.end.tolist()[0] == 96
+
+
+@pytest.mark.parametrize("event", ["a03c40 003d41 a020 3e42", "d040 0041 df7f 42", "b04000 00a03c40 00d040"])
+def test_sound_pressure_needs_no_second_reading(event, monkeypatch):
+    monkeypatch.setattr(pairing, "walk", lambda *args, **options: pytest.fail("the slow reader was used"))
+    assert read_notes(raw_file(bytes.fromhex(f"00903c40 60803c00 00{event}") + END)).ignored == {}
 
 
 def test_an_escape_may_hold_any_bytes():

@@ -15,13 +15,11 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.plan import Locate, StudyPlan, make
 from midibert_ray.studies.recorder import RECORDED, Recorder, StudyLog
-from midibert_ray.studies.result import PREDICTIONS, Provenance, TrialResult, write
 from midibert_ray.studies.study import StudyResult
 from midibert_ray.tracking import Tracker, sender
 from midibert_ray.tracking.spool import Spool, UnreachableError
-from midibert_ray.training.checkpoints import write_digests
 from tests.mlflow_server import free_port
-from tests.studies.made import outcome
+from tests.studies.made import leave
 from tests.tiny import tiny_study
 
 
@@ -73,17 +71,6 @@ def test_a_report_waits_for_the_server_and_nothing_else_does(
     with pytest.raises(UnreachableError, match="does not answer"):
         pipeline.report(away, plan.key)
     assert postponed_reports(away) == [plan.key]
-
-
-def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
-    """A finished trial in its folder."""
-    trial = plan.trials[key].trial
-    result = outcome(trial.variant, share, task=trial.task, protocol=trial.protocol, seed=trial.seed)
-    folder = Path(plan.uri(key), "checkpoint_000001")
-    folder.mkdir(parents=True)
-    write(folder, result, Provenance(study=plan.key, encoder="", config={}), {PREDICTIONS: b"parquet"})
-    write_digests(folder, 0, 1, key)
-    return result
 
 
 def names(plan: StudyPlan) -> dict[str, str]:

@@ -1,11 +1,14 @@
 """Made-up outcomes that are consistent: confusion counts, pieces and metrics come from the same answers."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from midibert_ray.music.tasks import TASKS
-from midibert_ray.studies.result import TrialResult
+from midibert_ray.studies.plan import StudyPlan
+from midibert_ray.studies.result import PREDICTIONS, Provenance, TrialResult, write
+from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.metrics import confusion, macro_f1
 
 
@@ -62,6 +65,17 @@ def outcome(
         seconds=90.0,
         devices=2.0,
     )
+
+
+def leave(plan: StudyPlan, key: str, share: float) -> TrialResult:
+    """A finished trial in its folder."""
+    trial = plan.trials[key].trial
+    result = outcome(trial.variant, share, task=trial.task, protocol=trial.protocol, seed=trial.seed)
+    folder = Path(plan.uri(key), "checkpoint_000001")
+    folder.mkdir(parents=True)
+    write(folder, result, Provenance(study=plan.key, encoder="", config={}), {PREDICTIONS: b"parquet"})
+    write_digests(folder, 0, 1, key)
+    return result
 
 
 def _shares(classes: int) -> np.ndarray:

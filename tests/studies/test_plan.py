@@ -62,7 +62,7 @@ def test_the_leak_is_measured_with_all_else_equal() -> None:
 
 def test_levers_are_pretrainings_that_see_as_many_notes_and_are_fine_tuned_alike() -> None:
     plan = make(replace(preset("small"), STUDIES["levers"]), locate)
-    assert (len(plan.trials), len(plan.pretrainings)) == (6 * 4 * 2, 6)
+    assert (len(plan.trials), len(plan.pretrainings)) == (9 * 4 * 2, 6)
     base = plan.config
     spent = {run.config.pretrain.epochs for run in plan.pretrainings.values()}
     steps = {run.config.pretrain.batch * run.config.tokens.segment for run in plan.pretrainings.values()}
@@ -82,7 +82,15 @@ def test_levers_are_pretrainings_that_see_as_many_notes_and_are_fine_tuned_alike
         "noise-roll": roll,
         "noise-roll-transpose": roll | {("augment.transpose", 6), ("augment.stage", "pretrain")},
         "segment-1024": {("tokens.segment", 1024), ("pretrain.batch", 6)},
+        "constant-rate": set(),
+        "layer-decay": set(),
+        "average-3": set(),
     }
+    tuned = {
+        entry.trial.variant: flatten(entry.config).items() - flatten(base).items() for entry in plan.trials.values()
+    }
+    assert ("finetune.average", 3) in tuned["average-3"] and ("finetune.layer_decay", 0.8) in tuned["layer-decay"]
+    assert base.finetune.warmup > 0 and ("finetune.warmup", 0.0) in tuned["constant-rate"]
 
 
 def test_the_weights_that_ship_are_made_from_two_corpora_that_may_be_passed_on() -> None:

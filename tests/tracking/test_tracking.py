@@ -264,7 +264,9 @@ def test_a_run_has_data_and_a_table_however_often_they_are_said(config: Config) 
     facts = {"digest": "d" * 36, "uri": "/root/tokens/pop909", "profile": '{"protocol": "clean"}'}
     for _ in range(2):
         log.datasets(facts | {"name": f"pop909:{split}", "context": use} for split, use in (("a", "b"), ("c", "d")))
-        log.table({"figure": ["test/accuracy", "test/f1"], "value": [0.5, 0.25]}, "figures.json")
+        table = tracking.to_table({"figure": ["test/accuracy", "test/f1"], "value": [0.5, 0.25]})
+        log.files({"figures.json": table, "folder/a.txt": b"a"})
+        log.log({}, 1, tracking.shown_table("figures.json"))
     run = tracker.find("midibert/x", "key-6")
     assert run is not None and run.data.tags["mlflow.note.content"] == "A sentence."
     found = {each.dataset.name: (each.tags[0].value, each.dataset) for each in run.inputs.dataset_inputs}
@@ -272,8 +274,9 @@ def test_a_run_has_data_and_a_table_however_often_they_are_said(config: Config) 
     dataset = found["pop909:a"][1]
     assert (dataset.digest, dataset.profile) == (facts["digest"], facts["profile"])
     assert json.loads(dataset.source) == {"uri": facts["uri"]}
-    table = json.loads(tracker.artifact(run.info.run_id, "figures.json") or b"")
-    assert table == {"columns": ["figure", "value"], "data": [["test/accuracy", 0.5], ["test/f1", 0.25]]}
+    found_table = json.loads(tracker.artifact(run.info.run_id, "figures.json") or b"")
+    assert found_table == {"columns": ["figure", "value"], "data": [["test/accuracy", 0.5], ["test/f1", 0.25]]}
+    assert tracker.artifact(run.info.run_id, "folder/a.txt") == b"a"
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "figures.json", "type": "table"}]
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -34,6 +34,16 @@ def in_order() -> Iterator[None]:
     for end in (received, wakeup):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    numbers: list[int] = []
+
+    def look() -> list[int]:
+        with suppress(BlockingIOError):  # nothing has come since
+            numbers.extend(number for number in os.read(received, 1 << 12) if number in ENDING)
+        return numbers
+
+    loud = sys.unraisablehook
+    # What an interruption leaves half made complains when it is collected, up to the end of the process.
+    sys.unraisablehook = lambda problem: None if numbers or look() else loud(problem)
     _handle(signal.SIGINT, signal.default_int_handler)
     pass_on_sigterm()
     try:
@@ -42,12 +52,12 @@ def in_order() -> Iterator[None]:
         for number, handler in earlier.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(-1)
-        os.write(wakeup, b"\0")
-        numbers = [number for number in os.read(received, 1 << 12) if number in ENDING]
+        look()
         os.close(received)
         os.close(wakeup)
         if numbers:
             sys.exit(128 + numbers[0])
+        sys.unraisablehook = loud
 
 
 def _handle(number: int, handler: "signal._HANDLER") -> None:

@@ -110,7 +110,7 @@ def run(cluster: Cluster, words: list[str]) -> None:
     It brings no code along: pretended nodes share the head's folder, and one that leaves removes jobs' code from it.
     """
     wish = {"entrypoint": f"cd {ROOT} && {shlex.join(words)}"}
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while cluster.status("POST", "/api/jobs/", TOKEN, wish) != 200:  # a head answers before it can run jobs
         assert time.monotonic() < deadline
         time.sleep(1)
@@ -133,7 +133,7 @@ def test_workers_come_with_the_demand_and_go_when_they_are_idle(cluster: Cluster
     with Watch(cluster) as watch:
         run(cluster, command("pipeline", config))
         ran = homes(cluster.get)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while watch.counts[-1] and time.monotonic() < deadline:
             time.sleep(0.5)
     assert watch.counts[0] == 0, "there was nothing but the head"

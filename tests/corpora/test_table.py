@@ -131,6 +131,7 @@ def test_a_task_that_cannot_be_made_says_why(column: str, kind: str, problem: st
         make_task(labels, column, "own", kind)
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_rows_are_read_in_seconds(tmp_path: Path) -> None:
     names = [f"{number % 100}/{number}.mid" for number in range(200_000)]
     text = "file_name,genre,year,group\n" + "".join(

@@ -126,7 +126,10 @@ def test_what_kills_a_child_is_the_reason_and_the_rest_goes_on(act: Sandbox) -> 
     assert answers[1::2] == [None] * len(deeds)
 
 
-@pytest.mark.parametrize(("word", "reason"), [(b"half", "timed out after 1.5 s"), (b"nonsense", "signal 9")])
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [pytest.param(b"half", "timed out after 1.5 s", marks=pytest.mark.slow), (b"nonsense", "signal 9")],
+)
 def test_a_child_that_garbles_its_answer_does_not_reach_further(act: Sandbox, word: bytes, reason: str) -> None:
     bad, good = act.tokenize(request(word)), act.tokenize(request(GOOD["upper.MID"]))
     assert bad.reason and reason in bad.reason

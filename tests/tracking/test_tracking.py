@@ -219,6 +219,7 @@ def test_a_run_that_was_deleted_for_good_is_made_anew(recorded: Config) -> None:
     assert [step for step, _ in tracker.curve(child.info.run_id, "loss")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_database_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere/runs.db"
     study(replace(Config(), {"storage.root": str(tmp_path / "root"), "tracking.uri": f"sqlite:///{path}"}), range(1))

@@ -79,6 +79,7 @@ def test_a_worker_that_was_stopped_while_it_rested_is_named_by_those_that_wait_f
     assert "worker 1 of pretrain-a on 10.0.0.2 gave no sign" in line and "since step 17, and does not answer" in line
 
 
+@pytest.mark.slow
 def test_a_worker_that_goes_on_rests_or_is_replaced_is_left_alone(killed: list[Any]) -> None:
     console = Console()
 

@@ -76,6 +76,7 @@ def test_weights_to_start_from_are_told_before_all_work(tmp_path: Path, monkeypa
         pipeline.plan(replace(config, {"pretrain.start": "mine", "model.hidden": 32}))
 
 
+@pytest.mark.slow
 def test_of_two_that_run_a_study_the_second_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -32,7 +32,8 @@ def aligned(path: Path) -> Song:
     return replace(read_song(path), notes=notes, onset_s=onset, offset_s=offset)
 
 
-@pytest.mark.parametrize("representation", ["cp", pytest.param("remi", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("representation", ["cp", "remi"])
 def test_songs_are_labelled_as_well_as_segments(
     representation: str, tmp_path: Path, sample_pieces: list[Piece], songs: list[Path]
 ) -> None:

@@ -140,6 +140,7 @@ def test_each_mistake_is_one_line(words: list[str], message: str) -> None:
     assert "hunter2" not in said.stderr + said.stdout
 
 
+@pytest.mark.slow
 def test_a_server_of_another_kind_is_no_cluster() -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()

@@ -245,8 +245,8 @@ def explain_full_disk(folder: str, needed: int, remedy: str) -> Iterator[None]:
         if not (says_full(error) or (free is not None and free < needed)):
             raise
         known = "" if free is None else f" and {free / 2**20:,.1f} MiB were free"
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise CheckpointError(
+        reason = getattr(error, "strerror", None) or (str(error).strip() or repr(error)).splitlines()[0]
+        raise CheckpointError(  # Ray Train shows the last 500 characters of it: no path twice
             f"the disk of {folder} is too full for a checkpoint: it takes about {needed / 2**20:,.1f} MiB{known}; free "
             f"some space there{remedy}, then start the run again, which goes on from the checkpoint before ({reason})"
         ) from error

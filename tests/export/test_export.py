@@ -261,7 +261,7 @@ class TestRun:
         assert equal(load_checkpoint(tmp_path / "out").state_dict(), rounded)
         sizes = [Path(folder, "model.safetensors").stat().st_size for folder in (tmp_path / "out", run.checkpoint)]
         assert sizes[0] == pytest.approx(sizes[1] / 2, rel=0.1)
-        assert "the file has the weights rounded to bf16" in (tmp_path / "out" / "README.md").read_text()
+        assert "the file has them rounded to bf16" in (tmp_path / "out" / "README.md").read_text()
 
     def test_a_checkpoint_of_which_nothing_is_known(self, run: PretrainRun, tmp_path: Path, job: Job) -> None:
         shutil.copytree(run.checkpoint, tmp_path / "copy" / "runs" / "lost" / "step")

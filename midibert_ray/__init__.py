@@ -3,6 +3,7 @@
 `load` opens a trained model and applies it to somebody's music; `tokenize` and `detokenize` lead to its ids and back.
 """
 
+import gc
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,11 @@ __all__ = ["detokenize", "load", "tokenize"]
 
 _HOMES = {"detokenize": "tokenized", "load": "load", "tokenize": "tokenized"}
 """Function -> its file in inference/."""
+
+# Python looks for garbage at every 700 new objects. Importing torch, transformers and Ray makes many more, which all
+# stay, and a fifth of its time goes into looking, in each process that Ray starts; at every 10,000 next to none.
+if gc.get_threshold() == (700, 10, 10):
+    gc.set_threshold(10_000, 10, 10)
 
 
 def __getattr__(name: str) -> Any:

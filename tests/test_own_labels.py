@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midibert_ray import pipeline
+from midibert_ray import pipeline, storage
 from midibert_ray.cli import dry_run
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.corpora.labels import list_pieces
@@ -30,6 +30,7 @@ from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
 from tests.jobs.test_pipeline import run
 from tests.labelled import tune, write_folder, write_midi
+from tests.s3 import S3
 from tests.stores import make_here
 from tests.tiny import tiny_study
 
@@ -105,6 +106,24 @@ def test_every_piece_is_tested_once_in_folds_of_whole_groups(music: Path, ray_cl
 
 
 @pytest.mark.ray
+def test_a_sweep_chooses_settings_for_own_labels_by_validation(music: Path, ray_cluster: Any) -> None:
+    write_table(music)
+    config = settings(music, study__name="sweep", study__draws=2, study__tasks=("mood",), finetune__epochs=2)
+    plan = pipeline.plan(config, study=True)
+    pipeline.tokenize(plan)
+    result = pipeline.study(plan)
+    assert not result.failed and len(result.outcomes) + len(result.stopped) == 2
+    valid = {
+        piece
+        for piece, split in divided(open_store(next(iter(plan.trials)).stores[0], config.storage)).items()
+        if split == "valid"
+    }
+    assert valid and all(set(item.pieces) == valid and "test/accuracy" not in item.metrics for item in result.outcomes)
+    said = pipeline.outcome(config, result)
+    assert "validation mean average precision in %" in said and "Best for mood, for another study: `finetune." in said
+
+
+@pytest.mark.ray
 def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped(music: Path, no_ray: None) -> None:
     write_table(music)
     config = settings(music, study__folds=3, study__tasks=("genre", "year"), finetune__epochs=3)
@@ -139,6 +158,23 @@ def test_groups_stay_whole_and_labels_get_their_share(music: Path, here: None) -
         "high",
         "low",
     }
+
+
+@pytest.mark.slow
+def test_music_and_labels_in_a_bucket_are_divided_as_on_a_disk(music: Path, s3: S3, here: None) -> None:
+    write_table(music)
+    place = s3.address(f"{s3.bucket()}/my music")
+    for path in (path for path in music.rglob("*") if path.is_file()):
+        storage.write_bytes(storage.join(place, path.relative_to(music).as_posix()), path.read_bytes())
+    root = s3.address(f"{s3.bucket()}/out")
+    own = {"corpora__names": (f"folder:{place}",), "study__corpus": f"folder:{place}", "storage__root": root}
+    (spec, far), (_, years) = made(settings(music, study__tasks=("genre", "year"), **own))
+    ((_, near),) = made(settings(music))
+    assert spec.stores[0].startswith("s3://") and storage.exists(spec.stores[0])
+    assert divided(far) == divided(near) and far.manifest[LABELS]["divided_by"] == "groups"
+    assert [far.label(row, "label.genre") for row in range(24)] == [near.label(row, "label.genre") for row in range(24)]
+    assert float(years.label(0, "label.year")) == 1900
+    assert np.array_equal(far.tokens, near.tokens)
 
 
 def test_a_changed_label_makes_new_labels_and_no_new_tokens(music: Path, here: None) -> None:

@@ -19,9 +19,11 @@ import ray
 from midibert_ray.cli import cluster as server
 from midibert_ray.cli.submission import ROOT, Submission, describe
 from midibert_ray.inference import shipped
+from midibert_ray.report.baselines import PLAIN
 from midibert_ray.settings.config import ConfigError
 from tests.jobs.head import PLANTED, TOKEN, Cluster, Tunnel, command_lines, places_of, started
 from tests.jobs.test_pipeline import TINY
+from tests.labelled import write_folder
 
 # ------------------------------------------------------------------------------------------- under which name
 
@@ -267,6 +269,23 @@ def test_a_job_ends_with_its_own_exit_code_and_may_be_submitted_again(cluster: C
     assert names == [names[0], f"{names[0]}-2"]
     labels = cluster.jobs()[names[1]]["metadata"]
     assert (labels["job"], labels["preset"], f"download-{labels['identity']}") == ("download", "base", names[0])
+
+
+@pytest.mark.ray
+def test_a_study_of_own_labels_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
+    music = f"folder:{tmp_path / 'my music'}"
+    write_folder(
+        tmp_path / "my music", [f"{register}/{number}.mid" for register in ("high", "low") for number in range(10)]
+    )
+    own = {"corpora.names": music, "study.corpus": music, "study.tasks": "label", "study.variants": "scratch"}
+    settings = TINY | own | {"finetune.epochs": 1, "study.seeds": 1, "storage.root": str(tmp_path / "root")}
+    words = ["jobs/study.py", "--preset", "debug", *(f"{key}={value}" for key, value in settings.items())]
+    code, output, said = cluster.submit(*words)
+    assert code == 0, output + said
+    rows = {line.partition("  ")[0] for line in output.splitlines()}
+    assert {"scratch", PLAIN} <= rows, output
+    (trial,) = (tmp_path / "root").glob("studies/*/*/checkpoint_*/outcome.json")
+    assert json.loads(trial.read_text())["classes"] == ["high", "low"]
 
 
 @pytest.mark.ray

@@ -96,14 +96,14 @@ def test_a_study_pretrains_tunes_and_repeats_nothing(ray_cluster: object, tmp_pa
 
 @pytest.mark.ray
 def test_levers_are_tested_against_masks_and_drawn(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
-    rows = ("pretrained", "noise-roll-transpose", "segment-1024")
+    rows = ("pretrained", "noise-roll-transpose")
     config = replace(tiny_study(tmp_path), PRETRAIN | {"study.tables": ("levers",), "study.variants": rows})
     config = replace(config, {"study.tasks": ("melody",), "study.name": "levers"})
     result = run(make(config, locate))
     assert not result.failed and {item.variant for item in result.outcomes} == set(rows)
     (levers,) = table.build(result.outcomes, {}, tables=("levers",))
     tested = {key.variant: cell.p for key, cell in levers.cells.items()}
-    assert tested["pretrained"] is None and all(tested[row] is not None for row in rows[1:])
+    assert tested["pretrained"] is None and tested["noise-roll-transpose"] is not None
     page = Path(report.write(config, result.key)).read_text()
     for words in (
         "What helps: pre-trainings that see as many notes",

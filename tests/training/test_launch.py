@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -93,10 +94,12 @@ def when(condition: Callable[[], bool], action: Callable[[], None], limit_s: flo
 
 
 def train_workers() -> list[psutil.Process]:
+    """Those of the Ray that this process has started, and no other's."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if any("ray::RayTrainWorker" in part for part in process.info["cmdline"] or []):
-            found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any("ray::RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process)
     return found
 
 

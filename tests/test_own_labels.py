@@ -113,11 +113,9 @@ def test_a_sweep_chooses_settings_for_own_labels_by_validation(music: Path, ray_
     pipeline.tokenize(plan)
     result = pipeline.study(plan)
     assert not result.failed and len(result.outcomes) + len(result.stopped) == 2
-    valid = {
-        piece
-        for piece, split in divided(open_store(next(iter(plan.trials)).stores[0], config.storage)).items()
-        if split == "valid"
-    }
+    assert plan.study
+    store = open_store(next(iter(plan.study.trials.values())).stores[0], config.storage)
+    valid = {piece for piece, split in divided(store).items() if split == "valid"}
     assert valid and all(set(item.pieces) == valid and "test/accuracy" not in item.metrics for item in result.outcomes)
     said = pipeline.outcome(config, result)
     assert "validation mean average precision in %" in said and "Best for mood, for another study: `finetune." in said

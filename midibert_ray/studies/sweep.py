@@ -42,7 +42,10 @@ def draw(config: Config, number: int) -> dict[str, Any]:
 
 
 def asha(config: Config) -> AsyncHyperBandScheduler:
-    """The scheduler of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on."""
+    """The scheduler of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on.
+
+    None is stopped for having come to the last epoch that a draw can have: it has yet to write what it found.
+    """
     return AsyncHyperBandScheduler(
         time_attr="epoch",
         metric=BEST,
@@ -50,6 +53,7 @@ def asha(config: Config) -> AsyncHyperBandScheduler:
         max_t=2 * config.finetune.epochs,
         grace_period=1,
         reduction_factor=3,
+        stop_last_trials=False,
     )
 
 

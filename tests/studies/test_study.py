@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,6 +161,19 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
     assert lost and f"done again, as their processes were lost: {lost[0]}" in caplog.text
     assert not result.failed and len(result.outcomes) == 3
     assert statuses(plan.config, plan.key) == ("FINISHED", ["FINISHED"] * 3)
+
+
+def test_the_longest_draws_come_to_their_end(tmp_path: Path) -> None:
+    """Tune's own way is to stop a trial at the largest number of epochs, before it has scored itself."""
+    scheduler = sweep.asha(tiny_study(tmp_path, study__name="sweep", study__draws=2, finetune__epochs=2))
+    for name, scores in (("good", (0.5, 0.6, 0.7, 0.8)), ("poor", (0.4,))):
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        said = [
+            scheduler.on_trial_result(None, trial, {"epoch": epoch, sweep.BEST: score})
+            for epoch, score in enumerate(scores, start=1)
+        ]
+        assert said == {"good": ["CONTINUE"] * 4, "poor": ["STOP"]}[name]
 
 
 @pytest.mark.ray

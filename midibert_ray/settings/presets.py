@@ -66,8 +66,8 @@ STUDIES: dict[str, dict[str, object]] = {
         "study.tables": ("1", "2", "3", "4"),
         "study.protocols": ("paper", "clean"),
     },
-    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds, one of them in four ways: a
-    # working day of two cores.
+    # Six pre-trainings of one budget, each fine-tuned for four tasks with two seeds, one of them in four ways: some
+    # three hours of two cores.
     "levers": {
         "study.name": "levers",
         "study.tasks": _PAPER_TASKS,
@@ -77,11 +77,11 @@ STUDIES: dict[str, dict[str, object]] = {
         "model.attention": "rope",
         "optimizer.lr": 5e-4,
         "optimizer.schedule": "cosine",
-        "pretrain.epochs": 3,
+        "pretrain.epochs": 2,
         "finetune.lr": 3e-4,
         "finetune.warmup": 0.1,
         "finetune.epochs": 4,
-        "finetune.train_segments": 900,
+        "finetune.train_segments": 400,
         "compute.precision": "bf16",
         "compute.workers": 1,
         "compute.max_concurrent_trials": 2,

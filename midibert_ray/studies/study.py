@@ -34,7 +34,6 @@ logger = logging.getLogger(__name__)
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves are in MLflow
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the scheduler decides how many may wait; each is a demand for an autoscaler
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a sweep's scheduler compares draws, not their pre-training
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
 }
@@ -160,7 +159,7 @@ def _fit(plan: StudyPlan, recorder: Recorder, todo: list[Spec], encoders: Mappin
                 num_samples=len(todo),
                 trial_name_creator=_key,
                 trial_dirname_creator=_key,
-                scheduler=sweep.asha(config) if config.study.draws else None,
+                scheduler=sweep.DrawScheduler(config, _column) if config.study.draws else None,
                 reuse_actors=not config.study.draws,  # a trial that is stopped leaves its thread behind
             ),
             run_config=_run_config(config, plan.key, recorder),
@@ -197,6 +196,12 @@ def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
         callbacks=[recorder],
         verbose=0,
     )
+
+
+def _column(trial: Any) -> str:
+    """Protocol and task of a trial of Tune; empty for a pre-training."""
+    spec: Spec = trial.config["spec"]
+    return "" if isinstance(spec, PretrainingSpec) else f"{spec.trial.protocol} {spec.trial.task}"
 
 
 def _key(trial: Any) -> str:

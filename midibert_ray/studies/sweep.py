@@ -5,11 +5,11 @@ more draws keeps those that are there. A sweep chooses by validation and never l
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
 
 from midibert_ray.data.order import keyed_hash
 from midibert_ray.settings.config import Config
@@ -41,20 +41,45 @@ def draw(config: Config, number: int) -> dict[str, Any]:
     }
 
 
-def asha(config: Config) -> AsyncHyperBandScheduler:
-    """The scheduler of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on.
+class DrawScheduler(FIFOScheduler):
+    """ASHA for each column of a sweep: of the draws that reach 1, 3, 9 ... epochs, the better third goes on.
 
-    None is stopped for having come to the last epoch that a draw can have: it has yet to write what it found.
+    The scores of two tasks, or of one task under two protocols, say nothing of each other. None is stopped for having
+    come to the last epoch that a draw can have: it has yet to write what it found.
     """
-    return AsyncHyperBandScheduler(
-        time_attr="epoch",
-        metric=BEST,
-        mode="max",
-        max_t=2 * config.finetune.epochs,
-        grace_period=1,
-        reduction_factor=3,
-        stop_last_trials=False,
-    )
+
+    def __init__(self, config: Config, column: Callable[[Any], str]) -> None:
+        """`column`: of a trial of Tune, what it is compared within. Pre-trainings, without a score, are let alone."""
+        super().__init__()
+        self._column = column
+        self._most = 2 * config.finetune.epochs
+        self._columns: dict[str, AsyncHyperBandScheduler] = {}
+
+    def _of(self, trial: Any) -> AsyncHyperBandScheduler:
+        column = self._column(trial)
+        if column not in self._columns:
+            self._columns[column] = AsyncHyperBandScheduler(
+                time_attr="epoch",
+                metric=BEST,
+                mode="max",
+                max_t=self._most,
+                grace_period=1,
+                reduction_factor=3,
+                stop_last_trials=False,
+            )
+        return self._columns[column]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return str(self._of(trial).on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._of(trial).on_trial_remove(tune_controller, trial)
 
 
 def ranking(outcomes: Sequence[TrialResult]) -> dict[str, list[TrialResult]]:

@@ -17,8 +17,8 @@ from midibert_ray.report.publish import publish
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.studies import sweep
-from midibert_ray.studies.plan import Locate, StudyPlan, make
-from midibert_ray.studies.study import StudyResult, open_specs, study
+from midibert_ray.studies.plan import Locate, Spec, StudyPlan, make
+from midibert_ray.studies.study import StudyResult, _column, open_specs, study
 from tests.tiny import tiny_study
 
 PRETRAIN = {"pretrain.epochs": 2, "pretrain.valid_every": 1, "compute.workers": 1}
@@ -163,31 +163,38 @@ def test_a_process_that_is_lost_between_two_trials_takes_none_with_it(
     assert statuses(plan.config, plan.key) == ("FINISHED", ["FINISHED"] * 3)
 
 
-def test_the_longest_draws_come_to_their_end(tmp_path: Path) -> None:
+def test_draws_are_compared_within_their_task_and_the_longest_come_to_their_end(tmp_path: Path, locate: Locate) -> None:
     """Tune's own way is to stop a trial at the largest number of epochs, before it has scored itself."""
-    scheduler = sweep.asha(tiny_study(tmp_path, study__name="sweep", study__draws=2, finetune__epochs=2))
-    for name, scores in (("good", (0.5, 0.6, 0.7, 0.8)), ("poor", (0.4,))):
-        trial = SimpleNamespace(trial_id=name)
+    tasks = ("melody", "velocity")
+    config = tiny_study(tmp_path, study__name="sweep", study__draws=2, study__tasks=tasks, finetune__epochs=2)
+    plan = make(replace(config, PRETRAIN), locate)
+    scheduler = sweep.DrawScheduler(config, _column)
+
+    def said(spec: Spec, *reports: dict[str, float]) -> list[str]:
+        trial = SimpleNamespace(trial_id=spec.key, config={"spec": spec})
         scheduler.on_trial_add(None, trial)
-        said = [
-            scheduler.on_trial_result(None, trial, {"epoch": epoch, sweep.BEST: score})
-            for epoch, score in enumerate(scores, start=1)
-        ]
-        assert said == {"good": ["CONTINUE"] * 4, "poor": ["STOP"]}[name]
+        return [scheduler.on_trial_result(None, trial, {"epoch": at, **report}) for at, report in enumerate(reports, 1)]
+
+    melody, poor, velocity, _ = plan.trials.values()
+    assert said(melody, *({sweep.BEST: score} for score in (0.5, 0.6, 0.7, 0.8))) == ["CONTINUE"] * 4
+    assert said(poor, {sweep.BEST: 0.4}) == ["STOP"]
+    assert said(velocity, {sweep.BEST: 0.1}) == ["CONTINUE"]
+    (encoder,) = plan.pretrainings.values()
+    assert said(encoder, {"valid/loss": 3.0}) == ["CONTINUE"]
 
 
 @pytest.mark.ray
 def test_a_sweep_stops_poor_draws_and_names_the_best(ray_cluster: object, tmp_path: Path, locate: Locate) -> None:
-    config = replace(
-        tiny_study(tmp_path, study__name="sweep", study__draws=4, finetune__epochs=2, finetune__patience=0), PRETRAIN
-    )
+    config = tiny_study(tmp_path, study__name="sweep", study__draws=2, study__tasks=("melody", "velocity"))
+    config = replace(config, PRETRAIN | {"finetune.epochs": 2, "finetune.patience": 0})
     plan = make(config, locate)
     result = run(plan)
     assert not result.failed and len(result.outcomes) + len(result.stopped) == 4
-    assert result.outcomes, "one draw at least goes on to its end"
+    assert {item.task for item in result.outcomes} == {"melody", "velocity"}, "of each one at least comes to its end"
     assert all(item.split == "valid" and "test/accuracy" not in item.metrics for item in result.outcomes)
+    melody = [item for item in result.outcomes if item.task == "melody"]
     best = sweep.ranking(result.outcomes)["melody"][0]
-    assert best.metrics["valid/best"] == max(item.metrics["valid/best"] for item in result.outcomes)
+    assert best.metrics["valid/best"] == max(item.metrics["valid/best"] for item in melody)
     command = dict(word.split("=") for word in sweep.settings(config, best).split())
     trial = next(entry for entry in plan.trials.values() if entry.trial.name == best.trial)
     assert replace(config, command).finetune == trial.config.finetune

@@ -16,7 +16,7 @@ torch themselves.
 
 The rows `bare products` are the machine's own limit: the matrix products of the layers, forward and backward, in their
 shapes and nothing else (products.py), in a process that takes its turn as well. `of limit` is their time over the
-variant's, the median over rounds: no step that computes this model can come above 100 %. A target that is missed counts
+variant's, the median over rounds: but for noise, no step that computes this model comes above 100 %. A missed target counts
 as explained from 85 % on.
 """
 

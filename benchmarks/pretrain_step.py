@@ -16,8 +16,8 @@ torch themselves.
 
 The rows `bare products` are the machine's own limit: the matrix products of the layers, forward and backward, in their
 shapes and nothing else (products.py), in a process that takes its turn as well. `of limit` is their time over the
-variant's, the median over rounds: but for noise, no step that computes this model comes above 100 %. A missed target counts
-as explained from 85 % on.
+variant's, the median over rounds: but for noise, no step that computes this model comes above 100 %. A missed target
+counts as explained from 85 % on.
 """
 
 import argparse

@@ -5,7 +5,9 @@ more draws keeps those that are there. A sweep chooses by validation and never l
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,23 +53,20 @@ class DrawScheduler(FIFOScheduler):
     def __init__(self, config: Config, column: Callable[[Any], str]) -> None:
         """`column`: of a trial of Tune, what it is compared within. Pre-trainings, without a score, are let alone."""
         super().__init__()
-        self._column = column
-        self._most = 2 * config.finetune.epochs
-        self._columns: dict[str, AsyncHyperBandScheduler] = {}
+        asha = partial(
+            AsyncHyperBandScheduler,
+            time_attr="epoch",
+            metric=BEST,
+            mode="max",
+            max_t=2 * config.finetune.epochs,
+            grace_period=1,
+            reduction_factor=3,
+            stop_last_trials=False,
+        )
+        self._column, self._columns = column, defaultdict[str, AsyncHyperBandScheduler](asha)
 
     def _of(self, trial: Any) -> AsyncHyperBandScheduler:
-        column = self._column(trial)
-        if column not in self._columns:
-            self._columns[column] = AsyncHyperBandScheduler(
-                time_attr="epoch",
-                metric=BEST,
-                mode="max",
-                max_t=self._most,
-                grace_period=1,
-                reduction_factor=3,
-                stop_last_trials=False,
-            )
-        return self._columns[column]
+        return self._columns[self._column(trial)]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._of(trial).on_trial_add(tune_controller, trial)

@@ -57,8 +57,8 @@ class Progress:
     bad: int = 0
     """Validations since the best."""
     reports: list[dict[str, float]] = field(default_factory=list)
-    """Reports since the checkpoint before, those of both checkpoints among them. A resumed run makes them again:
-    whoever writes them down lags behind, and may have been killed in between."""
+    """Reports of the last three checkpoints, and all between them. A resumed run makes them again: whoever writes them
+    down lags behind, and may have been killed in between."""
 
     def judge(self, score: float) -> None:
         """Take in a validation score; a tie is no improvement."""

@@ -212,12 +212,13 @@ def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
     """
     settings, per_epoch = loop.config.pretrain, loop.data.order.batches_per_epoch
     steps = loop.data.steps(settings.epochs)
-    # A resumed run first says again all since the checkpoint before: it may not have been written down. From here on
-    # each report is kept until two checkpoints have passed, so that the next start can do the same.
+    # A resumed run first says again what may not have been written down; it travels with the first new report.
     for metrics in progress.reports:
         report(metrics, False)
         loop.finite = metrics
-    progress.reports = progress.reports[-1:]
+    # While the controller is busy with a checkpoint's reports (it imports MLflow at the first ones), those of the next
+    # wait in a queue, and the worker waits with those of a third: that checkpoint is on the disk, and must hold all.
+    waiting = 0, 0
     loop.throughput.restart()
     while progress.epoch < settings.epochs and not (settings.patience and progress.bad >= settings.patience):
         last = progress.epoch + 1 == settings.epochs
@@ -235,9 +236,9 @@ def run_epochs(loop: PretrainLoop, progress: Progress, report: Report) -> None:
             metrics["valid/score"] = score(loop.config, metrics)
             progress.judge(metrics["valid/score"])
             progress.reports.append(metrics)
-            # Before the list is cut: the checkpoint that is written now holds the reports since the one before.
             report(progress.reports[-1], True)
-            progress.reports = progress.reports[-1:]
+            progress.reports = progress.reports[waiting[0] :]
+            waiting = waiting[1], len(progress.reports) - waiting[1]
             loop.throughput.restart()
 
 

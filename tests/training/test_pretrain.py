@@ -23,8 +23,18 @@ CPU = torch.device("cpu")
 Reports = list[tuple[dict[str, Any], bool]]
 
 
-def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: Path | None = None) -> Reports:
-    """All reports of a run; with `save`, a checkpoint of its first validation is written there."""
+def run(
+    config: Config,
+    store: TokenStore,
+    *,
+    resume: Path | None = None,
+    save: Path | None = None,
+    kept: list[list[int]] | None = None,
+) -> Reports:
+    """All reports of a run; with `save`, a checkpoint of its first validation is written there.
+
+    `kept` takes the steps of the reports that each checkpoint holds.
+    """
     data = PretrainData(config, [store])
     engine = engines.build(new_model(config), config, steps=data.steps(config.pretrain.epochs), device=CPU)
     progress = engines.load(engine, resume) if resume else Progress()
@@ -35,6 +45,8 @@ def run(config: Config, store: TokenStore, *, resume: Path | None = None, save: 
         if checkpoint and save and not save.exists():
             save.mkdir()
             engines.save(engine, progress, save)
+        if checkpoint and kept is not None:
+            kept.append([int(each["step"]) for each in progress.reports])
 
     run_epochs(PretrainLoop(config, data, engine, rank=0, world=1, device=CPU), progress, report)
     return reports
@@ -192,6 +204,28 @@ def test_a_resumed_run_goes_on_bit_for_bit(
     assert losses(resumed) == losses(undisturbed)
     assert [metrics["step"] for metrics, _ in resumed] == [metrics["step"] for metrics, _ in undisturbed]
     assert not any(checkpoint for _, checkpoint in resumed[: first + 1])
+
+
+def test_a_checkpoint_holds_the_reports_that_may_wait_to_be_written_down(
+    process_group: None, sample_store: TokenStore, tiny: Config, tmp_path: Path
+) -> None:
+    """With it on the disk, the controller may still be at the reports of the last checkpoint but two.
+
+    So it was where a driver was ended while its controller imported MLflow, for seconds, and epochs took less.
+    """
+    config = replace(tiny, {"pretrain.epochs": 5, "pretrain.valid_every": 1, "compute.log_every": 1})
+    kept: list[list[int]] = []
+    reports = run(config, sample_store, save=tmp_path / "first", kept=kept)
+    steps, ends = ([int(each["step"]) for each, saved in reports if saved >= only] for only in (False, True))
+    per_epoch = ends[0]
+    assert (
+        ends == [per_epoch * epoch for epoch in range(1, 6)] and per_epoch > 1 and steps == list(range(1, ends[-1] + 1))
+    )
+    assert kept == [[step for step in steps if end - 3 * per_epoch < step <= end] for end in ends]
+    # What a resumed run says again is written down with its first own report, not when it was first said.
+    kept.clear()
+    run(config, sample_store, resume=tmp_path / "first", kept=kept)
+    assert [(held[0], held[-1]) for held in kept] == [(1, ends[1]), (1, ends[2]), (1, ends[3]), (ends[1] + 1, ends[4])]
 
 
 def test_a_run_at_its_end_only_says_again_what_it_said(

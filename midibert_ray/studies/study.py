@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune import CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune import FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.execution import class_cache
 
 from midibert_ray import storage
@@ -192,7 +192,6 @@ def _run_config(config: Config, key: str, recorder: Recorder) -> RunConfig:
         storage_path=studies,
         storage_filesystem=system,
         failure_config=FailureConfig(max_failures=config.compute.max_failures),
-        checkpoint_config=CheckpointConfig(num_to_keep=1),
         callbacks=[recorder],
         verbose=0,
     )

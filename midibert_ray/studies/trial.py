@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs
 from ray import tune
 from ray.tune import Checkpoint
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -24,7 +25,7 @@ from midibert_ray.studies.result import Provenance, TrialResult
 from midibert_ray.studies.scheduler import ENCODER, FAILURE
 from midibert_ray.training import node
 from midibert_ray.training.calibrate import calibrate
-from midibert_ray.training.checkpoints import remove_unfinished, verify, weights, write_digests
+from midibert_ray.training.checkpoints import folders, remove_unfinished, verify, weights, write_digests
 from midibert_ray.training.finetune import Finetuning, finetune, new_model
 from midibert_ray.training.launch import pretrain
 from midibert_ray.training.predictions import Predictions
@@ -161,3 +162,16 @@ def _report(trial: str, metrics: dict[str, Any], write: Callable[[Path], None] |
         tune.report(metrics, checkpoint=Checkpoint.from_directory(scratch))
     if stored := tune.get_checkpoint():
         verify(stored.filesystem, stored.path, only=())  # Tune does not hear of an object that S3 refused
+        _remove_earlier(stored.filesystem, stored.path)
+
+
+def _remove_earlier(system: fs.FileSystem, kept: str) -> None:
+    """Remove a trial's checkpoints but one, which has been verified and which the driver knows.
+
+    Tune's own `num_to_keep` would not wait for that, and lets the driver write down the state of all trials at each
+    checkpoint of one.
+    """
+    trial, _, name = kept.rpartition("/")
+    for other in folders(system, trial, results.CHECKPOINT):
+        if other != name:
+            system.delete_dir(f"{trial}/{other}")

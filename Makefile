@@ -22,7 +22,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 .PHONY: demo test test-ray test-others test-fast lint format clean
 
 demo: $(READY)
-	$(BIN)/python jobs/pipeline.py --preset debug storage.root=$(OUT)
+	$(BIN)/python jobs/pipeline.py --preset demo storage.root=$(OUT)
 
 # Tests that start Ray fill a machine and wait much: they run one after the other, and all others in what they leave.
 # Ray's workers have a low priority of their own, which would give way to the others.

@@ -2,7 +2,8 @@
 
     python benchmarks/overhead.py --write                          # about twenty-five minutes on two cores
     python benchmarks/overhead.py --workers 1 --rounds 5 --write   # two workers need two idle cores
-    python benchmarks/overhead.py --reports --write                # the second table alone, a quarter of an hour
+    python benchmarks/overhead.py --one-core --workers 2 --write   # the same beside a core that is left free
+    python benchmarks/overhead.py --reports --write                # the last table alone, a quarter of an hour
     python benchmarks/overhead.py --rounds 1 --intervals 2 --log-every 2 --size 32 --segment 64
 
 Ours is `launch.pretrain` on the 32 songs of the package: Ray Train, DeepSpeed (ZeRO stage 1, the default), a report
@@ -13,6 +14,9 @@ DistributedDataParallel over gloo. One thread a worker on both sides.
 Where every core has a worker, Ray's daemons take their time from the workers. How much that is by itself is what
 `beside an idle Ray` shows: the plain loop again, while a Ray with as many idle actors as Ray Train keeps stands by.
 
+How much is left where nobody takes a worker's core is what `--one-core` shows: the workers of both sides share one
+core, and all processes of Ray but these have the others.
+
 Only the steady state counts. Both sides measure the wall time of intervals of `--log-every` steps, reports
 included: ours are those that the run itself reports (`throughput/steps_per_s` in MLflow), the first of each run is
 dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own daemons weigh on our side only.
@@ -20,14 +24,17 @@ dropped. Runs take turns, each in fresh processes, Ray too, so that Ray's own da
 is held against; `by fastest` compares the fastest interval of each side, which a busy neighbour disturbs least.
 `spread` is how far the plain side's own rounds lie apart: differences below it say nothing.
 
-The second table (`--reports`) is what frequent points of curves cost: a tiny model, whose steps take milliseconds, with
+The last table (`--reports`) is what frequent points of curves cost: a tiny model, whose steps take milliseconds, with
 one point every 10 steps beside one every 1,000. A step never waits for a report, so that both take as long.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import mean, median
@@ -39,6 +46,9 @@ TARGET = 0.025
 REPORTS_TARGET = 0.03
 REPORTED_STEPS = 3000
 SIDES = ("plain", "beside", "ray")
+
+CORE = 0
+"""The core of all workers with `--one-core`."""
 
 IDLE_ACTORS = 8
 """Processes that Ray Train keeps beside its workers: controller, synchronization, preemption watcher and the like."""
@@ -63,7 +73,7 @@ def main() -> None:
                 turns.append(_turn(options, workers, store, Path(folder, f"{number}-{workers}")))
                 shown = "  ".join(f"{side} {median(seconds):.3f} s/step" for side, seconds in turns[-1].items())
                 print(f"round {number + 1}  {workers} worker(s)  {shown}", flush=True)
-    _publish("overhead", _table(found, options), options)
+    _publish("overhead one core" if options.one_core else "overhead", _table(found, options), options)
 
 
 def _publish(section: str, rows: str, options: argparse.Namespace) -> None:
@@ -74,6 +84,7 @@ def _publish(section: str, rows: str, options: argparse.Namespace) -> None:
 def _options() -> argparse.Namespace:
     parser = harness.parser(__doc__)
     parser.add_argument("--reports", action="store_true", help="what frequent reports cost, and nothing else")
+    parser.add_argument("--one-core", action="store_true", help="all workers on one core, all else on the others")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3, help="turns of both sides")
     parser.add_argument(
@@ -123,6 +134,7 @@ def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
 def _command(options: argparse.Namespace, worker: str, workers: int) -> list[object]:
     names = ("intervals", "log_every", "attention", "size", "segment")
     settings = [x for name in names for x in (f"--{name.replace('_', '-')}", getattr(options, name))]
+    settings += ["--one-core"] * options.one_core
     return [sys.executable, __file__, "--worker", worker, "--workers", workers, *settings]
 
 
@@ -178,6 +190,9 @@ def with_ray(options: argparse.Namespace) -> list[float]:
     from midibert_ray.training.launch import pretrain
     from midibert_ray.training.runs import run_key
 
+    if options.one_core:
+        _leave_the_core()
+        threading.Thread(target=_keep_ray_workers_on_it, daemon=True).start()
     start_ray()
     _, config = _data(_config(options), options)
     pretrain(config, [options.store])
@@ -193,10 +208,35 @@ def beside_idle_ray(options: argparse.Namespace) -> list[float]:
 
     from midibert_ray.cli.driver import start_ray
 
+    if options.one_core:
+        _leave_the_core()
     start_ray()
     idle = [ray.remote(num_cpus=0)(_Idle).remote() for _ in range(IDLE_ACTORS)]
     ray.get([actor.ready.remote() for actor in idle])
     return in_plain_torch(options)
+
+
+def _leave_the_core() -> None:
+    """Let this process, and all that it starts, run on any core but the workers'."""
+    os.sched_setaffinity(0, os.sched_getaffinity(0) - {CORE})
+
+
+def _keep_on_the_core(process: int) -> None:
+    """Let all threads that a process has now, and what they start, run on the workers' core alone."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {CORE})
+
+
+def _keep_ray_workers_on_it() -> None:
+    """Look for the workers of Ray Train again and again, as they come late and make more threads."""
+    import psutil
+
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error, OSError):  # it has ended meanwhile
+                if "ray::RayTrainWorker" in process.name():
+                    _keep_on_the_core(process.pid)
+        time.sleep(1)
 
 
 class _Idle:
@@ -229,6 +269,8 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     from midibert_ray.training.step import MaskedStep
 
     torch.set_num_threads(1)
+    if options.one_core:
+        _keep_on_the_core(os.getpid())
     data, config = _data(_config(options), options)
     model, world, root = new_model(config).train(), options.workers[0], Path(options.root).resolve()
     if world > 1:
@@ -282,7 +324,8 @@ def _table(found: dict[int, list[Turn]], options: argparse.Namespace) -> str:
         row = [f"{workers}", f"{median(plain):.3f}", f"{median(ours):.3f}", f"{idle:+.1%}", f"{overhead:+.1%}"]
         row += [f"{our_fastest / fastest - 1:+.1%}", f"{max(plain) / min(plain) - 1:.1%}"]
         rows.append([*row, f"≤ {TARGET:.1%}", harness.verdict(overhead, most=TARGET)])
-    shape = f"workers (4x{options.size} {options.attention}, 12 × {options.segment})"
+    where = " on one core" if options.one_core else ""
+    shape = f"workers{where} (4x{options.size} {options.attention}, 12 × {options.segment})"
     head = (
         shape,
         "plain s/step",

@@ -1,6 +1,6 @@
 """Where the time of `make demo` goes, and what a trial takes beside its training, stage by stage.
 
-    python benchmarks/start.py --write                   # the demo, two to five minutes
+    python benchmarks/start.py --write                   # the demo, two to three minutes
     python benchmarks/start.py --preset debug finetune.epochs=1 study.seeds=1
     python benchmarks/start.py --trials 1000 --write     # the last table alone, a quarter of an hour
 
@@ -151,7 +151,7 @@ def _demo(words: list[str], folder: Path) -> dict[str, Any]:
 
             clock.watch(DRIVER)
             study.run_spec = timed_spec
-        words = [*(words or ["--preset", "debug"]), f"storage.root={folder / 'root'}"]
+        words = [*(words or ["--preset", "demo"]), f"storage.root={folder / 'root'}"]
         code = run(["pipeline", *words])
         with clock.stage("Ray ends"):
             import ray

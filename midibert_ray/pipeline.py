@@ -14,6 +14,7 @@ from pathlib import Path
 from midibert_ray import storage, tracking
 from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
+from midibert_ray.model.shipped import is_shipped
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
@@ -176,7 +177,8 @@ def plan(config: Config, *, study: bool = False) -> JobPlan:
     """
     storage.root.require_usable(config.storage.root)
     storage.require_bucket("corpora.root", config.corpora.root)
-    config = replace(config, {key: storage.resolve(uri) for key, uri in _starts(config).items()})
+    places = {key: uri if is_shipped(uri) else storage.resolve(uri) for key, uri in _starts(config).items()}
+    config = replace(config, places)
     if config.pretrain.start:
         start.require_fit(start.PRETRAIN, config.pretrain.start, config)
     corpora = CorpusPlans()
@@ -340,7 +342,7 @@ def outcome(config: Config, result: StudyResult, song: str = "") -> str:
     `song`: address of the page of `annotated_song`, if there is one.
     """
     tables = table.build(result.outcomes, result.failed, known_baselines(config, result.key), config.study.tables)
-    lines = ["", formats.to_text(tables), "", *findings.verdict(tables)]
+    lines = ["", formats.to_text(tables), "", *findings.verdict(tables, config.begins_with)]
     if config.study.draws:
         lines += [f"{len(result.stopped)} draws were stopped early", "", sweep.report(config, result.outcomes)]
     page = _report_or_how(config, result.key)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from midibert_ray.cli import arguments, commands
 from midibert_ray.cli.arguments import Args
-from midibert_ray.inference.shipped import is_shipped
+from midibert_ray.model.shipped import is_shipped
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest, flatten, identity
 

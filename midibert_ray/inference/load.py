@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from midibert_ray.inference import shipped
 from midibert_ray.inference.annotator import Annotator, protocol_of
+from midibert_ray.model import shipped
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 
@@ -64,7 +64,7 @@ def _without_progress_bars() -> Iterator[None]:
 def _local(uri: str) -> Iterator[Path]:
     """The folder with the model's files, on this machine."""
     if "://" not in uri and not uri.startswith(MLFLOW):
-        folder = shipped.FOLDER / uri if shipped.is_shipped(uri) else Path(uri).expanduser()
+        folder = Path(shipped.located(uri)).expanduser()
         if not folder.exists():
             raise FileNotFoundError(
                 f"{uri} is not a model's folder: {' and '.join(WEIGHT_FILES)} not found in it; models that ship with "

@@ -28,11 +28,12 @@ MODELS = {"pretrained": "MidiBERT", "scratch": "MidiBERT without pre-training", 
 BY_PITCH = "-by-pitch"
 
 
-def verdict(tables: Sequence[ResultTable]) -> list[str]:
+def verdict(tables: Sequence[ResultTable], start: str = "") -> list[str]:
     """Two sentences: the worth of pre-training by task, and where the best models stand beside trivial answers.
 
     About protocol clean where a study has it. An effect counts as beyond chance where its interval, over other pieces,
-    leaves zero out. A sweep, which looks at no test split, has no verdict.
+    leaves zero out. A sweep, which looks at no test split, has no verdict. `start` names the weights that pre-training
+    began with, if there were such.
     """
     found = scores(tables)
     protocols = {key.protocol for key in found}
@@ -42,7 +43,8 @@ def verdict(tables: Sequence[ResultTable]) -> list[str]:
     tasks = kinds.in_order(key.task for key in found if key.protocol == protocol)
     worth = [text for task in tasks if (text := _pretraining(found, tables, protocol, task))]
     if worth:
-        first = f"Under protocol {protocol} pre-training is worth {_listed(worth)}."
+        begun = f", which began with the weights {start}," if start else ""
+        first = f"Under protocol {protocol} pre-training{begun} is worth {_listed(worth)}."
     else:
         first = "No task was learnt both with and without pre-training: this study does not say what it is worth."
     placed = [_beside_trivial(found, tables, protocol, task) for task in tasks]

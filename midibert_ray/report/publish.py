@@ -33,7 +33,7 @@ def publish(plan: StudyPlan, result: StudyResult) -> None:
     outcomes = [*result.outcomes, *_earlier_results(plan)]
     names, trivial, failed = _add_to_book(plan, result, outcomes)
     tables = table.build(outcomes, failed, trivial, names)
-    told = [*findings.verdict(tables), *findings.sentences(tables)]
+    told = [*findings.verdict(tables, plan.config.begins_with), *findings.sentences(tables)]
     melody = findings.melody_or_not(outcomes, trivial, tables)
     log = StudyLog(plan)
     run = log.parent

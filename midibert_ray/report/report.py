@@ -60,4 +60,5 @@ def _page(study: LoadedStudy, sections: Sequence[Section]) -> str:
         "first started": f"{started:%Y-%m-%d %H:%M} UTC",
     }
     facts = {name: fact for name, fact in facts.items() if fact}
-    return document(study.key, sections, facts, verdict(study.tables))
+    start = params.get("finetune.start") or params.get("pretrain.start", "")
+    return document(study.key, sections, facts, verdict(study.tables, start))

@@ -156,7 +156,8 @@ class PretrainConfig:
     valid_fraction: float = 0.15
     """Share held out for validation, of the segments or the pieces (`protocol.validates_by`)."""
     start: str = by_content("")
-    """Weights to begin with: an export (a folder, on a disk or in a bucket) or the authors' .ckpt; empty: random."""
+    """Weights to begin with: an export (a folder, on a disk or in a bucket), the name of a model that ships, or the
+    authors' .ckpt; empty: random."""
 
     def __post_init__(self) -> None:
         checks.require_address("pretrain.start", self.start)
@@ -363,6 +364,11 @@ class Config:
             for name in ("transpose", "shift", "scale", "thin"):
                 value = getattr(self.augment, name)
                 require(not value, f"augment.{name}", value, f"it {what}")
+
+    @property
+    def begins_with(self) -> str:
+        """The weights that all encoders of a study begin with; empty: random ones."""
+        return self.finetune.start or self.pretrain.start
 
     @property
     def protocol_in_force(self) -> Protocol:

@@ -1,4 +1,5 @@
-"""Weights to start from, `pretrain.start` and `finetune.start`: any export, or a .ckpt file of the authors' code.
+"""Weights to start from, `pretrain.start` and `finetune.start`: any export, a model that ships, or a .ckpt file of the
+authors' code.
 
 They count in the names of runs and trials by the digest of their bytes, wherever they lie. Their origin stands
 in the `lineage` of their config.json, and goes on into the models that are made from them.
@@ -12,6 +13,7 @@ from pyarrow import fs
 from torch import Tensor
 
 from midibert_ray import storage
+from midibert_ray.model import shipped
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertPreTrainedModel
 from midibert_ray.model.reference import load_reference
@@ -50,12 +52,14 @@ def inputs(config: Config, *keys: str) -> dict[str, str]:
 
 def digest(key: str, uri: str) -> str:
     """SHA-256 of the weights of a setting, hexadecimal. Raises ConfigError where there are none."""
+    uri = shipped.located(uri)
     file = uri if uri.endswith(REFERENCE) else storage.join(uri, WEIGHT_FILES[-1])
     storage.require_bucket(key, uri)
     system, path = storage.filesystem(file)
     info = system.get_file_info(path)
     allowed = (
-        f"the folder of an export ({' and '.join(WEIGHT_FILES)}), or a local {REFERENCE} file of the authors' code"
+        f"the folder of an export ({' and '.join(WEIGHT_FILES)}), a model that ships with midibert_ray "
+        f"({', '.join(shipped.names())}), or a local {REFERENCE} file of the authors' code"
     )
     there = info.type is fs.FileType.File and (storage.is_local(uri) or not uri.endswith(REFERENCE))
     require(there, key, uri, allowed)
@@ -100,7 +104,7 @@ def open_start(key: str, uri: str, expected: str = "") -> MidiBertPreTrainedMode
         if uri.endswith(REFERENCE):
             model, _ = load_reference(storage.resolve(uri))
         else:
-            with weights(uri) as folder:
+            with weights(shipped.located(uri)) as folder:
                 model = load_checkpoint(folder)
     except (ModelFileError, FileNotFoundError, CheckpointError) as error:
         raise ConfigError(f"{key}={uri} cannot be used: {error}") from error

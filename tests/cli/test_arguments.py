@@ -198,7 +198,7 @@ def test_a_suggested_command_makes_the_same_configuration(name: str) -> None:
     changes = {
         "storage.root": "/my data/it's",
         "corpora.names": ("folder:/a b", "sample"),
-        "model.attention": "rope",
+        "model.dropout": 0.3,
         "compute.packing": False,
         "finetune.lr": 3e-7,
     }

@@ -24,7 +24,7 @@ from midibert_ray import storage
 from midibert_ray.cli.inference import parse_actors
 from midibert_ray.cli.main import execute
 from midibert_ray.cli.submission import describe
-from midibert_ray.inference import job, sandboxed, shipped, worker
+from midibert_ray.inference import job, sandboxed, worker
 from midibert_ray.inference import plan as plans
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.jams import to_jams
@@ -32,6 +32,7 @@ from midibert_ray.inference.outcome import Summary, finish
 from midibert_ray.inference.plan import plan
 from midibert_ray.inference.state import State
 from midibert_ray.inference.worker import JobSpec, Worker
+from midibert_ray.model import shipped
 from midibert_ray.model.folder import ModelFileError
 from midibert_ray.music.smf import MidiError
 from midibert_ray.settings.config import ConfigError

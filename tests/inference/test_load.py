@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import midibert_ray as mb
-from midibert_ray.inference import shipped
+from midibert_ray.model import shipped
 from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.model.folder import ModelFileError
 from tests.inference.conftest import MakeModel

@@ -294,6 +294,8 @@ def test_the_verdict(third: ResultTable) -> None:
         "On melody the best row, MidiBERT + CP, has 85.0 % [80.0, 90.0]: above the highest trivial line "
         "(majority class, 50.0 %).",
     ]
+    (first, _) = findings.verdict([third], "melody")
+    assert first.startswith("Under protocol clean pre-training, which began with the weights melody, is worth 32.5 ")
     line = replace(SKYLINE, name=TRAINING, correct=37, detail={"melody": 10})
     first, second = findings.verdict(table.build(OUTCOMES[3:], {}, [line], ("3",)))
     assert first == "No task was learnt both with and without pre-training: this study does not say what it is worth."

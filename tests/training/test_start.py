@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from midibert_ray import storage
+from midibert_ray.corpora.catalogue import corpus
+from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.data.store import TokenStore
+from midibert_ray.model import shipped
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel
+from midibert_ray.music.protocol import CLEAN
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.presets import preset
 from midibert_ray.studies.plan import StudyPlan, make
 from midibert_ray.training import start
 from midibert_ray.training.build import encoder_config, new_model
@@ -117,6 +122,20 @@ def test_what_is_no_model_is_refused(tiny: Config, export: Path, tmp_path: Path)
     weights.write_bytes(weights.read_bytes()[:-40])
     with pytest.raises(ConfigError, match=r"pretrain\.start=.* cannot be used: .*damaged"):
         start.require_fit(start.PRETRAIN, str(export), tiny)
+
+
+def test_the_demo_begins_with_weights_that_have_not_seen_what_it_is_tested_on() -> None:
+    demo, folder = preset("demo"), shipped.FOLDER / "melody"
+    start.require_fit(start.PRETRAIN, demo.pretrain.start, demo)
+    assert start.inputs(demo, start.PRETRAIN) == {start.PRETRAIN: sha256(folder / "model.safetensors")}
+    *_, last = start.begin(new_model(demo), demo).config.lineage
+    assert last["corpora"] == ["pop909", "lieder"]
+    assert "pretrain.splits=train" in (folder / "README.md").read_text(encoding="utf-8")
+    sample, whole = (
+        {piece.piece: piece.split for piece in list_pieces(corpus(name), {}, CLEAN)} for name in ("sample", "pop909")
+    )
+    assert list(sample.values()).count("test") == 5
+    assert sample == {piece: whole[piece] for piece in sample}, "held out there as here"
 
 
 def test_weights_count_wherever_they_lie(tiny: Config, export: Path, tmp_path: Path) -> None:

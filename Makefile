@@ -1,4 +1,4 @@
-# make demo   the main job on the music that ships with the project, about five minutes
+# make demo   the main job on the music that ships with the project, some three minutes
 # make test   every test that this machine allows (real corpora through MIDIBERT_CORPORA)
 # make lint   ruff and mypy
 # Each creates .venv and installs requirements.txt and the command midibert when they are missing or older; a second call installs nothing.

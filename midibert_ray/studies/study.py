@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 TUNE_SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # curves are in MLflow
     "TUNE_MAX_PENDING_TRIALS_PG": "64",  # the scheduler decides how many may wait; each is a demand for an autoscaler
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # its books are never read, and writing them takes longer with every trial
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer console prints tables whatever `verbose` says
 }
 """Settings that Tune reads from the environment only."""

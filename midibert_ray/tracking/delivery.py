@@ -16,6 +16,8 @@ from midibert_ray.tracking.uris import TrackingUris, uris
 from midibert_ray.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
+_SENDING: dict[TrackingUris, Sender] = {}
+"""The senders of this process that are at work."""
 
 
 @contextmanager
@@ -43,17 +45,24 @@ def _sending(config: Config, target: TrackingUris) -> Iterator[None]:
         except UnreachableError as error:
             sender.fail(error)
         try:
+            _SENDING[target] = sender
             with sender.running():
                 yield
         finally:
+            _SENDING.pop(target, None)
             if sender.drain(PATIENCE_S):
                 logger.warning("%s; the next job sends them, or: %s", amount(target), flush_command(config))
 
 
 def caught_up(target: TrackingUris) -> bool:
-    """True where MLflow holds all records that there are now; waits for that as long as there is progress."""
+    """True where MLflow holds all records that there are now; waits for that as long as there is progress.
+
+    An outage that `recording` has seen for long is waited for no longer.
+    """
     if not target.spool:
         return True
+    if target in _SENDING:
+        return not _SENDING[target].drain(PATIENCE_S)
     with closing(_sender(target)) as sender:
         return not sender.drain(PATIENCE_S)
 

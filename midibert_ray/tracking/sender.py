@@ -93,6 +93,7 @@ class Sender:
         self._connect = connect
         self._server = server
         self._send: Send | None = None
+        self._turn = threading.Lock()
         self._problem: UnreachableError | None = None
         self._since = 0.0  # when the outage began, if there is one
         self._late = 0
@@ -137,6 +138,10 @@ class Sender:
 
     def step(self) -> bool:
         """Send all records now in the spool, if no other process does; returns whether all have arrived."""
+        with self._turn:
+            return self._step()
+
+    def _step(self) -> bool:
         try:
             done = self._round()
         except UnreachableError as error:

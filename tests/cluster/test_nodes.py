@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 COPIES = 40
 """Of the sample, in the corpus that is tokenized: 20 parts."""
 
-CUT_S = 20.0
+CUT_S = 10.0
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from midibert_ray import tracking
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import flatten, replace
-from midibert_ray.tracking import Tracker, sender
+from midibert_ray.tracking import Tracker, delivery, sender
 from midibert_ray.tracking.spool import Spool, UnreachableError, points
 from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, Server, serving
 
@@ -282,6 +282,23 @@ def test_a_server_that_hangs(
         finally:
             os.killpg(server.pid, signal.SIGCONT)
     check(config, "hanging", undisturbed)
+
+
+def test_an_outage_that_has_lasted_long_is_not_waited_for_again(
+    config: Config, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, tries = tracking.uris(config), list[float]()
+    monkeypatch.setattr(delivery, "PATIENCE_S", 3.0)
+    one = sender.Sender.step
+    monkeypatch.setattr(sender.Sender, "step", lambda self: tries.append(time.monotonic()) or one(self))
+    relay.set("closed")
+    with tracking.recording(config):
+        write(config, "away")
+        wait_for(lambda: tries and tries[-1] - tries[0] > delivery.PATIENCE_S)
+        before = len(tries)
+        assert not tracking.caught_up(place)
+        assert len(tries) - before <= 3, "one more, and what the thread of the job does meanwhile"
+    assert Spool(place.spool).names(), "they wait"
 
 
 def test_a_writer_does_not_wait_for_a_server(config: Config, relay: Relay, undisturbed: Any) -> None:

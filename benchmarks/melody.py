@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.corpora.tokens import read_piece
-from midibert_ray.inference import shipped
 from midibert_ray.inference.annotator import Annotator
 from midibert_ray.inference.load import load
 from midibert_ray.inference.sources import Song, read_song
@@ -34,6 +33,7 @@ from midibert_ray.model.calibration import THRESHOLDS
 from midibert_ray.music.midi import notes_to_pretty_midi
 from midibert_ray.music.protocol import CLEAN
 from midibert_ray.music.skyline import skyline, top_note
+from midibert_ray.settings import shipped
 
 SETS = {
     "POP909 test": ("pop909", True),

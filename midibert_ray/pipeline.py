@@ -14,7 +14,6 @@ from pathlib import Path
 from midibert_ray import storage, tracking
 from midibert_ray.corpora.table import Labels, make_task, unlabelled
 from midibert_ray.data.format import find_manifest
-from midibert_ray.model.shipped import is_shipped
 from midibert_ray.music.tasks import TASKS, Task
 from midibert_ray.report import findings, formats, plots, table
 from midibert_ray.report import report as reports
@@ -29,6 +28,7 @@ from midibert_ray.report.publish import (
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import command_line
+from midibert_ray.settings.shipped import is_shipped
 from midibert_ray.storage.lease import lease
 from midibert_ray.studies import sweep
 from midibert_ray.studies.plan import Labelled, PretrainingSpec, StudyPlan, study_uri

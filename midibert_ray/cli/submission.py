@@ -6,9 +6,9 @@ from pathlib import Path
 
 from midibert_ray.cli import arguments, commands
 from midibert_ray.cli.arguments import Args
-from midibert_ray.model.shipped import is_shipped
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.settings.overrides import digest, flatten, identity
+from midibert_ray.settings.shipped import is_shipped
 
 ROOT = Path(__file__).parents[2]
 

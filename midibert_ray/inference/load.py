@@ -13,9 +13,9 @@ import torch
 from transformers.utils import logging
 
 from midibert_ray.inference.annotator import Annotator, protocol_of
-from midibert_ray.model import shipped
 from midibert_ray.model.calibration import CALIBRATION, Calibration
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
+from midibert_ray.settings import shipped
 
 _FILES = (*WEIGHT_FILES, CALIBRATION)
 """Files of a model's folder that are read."""

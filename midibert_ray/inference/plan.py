@@ -14,7 +14,7 @@ from midibert_ray.inference.inputs import Inputs, list_inputs
 from midibert_ray.inference.load import MLFLOW, load
 from midibert_ray.inference.state import OtherSettingsError, Record, State, is_of, shown
 from midibert_ray.inference.worker import JobSpec
-from midibert_ray.model.shipped import is_shipped
+from midibert_ray.settings.shipped import is_shipped
 from midibert_ray.settings.validators import ConfigError, require, require_address
 from midibert_ray.tokenizing.listing import File
 

@@ -13,10 +13,10 @@ from pyarrow import fs
 from torch import Tensor
 
 from midibert_ray import storage
-from midibert_ray.model import shipped
 from midibert_ray.model.folder import WEIGHT_FILES, ModelFileError, load_checkpoint
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertForMaskedLM, MidiBertPreTrainedModel
 from midibert_ray.model.reference import load_reference
+from midibert_ray.settings import shipped
 from midibert_ray.settings.config import Config, ConfigError, require
 from midibert_ray.training.build import EMBEDDING, encoder_config
 from midibert_ray.training.checkpoints import CheckpointError, weights

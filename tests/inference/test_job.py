@@ -32,9 +32,9 @@ from midibert_ray.inference.outcome import Summary, finish
 from midibert_ray.inference.plan import plan
 from midibert_ray.inference.state import State
 from midibert_ray.inference.worker import JobSpec, Worker
-from midibert_ray.model import shipped
 from midibert_ray.model.folder import ModelFileError
 from midibert_ray.music.smf import MidiError
+from midibert_ray.settings import shipped
 from midibert_ray.settings.config import ConfigError
 from midibert_ray.tokenizing.shard import UnusableError
 from tests.inference.conftest import MakeModel

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import midibert_ray as mb
-from midibert_ray.model import shipped
 from midibert_ray.model.calibration import CALIBRATION
 from midibert_ray.model.folder import ModelFileError
+from midibert_ray.settings import shipped
 from tests.inference.conftest import MakeModel
 from tests.inference.test_annotate import SHORT, a_calibration
 from tests.s3 import S3

@@ -18,8 +18,8 @@ import ray
 
 from midibert_ray.cli import cluster as server
 from midibert_ray.cli.submission import ROOT, Submission, describe
-from midibert_ray.model import shipped
 from midibert_ray.report.baselines import PLAIN
+from midibert_ray.settings import shipped
 from midibert_ray.settings.config import ConfigError
 from tests.jobs.head import PLANTED, TOKEN, Cluster, Tunnel, command_lines, places_of, started
 from tests.jobs.test_pipeline import TINY

@@ -12,11 +12,11 @@ from midibert_ray import storage
 from midibert_ray.corpora.catalogue import corpus
 from midibert_ray.corpora.labels import list_pieces
 from midibert_ray.data.store import TokenStore
-from midibert_ray.model import shipped
 from midibert_ray.model.folder import save_export
 from midibert_ray.model.heads import MidiBertForNotes
 from midibert_ray.model.midibert import MidiBertConfig, MidiBertModel
 from midibert_ray.music.protocol import CLEAN
+from midibert_ray.settings import shipped
 from midibert_ray.settings.config import Config, ConfigError
 from midibert_ray.settings.overrides import replace
 from midibert_ray.settings.presets import preset

@@ -92,7 +92,6 @@ def _options() -> argparse.Namespace:
         "--intervals", type=int, default=3, help="intervals of a run that count, after one that does not"
     )
     parser.add_argument("--log-every", type=int, default=10, help="steps of an interval")
-    parser.add_argument("--zero-stage", type=int, default=1, help="of our side")
     parser.add_argument("--attention", default="rope", help="the faster one, as overhead weighs more there")
     parser.add_argument("--size", type=int, default=256, help="width of the four layers")
     parser.add_argument("--segment", type=int, default=512, help="time steps of a segment")
@@ -134,7 +133,7 @@ def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
 
 
 def _command(options: argparse.Namespace, worker: str, workers: int) -> list[object]:
-    names = ("intervals", "log_every", "attention", "size", "segment", "zero_stage")
+    names = ("intervals", "log_every", "attention", "size", "segment")
     settings = [x for name in names for x in (f"--{name.replace('_', '-')}", getattr(options, name))]
     settings += ["--one-core"] * options.one_core
     return [sys.executable, __file__, "--worker", worker, "--workers", workers, *settings]
@@ -157,7 +156,6 @@ def _config(options: argparse.Namespace) -> Any:
             "pretrain.valid_every": 1000,
             "pretrain.patience": 0,
             "compute.workers": options.workers[0],
-            "compute.zero_stage": options.zero_stage,
             "compute.log_every": options.log_every,
             "storage.root": options.root,
             "storage.cache": str(Path(options.root, "cache")),

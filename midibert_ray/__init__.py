@@ -3,6 +3,7 @@
 `load` opens a trained model and applies it to somebody's music; `tokenize` and `detokenize` lead to its ids and back.
 """
 
+import atexit
 import gc
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ _HOMES = {"detokenize": "tokenized", "load": "load", "tokenize": "tokenized"}
 # stay, and a fifth of its time goes into looking, in each process that Ray starts; at every 10,000 next to none.
 if gc.get_threshold() == (700, 10, 10):
     gc.set_threshold(10_000, 10, 10)
+# At its end it looks at all of them again, several times: a quarter of the CPU time of a job that does little.
+atexit.register(gc.freeze)
 
 
 def __getattr__(name: str) -> Any:

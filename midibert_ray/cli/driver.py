@@ -30,6 +30,7 @@ QUIET = {
     "RAY_enable_metrics_collection": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",  # the load of processes, for the dashboard
     "LOG_NAME_UPDATE_INTERVAL_S": "10",  # between two looks for logs to echo, which jobs do not want
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process that waits for a cloud to take its node away
 }
 """Of a Ray that a job starts on this machine, unless the environment says otherwise: nobody collects its metrics."""
 
@@ -69,7 +70,7 @@ def anchor(config: Config) -> Config:
 
 @contextmanager
 def at_work(config: Config, needed: Sequence[Request]) -> Iterator[None]:
-    """Ray and the tracking server as a job needs them, once it is sure that its results can be kept.
+    """Ray, if anything is `needed`, and the tracking server, once it is sure that a job's results can be kept.
 
     Raises:
         ConfigError: where the storage root or the database cannot be written to; and as `start_ray`.
@@ -79,7 +80,8 @@ def at_work(config: Config, needed: Sequence[Request]) -> Iterator[None]:
     _require_database(uri)
     try:
         with tracking.recording(config):
-            start_ray(needed)
+            if needed:
+                start_ray(needed)
             yield
     except Exception as error:  # MLflow's, which wraps SQLAlchemy's, which wraps sqlite's
         if problem := re.search(r"\(sqlite3\.\w+\) (.+)", str(error)):

@@ -9,6 +9,7 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from midibert_ray import storage, tracking
 from midibert_ray.settings.config import Config
@@ -111,9 +112,17 @@ def _tidy(run: str, console: Any) -> None:
         console.put.remote(line)
 
 
+class _Trainer(TorchTrainer):
+    """Without the process that Ray Train starts beside each group of workers to divide datasets of Ray Data."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        ray_train: Any = super()  # the types of `ray.train` are those of its first version
+        return [each for each in ray_train._create_default_callbacks() if not isinstance(each, DatasetsCallback)]
+
+
 def _trainer(
     config: Config, stores: Sequence[str], key: str, console: Any, callbacks: Sequence[UserCallback]
-) -> TorchTrainer:
+) -> _Trainer:
     compute = config.compute
     # By default an actor of a Tune trial would be one of its placement group, which has no room for it.
     watching = ray.remote(num_cpus=0, resources=HEAD, scheduling_strategy="DEFAULT")(Watch)
@@ -125,7 +134,7 @@ def _trainer(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     task = {"config": flatten(config), "stores": list(stores), "key": key, "console": console, "watch": watch}
     task["start"] = start.inputs(config, start.PRETRAIN).get(start.PRETRAIN, "")
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config=task,
         torch_config=TorchConfig(backend="nccl" if compute.gpu else "gloo"),

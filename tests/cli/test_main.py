@@ -217,3 +217,9 @@ def test_work_without_a_signal_ends_as_it_ends() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(ValueError, match="mine"), signals.in_order():
         raise ValueError("mine")
+
+
+def test_a_process_does_not_look_for_garbage_on_its_way_out() -> None:
+    program = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 1000)); import midibert_ray"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

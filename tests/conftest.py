@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,12 +16,19 @@ from midibert_ray.settings.overrides import replace
 from tests.s3 import KEYS, S3, serving
 from tests.stores import Piece, sample, write_store
 
+if TYPE_CHECKING:
+    from tests.jobs.head import Cluster
+    from tests.jobs.visit import Visit
+
 # Tiny runs report many times a second, and a worker waits until Ray Train has taken its last report.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 # Workers that Ray starts before it is asked for any take seconds of CPU, and most tests need fewer or others.
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Tiny models gain nothing from threads, and threads that wait spin: here, and in all processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where a test makes a home of its own, matplotlib would look for all fonts of the machine again.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache/matplotlib"))
 
 # A fifth of all that importing takes is looking for garbage, of which there is none. What is imported stays.
 gc.disable()
@@ -65,7 +72,11 @@ def start_ray() -> Any:
     """
     import ray
 
+    from midibert_ray.cli.driver import QUIET
+
     if not ray.is_initialized():
+        for name, value in QUIET.items():  # as jobs start theirs
+            os.environ.setdefault(name, value)
         ray.init("local", num_cpus=4, include_dashboard=True, log_to_driver=False)
     return ray
 
@@ -105,17 +116,29 @@ def recorded(tmp_path: Path, empty_database: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A pipeline, done; what is killed, lies in a bucket or has no tracking server must come to the same."""
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray head with a token, for all who submit jobs."""
     import ray
 
-    from tests.jobs.test_pipeline import everything_below, run
+    from tests.jobs.head import started
 
     ray.shutdown()
-    config = everything_below(tmp_path_factory.mktemp("undisturbed"))
-    code, said = run(config)
-    assert code == 0, said
-    return config
+    with started(tmp_path_factory.mktemp("home")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def visit(head: Cluster) -> Visit:
+    """A pipeline on that head, left and joined again by who submitted it."""
+    from tests.jobs.visit import come_and_go
+
+    return come_and_go(head)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(visit: Visit) -> Config:
+    """That pipeline, which knew nothing of it; what is killed or loses nodes or servers must come to the same."""
+    return visit.config
 
 
 @pytest.fixture

@@ -133,6 +133,9 @@ class Cluster:
             "TMPDIR": str(self.network.own / "tmp"),
             "GLOO_SOCKET_IFNAME": "eth0",  # gloo would take the address of the machine's name, which all share
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "1000",  # a lost worker is noticed after 5 of them
+            "REPORTER_UPDATE_INTERVAL_MS": "30000",  # each node has its own process that looks at all others of it
+            "LOG_NAME_UPDATE_INTERVAL_S": "10",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
         }

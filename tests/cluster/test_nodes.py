@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,14 @@ from midibert_ray.settings.overrides import replace
 from midibert_ray.studies.result import OUTCOME, newest
 from tests.cluster import reference
 from tests.cluster.listing import homes, listed
-from tests.cluster.reference import CURVES, Curves
 from tests.jobs.head import ROOT, command_lines, places_of
-from tests.jobs.test_pipeline import command
-from tests.tiny import tiny_study
+from tests.jobs.test_pipeline import came_to, command, everything_below, runs
 from tests.tokenizing.test_tokenize import midi_folder
-from tests.training.layouts import Pair
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster]
 
-COPIES = 40
-"""Of the sample, in the corpus that is tokenized: 20 parts."""
+COPIES = 24
+"""Of the sample, in the corpus that is tokenized: 12 parts."""
 
 CUT_S = 10.0
 
@@ -57,13 +54,19 @@ def addresses(cluster: Cluster) -> set[str]:
 
 
 class Job:
-    """A job that is driven from the head."""
+    """A job that is driven from the head, or submitted to it from this machine, through the bridge."""
 
-    def __init__(self, cluster: Cluster, job: str, config: Config) -> None:
+    def __init__(self, cluster: Cluster, job: str, config: Config, *, submitted: bool = False) -> None:
         self.log = Path(config.storage.root) / f"{job}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        words = command(job, config)
         with self.log.open("wb") as log:
-            self.process = cluster.start("head", command(job, config), stdout=log, stderr=subprocess.STDOUT)
+            streams: dict[str, Any] = {"stdout": log, "stderr": subprocess.STDOUT}
+            if submitted:
+                words, environment = [sys.executable, "jobs/submit.py", *words[1:]], os.environ | cluster.access()
+                self.process = subprocess.Popen(words, cwd=ROOT, env=environment, **streams)
+            else:
+                self.process = cluster.start("head", words, **streams)
 
     def until(self, condition: Callable[[], object], limit_s: float = 150) -> None:
         """Wait for a moment in the middle of it."""
@@ -78,9 +81,24 @@ class Job:
         assert self.process.wait(timeout=240) == 0, self.log.read_text()
 
 
-def places(root: Path) -> dict[str, str]:
-    """Where a job keeps things: on what all nodes see, but for the cache, which is each node's own."""
-    return {"storage.root": str(root / "root"), "storage.cache": "~/cache"}
+def spread(root: Path) -> Config:
+    """The pipeline of `undisturbed` with a worker on each node, on what all nodes see, but for the caches."""
+    changes = {
+        "storage.cache": "~/cache",  # each node's own
+        "compute.placement": "STRICT_SPREAD",
+        "compute.max_concurrent_trials": 0,
+    }
+    return replace(everything_below(root), changes)
+
+
+def disturb(cluster: Cluster) -> None:
+    """Pull a cable, and lose the other node while it is out."""
+    cluster.cut("2")
+    back = time.monotonic() + CUT_S
+    cluster.kill("1")
+    cluster.join("1")
+    time.sleep(max(0.0, back - time.monotonic()))
+    cluster.join("2")
 
 
 # ------------------------------------------------------------------------------------------- tokenizing
@@ -102,17 +120,11 @@ def test_tokenizing_spreads_over_the_nodes_and_outlives_a_lost_one_and_a_pulled_
     def made() -> int:
         return len(list(tmp_path.glob("root/tokens/*/part-*.parquet")))
 
-    config = replace(tiny_study(tmp_path), {"corpora.names": (music,), **places(tmp_path)})
-    job = Job(cluster, "tokenize", config)
+    config = replace(spread(tmp_path), {"corpora.names": (music,)})
+    job = Job(cluster, "tokenize", config, submitted=True)
     job.until(lambda: made() >= 3)
-    cluster.kill("1")
-    cluster.join("1")
-    before = made()
-    job.until(lambda: made() > before)
-    cluster.cut("2")
+    disturb(cluster)
     assert not list(tmp_path.glob("root/tokens/*/manifest.json"))
-    time.sleep(CUT_S)
-    cluster.join("2")
     job.wait()
     content = manifest(tmp_path)
     assert content["digest"] == reference.digest(music, tmp_path / "alone")
@@ -123,66 +135,17 @@ def test_tokenizing_spreads_over_the_nodes_and_outlives_a_lost_one_and_a_pulled_
 # ------------------------------------------------------------------------------------------- a study
 
 
-def studying(root: Path) -> Config:
-    """A study of six trials, and the pre-training that three of them start from, a worker on each node."""
-    changes = {
-        "pretrain.epochs": 6,
-        "pretrain.valid_every": 1,
-        "pretrain.batch": 24,
-        "finetune.epochs": 4,
-        "finetune.patience": 0,
-        "study.variants": ("pretrained", "scratch"),
-        "study.seeds": 3,
-        "compute.workers": 2,
-        "compute.placement": "STRICT_SPREAD",
-        "compute.max_concurrent_trials": 0,
-    }
-    return replace(tiny_study(root), changes | places(root))
-
-
-def curves(config: Config) -> Curves:
-    tracker = tracking.Tracker(tracking.uris(config))
-    (run,) = tracker.parents(tracking.PRETRAINING)
-    assert run.info.status == "FINISHED"
-    return {name: tracker.curve(run.info.run_id, name) for name in CURVES}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline that was submitted from this machine, through the bridge."""
-    root = tmp_path_factory.mktemp("study")
-    words = [sys.executable, "jobs/submit.py", *command("pipeline", studying(root))[1:]]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | cluster.access(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root
-
-
-@pytest.fixture(scope="module")
-def one_node(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
-    """The curves of two workers on one node."""
-    (store,) = undisturbed.glob("root/tokens/sample-*")
-    pair = Pair(tmp_path_factory.mktemp("meeting") / "point")
-    run = reference.Run(studying(undisturbed), str(store), str(tmp_path_factory.mktemp("cache")))
-    first, second = pair.run(reference.curves, run)
-    pair.close()
-    assert first == second
-    return dict(first)
-
-
-@pytest.fixture
-def root(undisturbed: Path, tmp_path: Path) -> Path:
-    """Where the sample has been tokenized, and nothing else done."""
-    shutil.copytree(undisturbed / "root/tokens", tmp_path / "root/tokens")
-    return tmp_path
-
-
 def newest_step(root: Path) -> str:
     """The name of the newest checkpoint; empty where there is none."""
     return max((path.parent.name for path in root.glob("root/runs/*/step_*/progress.json")), default="")
 
 
-def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, root: Path, one_node: Curves) -> None:
-    job = Job(cluster, "pretrain", studying(root))
+@pytest.fixture(scope="module")
+def pretrained(cluster: Cluster, undisturbed: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a pre-training has lost a node, and later its other one for a while."""
+    root = tmp_path_factory.mktemp("nodes")
+    shutil.copytree(Path(undisturbed.storage.root, "tokens"), root / "root/tokens")
+    job = Job(cluster, "pretrain", spread(root))
     job.until(lambda: newest_step(root))
     cluster.kill("2")
     cluster.join("2")
@@ -193,7 +156,21 @@ def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, r
     cluster.join("1")
     job.wait()
     assert "failed" in job.log.read_text(), "it went on without starting again"
-    assert curves(studying(root)) == one_node
+    return root
+
+
+def losses(config: Config) -> list[tuple[int, float]]:
+    tracker = tracking.Tracker(tracking.uris(config))
+    (run,) = tracker.parents(tracking.PRETRAINING)
+    assert run.info.status == "FINISHED"
+    return tracker.curve(run.info.run_id, "train/loss")
+
+
+def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(pretrained: Path, undisturbed: Config) -> None:
+    """And trains on two nodes as on one."""
+    found = losses(spread(pretrained))
+    assert len(found) > undisturbed.pretrain.epochs
+    assert found == losses(undisturbed)
 
 
 def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
@@ -207,66 +184,38 @@ def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
     return found
 
 
-def table(root: Path) -> Mapping[str, Any]:
-    return {name: content for name, (_, content) in outcomes(root).items()}
-
-
-def test_a_study_trains_on_both_nodes_as_on_one(cluster: Cluster, undisturbed: Path, one_node: Curves) -> None:
-    assert curves(studying(undisturbed)) == one_node
-    assert len(one_node["valid/loss"]) == 6
-    assert len(table(undisturbed)) == 6
+def test_a_study_outlives_a_lost_node_and_a_pulled_cable(
+    cluster: Cluster, pretrained: Path, undisturbed: Config
+) -> None:
+    job = Job(cluster, "study", spread(pretrained))
+    job.until(lambda: outcomes(pretrained))
+    disturb(cluster)
+    before = outcomes(pretrained)
+    job.wait()
+    after = outcomes(pretrained)
+    assert 1 <= len(before) < len(after) == 4
+    assert {name: after[name] for name in before} == before, "what was finished was run again"
+    assert came_to(spread(pretrained)) == came_to(undisturbed)
+    assert runs(spread(pretrained)) == runs(undisturbed), "no curve has a gap, or a point that it has not"
     where = {node["node_id"]: node["node_ip"] for node in listed(cluster.ask, "nodes")}
     ran = {name: {where[node] for node in nodes} for name, nodes in homes(cluster.ask).items()}
-    assert ran["RayTrainWorker"] == addresses(cluster)
-    assert ran["ImplicitFunc"] == addresses(cluster) | {cluster.head}, "trials on both, driver of workers on the head"
+    assert ran["RayTrainWorker"] == ran["ImplicitFunc"] == addresses(cluster), "workers and trials"
     assert ran["TrainController"] == ran["_Lines"] == {cluster.head}
-
-
-def check_study(root: Path, undisturbed: Path, before: dict[str, tuple[int, Any]]) -> None:
-    """It has ended as the undisturbed one, nothing that was done before the fault was done again, MLflow is whole."""
-    after = outcomes(root)
-    assert 1 <= len(before) < len(after) == 6
-    assert {name: after[name] for name in before} == before, "what was finished was run again"
-    assert table(root) == table(undisturbed)
-    tracker = tracking.Tracker(tracking.uris(studying(root)))
-    experiment = tracking.study_experiment(studying(root).study.name)
-    (parent,) = tracker.parents(experiment)
-    children = tracker.children(experiment, parent.info.run_id)
-    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 7
-    for child in children:
-        assert [step for step, _ in tracker.curve(child.info.run_id, "valid/accuracy")] == [1, 2, 3, 4]
-        assert len(tracker.curve(child.info.run_id, "test/accuracy")) == 1
-
-
-def test_a_study_outlives_a_lost_node_and_a_pulled_cable(cluster: Cluster, root: Path, undisturbed: Path) -> None:
-    shutil.copytree(undisturbed / "root/runs", root / "root/runs")
-    job = Job(cluster, "study", studying(root))
-    job.until(lambda: outcomes(root))
-    cluster.kill("1")
-    before = outcomes(root)
-    cluster.join("1")
-    job.until(lambda: len(outcomes(root)) > len(before))
-    cluster.cut("2")
-    before |= outcomes(root)
-    time.sleep(CUT_S)
-    cluster.join("2")
-    job.wait()
-    check_study(root, undisturbed, before)
 
 
 # ------------------------------------------------------------------------------------------- what was seen of it
 
 
-def test_every_node_has_a_copy_of_its_own(cluster: Cluster, undisturbed: Path) -> None:
+def test_every_node_has_a_copy_of_its_own(cluster: Cluster, pretrained: Path) -> None:
     for worker in cluster.workers:
         assert list((cluster.network.hosts[worker].disk / "home/cache").glob("sample-*"))
     assert not list(cluster.network.own.iterdir())
 
 
-def test_the_token_stays_in_its_file(cluster: Cluster, undisturbed: Path) -> None:
+def test_the_token_stays_in_its_file(cluster: Cluster, pretrained: Path) -> None:
     token = cluster.token.read_text()
     assert cluster.token.stat().st_mode & 0o777 == 0o600
-    assert places_of(token, cluster.network.folder, undisturbed) == [cluster.token]
+    assert places_of(token, cluster.network.folder, pretrained) == [cluster.token]
     assert not [line for line in command_lines() if token in line]
     assert token not in json.dumps(cluster.ask("/api/jobs/"))
 

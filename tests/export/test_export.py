@@ -37,7 +37,7 @@ from midibert_ray.training.build import new_model
 from midibert_ray.training.checkpoints import write_digests
 from midibert_ray.training.runs import PretrainRun, note_settings, run_key, run_uri
 from tests.export.test_card import head
-from tests.jobs.test_pipeline import run as run_job
+from tests.jobs.test_pipeline import command, done
 from tests.reference import LENGTH, reference_weights, write
 from tests.s3 import S3
 
@@ -576,8 +576,7 @@ def test_the_folder_opens_where_ray_and_deepspeed_cannot_be_imported(
 
 @pytest.mark.ray
 def test_a_real_pre_training_is_exported(undisturbed: Config, tmp_path: Path) -> None:
-    code, said = run_job(undisturbed, f"output={tmp_path / 'out'}", job="export")
-    assert code == 0, said
+    done("export", *command("export", undisturbed)[2:], f"output={tmp_path / 'out'}")
     (place,) = Path(undisturbed.storage.root).glob("runs/*/result.json")
     result = json.loads(place.read_text())
     assert equal(load_checkpoint(tmp_path / "out").state_dict(), load_checkpoint(result["checkpoint"]).state_dict())

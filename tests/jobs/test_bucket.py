@@ -7,13 +7,12 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from midibert_ray import storage, tracking
@@ -22,7 +21,7 @@ from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import replace
 from midibert_ray.tracking.spool import Spool
 from midibert_ray.training.checkpoints import weights
-from tests.jobs.test_pipeline import ROOT, came_to, only, run, runs
+from tests.jobs.test_pipeline import came_to, command, done, only, run, runs
 from tests.mlflow_server import ACCOUNT, PASSWORD, Relay, serving
 from tests.s3 import KEYS, S3
 
@@ -98,7 +97,7 @@ def path(config: Config) -> str:
 
 
 def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
-    no_ray: None, undisturbed: Config, bucket: Config, s3: S3, relay: Relay
+    no_ray: None, undisturbed: Config, bucket: Config, s3: S3, relay: Relay, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Killed in an upload, with its last whole checkpoint cut off, and then twice without its tracking server."""
     box = Spool(tracking.uris(bucket).spool)
@@ -122,7 +121,7 @@ def test_a_pipeline_in_a_bucket_comes_to_what_one_on_a_disk_does(
     (parent,) = tracker.parents(tracking.study_experiment(bucket.study.name))
     files = ("results.csv", "results.md", "results.png", "report.html", "baselines.json")
     assert all(tracker.artifact(parent.info.run_id, name) for name in files)
-    nothing_twice(bucket, s3)
+    nothing_twice(bucket, s3, caplog)
     check_export(bucket)
 
 
@@ -176,12 +175,10 @@ def send_what_is_left(said: str, config: Config) -> None:
     (later,) = [
         line.strip() for line in said.splitlines() if line.strip().startswith("python jobs/report.py ablation-")
     ]
-    command = [sys.executable, *shlex.split(later)[1:]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = done("report", *shlex.split(later)[2:])
     page = storage.join(only(config, "reports"), "report.html")
-    assert storage.exists(page) and page in done.stdout
-    assert PASSWORD not in done.stdout + done.stderr
+    assert storage.exists(page) and page in said
+    assert PASSWORD not in said
 
 
 def no_secret(config: Config, s3: S3, said: str) -> None:
@@ -193,11 +190,15 @@ def no_secret(config: Config, s3: S3, said: str) -> None:
     assert [name for name, text in texts.items() if any(secret in text for secret in secrets)] == []
 
 
-def nothing_twice(config: Config, s3: S3) -> None:
-    """The same command again writes no token, no checkpoint and no outcome: its claim to the study, and the books."""
+def nothing_twice(config: Config, s3: S3, caplog: pytest.LogCaptureFixture) -> None:
+    """The same command again needs no Ray, and writes no token, no checkpoint and no outcome: its claim to the study,
+    and the books.
+    """
     before = len(s3.requests)
-    code, said = run(config)
-    assert code == 0 and "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in said, said
+    with caplog.at_level("INFO"):
+        assert "report.html" in done("pipeline", *command("pipeline", config)[2:])
+    assert "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in caplog.text
+    assert not ray.is_initialized()
     writes = [request for request in s3.requests[before:] if request.startswith(("PUT", "POST", "DELETE"))]
     written = [request.partition(f"{path(config)}/")[2] for request in writes]
     books = re.compile(
@@ -209,8 +210,7 @@ def nothing_twice(config: Config, s3: S3) -> None:
 def check_export(config: Config) -> None:
     """An export in the bucket is the best checkpoint."""
     place = storage.join(config.storage.root, "exports", "mine")
-    code, said = run(config, f"output={place}", job="export")
-    assert code == 0 and "config.json, model.safetensors" in said, said
+    assert "config.json, model.safetensors" in done("export", *command("export", config)[2:], f"output={place}")
     with weights(place) as folder:
         exported = load_checkpoint(folder).state_dict()
     assert all(torch.equal(tensor, tensors(config)[name]) for name, tensor in exported.items())

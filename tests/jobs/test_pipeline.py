@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from midibert_ray import storage, tracking
+from midibert_ray.cli.main import execute
 from midibert_ray.data.format import read_manifest
 from midibert_ray.settings.config import Config
 from midibert_ray.settings.overrides import flatten, replace
@@ -32,6 +35,7 @@ TINY = {
     "pretrain.epochs": 5,
     "pretrain.valid_every": 1,
     "finetune.epochs": 3,
+    "finetune.batch": 24,
     "study.variants": ("pretrained", "scratch"),
 }
 
@@ -75,6 +79,14 @@ def run(
             process.kill()
             raise
     return process.returncode, output
+
+
+def done(job: str, *words: str) -> str:
+    """The output of a job that needs no Ray, done in this process."""
+    with redirect_stdout(StringIO()) as output, redirect_stderr(output):
+        code = execute([job, *words])
+    assert code == 0, output.getvalue()
+    return output.getvalue()
 
 
 def only(config: Config, folder: str) -> str:
@@ -132,16 +144,12 @@ def ended_in_order(config: Config, number: int, when: Callable[[], object]) -> N
 def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
     no_ray: None, config: Config, undisturbed: Config
 ) -> None:
-    """Ctrl-C while it tokenizes, SIGTERM in its pre-training, killed trials, and the driver killed among the trials.
+    """Ctrl-C while it tokenizes, SIGTERM in its pre-training, and killed trials.
 
-    `test_bucket.py` kills the driver in its pre-training.
+    `test_bucket.py` kills the driver in its pre-training, `test_own_labels.py` among the trials.
     """
     root = Path(config.storage.root)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore Ctrl-C for what runs in the background
-
-    def outcomes() -> dict[str, int]:
-        found = root.glob("studies/*/*/checkpoint_*/outcome.json")
-        return {path.parts[-3]: path.stat().st_mtime_ns for path in found}
 
     ended_in_order(config, signal.SIGINT, lambda: list(root.glob("tokens/*")))
     assert not list(root.glob("runs/*/step_*"))
@@ -150,27 +158,18 @@ def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
 
     struck = False
 
-    def two_are_done() -> bool:
+    def strike() -> bool:
         nonlocal struck
         if not struck and list(root.glob("studies/*/*/checkpoint_*/trial.pt")):
             kill_trials()
             struck = True
-        return len(outcomes()) >= 2
+        return False
 
-    code, output = run(config, kill_when=two_are_done)
-    assert struck and code == -signal.SIGKILL, output
+    code, output = run(config, kill_when=strike)
+    assert struck and code == 0, output
     assert "found" in output, "the token store was made again"
-    assert list(root.glob("runs/*/result.json"))
-    before = outcomes()
-    assert 2 <= len(before) < 4
-
-    code, output = run(config)
-    assert code == 0, output
-    assert "goes on where it stopped" in output
-    after = outcomes()
-    assert {name: after[name] for name in before} == before, "a finished trial was run again"
     assert came_to(config) == came_to(undisturbed)
-    assert len(after) == len(came_to(config)["trials"]) == 4
+    assert len(came_to(config)["trials"]) == 4
     assert runs(config) == runs(undisturbed), "no curve has a gap, or a point that it has not"
     check_mlflow(config)
     assert [path for path in root.rglob("*") if path.stat().st_mode & 0o077] == [], "results are their owner's alone"
@@ -178,7 +177,7 @@ def test_a_pipeline_ended_at_every_point_ends_as_an_undisturbed_one(
     assert len(reports) == 1
     assert reports[0].read_text().count("data:image/png") >= 4
     assert len(list(root.glob("reports/*/song.html"))) == 1
-    assert all(f"trial {number} of 4 is done" in output for number in (3, 4)) and "\nlisten  " in output
+    assert all(f"trial {number} of 4 is done" in output for number in (1, 2, 3, 4)) and "\nlisten  " in output
     assert all(word in output for word in ("majority class", "report.html", "mlflow ui --backend-store-uri sqlite:///"))
 
 

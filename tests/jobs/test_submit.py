@@ -4,26 +4,21 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import ray
 
 from midibert_ray.cli import cluster as server
 from midibert_ray.cli.submission import ROOT, Submission, describe
-from midibert_ray.report.baselines import PLAIN
 from midibert_ray.settings import shipped
 from midibert_ray.settings.config import ConfigError
-from tests.jobs.head import PLANTED, TOKEN, Cluster, Tunnel, command_lines, places_of, started
-from tests.jobs.test_pipeline import TINY
-from tests.labelled import write_folder
+from tests.jobs.head import PLANTED, TOKEN, Cluster, command_lines, places_of
+from tests.jobs.visit import Visit
 
 # ------------------------------------------------------------------------------------------- under which name
 
@@ -171,149 +166,77 @@ def test_a_token_that_is_not_there_is_none(tmp_path: Path, monkeypatch: pytest.M
 # ------------------------------------------------------------------------------------------- on a cluster
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    ray.shutdown()  # that of the tests before
-    with started(tmp_path_factory.mktemp("home")) as found:
-        yield found
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A pipeline that its user left by Ctrl-C and came back to, over a connection that was lost once."""
-
-    job: str
-    left: str
-    """What was said when it was left."""
-    seen: str
-    """The last line of its log before that, at which the connection was lost later."""
-    log: str
-    said: str
-    words: list[str]
-    """Its command line."""
-
-
-@pytest.fixture(scope="module")
-def visit(cluster: Cluster) -> Visit:
-    small = {"study.tasks": "melody", "study.variants": "pretrained", "pretrain.epochs": 1, "finetune.epochs": 1}
-    settings = TINY | small | {"compute.workers": 1, "storage.root": "~/root"}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore Ctrl-C for what runs in the background
-    words = ["jobs/pipeline.py", "--preset", "debug", *(f"{key}={value}" for key, value in settings.items())]
-
-    with cluster.start(*words) as process:
-        assert process.stdout
-        assert process.stderr
-        log = ""
-        while not (seen := process.stdout.readline()).startswith("corpus"):
-            assert seen, log + process.stderr.read()
-            log += seen
-        process.send_signal(signal.SIGINT)
-        left = process.stderr.read()
-    assert process.returncode == 130, left
-    (job,) = cluster.jobs()
-
-    tunnel = Tunnel(int(cluster.address.rpartition(":")[2]))
-    with cluster.start("--address", tunnel.address, *words[:3], *reversed(words[3:])) as process:
-        assert process.stdout
-        assert process.stderr
-        log = ""
-        for line in process.stdout:
-            log += line
-            if line == seen:
-                tunnel.cut()
-        said = process.stderr.read()
-    assert process.returncode == 0, log + said
-    return Visit(job, left, seen, log, said, words)
-
-
 @pytest.mark.ray
-def test_a_job_is_left_and_joined_again(cluster: Cluster, visit: Visit) -> None:
+def test_a_job_is_left_and_joined_again(head: Cluster, visit: Visit) -> None:
     assert re.fullmatch(r"pipeline-[0-9a-f]{10}", visit.job)
     again = f"python jobs/submit.py --attach {visit.job}\nstop      python jobs/submit.py --stop {visit.job}\n"
     assert visit.left.endswith(f"{visit.job} goes on without you\nfollow    {again}")
     assert f"running   {visit.job}" in visit.said
     assert visit.said.endswith(f"succeeded {visit.job}\n")
-    assert list(cluster.jobs()) == [visit.job]
+    assert visit.jobs == [visit.job]
     assert visit.log.count(visit.seen) == 1
     assert "majority class" in visit.log
-    assert visit.log == cluster.get(f"/api/jobs/{visit.job}/logs")["logs"]
+    assert visit.log == head.get(f"/api/jobs/{visit.job}/logs")["logs"]
 
 
 # Tune copies these from the driver into the runtime_env of trials, which Ray logs, until studies/study.py keeps it from
 # doing so; see ray.tune.execution.class_cache.
 @pytest.mark.ray
 @pytest.mark.parametrize("name", PLANTED)
-def test_no_secret_leaves_its_place(cluster: Cluster, visit: Visit, name: str) -> None:
-    assert (cluster.home / "root/mlflow.db").exists()
-    assert places_of(PLANTED[name], cluster.folder, cluster.home) == []
-    shown = [json.dumps(cluster.get("/api/jobs/")), visit.left, visit.log, visit.said, *command_lines()]
+def test_no_secret_leaves_its_place(head: Cluster, visit: Visit, name: str) -> None:
+    assert (head.home / "root/mlflow.db").exists()
+    assert places_of(PLANTED[name], head.folder, head.home) == []
+    shown = [json.dumps(head.get("/api/jobs/")), visit.left, visit.log, visit.said, *command_lines()]
     assert not [text for text in shown if PLANTED[name] in text]
 
 
 @pytest.mark.ray
-def test_the_token_stays_in_its_file(cluster: Cluster, visit: Visit) -> None:
-    assert [path.name for path in places_of(TOKEN, cluster.folder, cluster.home)] == ["auth_token"]
-    shown = [json.dumps(cluster.get("/api/jobs/")), visit.left, visit.log, visit.said, *command_lines()]
+def test_the_token_stays_in_its_file(head: Cluster, visit: Visit) -> None:
+    assert [path.name for path in places_of(TOKEN, head.folder, head.home)] == ["auth_token"]
+    shown = [json.dumps(head.get("/api/jobs/")), visit.left, visit.log, visit.said, *command_lines()]
     assert not [text for text in shown if TOKEN in text]
 
 
 @pytest.mark.ray
-def test_a_job_ends_with_its_own_exit_code_and_may_be_submitted_again(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_ends_with_its_own_exit_code_and_may_be_submitted_again(head: Cluster, tmp_path: Path) -> None:
     names = []
     for _ in range(2):
-        code, output, said = cluster.submit("jobs/download.py", "pop999", f"corpora.root={tmp_path}")
+        code, output, said = head.submit("jobs/download.py", "pop999", f"corpora.root={tmp_path}")
         assert code == 2
         assert "pop999" in output.splitlines()[-1]
         names += re.findall(r"^started   (\S+):", said, re.MULTILINE)
         assert said.splitlines()[-1] == f"failed    {names[-1]}"
     assert names == [names[0], f"{names[0]}-2"]
-    labels = cluster.jobs()[names[1]]["metadata"]
+    labels = head.jobs()[names[1]]["metadata"]
     assert (labels["job"], labels["preset"], f"download-{labels['identity']}") == ("download", "base", names[0])
 
 
 @pytest.mark.ray
-def test_a_study_of_own_labels_is_submitted(cluster: Cluster, tmp_path: Path) -> None:
-    music = f"folder:{tmp_path / 'my music'}"
-    write_folder(
-        tmp_path / "my music", [f"{register}/{number}.mid" for register in ("high", "low") for number in range(10)]
-    )
-    own = {"corpora.names": music, "study.corpus": music, "study.tasks": "label", "study.variants": "scratch"}
-    settings = TINY | own | {"finetune.epochs": 1, "study.seeds": 1, "storage.root": str(tmp_path / "root")}
-    words = ["jobs/study.py", "--preset", "debug", *(f"{key}={value}" for key, value in settings.items())]
-    code, output, said = cluster.submit(*words)
-    assert code == 0, output + said
-    rows = {line.partition("  ")[0] for line in output.splitlines()}
-    assert {"scratch", PLAIN} <= rows, output
-    (trial,) = (tmp_path / "root").glob("studies/*/*/checkpoint_*/outcome.json")
-    assert json.loads(trial.read_text())["classes"] == ["high", "low"]
-
-
-@pytest.mark.ray
-def test_a_job_is_stopped(cluster: Cluster, tmp_path: Path) -> None:
-    code, _, said = cluster.submit("--no-wait", "jobs/tokenize.py", "--preset", "debug", f"storage.root={tmp_path}")
+def test_a_job_is_stopped(head: Cluster, tmp_path: Path) -> None:
+    code, _, said = head.submit("--no-wait", "jobs/tokenize.py", "--preset", "debug", f"storage.root={tmp_path}")
     assert code == 0
     (name,) = re.findall(r"^follow .* --attach (\S+)$", said, re.MULTILINE)
-    assert cluster.submit("--stop", name) == (0, "", f"stopped   {name}\n")
-    assert cluster.submit("--attach", name)[0] == 143
+    assert head.submit("--stop", name) == (0, "", f"stopped   {name}\n")
+    assert head.submit("--attach", name)[0] == 143
 
 
 @pytest.mark.ray
-def test_rays_own_command_submits_it_again_and_it_finds_all_done(cluster: Cluster, visit: Visit) -> None:
+def test_rays_own_command_submits_it_again_and_it_finds_all_done(head: Cluster, visit: Visit) -> None:
     program = str(Path(sys.executable).with_name("ray"))
     command = [program, "job", "submit", "--working-dir", ".", "--", "python", *visit.words]
-    environment = cluster.environment(RAY_AUTH_MODE="token")
+    environment = head.environment(RAY_AUTH_MODE="token")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "goes on where it stopped: 2 of 2 trials are done, 1 of 1 pre-trainings" in done.stdout
+    assert "goes on where it stopped: 4 of 4 trials are done, 1 of 1 pre-trainings" in done.stdout
     assert "majority class" in done.stdout and "report.html" in done.stdout
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize(("token", "status"), [("", 401), ("f" * 64, 403)], ids=["none", "wrong"])
 def test_the_job_api_is_closed_to_strangers(
-    cluster: Cluster, visit: Visit, tmp_path: Path, token: str, status: int
+    head: Cluster, visit: Visit, tmp_path: Path, token: str, status: int
 ) -> None:
-    mark, before = tmp_path / "mark", cluster.jobs()
+    mark, before = tmp_path / "mark", head.jobs()
     job, wish = f"/api/jobs/{visit.job}", {"entrypoint": f"touch {mark}"}
     asked = {
         ("GET", "/api/jobs/"): None,
@@ -324,25 +247,25 @@ def test_the_job_api_is_closed_to_strangers(
         ("DELETE", job): None,
         ("PUT", "/api/packages/gcs/code.zip"): None,
     }
-    answers = {way: cluster.status(*way, token, body) for way, body in asked.items()}
+    answers = {way: head.status(*way, token, body) for way, body in asked.items()}
     assert answers == dict.fromkeys(asked, status)
-    assert cluster.status("GET", job, TOKEN) == 200
-    assert cluster.jobs() == before
+    assert head.status("GET", job, TOKEN) == 200
+    assert head.jobs() == before
     assert not mark.exists()
 
 
 @pytest.mark.ray
-def test_strangers_learn_and_start_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    before = cluster.jobs()
+def test_strangers_learn_and_start_nothing(head: Cluster, tmp_path: Path) -> None:
+    before = head.jobs()
     wrong = {"RAY_AUTH_TOKEN": "f" * 64}
-    code, output, said = cluster.submit("jobs/download.py", "pop909", f"corpora.root={tmp_path}", **wrong)
+    code, output, said = head.submit("jobs/download.py", "pop909", f"corpora.root={tmp_path}", **wrong)
     assert (code, output) == (2, "")
     assert "does not take the token that is set here; put the token of its head" in said.splitlines()[-1]
-    code, output, said = cluster.submit("--stop", next(iter(before), "x"), HOME=str(tmp_path))
+    code, output, said = head.submit("--stop", next(iter(before), "x"), HOME=str(tmp_path))
     assert (code, output) == (2, "")
     assert "wants a token, and none is set here" in said.splitlines()[-1]
-    assert cluster.jobs() == before
+    assert head.jobs() == before
 
-    code, _, said = cluster.submit("--attach", "pipeline-0123456789")
+    code, _, said = head.submit("--attach", "pipeline-0123456789")
     assert code == 2
     assert "knows no job 'pipeline-0123456789'" in said.splitlines()[-1]

@@ -20,7 +20,7 @@ import pytest
 from midibert_ray.cli.main import execute
 from midibert_ray.settings.config import Config
 from tests.inference.conftest import write_model
-from tests.jobs.head import TOKEN, started
+from tests.jobs.head import TOKEN, Cluster
 from tests.labelled import write_folder
 from tests.tiny import TINY
 
@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 SAMPLE = ROOT / "midibert_ray/corpora/sample/POP909"
 TINY_PRESET = "--preset debug " + " ".join(
-    f"{key}={value}" for key, value in TINY.items() if key not in ("study.tasks", "tokens.segment")
+    f"{key}={value}"
+    for key, value in (TINY | {"pretrain.epochs": 4, "compute.workers": 1}).items()
+    if key not in ("study.tasks", "tokens.segment")
 )
 
 
@@ -134,16 +136,13 @@ def test_reading_a_study(undisturbed: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_cluster_of_your_own(no_ray: None, place: Path) -> None:
+def test_a_cluster_of_your_own(head: Cluster, place: Path) -> None:
     shared = place / "shared"
     write_model(shared / "exports/melody")
     shutil.copytree(place / "music", shared / "music")
-    home = place / "home"
-    home.mkdir()
-    with started(home) as cluster:
-        names = ("HOME", "RAY_API_SERVER_ADDRESS")
-        environment = {name: cluster.environment()[name] for name in names} | {"RAY_AUTH_MODE": "token"}
-        said = follow("own-cluster", place, {"/shared": str(shared)}, **environment)
+    names = ("HOME", "RAY_API_SERVER_ADDRESS")
+    environment = {name: head.environment()[name] for name in names} | {"RAY_AUTH_MODE": "token"}
+    said = follow("own-cluster", place, {"/shared": str(shared)}, **environment)
     assert "manifest.json" in [path.name for path in (shared / "annotated").iterdir()]
     assert list((shared / "out/tokens").glob("sample-*/manifest.json"))
     assert TOKEN not in said

@@ -1,6 +1,7 @@
 """A folder of MIDI and labels of one's own, from the files to the table of results."""
 
 import csv
+import json
 import signal
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from midibert_ray import pipeline, storage
+from midibert_ray import pipeline, storage, tracking
 from midibert_ray.cli import dry_run
 from midibert_ray.corpora.catalogue import CORPORA
 from midibert_ray.corpora.labels import list_pieces
@@ -28,7 +29,8 @@ from midibert_ray.studies.plan import TrialSpec
 from midibert_ray.studies.trials import grid
 from midibert_ray.tokenizing import tokenize
 from midibert_ray.training.task_data import TaskData
-from tests.jobs.test_pipeline import run
+from tests.jobs.head import Cluster
+from tests.jobs.test_pipeline import command, run
 from tests.labelled import tune, write_folder, write_midi
 from tests.s3 import S3
 from tests.stores import make_here
@@ -49,8 +51,8 @@ def write_table(folder: Path, head: Sequence[str] = HEAD, rows: Iterable[Sequenc
 
 @pytest.fixture
 def music(tmp_path: Path) -> Path:
-    write_folder(tmp_path / "music", PIECES)
-    return tmp_path / "music"
+    write_folder(tmp_path / "my music", PIECES)
+    return tmp_path / "my music"
 
 
 @pytest.fixture
@@ -62,7 +64,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(music: Path, **changes: Any) -> Config:
     corpus = f"folder:{music}"
     own = {"corpora__names": (corpus,), "study__corpus": corpus, "study__tasks": ("genre",), "tokens__segment": 32}
-    return tiny_study(music.parent, **own | {"study__variants": ("scratch",)} | changes)
+    few = {"study__variants": ("scratch",), "compute__max_concurrent_trials": 1}
+    return tiny_study(music.parent, **own | few | changes)
 
 
 def made(config: Config) -> list[tuple[TrialSpec, TokenStore]]:
@@ -122,7 +125,9 @@ def test_a_sweep_chooses_settings_for_own_labels_by_validation(music: Path, ray_
 
 
 @pytest.mark.ray
-def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped(music: Path, no_ray: None) -> None:
+def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped_on_a_cluster(
+    music: Path, head: Cluster, no_ray: None
+) -> None:
     write_table(music)
     config = settings(music, study__folds=3, study__tasks=("genre", "year"), finetune__epochs=3)
 
@@ -133,12 +138,21 @@ def test_a_study_of_folds_that_is_killed_goes_on_where_it_stopped(music: Path, n
     code, said = run(config, job="study", kill_when=lambda: len(outcomes()) >= 2)
     before = outcomes()
     assert code == -signal.SIGKILL and 2 <= len(before) < 6, said
-    code, said = run(config, job="study")
-    assert code == 0 and "goes on where it stopped" in said, said
+    code, output, said = head.submit(*command("study", config)[1:])
+    assert code == 0 and "goes on where it stopped" in output, output + said
     after = outcomes()
     assert len(after) == 6 and {name: after[name] for name in before} == before, "a finished trial was run again"
-    assert "explained variance (R²) of year" in said and PLAIN in said
-    assert sum(line.startswith(("scratch", PLAIN)) for line in said.splitlines()) == 2
+    assert "explained variance (R²) of year" in output and PLAIN in output
+    assert sum(line.startswith(("scratch", PLAIN)) for line in output.splitlines()) == 2
+    genre = next((music.parent / "root").glob("studies/*/genre-*/checkpoint_*/outcome.json"))
+    assert json.loads(genre.read_text())["classes"] == ["high", "low"]
+    tracker = tracking.Tracker(tracking.uris(config))
+    experiment = tracking.study_experiment(config.study.name)
+    (parent,) = tracker.parents(experiment)
+    children = tracker.children(experiment, parent.info.run_id)
+    assert [child.info.status for child in (parent, *children)] == ["FINISHED"] * 7
+    for child in children:
+        assert [step for step, _ in tracker.curve(child.info.run_id, "train/loss")] == [1, 2, 3]
 
 
 def test_groups_stay_whole_and_labels_get_their_share(music: Path, here: None) -> None:

@@ -1,7 +1,8 @@
 """The how-tos and the notebook of docs/ do what they say: their commands and cells are run as they stand.
 
-Only places, the size of models and the cluster are a test's own: `/music/mine` and `/shared` are folders of it, and
-`--preset small` and `debug` are tiny. Blocks with a second word behind `bash` are what a fixture stands for.
+Only places, the size of models and the cluster are a test's own: `/music/mine` and `/shared` are folders of it,
+`--preset small` and `debug` are tiny, and one actor is all that there is room for. Blocks with a second word behind
+`bash` are what a fixture stands for.
 """
 
 import json
@@ -57,6 +58,7 @@ def follow(name: str, folder: Path, replaced: dict[str, str], **environment: str
     for language, block in blocks(name):
         for old, new in replaced.items():
             block = block.replace(old, new)
+        block = re.sub(r"(midibert (?:submit )?(?:annotate|embed)) ", r"\1 actors=1 ", block)
         shell = f'midibert() {{ "{sys.executable}" -m midibert_ray.cli.main "$@"; }}\n{block}'
         command = ["bash", "-euo", "pipefail", "-c", shell] if language == "bash" else [sys.executable, "-c", block]
         done = subprocess.run(

@@ -25,7 +25,7 @@ MOST = 2
 
 
 def fake_provider(port: int) -> dict[str, Any]:
-    """Ray's provider of pretended nodes on this machine: a CPU each, two of them at most."""
+    """Ray's provider of pretended nodes on this machine: two CPUs each, two of them at most."""
     provider = {
         "type": "fake_multinode",
         "gcs_address": f"127.0.0.1:{port}",
@@ -38,7 +38,7 @@ def fake_provider(port: int) -> dict[str, Any]:
     kinds = {
         "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
-            "resources": {"CPU": 1, "object_store_memory": 200_000_000},
+            "resources": {"CPU": 2, "object_store_memory": 200_000_000},
             "node_config": {},
             "min_workers": 0,
             "max_workers": 8,
@@ -127,6 +127,7 @@ def test_workers_come_with_the_demand_and_go_when_they_are_idle(cluster: Cluster
         "pretrain.valid_every": 1,
         "study.variants": ("pretrained",),
         "study.seeds": 3,
+        "compute.cpus_per_trial": 2.0,  # a node each
         "compute.max_concurrent_trials": 0,
     }
     config = replace(tiny_study(tmp_path), changes)

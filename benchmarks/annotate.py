@@ -12,7 +12,7 @@ calibrated or not, and the whole file written again with a track a label. Weight
 work.
 
 The `bare products` are the matrix products of one forward pass over each note once (products.py), without anything
-else: no tool that computes this model with these numbers is faster on this machine.
+else: no tool that computes this model by these products is faster on this machine.
 
 With `--kernels` also by kernels that ours does not use (products.py): fp32 by oneDNN, int8, and int8 with finding the
 range of each layer's input and rounding it. `int8 layers` is the job in bf16 with layers that do so.
@@ -70,7 +70,7 @@ def main() -> None:
             seconds, notes = sum(results[-1]["seconds"]), sum(results[-1]["notes"])
             print(f"round {number + 1}  {variant:<28}  {1000 * seconds / notes:8.2f} ms a note", flush=True)
     rows = [_row(variant, found) for variant in found]
-    head = (f"{options.size}, {len(files)} pieces of {name}", "ms a note", "faster", "target", "holds")
+    head: tuple[str, ...] = (f"{options.size}, {len(files)} pieces of {name}", "ms a note", "faster", "target", "holds")
     head += ("outside the model", f"≤ {MOST_OUTSIDE:.0%}")
     software = f"ours: {harness.versions('torch', 'transformers', 'symusic', 'pretty_midi')}; authors' tool: "
     software += harness.versions("torch", "transformers", "miditoolkit", python=python)

@@ -1,4 +1,4 @@
-"""The matrix products of a model's layers and nothing else: what the machine lets no implementation fall below."""
+"""The matrix products of a model's layers and nothing else: no implementation by the same kernels is faster."""
 
 from collections.abc import Callable
 from statistics import median
@@ -23,7 +23,7 @@ class Int8Linear(nn.Module):
         return torch.ops.quantized.linear_dynamic(x.float(), self.packed).to(x.dtype)
 
 
-def to_int8(encoder: nn.Module) -> None:
+def to_int8(encoder: Any) -> None:
     """Put `Int8Linear` in the place of every layer of an encoder's Transformer layers."""
     for parent in [module for layer in encoder.layers for module in layer.modules()]:
         for name, child in parent.named_children():
@@ -97,7 +97,7 @@ def seconds_by(
     """
     shapes = (hidden, 3 * hidden), (hidden, hidden), (hidden, feed_forward), (feed_forward, hidden)
     quantized, number = kernel == "int8, quantized", {"fp32, oneDNN": torch.float32}.get(kernel, torch.int8)
-    multiply = {"fp32, oneDNN": _onednn, "int8": torch._int_mm}.get(kernel, torch.ops.quantized.linear_dynamic)
+    multiply: Any = {"fp32, oneDNN": _onednn, "int8": torch._int_mm}.get(kernel, torch.ops.quantized.linear_dynamic)
     given: list[tuple[Tensor, Any]] = []
     for inside, outside in shapes:
         states, weight = _numbers(rows * length, inside), _numbers(outside, inside)

@@ -14,9 +14,9 @@ as its relative difference.
 Rates: the product's own step (`training.step`: batches laid out by a thread, pinned, masked on the device) and plain
 torch around it (`plain.py`: clipping and fused AdamW on an fp32 copy of bf16 weights), with dropout and an attention
 mask, as in training; the median of three timings of several steps each, after a warm-up. Micro-batches grow until more
-brings less than one percent or memory is full; the best one is shown and then used for `compute.compile`, for
-`compute.attention=flex` (which has no dropout of attention weights), and for DeepSpeed's ZeRO stages. One super token
-is one position of 512.
+brings less than one percent, or memory is full, or the time is up; the best one is shown and then used for
+`compute.compile`, for `compute.attention=flex` (which has no dropout of attention weights), and for DeepSpeed's ZeRO
+stages. One super token is one position of 512.
 
 MFU is rate * flops / peak, as in training: midibert_ray/training/flops.py has the formula and the peaks.
 """
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -67,8 +68,8 @@ class Setting:
     hidden: int = 768
     heads: int = 12
     length: int = 512
-    micro_batches: tuple[int, ...] = (16, 32, 64, 128, 256)
-    steps: int = 8
+    micro_batches: tuple[int, ...] = (64, 128, 256)
+    steps: int = 4
     compiler: str = "inductor"
 
     def config(self, attention: str, micro: int = 1, **changes: object) -> Config:
@@ -172,30 +173,31 @@ def rates(setting: Setting, until: float) -> Iterator[list[str]]:
     """Rows of both attentions: plain, then compiled and with DeepSpeed at the best micro-batch."""
     best: dict[str, Rate] = {}
     for attention in TARGETS:
-        found = _sweep(setting, attention)
+        found = _sweep(setting, attention, until)
         if isinstance(found, Rate):
             best[attention] = found
         yield _row(setting, attention, attention, found)
-    for attention, rate in best.items():
-        for name, make in _variants(setting, attention, rate.micro_batch).items():
-            reason = "deepspeed is not installed" if "DeepSpeed" in name and not _has_deepspeed() else ""
-            reason = reason or ("time is up" if time.monotonic() > until else "")
-            found = f"{harness.NOT_MEASURED}: {reason}" if reason else _measured(setting, rate.micro_batch, make)
-            yield _row(setting, f"{attention}, {name}", attention, found)
+    variants = {attention: _variants(setting, attention, rate.micro_batch) for attention, rate in best.items()}
+    for name, attention in product(next(iter(variants.values()), ()), variants):
+        reason = "deepspeed is not installed" if "DeepSpeed" in name and not _has_deepspeed() else ""
+        reason = reason or ("time is up" if time.monotonic() > until else "")
+        make, micro = variants[attention][name], best[attention].micro_batch
+        found = f"{harness.NOT_MEASURED}: {reason}" if reason else _measured(setting, micro, make)
+        yield _row(setting, f"{attention}, {name}", attention, found)
 
 
 def _variants(setting: Setting, attention: str, micro: int) -> dict[str, Callable[[], Callable[[int], object]]]:
     """What is tried at the best micro-batch of an attention."""
     flex: dict[str, object] = {"compute__attention": "flex", "model__attention_dropout": 0.0}
-    changes: dict[str, dict[str, object]] = {
-        "compile=layers": {"compute__compile": "layers"},
-        "compile=step": {"compute__compile": "step"},
-        "flex": flex,
-        "flex, compile=layers": flex | {"compute__compile": "layers"},
+    compiled: dict[str, object] = {"compute__compile": "layers"}
+    variants: dict[str, Callable[[], Callable[[int], object]]] = {
+        "compile=layers": partial(plain_step, setting, attention, micro, **compiled),
+        "flex, compile=layers": partial(plain_step, setting, attention, micro, **flex, **compiled),
     }
-    variants = {name: partial(plain_step, setting, attention, micro, **change) for name, change in changes.items()}
     for stage in range(3):
         variants[f"DeepSpeed, ZeRO {stage}"] = partial(deepspeed_step, setting, attention, micro, stage)
+    variants["flex"] = partial(plain_step, setting, attention, micro, **flex)
+    variants["compile=step"] = partial(plain_step, setting, attention, micro, compute__compile="step")
     return variants
 
 
@@ -208,10 +210,12 @@ def _row(setting: Setting, name: str, attention: str, found: Rate | str) -> list
     return [name, result, mfu, str(found.micro_batch), f"{found.gib:.1f}", f"≥ {target:,}", holds]
 
 
-def _sweep(setting: Setting, attention: str) -> Rate | str:
-    """The best of growing micro-batches, or why there is none."""
+def _sweep(setting: Setting, attention: str, until: float) -> Rate | str:
+    """The best of growing micro-batches, or why there is none; the first is measured even where the time is up."""
     best: Rate | str = ""
     for micro in setting.micro_batches:
+        if best and time.monotonic() > until:
+            return best
         found = _measured(setting, micro, partial(plain_step, setting, attention, micro))
         print(f"  {attention}, micro-batch {micro}: {found}", flush=True)
         if isinstance(found, str):
@@ -231,8 +235,8 @@ def _measured(setting: Setting, micro: int, make: Callable[[], Callable[[int], o
         seconds = _seconds(setting, make())
         gib = torch.cuda.max_memory_allocated() / 2**30 if cuda else harness.peak_gib()
         return Rate(tokens=micro * setting.length / seconds, micro_batch=micro, gib=gib)
-    except RuntimeError as error:  # full memory, and whatever a compiler complains of
-        return f"failed: {str(error).strip().splitlines()[0][:80]}"
+    except (RuntimeError, ImportError, AssertionError, TypeError, ValueError) as error:  # full memory, compilers
+        return f"failed: {(str(error).strip() or repr(error)).splitlines()[0][:80]}"
     finally:
         gc.collect()
         torch._dynamo.reset()

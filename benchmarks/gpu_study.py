@@ -22,9 +22,11 @@ the start of that command. Accuracies of such a study are those of short trainin
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from itertools import cycle, product
 from pathlib import Path
@@ -85,7 +87,7 @@ VARIANTS = {
 }
 FIRST_STEPS = 20
 MOST_EPOCHS = 500
-SHARES = {"speed": 0.2, "pretraining": 0.7}
+SHARES = {"speed": 0.25, "pretraining": 0.6}
 """Of the whole time: until when a stage may last, counted from the start."""
 
 
@@ -122,6 +124,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for what is needed to go on (default: OUT.work)")
     parser.add_argument("--minutes", type=float, help="time for all of it (default: 25; of a rehearsal 4)")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with a tiny model and made-up labels")
+    parser.add_argument("--side-by-side", type=int, default=1, help="trials at once: one alone leaves a GPU half idle")
     parser.add_argument("--weights", action="store_true", help="the encoder's weights too, in bf16")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of the library")
     options = parser.parse_args()
@@ -142,6 +145,7 @@ class Study:
     ) -> None:
         self.config, self.stores, self.device = config, stores, device
         self.out, self.work, self.weights = options.out, options.work, options.weights
+        self.side_by_side = options.side_by_side
         self.began, self.seconds = time.monotonic(), 60 * options.minutes
         self.setting = gpu.tiny(device) if options.rehearse else gpu.Setting(device=device)
 
@@ -216,17 +220,25 @@ class Study:
         return (time.monotonic() - began) / FIRST_STEPS
 
     def tune(self) -> None:
-        """Four tasks by four variants; the time that is left is divided evenly over those to come."""
-        trials = list(product([task.name for task in PAPER_TASKS], VARIANTS))
-        open_ = [trial for trial in trials if not self._result(*trial).exists()]
-        for number, (task, variant) in enumerate(open_):
-            left = max(self.until(1.0) - time.monotonic(), 0) / (len(open_) - number)
-            self._trial(task, variant, time.monotonic() + left)
+        """Four tasks by four variants, side by side; those to come share the time that is left."""
+        open_ = [trial for trial in self._trials() if not self._result(*trial).exists()]
+        if self.side_by_side == 1:
+            for trial in open_:
+                self._trial(*trial)
+            return
+        with ProcessPoolExecutor(self.side_by_side, multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(self._trial, *zip(*open_, strict=True)))
+
+    def _trials(self) -> list[tuple[str, str]]:
+        return list(product([task.name for task in PAPER_TASKS], VARIANTS))
 
     def _result(self, task: str, variant: str) -> Path:
         return self.work / f"{task}-{variant}.json"
 
-    def _trial(self, task: str, variant: str, until: float) -> None:
+    def _trial(self, task: str, variant: str) -> None:
+        to_come = sum(not self._result(*trial).exists() for trial in self._trials())
+        left = max(self.until(1.0) - time.monotonic(), 0)
+        until = time.monotonic() + left / max(1, to_come / self.side_by_side)
         config = replace(self.config, {"finetune.task": task} | VARIANTS[variant])
         data = TaskData(config, self.stores[TASKS[task].corpus])
         model = new_classifier(config, data, str(self.work / "encoder"))

@@ -14,8 +14,8 @@ work.
 The `bare products` are the matrix products of one forward pass over each note once (products.py), without anything
 else: no tool that computes this model by these products is faster on this machine.
 
-With `--kernels` also by kernels that ours does not use (products.py): fp32 by oneDNN, int8, and int8 with finding the
-range of each layer's input and rounding it. `int8 layers` is the job in bf16 with layers that do so.
+With `--kernels` also by kernels that ours does not use (products.py): fp32 by torch's own (MKL), int8, and int8 with
+finding the range of each layer's input and rounding it. `int8 layers` is the job in bf16 with layers that do so.
 
 Both go through the same files, turn by turn, on the same number of threads. `faster` is the median over rounds of their
 time over ours; `ms a note` the median over rounds. `outside the model` is the share of our time that is not spent in
@@ -42,7 +42,7 @@ AUTHORS = "authors' melody tool, fp32"
 INT8 = "relative_key_query bf16, int8 layers"
 OURS = ("relative_key_query fp32", "relative_key_query bf16")
 BARE = ("bare products fp32", "bare products bf16")
-OTHER_KERNELS = ("bare products fp32, oneDNN", "bare products int8", "bare products int8, quantized")
+OTHER_KERNELS = ("bare products fp32, MKL", "bare products int8", "bare products int8, quantized")
 REQUIREMENTS = (
     "torch==2.13.0",
     "transformers==4.40.2",

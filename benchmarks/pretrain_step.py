@@ -15,10 +15,10 @@ after round. `s/step` is the median over the rounds' medians, `faster` the media
 time over the variant's in the same round. Memory is the largest resident memory of the process, with Python and
 torch themselves.
 
-The rows `bare products` are the limit of torch's own products: those of the layers, forward and backward, in their
-shapes and nothing else (products.py), in a process that takes its turn as well. `of limit` is their time over the
-variant's, the median over rounds: but for noise, no step by these products comes above 100 %. A missed target
-counts as explained from 85 % on.
+The rows `bare products` are the limit of the kernels that ours uses (oneDNN's): the products of the layers, forward and
+backward, in their shapes and nothing else (products.py), in a process that takes its turn as well. `of limit` is their
+time over the variant's, the median over rounds: but for noise, no step by these products comes above 100 %. A missed
+target counts as explained from 85 % on.
 
 `--memory` takes the largest resident memory apart: what is resident before the first step (Python, libraries, weights),
 the moments that the optimizer makes and keeps, the tensors that are made in a step and live at one time, and the rest:
@@ -41,7 +41,7 @@ SIZES = {"4x256": (4, 256, 4, 1024), "12x768": (12, 768, 12, 3072)}
 """Layers, width, heads, width of the feed-forward layers."""
 
 BARE = {"bare products fp32": "fp32", "bare products bf16": "bf16"}
-"""The limit of torch's products, by the precision that it is of."""
+"""The limit of the products, by the precision that it is of."""
 
 TARGETS = {
     "4x256": {

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midibert_ray.model.cpu import GeluLinear
+from midibert_ray.model.onednn import bmm, mm
+
 
 class Int8Linear(nn.Module):
     """A layer with int8 weights, which rounds its input to int8 by the range that it finds; `gelu` comes before it."""
@@ -28,7 +31,7 @@ def to_int8(encoder: Any) -> None:
     for parent in [module for layer in encoder.layers for module in layer.modules()]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child, gelu=type(child) is not nn.Linear))
+                setattr(parent, name, Int8Linear(child, gelu=isinstance(child, GeluLinear)))
 
 
 def seconds(
@@ -58,31 +61,32 @@ def seconds(
     queries = torch.randn(rows * heads, length, hidden // heads, dtype=dtype)
     scores = torch.randn(rows * heads, length, length, dtype=dtype)
 
+    @torch.no_grad()
     def layer() -> None:
         for _ in range(4):
-            states @ square
-        states @ up
-        wide @ down
-        queries @ queries.transpose(1, 2)
-        scores @ queries
+            mm(states, square)
+        mm(states, up)
+        mm(wide, down)
+        bmm(queries, queries.transpose(1, 2))
+        bmm(scores, queries)
         if backward:
             for _ in range(4):
-                states @ square.T
-                states.T @ states
-            wide @ up.T
-            states.T @ wide
-            states @ down.T
-            wide.T @ states
+                mm(states, square.T)
+                mm(states.T, states)
+            mm(wide, up.T)
+            mm(states.T, wide)
+            mm(states, down.T)
+            mm(wide.T, states)
             for _ in range(2):
-                scores @ queries
-            queries @ queries.transpose(1, 2)
-            scores.transpose(1, 2) @ queries
+                bmm(scores, queries)
+            bmm(queries, queries.transpose(1, 2))
+            bmm(scores.transpose(1, 2), queries)
 
     return layers * _median_seconds(layer, turns)
 
 
-KERNELS = ("fp32, oneDNN", "int8", "int8, quantized")
-"""Other ways to compute them than torch's products of fp32 (MKL) and bf16 (oneDNN)."""
+KERNELS = ("fp32, MKL", "int8", "int8, quantized")
+"""Other ways to compute them than ours, which are oneDNN's in fp32 and in bf16."""
 
 
 def seconds_by(
@@ -90,14 +94,13 @@ def seconds_by(
 ) -> float:
     """Seconds of the same products of a forward pass by one of `KERNELS`, in attention head by head.
 
-    `fp32, oneDNN`: torch's layer for `torch.compile`, as its own products of fp32 go to MKL alone. `int8`: the numbers
-    are int8 already and their int32 sums are left as they are. `int8, quantized`: layers take and give fp32
-    (`quantized.linear_dynamic`: find the range of the input, round it, multiply, scale back), queries, keys and values
-    at once; attention, for which torch has nothing such, is in bf16.
+    `fp32, MKL`: torch's own. `int8`: the numbers are int8 already and their int32 sums are left as they are.
+    `int8, quantized`: layers take and give fp32 (`quantized.linear_dynamic`: find the range of the input, round it,
+    multiply, scale back), queries, keys and values at once; attention, for which torch has nothing such, is in bf16.
     """
     shapes = (hidden, 3 * hidden), (hidden, hidden), (hidden, feed_forward), (feed_forward, hidden)
-    quantized, number = kernel == "int8, quantized", {"fp32, oneDNN": torch.float32}.get(kernel, torch.int8)
-    multiply: Any = {"fp32, oneDNN": _onednn, "int8": torch._int_mm}.get(kernel, torch.ops.quantized.linear_dynamic)
+    quantized, number = kernel == "int8, quantized", {"fp32, MKL": torch.float32}.get(kernel, torch.int8)
+    multiply: Any = {"fp32, MKL": torch.matmul, "int8": torch._int_mm}.get(kernel, torch.ops.quantized.linear_dynamic)
     given: list[tuple[Tensor, Any]] = []
     for inside, outside in shapes:
         states, weight = _numbers(rows * length, inside), _numbers(outside, inside)
@@ -124,10 +127,6 @@ def seconds_by(
 def _numbers(*shape: int) -> Tensor:
     """Whole numbers, which every kind of number can hold."""
     return torch.randint(-127, 128, shape).float()
-
-
-def _onednn(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight.T, None, "none", [], "")
 
 
 def packed(weight: Tensor, bias: Tensor | None = None) -> object:

@@ -2,6 +2,7 @@
 
     MIDIBERT_CORPORA=/data python benchmarks/annotate.py --size 4x256 --write      # about five minutes
     MIDIBERT_CORPORA=/data python benchmarks/annotate.py --size 12x768 --write     # about fifteen minutes
+    python benchmarks/annotate.py --size 4x256 --threads 1 --kernels --write
     python benchmarks/annotate.py --size 4x256 --files 2 --rounds 1                # on songs of the package
 
 The authors' tool (peer_melody.py) reads a file with miditoolkit, makes events note by note, runs chunks of 512 that do
@@ -11,10 +12,15 @@ calibrated or not, and the whole file written again with a track a label. Weight
 work.
 
 The `bare products` are the matrix products of one forward pass over each note once (products.py), without anything
-else: no tool that computes this model with these numbers is faster on this machine.
+else: no tool that computes this model by these products is faster on this machine.
+
+With `--kernels` also by kernels that ours does not use (products.py): fp32 by torch's own (MKL), int8, and int8 with
+finding the range of each layer's input and rounding it. `int8 layers` is the job in bf16 with layers that do so.
+
 Both go through the same files, turn by turn, on the same number of threads. `faster` is the median over rounds of their
 time over ours; `ms a note` the median over rounds. `outside the model` is the share of our time that is not spent in
-the model's forward pass.
+the model's forward pass. On one thread all seconds are CPU seconds of the process that has the model; the child that
+reads files beside it does not count then.
 """
 
 import argparse
@@ -23,7 +29,7 @@ import os
 import shutil
 import sys
 import tempfile
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -33,8 +39,10 @@ import harness
 from pretrain_step import SIZES
 
 AUTHORS = "authors' melody tool, fp32"
+INT8 = "relative_key_query bf16, int8 layers"
 OURS = ("relative_key_query fp32", "relative_key_query bf16")
 BARE = ("bare products fp32", "bare products bf16")
+OTHER_KERNELS = ("bare products fp32, MKL", "bare products int8", "bare products int8, quantized")
 REQUIREMENTS = (
     "torch==2.13.0",
     "transformers==4.40.2",
@@ -50,24 +58,29 @@ LEAST_FASTER, MOST_OUTSIDE = 20.0, 0.25
 def main() -> None:
     options = _options()
     if options.worker:
-        print(json.dumps(bare(options) if options.worker in BARE else ours(options)))
+        print(json.dumps(bare(options) if options.worker in BARE + OTHER_KERNELS else ours(options)))
         return
     python = harness.environment("authors-tool", REQUIREMENTS, options.environments)
     files, name = harness.music(options.corpora, options.files)
-    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in (AUTHORS, *OURS, *BARE)}
+    variants = (AUTHORS, *OURS, *((INT8, *BARE, *OTHER_KERNELS) if options.kernels else BARE))
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for number in range(options.rounds):
         for variant, results in found.items():
             results.append(harness.measure(_command(variant, python, options), files))
             seconds, notes = sum(results[-1]["seconds"]), sum(results[-1]["notes"])
             print(f"round {number + 1}  {variant:<28}  {1000 * seconds / notes:8.2f} ms a note", flush=True)
     rows = [_row(variant, found) for variant in found]
-    head = (f"{options.size}, {len(files)} pieces of {name}", "ms a note", "faster", "target", "holds")
+    head: tuple[str, ...] = (f"{options.size}, {len(files)} pieces of {name}", "ms a note", "faster", "target", "holds")
     head += ("outside the model", f"≤ {MOST_OUTSIDE:.0%}")
     software = f"ours: {harness.versions('torch', 'transformers', 'symusic', 'pretty_midi')}; authors' tool: "
     software += harness.versions("torch", "transformers", "miditoolkit", python=python)
     hardware = f"{harness.machine()}, {options.threads} threads"
     harness.publish(
-        f"annotate {options.size}", harness.table(head, rows), options, hardware=hardware, software=software
+        f"annotate {options.size}{' kernels' if options.kernels else ''}",
+        harness.table(head, rows),
+        options,
+        hardware=hardware,
+        software=software,
     )
 
 
@@ -76,6 +89,7 @@ def _options() -> argparse.Namespace:
     root = os.environ.get("MIDIBERT_CORPORA", "")
     parser.add_argument("--corpora", default=root, help="folder of POP909; else the package's songs")
     parser.add_argument("--size", choices=SIZES, default="4x256", help="layers x width")
+    parser.add_argument("--kernels", action="store_true", help="also by kernels that ours does not use")
     parser.add_argument("--files", type=int, default=6, help="pieces, evenly out of the list")
     parser.add_argument("--rounds", type=int, default=3, help="turns of all variants")
     parser.add_argument("--threads", type=int, default=2)
@@ -94,6 +108,8 @@ def _command(variant: str, python: Path, options: argparse.Namespace) -> list[ob
 
 def ours(options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of all files (names on standard input), seconds of these in the model, and notes."""
+    import products
+
     from midibert_ray.inference.plan import plan
     from midibert_ray.inference.state import State
     from midibert_ray.inference.worker import JobSpec, Worker
@@ -104,16 +120,19 @@ def ours(options: argparse.Namespace) -> dict[str, list[float]]:
         for number, file in enumerate(json.load(sys.stdin)):
             shutil.copyfile(file, music / f"{number}.mid")
         spec = JobSpec(kind="annotate", model=model, output=f"{scratch}/out", formats=("midi",))
-        made = plan(replace(spec, precision=options.worker.split()[1]), str(music))
+        made = plan(replace(spec, precision=options.worker.split()[1].strip(",")), str(music))
         spec = replace(made.spec, threads=options.threads)
         State(spec.state).begin(made.settings)
-        worker = Worker(spec)
+        worker: Any = Worker(spec)
+        if options.worker == INT8:
+            products.to_int8(worker._model.encoder)
         first = next(iter(made.open))
         worker.do({first: made.open[first]})  # starts the children
-        spent = _in_model(worker)
-        start = time.perf_counter()
+        spent = _in_model(worker, harness.clock(options.threads))
+        clock = harness.clock(options.threads)
+        start = clock()
         records = worker.do(made.open)
-        seconds = time.perf_counter() - start
+        seconds = clock() - start
         worker.close()
     if any(row["reason"] for row in records):
         raise ValueError(f"files that give nothing: {records}")
@@ -127,8 +146,13 @@ def bare(options: argparse.Namespace) -> dict[str, list[float]]:
 
     torch.set_num_threads(options.threads)
     rows, length = 4, 512
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.worker.split()[-1]]
-    seconds = products.seconds(*SIZES[options.size], rows=rows, length=length, dtype=dtype)
+    shape = {"rows": rows, "length": length}
+    if options.worker in OTHER_KERNELS:
+        kernel = options.worker.removeprefix("bare products ")
+        seconds = products.seconds_by(kernel, *SIZES[options.size], **shape)
+    else:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.worker.split()[-1]]
+        seconds = products.seconds(*SIZES[options.size], **shape, dtype=dtype)
     return {"seconds": [seconds], "forward": [seconds], "notes": [rows * length]}
 
 
@@ -153,13 +177,13 @@ def _model(folder: Path, options: argparse.Namespace) -> str:
     return str(save_export(MidiBertForNotes(config), folder))
 
 
-def _in_model(worker: Any) -> list[float]:
+def _in_model(worker: Any, clock: Callable[[], float]) -> list[float]:
     """Seconds of the calls of a worker's model from now on."""
     spent: list[float] = []
     annotator = worker._model
     for module in (annotator.encoder, annotator.model.head):
-        module.register_forward_pre_hook(lambda *_: spent.append(-time.perf_counter()))
-        module.register_forward_hook(lambda *_: spent.append(time.perf_counter()))
+        module.register_forward_pre_hook(lambda *_: spent.append(-clock()))
+        module.register_forward_hook(lambda *_: spent.append(clock()))
     return spent
 
 
@@ -173,7 +197,7 @@ def _row(variant: str, found: dict[str, list[dict[str, Any]]]) -> list[str]:
     if variant == AUTHORS:
         return [*row, "1", "", "", f"{outside:.0%}", ""]
     faster = median(x / y for x, y in zip(theirs, own, strict=True))
-    if variant in BARE:
+    if variant in BARE + OTHER_KERNELS:
         return [*row, f"{faster:.1f} ×", "", "", "", ""]
     target = [f"{faster:.1f} ×", f"≥ {LEAST_FASTER:g} ×", harness.verdict(faster, least=LEAST_FASTER)]
     return [*row, *target, f"{outside:.0%}", harness.verdict(outside, most=MOST_OUTSIDE)]

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,17 @@ def peak_gib() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def clock(threads: int) -> Callable[[], float]:
+    """Seconds; on one thread those of this process's CPU time, so that other work on the machine does not count."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def resident_gib() -> float:
+    """Resident memory of this process now, GiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
 def publish(name: str, rows: str, options: argparse.Namespace, *, hardware: str, software: str) -> None:

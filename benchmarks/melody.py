@@ -2,6 +2,7 @@
 
     MIDIBERT_CORPORA=/data python benchmarks/melody.py --write                     # the model that ships
     MIDIBERT_CORPORA=/data python benchmarks/melody.py --model exports/melody --most 20
+    MIDIBERT_CORPORA=/data python benchmarks/melody.py --precisions --write        # what fewer bits change
     MIDIBERT_CORPORA=/data python benchmarks/melody.py --card                      # into the card of that model as well
 
 Test pieces of POP909 (its songs aligned to their beats, as in training, and as the files are) and of Lieder (composers
@@ -9,7 +10,8 @@ that are in no other split), and all of `solo`, a corpus that nothing is trained
 `midibert annotate` does it. A note counts as melody where it is in the melody's track (POP909's bridge is none), or the
 model answers `melody`. F1 and accuracy are over all notes of a set; the F1 of a piece is the mean over
 pieces. `unlike` is the share of pieces of which the model says that they are unlike the music that it knows; the last
-table has it for piano music without a marked melody, too.
+table has it for piano music without a marked melody, too. With `--precisions` the model answers in fp32, in bf16, and
+with layers in int8 (products.py), which no setting of ours does.
 """
 
 import os
@@ -21,6 +23,7 @@ from pathlib import Path
 
 import harness
 import numpy as np
+import products
 from numpy.typing import NDArray
 
 from midibert_ray.corpora.catalogue import corpus
@@ -90,12 +93,18 @@ def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--corpora", default=os.environ.get("MIDIBERT_CORPORA", ""), help="folder of the corpora")
     parser.add_argument("--model", default="melody", help="folder of a model, or the name of one that ships")
+    parser.add_argument("--precisions", action="store_true", help="what numbers of fewer bits change, and nothing else")
     parser.add_argument("--most", type=int, default=0, help="pieces of each set at most, evenly out of the list")
     parser.add_argument("--card", action="store_true", help="put the tables into the model's card, its README.md")
     options = parser.parse_args()
     model = load(options.model, "cpu")
+    software = harness.versions("torch", "transformers", "symusic")
     if MELODY not in model.classes:
         parser.error(f"--model {options.model} has the classes {', '.join(model.classes)}, and no {MELODY}")
+    if options.precisions:
+        rows = precisions(options)
+        harness.publish("melody precisions", rows, options, hardware=harness.machine(), software=software)
+        return
     found = {name: list(score(model, songs(*place, options))) for name, place in SETS.items()}
     shown = {name: pieces for name, pieces in found.items() if pieces}
     strange = {
@@ -105,8 +114,34 @@ def main() -> None:
     if options.card:
         own = shipped.is_shipped(options.model)
         write_card(shipped.FOLDER / options.model if own else Path(options.model), "\n\n".join(tables))
-    software = harness.versions("torch", "transformers", "symusic")
     harness.publish("melody", "\n\n".join(tables), options, hardware=harness.machine(), software=software)
+
+
+def precisions(options: Namespace) -> str:
+    """A row for each set and precision: note F1, and how the answers differ from those in fp32."""
+    models = {name: load(options.model, "cpu", precision=name) for name in ("fp32", "bf16")}
+    for name in tuple(models):
+        models[f"{name}, int8 layers"] = load(options.model, "cpu", precision=name)
+        products.to_int8(models[f"{name}, int8 layers"].encoder)
+    head, rows = ("set", "precision", "note F1", "accuracy", "other labels", "probability differs by", "notes"), []
+    for name, place in SETS.items():
+        answers = {each: list(score(model, songs(*place, options))) for each, model in models.items()}
+        if not answers["fp32"]:
+            continue
+        truth = np.concatenate([piece.truth for piece in answers["fp32"]])
+        for each, pieces in answers.items():
+            said, probability = _melody(pieces)
+            plain, before = _melody(answers["fp32"])
+            shares = (f"{f1(truth, said):.4f}", f"{(truth == said).mean():.4f}", f"{(said != plain).mean():.2%}")
+            rows.append((name, each, *shares, f"{abs(probability - before).mean():.4f}", f"{len(truth):,}"))
+    return harness.table(head, rows)
+
+
+def _melody(pieces: list[Scored]) -> tuple[Bools, NDArray[np.float32]]:
+    """The notes of all pieces: melody or not to the model, and its probability."""
+    said = np.concatenate([piece.said["model"] for piece in pieces])
+    confidence = np.concatenate([piece.confidence for piece in pieces])
+    return said, np.where(said, confidence, 1 - confidence)
 
 
 def write_card(folder: Path, tables: str) -> None:

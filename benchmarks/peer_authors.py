@@ -13,8 +13,8 @@ import random
 
 import torch
 import torch.nn.functional as F
-from harness import peak_gib
-from steps import SIZES, Updater, random_batch, timed
+from harness import peak_gib, resident_gib
+from steps import SIZES, Updater, largest_live, random_batch, timed
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -70,6 +70,7 @@ def main() -> None:
         options.add_argument(f"--{name}", type=int, default=default)
     for name, default in (("batch", 12), ("threads", 2), ("warmup", 1), ("steps", 2)):
         options.add_argument(f"--{name}", type=int, default=default)
+    options.add_argument("--memory", action="store_true", help="also by what is held")
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
@@ -89,8 +90,11 @@ def main() -> None:
         loss.backward()
         updater.step()
 
-    seconds = timed(step, warmup=given.warmup, steps=given.steps)
-    print(json.dumps({"seconds": seconds, "peak_gib": peak_gib()}))
+    before = resident_gib()
+    found = {"seconds": timed(step, warmup=given.warmup, steps=given.steps), "peak_gib": peak_gib()}
+    if given.memory:
+        found |= {"before_gib": before, "state_gib": updater.state_gib(), "live_gib": largest_live(step)}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,15 @@ def timed(step: Callable[[int], object], *, warmup: int, steps: int) -> list[flo
     return seconds[warmup:]
 
 
+def largest_live(step: Callable[[int], object]) -> float:
+    """GiB that the tensors made within one step hold at most, at one time, by the profiler's record of each."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        step(0)
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held) / 2**30
+
+
 class Updater:
     """Clipping and AdamW with the authors' settings; for a bf16 model on an fp32 copy of its weights."""
 
@@ -37,6 +47,10 @@ class Updater:
         self.copied = self.parameters[0].dtype is not torch.float32
         self.weights = [p.detach().float().clone() for p in self.parameters] if self.copied else self.parameters
         self.adamw = torch.optim.AdamW(self.weights, lr=2e-5, eps=1e-6, weight_decay=0.01, fused=fused)
+
+    def state_gib(self) -> float:
+        """GiB of the moments, which AdamW makes in the first step and keeps."""
+        return sum(value.nbytes for state in self.adamw.state.values() for value in state.values()) / 2**30
 
     def step(self) -> None:
         """Take the gradients of the parameters, clip them, and step."""

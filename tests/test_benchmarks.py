@@ -19,9 +19,11 @@ BENCHMARKS = (
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
 HELPERS = ("__init__", "harness", "plain", "products", "stages", "steps")
 SECTIONS = (
-    *("pretrain_step 4x256", "pretrain_step 12x768", "packing", "overhead", "scaling", "scaling nodes", "study"),
+    *("pretrain_step 4x256", "pretrain_step 4x256 memory", "pretrain_step 12x768", "packing", "overhead", "scaling"),
+    *("scaling nodes", "study"),
     *("start demo", "start trial", "start processes", "start driver", "tokenize", "scale"),
-    *("annotate 4x256", "annotate 12x768", "gpu", "roofline", "gpu study", "melody"),
+    *("annotate 4x256", "annotate 4x256 kernels", "annotate 12x768", "annotate 12x768 kernels", "gpu", "roofline"),
+    *("gpu study", "melody", "melody precisions"),
 )
 
 

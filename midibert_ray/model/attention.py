@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from midibert_ray.model import flex
 from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import CpuAttention
+from midibert_ray.model.onednn import Linear
 from midibert_ray.model.relative import distance_windows, relative_bias
 
 ATTENTIONS = ("relative_key_query", "rope")
@@ -85,9 +86,9 @@ class SelfAttention(nn.Module):
     def __init__(self, *, hidden_size: int, heads: int, attention: str, max_length: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.max_length, self.dropout = heads, max_length, dropout
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size)
+        self.value = Linear(hidden_size, hidden_size)
         self.distance_embedding = (
             nn.Embedding(2 * max_length - 1, hidden_size // heads) if attention == "relative_key_query" else None
         )

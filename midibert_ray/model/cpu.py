@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midibert_ray.model import onednn
 from midibert_ray.model.relative import relative_scores, relative_scores_backward
 
 SCORES_AT_ONCE = 2**20
@@ -51,7 +52,7 @@ class _CpuDropout(torch.autograd.Function):
         return grads[0].mul(keep).div_(1 - ctx.p), None
 
 
-class GeluLinear(nn.Linear):
+class GeluLinear(onednn.Linear):
     """linear(gelu(x)); in fp32 on the CPU the wide gelu(x) is computed again in the backward pass instead of kept.
 
     In bf16 the wide tensors are half as large, and gelu takes longer there than the memory is worth.
@@ -59,7 +60,7 @@ class GeluLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float [..., in_features] -> float [..., out_features]."""
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.is_grad_enabled():
+        if onednn.applies(x) and torch.is_grad_enabled():
             return _GeluLinear.apply(x, self.weight, self.bias)
         return super().forward(F.gelu(x))
 
@@ -68,20 +69,20 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.linear(F.gelu(x), weight, bias)
+        return onednn.linear(F.gelu(x), weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grads[0].reshape(-1, weight.shape[0])
-        wide, grad_weight = F.gelu(x), None
+        grad_x = grad_weight = None
         if needs_weight:
-            grad_weight = rows.T @ wide.view(-1, weight.shape[1])
-        if needs_x:  # in the place of gelu(x), so that there is one such tensor at a time
-            torch.mm(rows, weight, out=wide.view(-1, weight.shape[1]))
-            torch.ops.aten.gelu_backward.grad_input(wide, x, grad_input=wide)
-        return wide if needs_x else None, grad_weight, rows.sum(0) if needs_bias else None
+            grad_weight = onednn.mm(rows.T, F.gelu(x).view(-1, weight.shape[1]))
+        if needs_x:
+            grad_x = onednn.mm(rows, weight).view(x.shape)
+            torch.ops.aten.gelu_backward.grad_input(grad_x, x, grad_input=grad_x)
+        return grad_x, grad_weight, rows.sum(0) if needs_bias else None
 
 
 class CpuAttention(torch.autograd.Function):
@@ -103,7 +104,7 @@ class CpuAttention(torch.autograd.Function):
             if dropout > 0:
                 # The sign says whether dropout removed a weight: the backward pass needs one tensor, not two.
                 weights = torch.where(keep_mask(weights.shape, dropout), weights, -weights)
-            torch.bmm(weights.clamp_min(0) if dropout > 0 else weights, v[rows], out=out[rows])
+            onednn.bmm(weights.clamp_min(0) if dropout > 0 else weights, v[rows], out=out[rows])
             if any(ctx.needs_input_grad):
                 kept.append(weights)
         if dropout > 0:
@@ -124,12 +125,12 @@ class CpuAttention(torch.autograd.Function):
         for rows, weights in zip(_chunks(q, k), kept, strict=True):
             used = weights.clamp_min(0) if ctx.dropout > 0 else weights
             grad = grad_out[rows] / (1 - ctx.dropout)
-            torch.bmm(used.transpose(1, 2), grad, out=grad_v[rows])
-            scores = torch.bmm(grad, v[rows].transpose(1, 2)).mul_(used)
+            onednn.bmm(used.transpose(1, 2), grad, out=grad_v[rows])
+            scores = onednn.bmm(grad, v[rows].transpose(1, 2)).mul_(used)
             mean = scores.sum(-1, keepdim=True)
             scores.addcmul_(weights.abs() if ctx.dropout > 0 else weights, mean, value=-1)
-            torch.bmm(scores, k[rows], out=grad_q[rows])
-            torch.bmm(scores.transpose(1, 2), q[rows], out=grad_k[rows])
+            onednn.bmm(scores, k[rows], out=grad_q[rows])
+            onednn.bmm(scores.transpose(1, 2), q[rows], out=grad_k[rows])
             if grad_windows is not None:
                 for i, view in enumerate(_in_blocks(scores, windows)):
                     own, own_grad = ((q, grad_q), (k, grad_k))[i]
@@ -152,7 +153,7 @@ def _in_blocks(scores: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weights(q: Tensor, k: Tensor, windows: Tensor | None, padding: Tensor | None) -> Tensor:
     """Attention weights [n, t, t] before dropout."""
-    scores = torch.bmm(q, k.transpose(1, 2))
+    scores = onednn.bmm(q, k.transpose(1, 2))
     if windows is not None:
         of_queries, of_keys = (relative_scores(x, of_x) for x, of_x in zip((q, k), windows, strict=True))
         by_query, by_key = _in_blocks(scores, windows)

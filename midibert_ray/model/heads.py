@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 from midibert_ray.model.midibert import IGNORE, MidiBertConfig, MidiBertModel, MidiBertPreTrainedModel
+from midibert_ray.model.onednn import Linear
 from midibert_ray.model.packing import Packing
 from midibert_ray.settings.config import Freeze
 
@@ -21,8 +22,8 @@ class NoteHead(nn.Module):
     def __init__(self, hidden_size: int, classes: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout(0.1)
-        self.dense = nn.Linear(hidden_size, 256)
-        self.output = nn.Linear(256, classes)
+        self.dense = Linear(hidden_size, 256)
+        self.output = Linear(256, classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float [b, t, hidden_size] -> logits float [b, t, classes]."""
@@ -34,10 +35,10 @@ class SequenceHead(nn.Module):
 
     def __init__(self, hidden_size: int, classes: int) -> None:
         super().__init__()
-        self.attention_dense = nn.Linear(hidden_size, 128, bias=False)
-        self.attention_output = nn.Linear(128, 4, bias=False)
-        self.dense = nn.Linear(4 * hidden_size, 256)
-        self.output = nn.Linear(256, classes)
+        self.attention_dense = Linear(hidden_size, 128, bias=False)
+        self.attention_output = Linear(128, 4, bias=False)
+        self.dense = Linear(4 * hidden_size, 256)
+        self.output = Linear(256, classes)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size]; mask: [b, t], true or 1 = counts -> logits float [b, classes].
@@ -57,7 +58,7 @@ class LinearNoteHead(nn.Module):
     def __init__(self, hidden_size: int, classes: int) -> None:
         super().__init__()
         self.dropout = nn.Dropout(0.1)
-        self.output = nn.Linear(hidden_size, classes)
+        self.output = Linear(hidden_size, classes)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: float [b, t, hidden_size] -> logits float [b, t, classes]."""
@@ -69,7 +70,7 @@ class LinearSequenceHead(nn.Module):
 
     def __init__(self, hidden_size: int, classes: int) -> None:
         super().__init__()
-        self.output = nn.Linear(hidden_size, classes)
+        self.output = Linear(hidden_size, classes)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden: float [b, t, hidden_size]; mask: [b, t], true or 1 = counts -> logits float [b, classes]."""

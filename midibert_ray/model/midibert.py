@@ -24,6 +24,7 @@ from midibert_ray.model.chosen import Chosen
 from midibert_ray.model.cpu import Dropout, GeluLinear
 from midibert_ray.model.flex import BlockedMask
 from midibert_ray.model.inputs import require_inputs
+from midibert_ray.model.onednn import Linear
 from midibert_ray.model.packing import Packing
 from midibert_ray.music.vocabulary import CP, REMI, Vocabulary
 
@@ -129,7 +130,7 @@ class TokenEmbeddings(nn.Module):
         self.sizes = sizes = VOCABULARIES[representation].sizes
         self.scale = math.sqrt(embedding_size)
         self.tables = nn.ModuleList(TokenTable(size, embedding_size) for size in sizes)
-        self.projection = nn.Linear(embedding_size * len(sizes), hidden_size)
+        self.projection = Linear(embedding_size * len(sizes), hidden_size)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: int64 [b, t, 4] (CP) or [b, t] (REMI) -> float [b, t, hidden_size]."""
@@ -171,9 +172,9 @@ class EncoderLayer(GradientCheckpointingLayer):
             max_length=config.max_length,
             dropout=config.attention_probs_dropout_prob,
         )
-        self.attention_output = nn.Linear(hidden, hidden)
+        self.attention_output = Linear(hidden, hidden)
         self.attention_norm = nn.LayerNorm(hidden, eps=eps)
-        self.feed_forward = nn.Linear(hidden, config.intermediate_size)
+        self.feed_forward = Linear(hidden, config.intermediate_size)
         self.feed_forward_output = GeluLinear(config.intermediate_size, hidden)
         self.feed_forward_norm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -294,7 +295,7 @@ class MidiBertForMaskedLM(MidiBertPreTrainedModel):
     def __init__(self, config: MidiBertConfig) -> None:
         super().__init__(config)
         self.midibert = MidiBertModel(config)
-        self.heads = nn.ModuleList(nn.Linear(config.hidden_size, size) for size in config.vocabulary.sizes)
+        self.heads = nn.ModuleList(Linear(config.hidden_size, size) for size in config.vocabulary.sizes)
         self.roll: nn.Linear | None = None
         """A head for every real note, which learns along in pre-training and is left behind when a folder is opened."""
         self.post_init()

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from midibert_ray.model import onednn
+
 BLOCK = 64
 
 
@@ -55,7 +57,7 @@ def relative_products(x: Tensor, windows: Tensor) -> Tensor:
     x: [n, t, d]; windows: [blocks, d, t + block]. Returns [blocks, n, block, t + block]; position p of a block finds
     that of another position j in column block - 1 - p + j.
     """
-    return torch.bmm(_in_blocks(x, windows), windows).unflatten(1, (len(x), -1))
+    return onednn.bmm(_in_blocks(x, windows), windows).unflatten(1, (len(x), -1))
 
 
 def relative_scores(x: Tensor, windows: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ def relative_scores(x: Tensor, windows: Tensor) -> Tensor:
     x: [n, t, d]; windows: [blocks, d, t + block], one half of `distance_windows`.
     Returns a view [n, blocks, block, t].
     """
-    return _aligned(torch.bmm(_in_blocks(x, windows), windows), len(x), x.shape[1])
+    return _aligned(onednn.bmm(_in_blocks(x, windows), windows), len(x), x.shape[1])
 
 
 def relative_scores_backward(grad: Tensor, x: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +75,9 @@ def relative_scores_backward(grad: Tensor, x: Tensor, windows: Tensor) -> tuple[
     own = _in_blocks(x, windows)
     products = grad.new_zeros(len(windows), own.shape[1], windows.shape[2])
     _aligned(products, n, t).copy_(grad)
-    grad_own = torch.bmm(products, windows.transpose(1, 2))
+    grad_own = onednn.bmm(products, windows.transpose(1, 2))
     grad_x = grad_own.view(len(windows), n, -1, x.shape[2]).transpose(0, 1).reshape(x.shape)
-    return grad_x, torch.bmm(own.transpose(1, 2), products)
+    return grad_x, onednn.bmm(own.transpose(1, 2), products)
 
 
 def relative_bias(q: Tensor, k: Tensor, windows: Tensor) -> Tensor:

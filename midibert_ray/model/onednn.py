@@ -29,18 +29,18 @@ def _applies_within(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X @ weight.T + bias, without a gradient; x: float32 [..., in], weight: [out, in] -> [..., out]."""
+    """The layer x @ weight.T + bias, without a gradient; x: float32 [..., in], weight: [out, in] -> [..., out]."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
-    """A @ b; float [n, m], [m, k] -> [n, k]. By oneDNN inside of autograd functions alone: it has no gradient."""
+    """The product a @ b; float [n, m], [m, k] -> [n, k]. By oneDNN in autograd functions alone: it has no gradient."""
     return linear(a, b.T) if _applies_within(a) else a @ b
 
 
 def bmm(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """torch.bmm; float [n, t, m], [n, m, k] -> [n, t, k]. By oneDNN inside of autograd functions alone, as `mm`."""
+    """torch.bmm; float [n, t, m], [n, m, k] -> [n, t, k]. By oneDNN in autograd functions alone, as `mm`."""
     if not _applies_within(a) or a.shape[1] * b.shape[2] < LEAST:
         return torch.bmm(a, b) if out is None else torch.bmm(a, b, out=out)
     out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out

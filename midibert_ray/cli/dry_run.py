@@ -83,8 +83,9 @@ def _resource_lines(plan: JobPlan) -> list[str]:
 def requests(plan: JobPlan, compute: ComputeConfig) -> list[resources.Request]:
     """The resources that the open parts of a job ask for; none where all is done."""
     found = resources.requests(compute, pretraining=bool(plan.open_pretrainings), trials=bool(plan.open_trials))
-    current = all(corpus.is_current() for group in plan.tokens for corpus in group.values())
-    return found or ([] if current else [resources.Request("tokenizing", 1, {"CPU": 1.0})])
+    if found or all(corpus.is_current() for group in plan.tokens for corpus in group.values()):
+        return found
+    return [resources.Request("tokenizing", 1, {"CPU": 1.0})]
 
 
 def _settings(config: Config) -> str:

@@ -134,7 +134,7 @@ def importing(tmp_path: Path, mark: str) -> Iterator["subprocess.Popen[str]"]:
     """jobs/export.py, while it imports a package that takes its time."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore Ctrl-C for what runs in the background
     (tmp_path / "transformers").mkdir()
-    slow = f"import pathlib, time\npathlib.Path({mark!r}).touch()\ntime.sleep(100)\n"
+    slow = f"import pathlib, time\npathlib.Path({mark!r}).touch()\nfor _ in range(1000):\n    time.sleep(0.1)\n"
     (tmp_path / "transformers/__init__.py").write_text(slow)
     command = [sys.executable, "jobs/export.py", "output=/nowhere"]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
@@ -166,10 +166,14 @@ if "own" in sys.argv:
         print("handled", flush=True)
         sys.exit(0)
 
+def wait():  # a signal that comes just before a sleep begins is only seen after it
+    print("ready", flush=True)
+    for _ in range(1000):
+        time.sleep(0.1)
+
 class Half:  # what was never made whole complains in the end, as data sets of Ray do
     def __init__(self):
-        print("ready", flush=True)
-        time.sleep(100)
+        wait()
         self.made = True
 
     def __del__(self):
@@ -183,8 +187,7 @@ with signals.in_order():
             signal.signal(signal.SIGINT, handler)
         if "half made" in sys.argv:
             Half()
-        print("ready", flush=True)
-        time.sleep(100)
+        wait()
     except KeyboardInterrupt:
         if "wrong" in sys.argv:
             raise ValueError("made of an interrupt")

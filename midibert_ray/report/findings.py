@@ -32,7 +32,7 @@ def verdict(tables: Sequence[ResultTable], start: str = "") -> list[str]:
     """Two sentences: the worth of pre-training by task, and where the best models stand beside trivial answers.
 
     About protocol clean where a study has it. An effect counts as beyond chance where its interval, over other pieces,
-    leaves zero out. A sweep, which looks at no test split, has no verdict. `start` names the weights that pre-training
+    leaves zero out. A sweep, which looks at no test split, has no verdict. `start` names the weights that all encoders
     began with, if there were such.
     """
     found = scores(tables)
@@ -43,7 +43,7 @@ def verdict(tables: Sequence[ResultTable], start: str = "") -> list[str]:
     tasks = kinds.in_order(key.task for key in found if key.protocol == protocol)
     worth = [text for task in tasks if (text := _pretraining(found, tables, protocol, task))]
     if worth:
-        begun = f", which began with the weights {start}," if start else ""
+        begun = f", that of the weights {start} included," if start else ""
         first = f"Under protocol {protocol} pre-training{begun} is worth {_listed(worth)}."
     else:
         first = "No task was learnt both with and without pre-training: this study does not say what it is worth."

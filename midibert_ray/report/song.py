@@ -48,7 +48,7 @@ def write(plan: StudyPlan, corpora: Mapping[str, CorpusPlan], outcomes: Sequence
         song = read_song(notes_to_pretty_midi(notes), f"{piece}: {item.task}")
         page = render(
             load(done[1]).annotate(song),
-            f"A test piece of {source.corpus.name}, which no model of the study has learnt from, as "
+            f"A test piece of {source.corpus.name}, whose labels no model of the study has learnt, as "
             f"{item.trial} hears it; on the test split {percent(item.accuracy)} % of its labels are right.",
         )
         uri = storage.root.song(plan.config.storage.root, plan.key)

@@ -295,7 +295,7 @@ def test_the_verdict(third: ResultTable) -> None:
         "(majority class, 50.0 %).",
     ]
     (first, _) = findings.verdict([third], "melody")
-    assert first.startswith("Under protocol clean pre-training, which began with the weights melody, is worth 32.5 ")
+    assert first.startswith("Under protocol clean pre-training, that of the weights melody included, is worth 32.5 ")
     line = replace(SKYLINE, name=TRAINING, correct=37, detail={"melody": 10})
     first, second = findings.verdict(table.build(OUTCOMES[3:], {}, [line], ("3",)))
     assert first == "No task was learnt both with and without pre-training: this study does not say what it is worth."

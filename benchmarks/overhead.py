@@ -3,6 +3,7 @@
     python benchmarks/overhead.py --write                          # about twenty-five minutes on two cores
     python benchmarks/overhead.py --workers 1 --rounds 5 --write   # two workers need two idle cores
     python benchmarks/overhead.py --one-core --workers 2 --write   # the same beside a core that is left free
+    python benchmarks/overhead.py --one-core --engines --write     # what of that is DeepSpeed alone, without any Ray
     python benchmarks/overhead.py --reports --write                # the last table alone, a quarter of an hour
     python benchmarks/overhead.py --rounds 1 --intervals 2 --log-every 2 --size 32 --segment 64
 
@@ -15,7 +16,9 @@ Where every core has a worker, Ray's daemons take their time from the workers. H
 `beside an idle Ray` shows: the plain loop again, while a Ray with as many idle actors as Ray Train keeps stands by.
 
 How much is left where nobody takes a worker's core is what `--one-core` shows: the workers of both sides share one
-core, and all processes of Ray but these have the others.
+core, and all processes of Ray but these have the others. What `--engines` shows is the plain loop of two workers with
+DeepSpeed's engine in place of DistributedDataParallel, by ZeRO stage: as much is the most that torch's reducer under
+our own engine could save.
 
 Only the steady state counts. Both sides measure the wall time of intervals of `--log-every` steps, reports
 included: ours are those that the run itself reports (`throughput/steps_per_s` in MLflow), the first of each run is
@@ -36,6 +39,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -47,6 +51,8 @@ TARGETS = {1: 0.025, 2: 0.05}
 REPORTS_TARGET = 0.03
 REPORTED_STEPS = 3000
 SIDES = ("plain", "beside", "ray")
+STAGES = (0, 1, 2)
+"""Of ZeRO, those that `--engines` compares."""
 
 CORE = 0
 """The core of all workers with `--one-core`."""
@@ -68,6 +74,9 @@ def main() -> None:
         if options.reports:
             _publish("reports", _reports(options, store, Path(folder)), options)
             return
+        if options.engines:
+            _publish("overhead engines", _engines(options, store, Path(folder)), options)
+            return
         found: dict[int, list[Turn]] = {workers: [] for workers in options.workers}
         for number in range(options.rounds):
             for workers, turns in found.items():
@@ -85,6 +94,7 @@ def _publish(section: str, rows: str, options: argparse.Namespace) -> None:
 def _options() -> argparse.Namespace:
     parser = harness.parser(__doc__)
     parser.add_argument("--reports", action="store_true", help="what frequent reports cost, and nothing else")
+    parser.add_argument("--engines", action="store_true", help="two workers without Ray, by engine, and nothing else")
     parser.add_argument("--one-core", action="store_true", help="all workers on one core, all else on the others")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], choices=TARGETS)
     parser.add_argument("--rounds", type=int, default=3, help="turns of both sides")
@@ -97,6 +107,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--segment", type=int, default=512, help="time steps of a segment")
     for hidden in ("--worker", "--root", "--store"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -107,6 +118,26 @@ def _turn(options: argparse.Namespace, workers: int, store: str, root: Path) -> 
         command = [*_command(options, side, workers), "--store", store, "--root", root / side]
         turn[side] = harness.measure(command)[1:]
     return turn
+
+
+def _engines(options: argparse.Namespace, store: str, root: Path) -> str:
+    """The table of two workers that torch's reducer, or one of DeepSpeed's, keeps together."""
+    found: dict[int | None, list[list[float]]] = {stage: [] for stage in (None, *STAGES)}
+    for number in range(options.rounds):
+        for stage, turns in found.items():
+            command = [*_command(options, "plain", 2), "--store", store, "--root", root / f"{number}-{stage}"]
+            turns.append(harness.measure(command + ["--stage", stage] * (stage is not None))[1:])
+            print(f"round {number + 1}  ZeRO {stage}  {median(turns[-1]):.3f} s/step", flush=True)
+    plain, rows = found[None], []
+    for stage, turns in found.items():
+        ratios = [median(own) / median(other) for own, other in zip(turns, plain, strict=True)]
+        over = [f"{median(ratios) - 1:+.1%}", f"{min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}"]
+        seconds = median(median(turn) for turn in turns)
+        name = "DistributedDataParallel" if stage is None else f"DeepSpeed, ZeRO {stage}"
+        rows.append([name, f"{seconds:.3f}", *(over if stage is not None else ["", ""])])
+    where = " on one core" if options.one_core else ""
+    shape = f"2 workers{where}, no Ray (4x{options.size} {options.attention}, 12 × {options.segment})"
+    return harness.table((shape, "s/step", "more", "in single rounds"), rows)
 
 
 def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
@@ -265,28 +296,21 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
-    from midibert_ray.training.build import new_model
-    from midibert_ray.training.optimizer import adamw
     from midibert_ray.training.step import MaskedStep
 
     torch.set_num_threads(1)
     if options.one_core:
         _keep_on_the_core(os.getpid())
     data, config = _data(_config(options), options)
-    model, world, root = new_model(config).train(), options.workers[0], Path(options.root).resolve()
+    world, root = options.workers[0], Path(options.root).resolve()
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{world}"}  # DeepSpeed asks for them
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{root}/meeting", rank=rank, world_size=world)
-        model = torch.nn.parallel.DistributedDataParallel(model)
-    settings, seconds = config.optimizer, []
-    rates = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
-    optimizer = adamw(model.parameters(), config.protocol_in_force, **rates)
+    model, take = _torch_step(config) if options.stage is None else _deepspeed_step(config, options.stage)
     per_epoch, masking, since = data.order.batches_per_epoch, MaskedStep(config), time.perf_counter()
+    seconds = []
     for step in range((options.intervals + 1) * options.log_every):
-        loss = _loss(model, masking, data, step, rank, step // per_epoch, step % per_epoch)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        optimizer.step()
+        take(_loss(model, masking, data, step, rank, step // per_epoch, step % per_epoch))
         if (step + 1) % options.log_every == 0:
             seconds.append((time.perf_counter() - since) / options.log_every)
             since = time.perf_counter()
@@ -294,6 +318,48 @@ def plain_worker(rank: int, options: argparse.Namespace) -> None:
         (root / "seconds.json").write_text(json.dumps(seconds))
     if world > 1:
         dist.destroy_process_group()
+
+
+def _torch_step(config: Any) -> tuple[Any, Callable[[Any], None]]:
+    """A model, and what takes a step with a loss of it."""
+    import torch
+
+    from midibert_ray.training.build import new_model
+    from midibert_ray.training.optimizer import adamw
+
+    model: Any = new_model(config).train()
+    if config.compute.workers > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
+    settings = config.optimizer
+    rates = {"lr": settings.lr, "eps": settings.eps, "weight_decay": settings.weight_decay}
+    optimizer = adamw(model.parameters(), config.protocol_in_force, **rates)
+
+    def take(loss: Any) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        optimizer.step()
+
+    return model, take
+
+
+def _deepspeed_step(config: Any, stage: int) -> tuple[Any, Callable[[Any], None]]:
+    """The same by the engine that jobs build."""
+    import torch
+
+    from midibert_ray.settings.overrides import replace
+    from midibert_ray.training import engine
+    from midibert_ray.training.build import new_model
+
+    own = replace(config, {"compute.zero_stage": stage})
+    built = engine.build(new_model(own), own, steps=10**6, device=torch.device("cpu"))
+    built.train()
+
+    def take(loss: Any) -> None:
+        built.backward(loss)
+        engine.step(built)
+
+    return built, take
 
 
 def _loss(model: Any, masking: Any, data: Any, step: int, rank: int, epoch: int, k: int) -> Any:

@@ -72,10 +72,10 @@ def start_ray() -> Any:
     """
     import ray
 
-    from midibert_ray.cli.driver import QUIET
+    from midibert_ray.cli.driver import OWN_RAY
 
     if not ray.is_initialized():
-        for name, value in QUIET.items():  # as jobs start theirs
+        for name, value in OWN_RAY.items():  # as jobs start theirs
             os.environ.setdefault(name, value)
         ray.init("local", num_cpus=4, include_dashboard=True, log_to_driver=False)
     return ray

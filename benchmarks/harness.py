@@ -137,13 +137,19 @@ def resident_gib() -> float:
 
 
 def publish(name: str, rows: str, options: argparse.Namespace, *, hardware: str, software: str) -> None:
-    """Print a benchmark's table, and with --write put it into its section of RESULTS.md."""
-    print(f"\n{rows}", flush=True)  # first: it took its time, and the file may lack the section
-    if options.write:
-        when = time.strftime("%Y-%m-%d", time.gmtime())
-        facts = [f"* {when}, on {hardware}", f"* {software}", f"* `{command()}`"]
-        write_section(options.results, name, "\n".join([*facts, "", rows]))
-        print(f"\n{options.results.name}: section {name} is new")
+    """Print a benchmark's table last, and with --write put it into its section of RESULTS.md.
+
+    Raises:
+        ValueError: where the file has no such section; the table is printed all the same.
+    """
+    try:
+        if options.write:
+            when = time.strftime("%Y-%m-%d", time.gmtime())
+            facts = [f"* {when}, on {hardware}", f"* {software}", f"* `{command()}`"]
+            write_section(options.results, name, "\n".join([*facts, "", rows]))
+            print(f"\n{options.results.name}: section {name} is new")
+    finally:
+        print(f"\n{rows}")
 
 
 def command() -> str:

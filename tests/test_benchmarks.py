@@ -78,6 +78,9 @@ def test_published_rows_carry_machine_versions_and_command(
     written = copy.read_text(encoding="utf-8")
     assert ", on one chip\n* torch 1\n* `python benchmarks/gpu.py --write --results PATH`\n\n" + rows in written
     assert capsys.readouterr().out.endswith(rows + "\n")
+    with pytest.raises(ValueError, match="no section another"):
+        harness.publish("another", rows, options, hardware="one chip", software="torch 1")
+    assert capsys.readouterr().out.endswith(rows + "\n")  # what took its time is not lost
 
 
 def test_tables_are_aligned() -> None:

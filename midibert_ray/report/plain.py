@@ -140,8 +140,7 @@ def _all(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
 
 def _of_segments(data: TaskData, split: str, draw: _Draw) -> _Split:
     segments = data.splits[split]
-    rows = data.learned if split == "train" else np.arange(len(segments))
-    rows = draw(rows, TRAIN_SEGMENTS if split == "train" else VALID_SEGMENTS)
+    rows = draw(data.rows(split), TRAIN_SEGMENTS if split == "train" else VALID_SEGMENTS)
     features, pieces = [], []
     for some in _blocks(rows):
         raw = segments.gather(some)
@@ -156,7 +155,7 @@ def _of_segments(data: TaskData, split: str, draw: _Draw) -> _Split:
 
 def _of_notes(data: TaskData, split: str, draw: _Draw) -> _Split:
     segments = data.splits[split]
-    rows = data.learned if split == "train" else np.arange(len(segments))
+    rows = data.rows(split)
     pieces = draw(np.unique(segments.locate(rows)[0]), NOTE_PIECES)
     rows = rows[np.isin(segments.locate(rows)[0], pieces)]
     found = []

@@ -202,6 +202,8 @@ class FinetuneConfig:
     """Weigh each class by the inverse of its frequency in the training split."""
     train_segments: int = 0
     """Learn from so many segments of the training split, the same for all models and seeds; 0: from all."""
+    valid_segments: int = optional(0)
+    """Validate on so many segments of the validation split, the same for all models and seeds; 0: on all."""
     octave: float = optional(0.0)
     """Share of the segments whose melody moves an octave up or down against the rest, drawn anew each time; of tasks
     that tell a melody from other notes."""
@@ -219,7 +221,8 @@ class FinetuneConfig:
         checks.require_corpora("finetune.corpus", checks.corpora_of(self.corpus) or ("",))
         checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr", "average")
-        checks.require_not_negative(self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments")
+        counts = ("patience", "weight_decay", "freeze_layers", "train_segments", "valid_segments")
+        checks.require_not_negative(self, "finetune.", *counts)
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
         require(0 <= self.octave <= 1, "finetune.octave", self.octave, "a share from 0 to 1")

@@ -99,7 +99,8 @@ class _Meter:
 
     def trial(self, entry: TrialSpec) -> float:
         config, settings = entry.config, entry.config.finetune
-        source = (*entry.stores, settings.task, config.model.representation)
+        read = (config.tokens.segment, settings.train_segments, settings.valid_segments)
+        source = (*entry.stores, settings.task, config.model.representation, *read)
         if source not in self._data:
             self._data[source] = entry.data(self._open)
         data = self._data[source]
@@ -107,9 +108,8 @@ class _Meter:
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))
         epochs = recipe(config, entry.task).epochs
-        count = {split: len(segments) for split, segments in data.splits.items()}
-        scored = sum(count.values()) - count["train"] - count["valid"]
-        return a_segment * (epochs * (len(data.learned) + FORWARD * count["valid"]) + FORWARD * scored)
+        scored = sum(len(segments) for split, segments in data.splits.items() if split not in ("train", "valid"))
+        return a_segment * (epochs * (len(data.learned) + FORWARD * len(data.validated)) + FORWARD * scored)
 
     def _open(self, uri: str, config: StorageConfig) -> TokenStore:
         """A store, once for all tasks that read it: to divide 200,000 labelled pieces takes seconds."""

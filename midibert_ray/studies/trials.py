@@ -6,7 +6,7 @@ from itertools import product
 from typing import Any
 
 from midibert_ray.settings.config import Config, StudyConfig
-from midibert_ray.settings.overrides import replace
+from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.validators import FOLDER
 from midibert_ray.studies import paper, sweep
 
@@ -37,12 +37,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "noise": _NOISE,
     "noise-roll": _NOISE | _ROLL,
     "noise-roll-transpose": _NOISE | _ROLL | {"augment.transpose": 6, "augment.stage": "pretrain"},
-    "segment-1024": _TUNED | {"tokens.segment": 1024, "pretrain.batch": 6, "finetune.batch": 6},
+    "segment-1024": _TUNED | {"tokens.segment": 1024},
     "constant-rate": _TUNED | {"finetune.warmup": 0.0},
     "layer-decay": _TUNED | {"finetune.layer_decay": 0.8},
     "average-3": _TUNED | {"finetune.average": 3},
 }
 """Rows of the paper's tables, and of ours: how a trial starts, what it freezes, what it was pre-trained on."""
+OF_SEGMENTS = ("pretrain.batch", "finetune.batch", "finetune.train_segments", "finetune.valid_segments")
+"""Settings that count segments: of longer ones a variant has fewer, so that they are as many notes."""
 OF_FINETUNING = ("seed", "finetune.", "rnn.", "study.")
 """Settings in which trials may differ that share a pre-trained encoder."""
 
@@ -106,6 +108,16 @@ def variants(config: Config) -> tuple[str, ...]:
     return tuple(row for row in rows if not chosen or row in chosen) if rows else chosen
 
 
+def changes(variant: str, config: Config) -> dict[str, Any]:
+    """The settings in which a row differs from the study's configuration."""
+    own = VARIANTS[variant]
+    longer = own.get("tokens.segment", config.tokens.segment) / config.tokens.segment
+    if longer == 1:
+        return own
+    values = flatten(config)
+    return own | {name: max(1, round(values[name] / longer)) for name in OF_SEGMENTS if values[name]}
+
+
 def grid(config: Config) -> list[Trial]:
     """All protocols × tasks × variants × seeds × folds of a configuration, as its lists have them; or a sweep's draws.
 
@@ -133,7 +145,7 @@ def grid(config: Config) -> list[Trial]:
             protocol=protocol,
             seed=seed,
             fold=fold,
-            changes=VARIANTS[variant]
+            changes=changes(variant, config)
             | {"tokens.protocol": protocol, "finetune.task": task, "finetune.fold": fold, "seed": seed},
         )
         for protocol, task, variant, seed, fold in product(

@@ -23,8 +23,7 @@ def calibrate(job: Finetuning, predictions: Predictions, split: str) -> Calibrat
     encoder = getattr(job.model, "midibert", None)
     known = None
     if encoder is not None:
-        train, held_out = job.data.learned, np.arange(len(job.data.splits["valid"]))
-        known = Familiarity.fit(pooled(job, encoder, "train", train), pooled(job, encoder, "valid", held_out))
+        known = Familiarity.fit(*(pooled(job, encoder, name, job.data.rows(name)) for name in ("train", "valid")))
     measured = {
         name: Reliability.measure(found.logits, found.label, temperature)
         for name, found in (("valid", valid), (split, predictions))

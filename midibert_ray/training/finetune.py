@@ -157,13 +157,13 @@ class Finetuning:
 
     @torch.no_grad()
     def evaluate(self, split: str) -> Predictions:
-        """Logits and labels of all segments of a split."""
+        """Logits and labels of the segments of a split that a trial reads; see `TaskData.rows`."""
         self.model.eval()
-        batches, size, count = [], self.recipe.batch, len(self.data.splits[split])
+        batches, size, read = [], self.recipe.batch, self.data.rows(split)
         kind = KINDS[self.data.task.kind]
         with self._timed():
-            for start in range(0, count, size):
-                rows = np.arange(start, min(start + size, count))
+            for start in range(0, len(read), size):
+                rows = read[start : start + size]
                 batch, raw = self.data.batch(split, rows, self.device)
                 logits = self.objective.answers(self._logits(batch).cpu().numpy())
                 batches.append(kind.of(self.data.task.level, rows, raw, batch.targets.cpu().numpy(), logits))

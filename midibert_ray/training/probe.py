@@ -98,7 +98,7 @@ def _chosen(
     job: Finetuning, split: str, most: int, random: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_] | None]]:
     """Batches of segments by their numbers; of note-level tasks with the notes that are taken of them, bool [b, t]."""
-    rows = job.data.learned if split == "train" else np.arange(len(job.data.splits[split]))
+    rows = job.data.rows(split)
     notes = job.data.task.level == "note"
     share = 1.0
     if notes:

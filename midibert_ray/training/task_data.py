@@ -120,14 +120,25 @@ class TaskData:
             require_splits(self.task, store.corpus, store.splits, {"test"})
         self.splits = {name: cut(config, stores, self.task, {name}) for name in ("train", "valid", "test")}
         self.splits |= {split_of(store.corpus): cut(config, [store], self.task, {"test"}) for store in tests}
-        count, limit = len(self.splits["train"]), config.finetune.train_segments
-        self.learned = np.arange(count)
+        self.learned = self._drawn("train", config.finetune.train_segments)
         """int64 [k], the segments of the training split that are learned from, ascending."""
-        if 0 < limit < count:
-            self.learned = np.sort(Permutation(count, ("train segments", self.task.name))(np.arange(limit)))
+        self.validated = self._drawn("valid", config.finetune.valid_segments)
+        """int64 [k], those of the validation split that are asked, ascending."""
         for store in (*stores, *tests) if self.task.level == "sequence" and self.task.kind == "classes" else ():
             labels = {store.label(piece, self.task.column) for piece in store.select(None, self.task.labelled).tolist()}
             require_labels(self.task, store.corpus, labels)
+
+    def _drawn(self, split: str, limit: int) -> NDArray[np.int64]:
+        """So many segments of a split, the same for all models and seeds; 0: all."""
+        count = len(self.splits[split])
+        if not 0 < limit < count:
+            return np.arange(count)
+        return np.sort(Permutation(count, (f"{split} segments", self.task.name))(np.arange(limit)))
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """The segments of a split that a trial reads, by their numbers: int64 [k], ascending; of a test split all."""
+        chosen = {"train": self.learned, "valid": self.validated}
+        return chosen[split] if split in chosen else np.arange(len(self.splits[split]))
 
     @property
     def tests(self) -> list[str]:

@@ -6,7 +6,9 @@ from midibert_ray.settings.config import ConfigError, TableName, Variant
 from midibert_ray.settings.overrides import flatten, replace
 from midibert_ray.settings.presets import preset
 from midibert_ray.studies import paper
-from midibert_ray.studies.trials import VARIANTS, grid
+from midibert_ray.studies.trials import OF_SEGMENTS, VARIANTS, grid
+
+ROWS = ("pretrained", "segment-1024")
 
 
 def test_the_grid_is_tasks_by_variants_by_seeds() -> None:
@@ -44,3 +46,13 @@ def test_every_variant_that_a_configuration_allows_is_known() -> None:
     assert tuple(VARIANTS) == get_args(Variant)
     assert {"1", *paper.TABLES} == set(get_args(TableName))
     assert set(paper.variants(tuple(paper.TABLES))) == set(VARIANTS) - {"probe"}
+
+
+def test_longer_segments_are_fewer_so_that_a_row_sees_as_many_notes() -> None:
+    counts = {"pretrain.batch": 12, "finetune.batch": 5, "finetune.train_segments": 160, "finetune.valid_segments": 1}
+    config = replace(preset("debug"), counts | {"tokens.segment": 128, "study.seeds": 1, "study.variants": ROWS})
+    usual, longer = (flatten(trial.config(config)) for trial in grid(config))
+    assert [usual[name] for name in ("tokens.segment", *OF_SEGMENTS)] == [128, 12, 5, 160, 1]
+    assert [longer[name] for name in ("tokens.segment", *OF_SEGMENTS)] == [1024, 2, 1, 20, 1]
+    every = grid(replace(config, {"finetune.train_segments": 0}))[1].config(config)
+    assert every.finetune.train_segments == 160, "where all are read, there is nothing to divide"

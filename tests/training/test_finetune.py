@@ -201,6 +201,22 @@ def test_the_best_epoch_is_the_one_that_is_tested(sample_store: TokenStore, scra
     assert not all(saved)
 
 
+def test_a_validation_of_some_segments_asks_the_same_ones_of_every_seed_and_a_test_all(
+    sample_store: TokenStore, scratch: Config
+) -> None:
+    config = replace(scratch, {"finetune.valid_segments": 3, "finetune.train_segments": 5})
+    job, other = (trial(replace(config, {"seed": seed}), sample_store) for seed in (1, 2))
+    finetune(job, lambda metrics, save: None)
+    assert job.valid is not None
+    asked = np.unique(job.valid.segment)
+    assert len(asked) == 3 < len(job.data.splits["valid"])
+    assert np.array_equal(asked, job.data.validated) and np.array_equal(asked, other.data.validated)
+    assert np.array_equal(np.unique(job.evaluate("train").segment), job.data.learned)
+    assert len(np.unique(job.evaluate("test").segment)) == len(job.data.splits["test"])
+    with pytest.raises(ConfigError, match=r"finetune\.valid_segments=-1"):
+        replace(config, {"finetune.valid_segments": -1})
+
+
 def test_a_trial_goes_on_from_its_best_epoch_to_the_same_figures(
     sample_store: TokenStore, scratch: Config, tmp_path: Path
 ) -> None:

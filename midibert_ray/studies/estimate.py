@@ -99,11 +99,11 @@ class _Meter:
 
     def trial(self, entry: TrialSpec) -> float:
         config, settings = entry.config, entry.config.finetune
-        read = (config.tokens.segment, settings.train_segments, settings.valid_segments)
-        source = (*entry.stores, settings.task, config.model.representation, *read)
-        if source not in self._data:
-            self._data[source] = entry.data(self._open)
-        data = self._data[source]
+        source = (*entry.stores, settings.task, config.model.representation, config.tokens.segment)
+        read = (*source, settings.train_segments, settings.valid_segments)
+        if read not in self._data:
+            self._data[read] = entry.data(self._open)
+        data = self._data[read]
         learns = (settings.model, settings.freeze, settings.freeze_layers, settings.head)
         kind = ("trial", *source, config.model, config.compute.precision, learns)
         a_segment = self._segment(kind, lambda: _trial_step(config, data, self.device))

@@ -34,6 +34,15 @@ def test_hours_follow_epochs_and_segments(tmp_path: Path, sample_store: TokenSto
     (longer,) = make(replace(config, {"pretrain.epochs": 24}), locate).pretrainings.values()
     assert meter.pretraining(longer) == pytest.approx(2 * meter.pretraining(run)), "one step is measured for both"
 
+    def hours(**changes: int) -> float:
+        few = replace(config, {f"finetune.{name}": value for name, value in changes.items()})
+        entries = make(few, locate).trials.values()
+        return meter.trial(next(entry for entry in entries if entry.trial.variant == "pretrained"))
+
+    epochs, scored = config.finetune.epochs, hours(train_segments=1, valid_segments=1)
+    step = (hours(train_segments=4, valid_segments=1) - scored) / (3 * epochs)
+    assert hours(train_segments=1, valid_segments=4) - scored == pytest.approx(epochs * step), "a third, of three more"
+
 
 def test_a_dry_run_tells_of_a_paper_study_before_there_are_tokens(tmp_path: Path) -> None:
     config = replace(tiny_study(tmp_path), STUDIES["paper"] | {"study.tables": ("3",), "study.tasks": ("melody",)})

@@ -32,7 +32,6 @@ one point every 10 steps beside one every 1,000. A step never waits for a report
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from statistics import mean, median
@@ -55,7 +54,7 @@ Turn = dict[str, list[float]]
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory() as folder:
-        store = harness.measure([*_command(options, "store", 1), "--root", folder])
+        store = harness.measure([*overhead_sides.command(options, "store", 1), "--root", folder])
         if options.reports:
             _publish("reports", _reports(options, store, Path(folder)), options)
             return
@@ -90,7 +89,7 @@ def _turn(options: argparse.Namespace, workers: int, store: str, root: Path) -> 
     """One run of each side."""
     turn = {}
     for side in SIDES:
-        command = [*_command(options, side, workers), "--store", store, "--root", root / side]
+        command = [*overhead_sides.command(options, side, workers), "--store", store, "--root", root / side]
         turn[side] = harness.measure(command)[1:]
     return turn
 
@@ -100,7 +99,13 @@ def _engines(options: argparse.Namespace, store: str, root: Path) -> str:
     found: dict[int | None, list[list[float]]] = {stage: [] for stage in (None, *STAGES)}
     for number in range(options.rounds):
         for stage, turns in found.items():
-            command = [*_command(options, "plain", 2), "--store", store, "--root", root / f"{number}-{stage}"]
+            command = [
+                *overhead_sides.command(options, "plain", 2),
+                "--store",
+                store,
+                "--root",
+                root / f"{number}-{stage}",
+            ]
             turns.append(harness.measure(command + ["--stage", stage] * (stage is not None))[1:])
             print(f"round {number + 1}  ZeRO {stage}  {median(turns[-1]):.3f} s/step", flush=True)
     plain, rows = found[None], []
@@ -121,7 +126,7 @@ def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
     for number in range(options.rounds):
         for every, seconds in found.items():
             changes = {"size": 32, "segment": 64, "log_every": every, "intervals": REPORTED_STEPS // every}
-            command = _command(argparse.Namespace(**vars(options) | changes), "ray", 1)
+            command = overhead_sides.command(argparse.Namespace(**vars(options) | changes), "ray", 1)
             command += ["--store", store, "--root", root / f"{number}-every-{every}"]
             seconds.append(mean(harness.measure(command)[1:]))
             print(f"round {number + 1}  every {every:,}  {1000 * seconds[-1]:.2f} ms/step", flush=True)
@@ -137,13 +142,6 @@ def _reports(options: argparse.Namespace, store: str, root: Path) -> str:
     )
     row = ["a point of every curve", f"{1000 * often:.2f}", f"{1000 * seldom:.2f}", f"{cost:+.1%}"]
     return harness.table(head, [[*row, f"≤ {REPORTS_TARGET:.0%}", harness.verdict(cost, most=REPORTS_TARGET)]])
-
-
-def _command(options: argparse.Namespace, side: str, workers: int) -> list[object]:
-    names = ("intervals", "log_every", "attention", "size", "segment")
-    settings = [x for name in names for x in (f"--{name.replace('_', '-')}", getattr(options, name))]
-    settings += ["--one-core"] * options.one_core
-    return [sys.executable, overhead_sides.__file__, side, "--workers", workers, *settings]
 
 
 def _table(found: dict[int, list[Turn]], options: argparse.Namespace) -> str:

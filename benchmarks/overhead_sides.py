@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,14 @@ def shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=256, help="width of the four layers")
     parser.add_argument("--segment", type=int, default=512, help="time steps of a segment")
     parser.add_argument("--one-core", action="store_true", help="all workers on one core, all else on the others")
+
+
+def command(options: argparse.Namespace, side: str, workers: int) -> list[object]:
+    """The command line of a side whose steps are as options of `shape` say."""
+    names = ("intervals", "log_every", "attention", "size", "segment")
+    settings = [x for name in names for x in (f"--{name.replace('_', '-')}", getattr(options, name))]
+    settings += ["--one-core"] * options.one_core
+    return [sys.executable, __file__, side, "--workers", workers, *settings]
 
 
 def _config(options: argparse.Namespace) -> Any:

@@ -221,8 +221,9 @@ class FinetuneConfig:
         checks.require_corpora("finetune.corpus", checks.corpora_of(self.corpus) or ("",))
         checks.require_address("finetune.start", self.start)
         checks.require_positive(self, "finetune.", "batch", "epochs", "lr", "average")
-        counts = ("patience", "weight_decay", "freeze_layers", "train_segments", "valid_segments")
-        checks.require_not_negative(self, "finetune.", *counts)
+        checks.require_not_negative(
+            self, "finetune.", "patience", "weight_decay", "freeze_layers", "train_segments", "valid_segments"
+        )
         for name in ("warmup", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"finetune.{name}", getattr(self, name), "a share from 0 to below 1")
         require(0 <= self.octave <= 1, "finetune.octave", self.octave, "a share from 0 to 1")

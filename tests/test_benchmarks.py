@@ -17,7 +17,7 @@ BENCHMARKS = (
     *("gpu_study", "melody", "roofline"),
 )
 PEERS = ("peer_authors", "peer_melody", "peer_miditok")
-HELPERS = ("__init__", "harness", "plain", "products", "stages", "steps")
+HELPERS = ("__init__", "harness", "overhead_sides", "plain", "products", "stages", "steps")
 SECTIONS = (
     *("pretrain_step 4x256", "pretrain_step 4x256 memory", "pretrain_step 12x768", "packing", "overhead", "scaling"),
     *("scaling nodes", "study"),

@@ -79,9 +79,11 @@ def progress_lines(step: int, steps: int, metrics: dict[str, Any]) -> list[str]:
 def _progress_line(kind: str, step: int, steps: int, metrics: dict[str, Any]) -> str:
     families = [name.rpartition("/")[2] for name in metrics if name.startswith(f"{kind}/loss/")]
     short = {"position": "pos", "duration": "dur"}
-    detail = " ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)
-    detail += f", roll {metrics[f'{kind}/roll']:.2f}" if f"{kind}/roll" in metrics else ""
-    line = f"step {step:>7,}/{steps:,} {step / steps:6.1%} │ {kind} loss {metrics[f'{kind}/loss']:6.3f} ({detail})"
+    parts = [" ".join(f"{short.get(name, name)} {metrics[f'{kind}/loss/{name}']:.2f}" for name in families)]
+    parts += [f"roll {metrics[f'{kind}/roll']:.2f}"] if f"{kind}/roll" in metrics else []
+    detail = ", ".join(filter(None, parts))  # of REMI there is nothing to tell, as its ids are of one vocabulary
+    line = f"step {step:>7,}/{steps:,} {step / steps:6.1%} │ {kind} loss {metrics[f'{kind}/loss']:6.3f}"
+    line += f" ({detail})" if detail else ""
     if kind == "valid":
         return f"{line} │ accuracy {metrics['valid/accuracy']:.1%}"
     rate, left = metrics["throughput/super_tokens_per_s"], metrics["throughput/eta_s"]

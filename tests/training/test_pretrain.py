@@ -257,6 +257,20 @@ def test_a_gradient_that_is_not_finite_stops_the_run(
         run(replace(tiny, {"compute.zero_stage": stage}), sample_store)
 
 
+@pytest.mark.parametrize(
+    ("parts", "detail"),
+    [
+        ({}, ""),
+        ({"valid/roll": 3.0}, " (roll 3.00)"),
+        ({"valid/loss/pitch": 2.0, "valid/loss/duration": 1.0}, " (pitch 2.00 dur 1.00)"),
+        ({"valid/loss/pitch": 2.0, "valid/roll": 3.0}, " (pitch 2.00, roll 3.00)"),
+    ],
+)
+def test_a_line_takes_a_loss_apart_where_it_has_parts(parts: dict[str, float], detail: str) -> None:
+    (line,) = progress_lines(1, 2, {"valid/loss": 5.0, "valid/accuracy": 0.5, **parts})
+    assert line == f"step       1/2  50.0% │ valid loss  5.000{detail} │ accuracy 50.0%"
+
+
 @pytest.mark.parametrize("representation", ["cp", "remi"])
 def test_only_notes_count_as_super_tokens(
     process_group: None, sample_store: TokenStore, tiny: Config, representation: str

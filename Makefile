@@ -39,13 +39,13 @@ test-fast: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"
 
 lint: $(READY)
-	$(BIN)/ruff check midibert_ray jobs cluster tests benchmarks
-	$(BIN)/ruff format --check midibert_ray jobs cluster tests benchmarks
+	$(BIN)/ruff check midibert_ray jobs cluster tests benchmarks docs
+	$(BIN)/ruff format --check midibert_ray jobs cluster tests benchmarks docs
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix midibert_ray jobs cluster tests benchmarks
-	$(BIN)/ruff format midibert_ray jobs cluster tests benchmarks
+	$(BIN)/ruff check --fix midibert_ray jobs cluster tests benchmarks docs
+	$(BIN)/ruff format midibert_ray jobs cluster tests benchmarks docs
 
 clean:
 	rm -rf $(VENV) $(OUT)

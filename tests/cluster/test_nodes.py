@@ -173,6 +173,13 @@ def test_pretraining_outlives_a_lost_node_and_a_pulled_cable(pretrained: Path, u
     assert found == losses(undisturbed)
 
 
+def test_every_node_has_a_copy_of_its_own(cluster: Cluster, pretrained: Path) -> None:
+    """Of the corpus: the last steps needed a worker on each. A study need not come back to a node that was lost."""
+    for worker in cluster.workers:
+        assert list((cluster.network.hosts[worker].disk / "home/cache").glob("sample-*"))
+    assert not list(cluster.network.own.iterdir())
+
+
 def outcomes(root: Path) -> dict[str, tuple[int, Any]]:
     """Trial that has finished -> when its outcome was written, and its metrics and confusion counts."""
     found = {}
@@ -204,12 +211,6 @@ def test_a_study_outlives_a_lost_node_and_a_pulled_cable(
 
 
 # ------------------------------------------------------------------------------------------- what was seen of it
-
-
-def test_every_node_has_a_copy_of_its_own(cluster: Cluster, pretrained: Path) -> None:
-    for worker in cluster.workers:
-        assert list((cluster.network.hosts[worker].disk / "home/cache").glob("sample-*"))
-    assert not list(cluster.network.own.iterdir())
 
 
 def test_the_token_stays_in_its_file(cluster: Cluster, pretrained: Path) -> None:

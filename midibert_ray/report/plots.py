@@ -170,6 +170,8 @@ def curves(lines: Mapping[str, Sequence[tuple[int, float]]], *, x: str, y: str) 
     ends = [points[-1][0] for points in lines.values() if points]
     if ends and x == "epoch" and max(ends) > LONG > min(ends):
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", integer=True)  # there is no half an epoch
     _label(axes, y, x=x)
     axes.grid(color=FAINT, linewidth=0.6)
     if ends:

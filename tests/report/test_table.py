@@ -249,6 +249,12 @@ def test_confusions_are_means_of_what_occurs() -> None:
     assert shares[0] == pytest.approx(100 * counts[0] / counts[0].sum())
 
 
+def test_ticks_of_curves_are_whole_epochs() -> None:
+    (axes,) = plots.curves({"a": [(1, 2.0), (2, 3.0), (4, 2.5)]}, x="epoch", y="accuracy").axes
+    ticks = axes.get_xticks()
+    assert len(ticks) > 2 and (ticks == ticks.round()).all()
+
+
 def test_pictures_are_drawn_without_a_display(tables: list[ResultTable]) -> None:
     lines = {"a": [(1, 2.0), (300, 3.0)], "b": [(1, 1.0)], "c": []}
     curves = plots.curves(lines, x="epoch", y="accuracy")

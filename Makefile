@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 OUT ?= $(CURDIR)/output
+CODE := midibert_ray jobs cluster tests benchmarks docs
 FAST := not ray and not corpora and not slow and not cluster
 RAY := ray or cluster
 PYTEST := $(BIN)/python -m pytest
@@ -39,13 +40,13 @@ test-fast: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "$(FAST)"
 
 lint: $(READY)
-	$(BIN)/ruff check midibert_ray jobs cluster tests benchmarks docs
-	$(BIN)/ruff format --check midibert_ray jobs cluster tests benchmarks docs
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 format: $(READY)
-	$(BIN)/ruff check --fix midibert_ray jobs cluster tests benchmarks docs
-	$(BIN)/ruff format midibert_ray jobs cluster tests benchmarks docs
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -99,14 +99,9 @@ def _engines(options: argparse.Namespace, store: str, root: Path) -> str:
     found: dict[int | None, list[list[float]]] = {stage: [] for stage in (None, *STAGES)}
     for number in range(options.rounds):
         for stage, turns in found.items():
-            command = [
-                *overhead_sides.command(options, "plain", 2),
-                "--store",
-                store,
-                "--root",
-                root / f"{number}-{stage}",
-            ]
-            turns.append(harness.measure(command + ["--stage", stage] * (stage is not None))[1:])
+            command = overhead_sides.command(options, "plain", 2) + ["--stage", stage] * (stage is not None)
+            command += ["--store", store, "--root", root / f"{number}-{stage}"]
+            turns.append(harness.measure(command)[1:])
             print(f"round {number + 1}  ZeRO {stage}  {median(turns[-1]):.3f} s/step", flush=True)
     plain, rows = found[None], []
     for stage, turns in found.items():
